@@ -1,0 +1,1 @@
+//! CPUID leaves and CPU models (SDM vol. 2, CPUID; KVM: Documentation/virt/kvm/x86/cpuid.rst).
