@@ -1,1 +1,14 @@
+//! Emulated devices and the bus they sit on.
+//!
+//! A device gets lines, memory, a clock and a back end; never the machine, never an engine.
+//!
+//! Reading order: [`device`] (what every device offers), [`irq`] (lines and MSIs), [`bus`] (address
+//! decoding), then the device classes: `chipset`, `serial`, `virtio`, `acpi`.
+#![forbid(unsafe_code)]
 
+pub mod bus;
+pub mod device;
+pub mod irq;
+
+pub use device::{Clock, Device, MmioDevice, PioDevice, PowerEvent, PowerSink, Timed};
+pub use irq::{InterruptController, IrqLine, Msi, MsiSink};

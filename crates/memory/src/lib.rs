@@ -1,1 +1,232 @@
+//! Guest RAM: where it is in the host, and what is known about each guest physical page.
+//!
+//! RAM is held by `vm-memory` regions, so devices and `virtio-queue` use it as they would any other; every
+//! write that goes through `vm-memory` is noted by [`tracker::PageTracker`], which is how a DMA into code or
+//! into a clean page is caught. Engines use [`GuestRam::page`] to fill their TLBs and then access host
+//! memory directly, under the rules of [`tracker::PageInfo`].
+//!
+//! Reading order: [`GuestRam`], then [`tracker`].
+//!
+//! Deliberately absent: device memory, address decoding of anything but RAM, and Rust references into
+//! guest RAM: other vCPUs and devices write it at any time, so it is touched by volatile or atomic access.
+// UNSAFETY: hands out raw host addresses of guest RAM and reads and writes it through them.
+#![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod tracker;
+
+pub use tracker::{PageFlags, PageInfo, PageTracker};
+pub use vm_memory;
+
+use std::ptr::NonNull;
+
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+
+/// Bytes in a guest page.
+pub const PAGE_SIZE: usize = 4096;
+const PAGE_SHIFT: u32 = 12;
+
+/// The `vm-memory` type that holds the regions; what `virtio-queue` and friends take.
+pub type Backend = GuestMemoryMmap<PageTracker>;
+
+/// Why guest RAM could not be made or accessed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A region's start or length is not a multiple of the page size, is empty, or wraps.
+    #[error("guest ram region at gpa {start:#x} (len {len:#x}) is not made of whole pages")]
+    Unaligned {
+        /// Guest physical address.
+        start: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The host did not give the memory, or two regions overlap.
+    #[error("map guest ram of {len:#x} bytes")]
+    Map {
+        /// Bytes of all regions together.
+        len: u64,
+        /// What the host said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An access that is not wholly inside RAM.
+    #[error("access guest ram at gpa {gpa:#x} (len {len:#x})")]
+    Access {
+        /// Guest physical address.
+        gpa: u64,
+        /// Bytes.
+        len: usize,
+    },
+}
+
+/// One RAM page as an engine sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a> {
+    /// Host address of the page's first byte; valid as long as the [`GuestRam`] lives.
+    pub host: NonNull<u8>,
+    /// What is known about the page.
+    pub info: &'a PageInfo,
+}
+
+struct Region {
+    first_gfn: u64,
+    pages: u64,
+    host: NonNull<u8>,
+    tracker: NonNull<PageInfo>,
+}
+
+/// All RAM of one guest.
+pub struct GuestRam {
+    backend: Backend,
+    /// The same regions, flat, for the engines' TLB fills. Points into `backend`.
+    regions: Box<[Region]>,
+}
+
+// SAFETY: the pointers in `regions` point into mappings that `backend` owns and never moves; access through
+// them follows the volatile/atomic rule of the module, so any thread may hold them.
+unsafe impl Send for GuestRam {}
+// SAFETY: as above.
+unsafe impl Sync for GuestRam {}
+
+impl GuestRam {
+    /// Maps anonymous, lazily committed memory at each `(gpa, bytes)` of `ranges`.
+    ///
+    /// # Errors
+    /// [`Error::Unaligned`] and [`Error::Map`].
+    pub fn new(ranges: &[(u64, u64)]) -> Result<Self, Error> {
+        let total = ranges.iter().fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
+        let mut sized = Vec::with_capacity(ranges.len());
+        for &(start, len) in ranges {
+            let whole = start.is_multiple_of(PAGE_SIZE as u64) && len.is_multiple_of(PAGE_SIZE as u64);
+            let fits = start.checked_add(len).is_some() && usize::try_from(len).is_ok();
+            if !whole || !fits || len == 0 {
+                return Err(Error::Unaligned { start, len });
+            }
+            sized.push((GuestAddress(start), len as usize));
+        }
+        let backend = Backend::from_ranges(&sized)
+            .map_err(|source| Error::Map { len: total, source: Box::new(source) })?;
+        let regions = backend.iter().map(Region::of).collect();
+        Ok(Self { backend, regions })
+    }
+
+    /// The regions as `vm-memory` knows them.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// Bytes of RAM.
+    pub fn size_bytes(&self) -> u64 {
+        self.regions.iter().map(|r| r.pages << PAGE_SHIFT).sum()
+    }
+
+    /// The `(gpa, bytes)` of every region, in address order.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.regions.iter().map(|r| (r.first_gfn << PAGE_SHIFT, r.pages << PAGE_SHIFT))
+    }
+
+    /// The RAM page with guest frame number `gfn`, or `None` where there is no RAM.
+    #[inline]
+    pub fn page(&self, gfn: u64) -> Option<Page<'_>> {
+        for region in &*self.regions {
+            let index = gfn.wrapping_sub(region.first_gfn);
+            if index < region.pages {
+                // SAFETY: `index < pages`, so both pointers stay inside the region's mapping and tracker.
+                let (host, info) = unsafe {
+                    (
+                        region.host.add((index as usize) << PAGE_SHIFT),
+                        region.tracker.add(index as usize).as_ref(),
+                    )
+                };
+                return Some(Page { host, info });
+            }
+        }
+        None
+    }
+
+    /// Host address of guest physical address `gpa`, or `None` where there is no RAM.
+    #[inline]
+    pub fn host(&self, gpa: u64) -> Option<NonNull<u8>> {
+        let page = self.page(gpa >> PAGE_SHIFT)?;
+        // SAFETY: the offset is below the page size.
+        Some(unsafe { page.host.add((gpa & (PAGE_SIZE as u64 - 1)) as usize) })
+    }
+
+    /// Copies `data` to `gpa` and notes the write, as a device's DMA does.
+    ///
+    /// # Errors
+    /// [`Error::Access`]; part of the data may have been written.
+    pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), Error> {
+        self.backend.write_slice(data, GuestAddress(gpa)).map_err(|_| Error::Access { gpa, len: data.len() })
+    }
+
+    /// Copies from `gpa` into `data`.
+    ///
+    /// # Errors
+    /// [`Error::Access`]; part of the data may have been read.
+    pub fn read(&self, gpa: u64, data: &mut [u8]) -> Result<(), Error> {
+        let len = data.len();
+        self.backend.read_slice(data, GuestAddress(gpa)).map_err(|_| Error::Access { gpa, len })
+    }
+}
+
+impl Region {
+    fn of(region: &GuestRegionMmap<PageTracker>) -> Self {
+        let mapping: &vm_memory::MmapRegion<PageTracker> = region;
+        Self {
+            first_gfn: region.start_addr().0 >> PAGE_SHIFT,
+            pages: region.len() >> PAGE_SHIFT,
+            host: NonNull::new(mapping.as_ptr()).expect("mmap never returns null"),
+            tracker: NonNull::from(mapping.bitmap().pages()).cast(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_exist_exactly_where_ram_is() {
+        let ram = GuestRam::new(&[(0, 0x4000), (0x1_0000_0000, 0x2000)]).unwrap();
+        assert!(ram.page(3).is_some());
+        assert!(ram.page(4).is_none());
+        assert!(ram.page(0x10_0001).is_some());
+        assert!(ram.page(0x10_0002).is_none());
+        assert_eq!(ram.size_bytes(), 0x6000);
+    }
+
+    #[test]
+    fn partial_pages_and_empty_regions_are_refused() {
+        for range in [(0, 0), (1, 0x1000), (0, 0x1001), (u64::MAX - 0xfff, 0x2000)] {
+            assert!(matches!(GuestRam::new(&[range]), Err(Error::Unaligned { .. })), "{range:x?}");
+        }
+    }
+
+    #[test]
+    fn a_device_write_marks_its_pages_dirty() {
+        let ram = GuestRam::new(&[(0, 0x4000)]).unwrap();
+        ram.write(0xffe, &[1, 2, 3, 4]).unwrap();
+        let dirty = |gfn| ram.page(gfn).unwrap().info.flags().contains(PageFlags::DIRTY);
+        assert_eq!([dirty(0), dirty(1), dirty(2)], [true, true, false]);
+    }
+
+    #[test]
+    fn a_device_write_to_a_line_with_code_starts_a_new_code_generation() {
+        let ram = GuestRam::new(&[(0, 0x4000)]).unwrap();
+        let info = ram.page(1).unwrap().info;
+        let before = info.begin_code(0x40, 0x10);
+        ram.write(0x1080, &[0; 16]).unwrap();
+        assert_eq!(info.code_generation(), before, "another line");
+        ram.write(0x103f, &[0; 2]).unwrap();
+        assert_ne!(info.code_generation(), before);
+    }
+
+    #[test]
+    fn access_outside_ram_is_an_error() {
+        let ram = GuestRam::new(&[(0, 0x1000)]).unwrap();
+        assert!(ram.write(0xfff, &[0; 2]).is_err());
+        assert!(ram.read(u64::MAX, &mut [0; 8]).is_err());
+    }
+}

@@ -1,0 +1,1 @@
+//! Address decoding: which device answers on which ports and addresses.
