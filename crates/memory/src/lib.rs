@@ -14,7 +14,7 @@
 
 pub mod tracker;
 
-pub use tracker::{PageFlags, PageInfo, PageTracker};
+pub use tracker::{CodeMark, PageFlags, PageInfo, PageTracker};
 pub use vm_memory;
 
 use std::ptr::NonNull;
@@ -216,11 +216,12 @@ mod tests {
     fn a_device_write_to_a_line_with_code_starts_a_new_code_generation() {
         let ram = GuestRam::new(&[(0, 0x4000)]).unwrap();
         let info = ram.page(1).unwrap().info;
-        let before = info.begin_code(0x40, 0x10);
+        let before = info.begin_code(0x40, 0x10).generation;
         ram.write(0x1080, &[0; 16]).unwrap();
         assert_eq!(info.code_generation(), before, "another line");
         ram.write(0x103f, &[0; 2]).unwrap();
         assert_ne!(info.code_generation(), before);
+        assert!(!info.holds_code());
     }
 
     #[test]

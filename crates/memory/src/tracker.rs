@@ -4,11 +4,13 @@
 //! The protocol between those who write RAM and those who cache what they decoded from it:
 //! - an engine that decodes first calls [`PageInfo::begin_code`], then reads the bytes, and keeps the
 //!   generation with what it decoded; before each use it compares [`PageInfo::code_generation`];
+//! - a page *holds code* as long as one of its lines is marked; overwriting a marked line unmarks all of them
+//!   and starts a new generation, so a page whose code is gone is an ordinary page again;
 //! - whoever writes RAM writes first and then calls [`PageInfo::note_write`] (`vm-memory` does so through
 //!   the [`Bitmap`] implementation), which starts a new generation if the written lines hold code.
 //!
 //! An engine that writes without `note_write` (its TLB's fast path) must only do so while the page is DIRTY
-//! and not CODE, and must drop such entries in all vCPUs before it trusts a newly set CODE flag.
+//! and holds no code, and must drop such entries in all vCPUs before it decodes from a page that held none.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -20,8 +22,6 @@ bitflags::bitflags! {
     /// Flags of one guest physical page.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct PageFlags: u32 {
-        /// An engine holds code decoded from this page.
-        const CODE = 1 << 0;
         /// Written since the flag was last cleared.
         const DIRTY = 1 << 1;
         /// Guest writes are dropped.
@@ -70,27 +70,31 @@ impl PageInfo {
         &self.code_generation
     }
 
-    /// Declares that code is about to be decoded from `len` bytes at `offset` of the page, and returns the
-    /// generation to keep with it.
-    pub fn begin_code(&self, offset: usize, len: usize) -> u32 {
-        self.code_lines.fetch_or(lines(offset, len), Ordering::SeqCst);
-        self.set(PageFlags::CODE);
+    /// Whether something decoded from this page may be in use.
+    #[inline]
+    pub fn holds_code(&self) -> bool {
+        self.code_lines.load(Ordering::SeqCst) != 0
+    }
+
+    /// Declares that code is about to be decoded from `len` bytes at `offset` of the page.
+    ///
+    /// The generation is read before the lines are marked: a writer unmarks first and counts second, so
+    /// marks can only be lost together with the generation they were made under.
+    pub fn begin_code(&self, offset: usize, len: usize) -> CodeMark {
         let generation = self.code_generation.load(Ordering::SeqCst);
+        let before = self.code_lines.fetch_or(lines(offset, len), Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        generation
+        CodeMark { generation, first: before == 0 }
     }
 
     /// Notes that `len` bytes at `offset` of the page have been written. Returns whether code was hit.
     #[inline]
     pub fn note_write(&self, offset: usize, len: usize) -> bool {
         fence(Ordering::SeqCst);
-        let flags = self.flags();
-        if !flags.contains(PageFlags::DIRTY) {
+        if !self.flags().contains(PageFlags::DIRTY) {
             self.set(PageFlags::DIRTY);
         }
-        if !flags.contains(PageFlags::CODE)
-            || self.code_lines.load(Ordering::SeqCst) & lines(offset, len) == 0
-        {
+        if self.code_lines.load(Ordering::SeqCst) & lines(offset, len) == 0 {
             return false;
         }
         self.start_code_generation();
@@ -99,9 +103,18 @@ impl PageInfo {
 
     /// Makes everything decoded from this page stale.
     pub fn start_code_generation(&self) {
-        self.code_lines.store(0, Ordering::SeqCst);
+        self.code_lines.swap(0, Ordering::SeqCst);
         self.code_generation.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+/// What [`PageInfo::begin_code`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeMark {
+    /// The generation to keep with what is decoded.
+    pub generation: u32,
+    /// The page held no code before: entries that let vCPUs write it unnoticed must be dropped first.
+    pub first: bool,
 }
 
 /// The bits of a page's 64-byte lines that `offset..offset + len` touches, clamped to the page.
