@@ -1,1 +1,60 @@
-fn main() {}
+//! The project's own tools: `cargo xtask tidy` and `cargo xtask bench`.
+//!
+//! Reading order: [`tidy`], the rules of the house that no compiler checks; [`bench`], macro benchmarks
+//! beside other virtual machines on the same host.
+//!
+//! Deliberately absent: anything a user of Strata needs.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own tools.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check what the architecture and the style ask for
+    Tidy,
+    /// Measure Strata beside the host and QEMU, interleaved
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let top = workspace_top();
+    let outcome = match Cli::parse().command {
+        Command::Tidy => tidy::run(&top),
+        Command::Bench(options) => bench::run(&top, &options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {}", with_causes(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the tasks return; nobody matches on it.
+type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+/// The folder of the workspace's Cargo.toml.
+fn workspace_top() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map_or_else(|| own.clone(), PathBuf::from)
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
