@@ -1,1 +1,17 @@
+//! A whole machine: what it is made of, how it is built, run and stopped, and the workload inside it.
+//!
+//! Reading order: [`config`] (a machine as data), [`loader`] (kernels into memory), `boards` (which devices
+//! sit where), `vcpu` and `timers` (who runs), [`machine`] (the life of it all), [`workload`].
+//!
+//! Deliberately absent: any concrete engine (a machine takes `&dyn engine::Engine`), flags, printing, images
+//! and root file systems, containers.
+#![forbid(unsafe_code)]
 
+pub mod config;
+pub mod error;
+pub mod event;
+pub mod loader;
+
+pub use config::MachineConfig;
+pub use error::Error;
+pub use event::MachineEvent;

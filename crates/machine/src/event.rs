@@ -1,0 +1,40 @@
+//! How a machine ends.
+
+/// Why a machine stopped running. Each machine ends with exactly one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The guest turned itself off (ACPI S5).
+    PowerOff,
+    /// The guest asked for a reset and the configuration says that ends the machine.
+    Reset,
+    /// The guest's kernel panicked (seen on the console) and then asked for a reset or stopped.
+    GuestPanic {
+        /// The kernel's line, e.g. `Kernel panic - not syncing: Attempted to kill init!`.
+        message: String,
+    },
+    /// A vCPU shut down: an exception while delivering a double fault.
+    TripleFault {
+        /// What led there.
+        reason: String,
+    },
+    /// The engine or a device cannot go on.
+    Fatal {
+        /// What and where.
+        reason: String,
+    },
+    /// The owner called [`crate::Machine::stop`].
+    Stopped,
+}
+
+impl std::fmt::Display for MachineEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str("the guest reset the machine"),
+            Self::GuestPanic { message } => write!(f, "the guest's kernel panicked: {message}"),
+            Self::TripleFault { reason } => write!(f, "triple fault: {reason}"),
+            Self::Fatal { reason } => write!(f, "the machine cannot go on: {reason}"),
+            Self::Stopped => f.write_str("the machine was stopped"),
+        }
+    }
+}
