@@ -1,0 +1,3 @@
+//! Disk formats, one module each.
+
+pub mod raw;
