@@ -9,6 +9,10 @@
 pub mod bus;
 pub mod device;
 pub mod irq;
+pub mod timer;
+pub mod virtio;
 
-pub use device::{Clock, Device, MmioDevice, PioDevice, PowerEvent, PowerSink, Timed};
+pub use device::{Clock, Device, MmioDevice, PioDevice, PowerEvent, PowerSink, Queued, Timed};
+pub use bus::{Bus, BusBuilder, BusError, DeviceId, SharedDevice};
 pub use irq::{InterruptController, IrqLine, Msi, MsiSink};
+pub use timer::{TimerId, TimerQueue, TimerSink, Timers};
