@@ -1,1 +1,46 @@
+//! Images and kernels in one content-addressed store, and the root file systems made of them.
+//!
+//! [`Store::open`] gives the store. Images come in by [`Store::import`], [`Store::load`] and [`Store::bootstrap`], go out by
+//! [`Store::save`], and become one squashfs file for a machine by [`Store::root_for_vm`]. Kernels are in [`kernels`];
+//! [`cpio`] writes the initramfs a caller puts together.
+//!
+//! Reading order: `files` (what crash-safe means here), `store` (layout, locks, collector), `tar`, `layers` (archives become a
+//! tree), `squashfs` (the tree becomes a file), `root` (joins them), then `archive`, `bootstrap`, `kernels`.
+//!
+//! Deliberately not here: registries (later), anything about machines, decompressing kernels (the caller does that through a
+//! closure), printing (see [`Progress`]), and unpacking onto the host's file system: nothing in an image is ever a path of the
+//! host.
+#![forbid(unsafe_code)]
 
+mod archive;
+mod bootstrap;
+mod compression;
+pub mod cpio;
+mod digest;
+mod error;
+mod files;
+mod image;
+pub mod kernels;
+mod layers;
+mod progress;
+mod reference;
+mod root;
+mod squashfs;
+mod store;
+mod tar;
+
+pub use archive::SaveFormat;
+pub use bootstrap::Bootstrap;
+pub use digest::Digest;
+pub use error::{Error, Result};
+pub use image::{Config, Image, ImageSummary};
+pub use progress::{NoProgress, Progress};
+pub use reference::Reference;
+pub use root::RootFile;
+pub use store::{Collected, Store};
+pub use tar::TarError;
+
+pub(crate) use store::{MAX_DOCUMENT_BYTES, digest_of};
+
+/// Bytes of one uncompressed layer. Attack: a small archive that expands without end.
+const MAX_LAYER_BYTES: u64 = 512 << 30;

@@ -1,0 +1,11 @@
+//! Images in and out of the store as files: a root file system's tar, `oci-archive`, `docker-archive`.
+
+mod commit;
+mod import;
+mod load;
+mod save;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use commit::{Made, source_date};
+pub use save::SaveFormat;

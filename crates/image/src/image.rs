@@ -1,0 +1,222 @@
+//! One image of the store: its manifest and its config.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+
+use oci_spec::image::{ImageConfiguration, ImageManifest};
+use serde::Serialize;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::reference::Reference;
+use crate::store::Store;
+use crate::{MAX_DOCUMENT_BYTES, digest_of};
+
+/// An image held open: as long as this lives nothing removes its blobs.
+#[derive(Debug)]
+pub struct Image {
+    name: Reference,
+    digest: Digest,
+    manifest: ImageManifest,
+    manifest_bytes: Vec<u8>,
+    configuration: ImageConfiguration,
+    config_bytes: Vec<u8>,
+    _pin: File,
+}
+
+/// What the image says about the command to run: OCI image specification 1.1, config.md.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// What the command line begins with.
+    pub entrypoint: Vec<String>,
+    /// What follows the entrypoint when the user gives no command.
+    pub cmd: Vec<String>,
+    /// `NAME=value`
+    pub env: Vec<String>,
+    /// Where the command starts; `/` when the image says nothing.
+    pub workdir: String,
+    /// `user[:group]`, names or numbers; empty means root.
+    pub user: String,
+    /// `SIGTERM` when the image says nothing.
+    pub stop_signal: String,
+    /// `port/protocol`
+    pub exposed_ports: Vec<String>,
+    /// Free text by key.
+    pub labels: BTreeMap<String, String>,
+    /// The processor it is made for, in the words of Go: `amd64`, `arm64`, …
+    pub architecture: String,
+    /// `linux`
+    pub os: String,
+}
+
+impl Config {
+    /// The command line: the entrypoint, then `args`, or the image's own command when `args` is empty.
+    pub fn command(&self, args: &[String]) -> Vec<String> {
+        let args = if args.is_empty() { &self.cmd } else { args };
+        self.entrypoint.iter().chain(args).cloned().collect()
+    }
+
+    fn from_oci(configuration: &ImageConfiguration) -> Config {
+        let config = configuration.config().clone().unwrap_or_default();
+        let or = |text: &Option<String>, default: &str| match text {
+            Some(text) if !text.is_empty() => text.clone(),
+            _ => default.to_string(),
+        };
+        Config {
+            entrypoint: config.entrypoint().clone().unwrap_or_default(),
+            cmd: config.cmd().clone().unwrap_or_default(),
+            env: config.env().clone().unwrap_or_default(),
+            workdir: or(config.working_dir(), "/"),
+            user: config.user().clone().unwrap_or_default(),
+            stop_signal: or(config.stop_signal(), "SIGTERM"),
+            exposed_ports: config.exposed_ports().clone().unwrap_or_default(),
+            labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
+            architecture: configuration.architecture().to_string(),
+            os: configuration.os().to_string(),
+        }
+    }
+}
+
+impl Image {
+    /// The name it was found by.
+    pub fn name(&self) -> &Reference {
+        &self.name
+    }
+
+    /// The digest of its manifest, which names all of it.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &ImageManifest {
+        &self.manifest
+    }
+
+    /// The manifest as it is stored.
+    pub(crate) fn manifest_bytes(&self) -> &[u8] {
+        &self.manifest_bytes
+    }
+
+    /// The configuration, as the OCI types have it.
+    pub fn configuration(&self) -> &ImageConfiguration {
+        &self.configuration
+    }
+
+    /// The configuration as it is stored.
+    pub(crate) fn config_bytes(&self) -> &[u8] {
+        &self.config_bytes
+    }
+
+    /// What the image says about the command to run.
+    pub fn config(&self) -> Config {
+        Config::from_oci(&self.configuration)
+    }
+
+    /// Bytes of its layers as they are stored.
+    pub fn size_bytes(&self) -> u64 {
+        self.manifest.layers().iter().map(|layer| layer.size()).sum()
+    }
+}
+
+/// One line of the list of images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImageSummary {
+    /// The name with its tag.
+    pub name: String,
+    /// The digest of the manifest.
+    pub digest: String,
+    /// Bytes of the layers as stored.
+    pub size_bytes: u64,
+    /// Number of layers.
+    pub layers: usize,
+    /// When it was made, RFC 3339, if the image says so.
+    pub created: Option<String>,
+    /// What is wrong with it, if it cannot be read.
+    pub broken: Option<String>,
+}
+
+impl Store {
+    /// Finds and holds an image.
+    ///
+    /// # Errors
+    /// There is no such image, or its manifest or config is missing, corrupt or makes no sense.
+    pub fn image(&self, name: &Reference) -> Result<Image> {
+        let (digest, size) = self.find(name)?;
+        let path = self.blob_path(&digest);
+        let pin = files::open_pinned(&path)?;
+        let pin = pin.ok_or_else(|| Error::MissingBlob { digest: digest.hex(), path })?;
+        let manifest_bytes = self.read_blob(&digest, Some(size), MAX_DOCUMENT_BYTES)?;
+        let what = |part: &str| format!("{part} of image {name}");
+        let manifest: ImageManifest =
+            serde_json::from_slice(&manifest_bytes).map_err(Error::json(what("manifest")))?;
+        let config = manifest.config();
+        let config_bytes = self.read_blob(&digest_of(config)?, Some(config.size()), MAX_DOCUMENT_BYTES)?;
+        let configuration = serde_json::from_slice(&config_bytes).map_err(Error::json(what("config")))?;
+        Ok(Image {
+            name: name.clone(),
+            digest,
+            manifest,
+            manifest_bytes,
+            configuration,
+            config_bytes,
+            _pin: pin,
+        })
+    }
+
+    /// All images, sorted by name. One that cannot be read says why and hides no other.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn images(&self) -> Result<Vec<ImageSummary>> {
+        let summary = |(name, digest, _): (Reference, Digest, u64)| match self.image(&name) {
+            Ok(image) => ImageSummary {
+                name: name.to_string(),
+                digest: digest.to_string(),
+                size_bytes: image.size_bytes(),
+                layers: image.manifest.layers().len(),
+                created: image.configuration.created().clone(),
+                broken: None,
+            },
+            Err(e) => ImageSummary {
+                name: name.to_string(),
+                digest: digest.to_string(),
+                size_bytes: 0,
+                layers: 0,
+                created: None,
+                broken: Some(e.to_string()),
+            },
+        };
+        Ok(self.names()?.into_iter().map(summary).collect())
+    }
+
+    /// Everything about an image as one JSON value: name, digest, manifest, config as stored, root file.
+    ///
+    /// # Errors
+    /// As [`Store::image`].
+    pub fn inspect(&self, name: &Reference) -> Result<serde_json::Value> {
+        let image = self.image(name)?;
+        let parse = |bytes: &[u8], what| {
+            serde_json::from_slice::<serde_json::Value>(bytes).map_err(Error::json(what))
+        };
+        let digest = image.digest;
+        let names: Vec<String> = self
+            .names()?
+            .into_iter()
+            .filter(|(_, d, _)| *d == digest)
+            .map(|(name, ..)| name.to_string())
+            .collect();
+        let root = self.root_path(&digest);
+        Ok(serde_json::json!({
+            "name": image.name.to_string(),
+            "names": names,
+            "digest": digest.to_string(),
+            "size_bytes": image.size_bytes(),
+            "run": image.config(),
+            "root_file": root.exists().then_some(root),
+            "manifest": parse(image.manifest_bytes(), "manifest")?,
+            "config": parse(image.config_bytes(), "config")?,
+        }))
+    }
+}

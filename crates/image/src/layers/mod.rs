@@ -1,0 +1,12 @@
+//! Layers put on top of each other, in memory: one tree of names and inodes; file contents go elsewhere as they stream by.
+//!
+//! Source: OCI image specification 1.1, `layer.md` (changesets, whiteouts). Every path of an archive is a name inside the
+//! image: `..` stops at the image's root, absolute paths and symlinks in a path start from it, as in a chroot.
+
+mod apply;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+pub(crate) use apply::{ApplyError, Contents, apply};
+pub(crate) use tree::{Body, Meta, Node, NodeId, ROOT, Tree, Xattr, XattrKind};

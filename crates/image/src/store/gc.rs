@@ -1,0 +1,123 @@
+//! The collector: removes blobs and root file systems that no name leads to and nobody uses.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::{ImageIndex, ImageManifest};
+
+use super::Store;
+use super::index::{MAX_DOCUMENT_BYTES, digest_of};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::root::ROOT_SUFFIX;
+
+/// What the collector did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Files removed.
+    pub files: u64,
+    /// Bytes they took.
+    pub bytes: u64,
+    /// Files that stay because somebody uses them; the next collection looks again.
+    pub in_use: u64,
+}
+
+impl Store {
+    /// Removes what no name leads to. Does nothing when images are being added just now; the next `remove` or `collect` does
+    /// it then.
+    ///
+    /// # Errors
+    /// The store cannot be read. Files that cannot be removed are left.
+    pub fn collect(&self) -> Result<Collected> {
+        let Some(_gc) = files::try_lock(&self.lock_path("gc"))? else { return Ok(Collected::default()) };
+        let mut done = Collected::default();
+        let mut live = HashSet::new();
+        for descriptor in self.index()?.manifests() {
+            self.mark(&digest_of(descriptor)?, &mut live, 0);
+        }
+        self.sweep_roots(&live, &mut done)?;
+        self.sweep_blobs(live, &mut done)?;
+        Ok(done)
+    }
+
+    /// Marks a manifest or index and what it points to. What cannot be read points to nothing: it is broken anyway.
+    fn mark(&self, digest: &Digest, live: &mut HashSet<Digest>, depth: u32) {
+        if !live.insert(*digest) || depth > 4 {
+            return;
+        }
+        let Ok(bytes) = self.read_blob(digest, None, MAX_DOCUMENT_BYTES) else { return };
+        if let Ok(manifest) = serde_json::from_slice::<ImageManifest>(&bytes) {
+            let parts = manifest.layers().iter().chain([manifest.config()]);
+            live.extend(parts.filter_map(|part| digest_of(part).ok()));
+        } else if let Ok(index) = serde_json::from_slice::<ImageIndex>(&bytes) {
+            for child in index.manifests().iter().filter_map(|child| digest_of(child).ok()) {
+                self.mark(&child, live, depth + 1);
+            }
+        }
+    }
+
+    fn sweep_roots(&self, live: &HashSet<Digest>, done: &mut Collected) -> Result<()> {
+        for (path, name) in list(&self.root.join("roots"))? {
+            let digest = name.strip_suffix(ROOT_SUFFIX).and_then(Digest::from_hex);
+            // Files of another format version have no digest here and go.
+            if !digest.is_some_and(|digest| live.contains(&digest)) {
+                match lock_unused(&path) {
+                    Some(lock) => remove(&path, lock, done),
+                    None => done.in_use += 1,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sweep_blobs(&self, mut live: HashSet<Digest>, done: &mut Collected) -> Result<()> {
+        let mut dead = Vec::new();
+        for (path, name) in list(&self.root.join("blobs/sha256"))? {
+            let digest = Digest::from_hex(&name);
+            if digest.is_some_and(|digest| live.contains(&digest)) {
+                continue;
+            }
+            match (lock_unused(&path), digest) {
+                (Some(lock), _) => dead.push((path, digest, lock)),
+                // A manifest whose image somebody holds: all of it stays.
+                (None, Some(digest)) => {
+                    done.in_use += 1;
+                    self.mark(&digest, &mut live, 0);
+                }
+                (None, None) => done.in_use += 1,
+            }
+        }
+        for (path, digest, lock) in dead {
+            if !digest.is_some_and(|digest| live.contains(&digest)) {
+                remove(&path, lock, done);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Locks a file that nobody uses.
+fn lock_unused(path: &Path) -> Option<File> {
+    let file = File::open(path).ok()?;
+    file.try_lock().ok()?;
+    Some(file)
+}
+
+fn remove(path: &Path, lock: File, done: &mut Collected) {
+    let bytes = lock.metadata().map_or(0, |meta| std::os::unix::fs::MetadataExt::blocks(&meta) * 512);
+    if fs::remove_file(path).is_ok() {
+        done.files += 1;
+        done.bytes += bytes;
+    }
+}
+
+fn list(dir: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
+        let entry = entry.map_err(Error::file("list", dir))?;
+        found.push((entry.path(), entry.file_name().to_string_lossy().into_owned()));
+    }
+    Ok(found)
+}
