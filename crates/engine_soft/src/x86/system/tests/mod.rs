@@ -1,0 +1,1 @@
+//! Tests of the system half, on a core with flat memory.
