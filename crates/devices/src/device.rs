@@ -39,6 +39,11 @@ pub trait Device: Send {
     fn as_timed(&mut self) -> Option<&mut dyn Timed> {
         None
     }
+
+    /// The side that works on its own (queues, threads) and must be put to rest before a save, if it has one.
+    fn as_queued(&mut self) -> Option<&mut dyn Queued> {
+        None
+    }
 }
 
 /// A device that answers on I/O ports. `data` is 1, 2 or 4 bytes, little endian.
@@ -65,6 +70,16 @@ pub trait Timed {
     fn next_deadline(&self) -> Option<u64>;
     /// The clock now shows `now`, which may be late. Late ticks are counted, not replayed.
     fn advance(&mut self, now: u64);
+}
+
+/// A device that works while no vCPU calls it. Around a save: stop the vCPUs, [`Queued::stop_queues`] on every
+/// such device, `save`, and [`Queued::start_queues`] if the machine goes on. After a `restore` the queues are
+/// at rest until [`Queued::start_queues`].
+pub trait Queued {
+    /// Completes what was begun and touches guest RAM no more. Idempotent.
+    fn stop_queues(&mut self);
+    /// Goes on. Idempotent.
+    fn start_queues(&mut self);
 }
 
 /// Machine time: nanoseconds since the machine was made, not counting time at rest.

@@ -1,0 +1,372 @@
+//! Network card (virtio 1.2, section 5.1) on a [`net::Port`]: one queue pair and a control queue.
+//!
+//! Frames are sent on the notifying vCPU, as ports never block; received frames are placed by the device's
+//! thread, which waits for the port, or by the vCPU that gives buffers. A frame for which the guest has no
+//! buffers is held until it has.
+//!
+//! Known omissions: checksum and segmentation offloads, VLAN filter, multiple queues, announcements, RSS.
+
+mod filter;
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use net::{Link, MAX_FRAME, Port};
+use state::Section;
+use virtio_bindings::virtio_net as vnet;
+
+use self::filter::{Filter, MAX_TABLE};
+use super::poller::{Interest, Poller};
+use super::{Chain, DeviceType, QueueProgress, Signals, VirtioDevice, Virtqueue, read_config_bytes};
+
+pub use self::filter::Mac;
+
+const KIND: &str = "virtio-net";
+const VERSION: u32 = 1;
+
+const RX: usize = 0;
+const TX: usize = 1;
+
+/// `struct virtio_net_hdr` with its number of buffers, which is always there in version 1.
+const HEADER_BYTES: usize = 12;
+const NUM_BUFFERS_OFFSET: usize = 10;
+/// Destination, source and type: nothing shorter is a frame.
+const MIN_FRAME: usize = 14;
+const PORT_TOKEN: u64 = 0;
+/// Rounds of a ring on a vCPU before the thread goes on; see [`Net::notify`].
+const ROUNDS: u16 = 2;
+
+/// The device.
+pub struct Net {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    core: Mutex<Core>,
+    poller: Poller,
+}
+
+struct Core {
+    port: Box<dyn Port>,
+    permanent_mac: Mac,
+    link: Link,
+    filter: Filter,
+    mergeable: bool,
+    signals: Option<Arc<Signals>>,
+    rx: Option<Virtqueue>,
+    tx: Option<Virtqueue>,
+    control: Option<Virtqueue>,
+    /// A received frame: `held` bytes of `frame`, 0 if there is none.
+    frame: Vec<u8>,
+    held: usize,
+    outgoing: Vec<u8>,
+}
+
+impl Net {
+    /// A card with address `mac` whose cable ends in `port`.
+    ///
+    /// # Errors
+    /// The host gives no epoll or eventfd descriptor, or the port's cannot be waited for.
+    pub fn new(port: Box<dyn Port>, mac: Mac) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        if let Some(readiness) = port.readiness() {
+            poller.add(readiness, PORT_TOKEN, Interest::IN | Interest::ET)?;
+        }
+        let core = Core {
+            link: port.link(),
+            port,
+            permanent_mac: mac,
+            filter: Filter::new(mac),
+            mergeable: false,
+            signals: None,
+            rx: None,
+            tx: None,
+            control: None,
+            frame: vec![0; MAX_FRAME],
+            held: 0,
+            outgoing: vec![0; MAX_FRAME],
+        };
+        Ok(Self { shared: Arc::new(Shared { core: Mutex::new(core), poller }), thread: None })
+    }
+
+    fn start_thread(&mut self) {
+        if self.thread.is_some() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let work = move || {
+            let mut ready = Vec::new();
+            while shared.poller.wait(&mut ready) {
+                let mut core = shared.lock();
+                core.check_link();
+                shared.carry_on(&mut core);
+            }
+        };
+        match std::thread::Builder::new().name("virtio-net".into()).spawn(work) {
+            Ok(thread) => self.thread = Some(thread),
+            Err(error) => tracing::error!(%error, "start virtio net thread"),
+        }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.shared.poller.close();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One bounded round; what is left is the thread's.
+    fn carry_on(&self, core: &mut Core) {
+        let more_tx = core.send_frames();
+        let more_rx = core.receive_frames();
+        let more_control = core.serve_control();
+        if more_tx || more_rx || more_control {
+            self.poller.wake();
+        }
+    }
+}
+
+impl Core {
+    fn check_link(&mut self) {
+        let link = self.port.link();
+        if std::mem::replace(&mut self.link, link) != link
+            && let Some(signals) = &self.signals
+        {
+            signals.config_changed();
+        }
+    }
+
+    fn send_frames(&mut self) -> bool {
+        let Some(mut tx) = self.tx.take() else { return false };
+        tx.disable_notifications();
+        let mut more = true;
+        for _ in 0..tx.size() * ROUNDS {
+            let Some(mut chain) = tx.pop() else {
+                if tx.enable_notifications() {
+                    continue;
+                }
+                more = false;
+                break;
+            };
+            self.send(&mut chain);
+            tx.complete(&chain, 0);
+        }
+        tx.signal();
+        self.tx = Some(tx);
+        more
+    }
+
+    /// Sends one frame. One that no frame can be, or that asks for an offload we do not offer, is dropped.
+    fn send(&mut self, chain: &mut Chain) {
+        let Some(header) = chain.read_array::<HEADER_BYTES>() else { return };
+        let wants_offload = header[0] != 0 || header[1] != 0;
+        let len = chain.readable();
+        if wants_offload || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+            return;
+        }
+        let frame = &mut self.outgoing[..len];
+        chain.read(frame);
+        if let Err(error) = self.port.send(frame) {
+            tracing::debug!(%error, "send frame");
+        }
+    }
+
+    fn receive_frames(&mut self) -> bool {
+        let Some(mut rx) = self.rx.take() else { return false };
+        rx.disable_notifications();
+        let mut more = true;
+        for _ in 0..rx.size() * ROUNDS {
+            if !self.hold_frame() {
+                more = false;
+                break;
+            }
+            if self.deliver(&mut rx) {
+                self.held = 0;
+            } else if !rx.enable_notifications() {
+                more = false;
+                break;
+            }
+        }
+        rx.signal();
+        self.rx = Some(rx);
+        more
+    }
+
+    /// Makes sure that a frame for the guest is held, if the port has one.
+    fn hold_frame(&mut self) -> bool {
+        while self.held == 0 {
+            let len = match self.port.receive(&mut self.frame) {
+                Ok(Some(len)) => len.min(self.frame.len()),
+                Ok(None) => return false,
+                Err(error) => {
+                    tracing::debug!(%error, "receive frame");
+                    return false;
+                }
+            };
+            let destination = self.frame[..len].first_chunk();
+            if len >= MIN_FRAME && destination.is_some_and(|mac| self.filter.accepts(mac)) {
+                self.held = len;
+            }
+        }
+        true
+    }
+
+    /// Places the held frame. `false` if the guest has not enough buffers; then none is used.
+    fn deliver(&mut self, rx: &mut Virtqueue) -> bool {
+        let total = HEADER_BYTES + self.held;
+        let mut chains: Vec<Chain> = Vec::new();
+        let mut room = 0;
+        while room < total {
+            let Some(chain) = rx.pop() else {
+                chains.iter().for_each(|_| rx.undo_pop());
+                return false;
+            };
+            room += chain.writable();
+            chains.push(chain);
+            if !self.mergeable || chains.len() == usize::from(rx.size()) {
+                break;
+            }
+        }
+        if room < total {
+            // A buffer that cannot take a frame takes none: the frame is lost, as on a full card.
+            chains.iter().for_each(|chain| rx.complete(chain, 0));
+            return true;
+        }
+        let mut header = [0; HEADER_BYTES];
+        header[NUM_BUFFERS_OFFSET..].copy_from_slice(&(chains.len() as u16).to_le_bytes());
+        let (mut header, mut frame) = (&header[..], &self.frame[..self.held]);
+        for chain in &mut chains {
+            let from_header = chain.write(header);
+            let from_frame = if from_header == header.len() { chain.write(frame) } else { 0 };
+            header = &header[from_header..];
+            frame = &frame[from_frame..];
+            rx.complete(chain, (from_header + from_frame) as u32);
+        }
+        true
+    }
+
+    fn serve_control(&mut self) -> bool {
+        let Some(mut control) = self.control.take() else { return false };
+        let mut more = true;
+        for _ in 0..control.size() {
+            let Some(mut chain) = control.pop() else {
+                if control.enable_notifications() {
+                    continue;
+                }
+                more = false;
+                break;
+            };
+            let done = match chain.read_array() {
+                Some([class, command]) => self.filter.command(class, command, &mut chain),
+                None => false,
+            };
+            let acknowledge = if done { vnet::VIRTIO_NET_OK } else { vnet::VIRTIO_NET_ERR };
+            let written = chain.write(&[acknowledge as u8]);
+            control.complete(&chain, written as u32);
+        }
+        control.signal();
+        self.control = Some(control);
+        more
+    }
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Net
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[256, 256, 64]
+    }
+
+    fn features(&self) -> u64 {
+        [
+            vnet::VIRTIO_NET_F_MAC,
+            vnet::VIRTIO_NET_F_STATUS,
+            vnet::VIRTIO_NET_F_MRG_RXBUF,
+            vnet::VIRTIO_NET_F_CTRL_VQ,
+            vnet::VIRTIO_NET_F_CTRL_RX,
+            vnet::VIRTIO_NET_F_CTRL_RX_EXTRA,
+            vnet::VIRTIO_NET_F_CTRL_MAC_ADDR,
+        ]
+        .iter()
+        .fold(0, |bits, bit| bits | 1 << bit)
+    }
+
+    fn attach(&mut self, signals: Arc<Signals>) {
+        self.shared.lock().signals = Some(signals);
+    }
+
+    fn accept_features(&mut self, features: u64) {
+        self.shared.lock().mergeable = features & (1 << vnet::VIRTIO_NET_F_MRG_RXBUF) != 0;
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let core = self.shared.lock();
+        let status = if core.link == Link::Up { vnet::VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
+        let mut config = [0; 8];
+        config[..6].copy_from_slice(&core.filter.mac);
+        config[6..].copy_from_slice(&status.to_le_bytes());
+        read_config_bytes(&config, offset, data);
+    }
+
+    fn start_queue(&mut self, index: usize, queue: Virtqueue) {
+        self.start_thread();
+        let mut core = self.shared.lock();
+        match index {
+            RX => core.rx = Some(queue),
+            TX => core.tx = Some(queue),
+            _ => core.control = Some(queue),
+        }
+        self.shared.carry_on(&mut core);
+    }
+
+    fn stop_queue(&mut self, index: usize) -> Option<QueueProgress> {
+        let mut core = self.shared.lock();
+        let queue = match index {
+            RX => core.rx.take(),
+            TX => core.tx.take(),
+            _ => core.control.take(),
+        };
+        queue.map(Virtqueue::stop)
+    }
+
+    fn notify(&mut self, _index: usize) {
+        match self.shared.core.try_lock() {
+            Ok(mut core) => self.shared.carry_on(&mut core),
+            Err(_) => self.shared.poller.wake(),
+        }
+    }
+
+    fn reset(&mut self) {
+        let mut core = self.shared.lock();
+        core.filter = Filter::new(core.permanent_mac);
+        core.held = 0;
+    }
+
+    fn save(&self) -> Result<Section, state::Error> {
+        Section::encode(KIND, VERSION, &self.shared.lock().filter)
+    }
+
+    fn restore(&mut self, section: &Section) -> Result<(), state::Error> {
+        let filter: Filter = section.decode(KIND, VERSION)?;
+        if filter.unicast.addresses.len() > MAX_TABLE || filter.multicast.addresses.len() > MAX_TABLE {
+            return Err(state::Error::Malformed { kind: KIND, reason: "address table is too long".into() });
+        }
+        let mut core = self.shared.lock();
+        core.filter = filter;
+        core.held = 0;
+        Ok(())
+    }
+}
