@@ -10,13 +10,14 @@
 //! [`Thunk::is_scattered`].
 //!
 //! Reading order: this file; `form` (what is allowed, and what each form needs); `registers` and `emit` (the
-//! host code); `code` (where it lives); `simd_error`, `x87`, `scattered`.
+//! host code); `code` (where it lives); `simd_error`; then what runs here: `builtin`, `x87`, `scattered`.
 //!
 //! Deliberately absent: control flow, stack, string, segment and privileged instructions; DIV and IDIV; FXSAVE
 //! and XSAVE; translation of addresses.
 // UNSAFETY: runs generated code on pointers to guest memory.
 #![cfg(target_arch = "x86_64")]
 
+mod builtin;
 mod code;
 mod emit;
 mod enabled;
@@ -293,7 +294,7 @@ impl Thunks {
             Action::Host { generation, .. } if generation != self.generation => return Err(Trap::Stale),
             Action::Host { offset, .. } => offset,
             // SAFETY: the caller's promise about `memory`.
-            Action::Builtin(builtin) => return Ok(unsafe { run_builtin(builtin, state, memory) }?),
+            Action::Builtin(builtin) => return Ok(unsafe { builtin::run(builtin, state, memory) }?),
         };
         match thunk.class {
             // SAFETY: the generation is current, so `offset` is this thunk's; the rest the caller promises.
@@ -304,8 +305,8 @@ impl Thunks {
                 // SAFETY: as above.
                 unsafe { self.run_float(offset, state, memory) }?;
             }
-            // SAFETY: as above.
             _ => {
+                // SAFETY: as above.
                 unsafe { self.area.enter(offset, state, memory) };
             }
         }
@@ -361,6 +362,7 @@ impl Thunks {
             enter(state);
         }
         let fx = &mut state.fx;
+        tidy(fx);
         if fx.fip != before.0 {
             fx.fip = at.rip;
         }
@@ -384,7 +386,9 @@ impl Thunks {
     ) -> Result<(), Exception> {
         // SAFETY: the caller's promise.
         let run = |state: &mut CpuState| unsafe { self.run_float(offset, state, memory) };
-        if x87_pending_error(state) { x87::with_errors_masked(state, run) } else { run(state) }
+        let result = if x87_pending_error(state) { x87::with_errors_masked(state, run) } else { run(state) };
+        tidy(&mut state.fx);
+        result
     }
 
     /// Runs a gather or masked move. `instruction` is the one the thunk was made for; `offset` is the
@@ -409,6 +413,12 @@ impl Thunks {
     }
 }
 
+/// Removes what FXSAVE stored of the host's own: the state must depend on the guest alone.
+fn tidy(fx: &mut FxImage) {
+    fx.mxcsr_mask = FxImage::MXCSR_MASK;
+    fx.xmm_scratch.fill(0);
+}
+
 /// FOP of an instruction: the low bits of the escape byte and ModRM (SDM vol. 1 section 8.1.9).
 fn x87_opcode(bytes: &[u8]) -> u16 {
     match bytes.iter().position(|byte| byte & 0xf8 == 0xd8) {
@@ -417,73 +427,5 @@ fn x87_opcode(bytes: &[u8]) -> u16 {
             u16::from(bytes[escape] & 7) << 8 | u16::from(modrm)
         }
         None => 0,
-    }
-}
-
-/// Carries out what is not run on the host.
-///
-/// # Safety
-/// `memory` is valid for the operand of the instruction `builtin` stands for.
-unsafe fn run_builtin(builtin: Builtin, state: &mut CpuState, memory: *mut u8) -> Result<(), Exception> {
-    use form::EnvironmentWidth;
-    let image_len = |width: EnvironmentWidth, registers: usize| x87::environment_len(width) + registers;
-    // SAFETY: in each arm the length is that of the operand of that instruction.
-    unsafe {
-        match builtin {
-            Builtin::LoadMxcsr => {
-                let value = u32::from_le_bytes(load(memory, 4));
-                if value & !FxImage::MXCSR_MASK != 0 {
-                    return Err(Exception::GP0);
-                }
-                state.fx.mxcsr = value;
-            }
-            Builtin::StoreMxcsr => store(memory, &state.fx.mxcsr.to_le_bytes()),
-            Builtin::X87StoreStatus => store(memory, &state.fx.fsw.to_le_bytes()),
-            Builtin::X87StoreControl => store(memory, &state.fx.fcw.to_le_bytes()),
-            Builtin::X87LoadEnvironment(width) => {
-                x87::load_environment(state, width, &load(memory, image_len(width, 0)));
-            }
-            Builtin::X87Restore(width) => x87::restore(state, width, &load(memory, image_len(width, 80))),
-            Builtin::X87StoreEnvironment(width) => {
-                store(memory, &x87::store_environment(state, width)[..image_len(width, 0)]);
-            }
-            Builtin::X87Save(width) => store(memory, &x87::save(state, width)[..image_len(width, 80)]),
-            _ => run_register_builtin(builtin, state),
-        }
-    }
-    Ok(())
-}
-
-/// The part of [`run_builtin`] without memory operand.
-fn run_register_builtin(builtin: Builtin, state: &mut CpuState) {
-    match builtin {
-        Builtin::ZeroUpper(count) => {
-            state.ymm.iter_mut().take(count.into()).for_each(|ymm| ymm.0[16..].fill(0));
-        }
-        Builtin::ZeroAll(count) => state.ymm.iter_mut().take(count.into()).for_each(|ymm| ymm.0.fill(0)),
-        Builtin::X87Init => x87::init(&mut state.fx),
-        Builtin::X87ClearErrors => x87::clear_errors(&mut state.fx),
-        Builtin::X87StatusToAx => state.gpr[0] = state.gpr[0] & !0xffff | u64::from(state.fx.fsw),
-        _ => {}
-    }
-}
-
-/// Loads `len` bytes of guest memory, which others may be changing.
-///
-/// # Safety
-/// `memory` is valid for `len` reads, and `len <= N`.
-unsafe fn load<const N: usize>(memory: *const u8, len: usize) -> [u8; N] {
-    // SAFETY: the caller's promise.
-    std::array::from_fn(|i| if i < len { unsafe { memory.add(i).read_volatile() } } else { 0 })
-}
-
-/// Stores `data` to guest memory.
-///
-/// # Safety
-/// `memory` is valid for `data.len()` writes.
-unsafe fn store(memory: *mut u8, data: &[u8]) {
-    for (i, &byte) in data.iter().enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe { memory.add(i).write_volatile(byte) };
     }
 }
