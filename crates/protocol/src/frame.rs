@@ -131,6 +131,12 @@ impl FrameBuffer {
         self.start == self.bytes.len()
     }
 
+    /// How many bytes were pushed and are not part of a message taken.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
     /// Takes the next complete message, if there is one.
     ///
     /// # Errors

@@ -1,0 +1,86 @@
+//! The life of a machine, from the kernel's first process to power off.
+
+use alloc::format;
+use alloc::string::ToString;
+use core::panic::PanicInfo;
+use core::time::Duration;
+
+use protocol::{CONTROL_PORT, Log, Ready, Start, VERSION};
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::OFlags;
+use rustix::process::{Resource, Rlimit, getpid, setrlimit, umask};
+use rustix::system::uname;
+
+use crate::control::Control;
+use crate::fault::Fault;
+use crate::session::{End, Guest, Session};
+use crate::{console, files, modules, mounts, power, root, sys, transport};
+
+/// How long the host's devices may take to be found.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the host may take to accept a stream.
+const STREAM_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Open files a process may have: at first, and at most. As systemd gives them.
+const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(524_288) };
+
+/// The program. As PID 1 it never returns; as anything else it says so and returns 2.
+#[must_use]
+pub fn main() -> i32 {
+    if getpid().as_raw_nonzero().get() != 1 {
+        sys::complain("agent: this is PID 1 of a microVM and does nothing else\n");
+        return 2;
+    }
+    match live() {
+        Ok(End::Shutdown) => {}
+        Ok(End::HostGone(why)) => console::report(&why),
+        Err(fault) => console::report(&fault.to_string()),
+    }
+    power::off()
+}
+
+/// What a bug in the agent comes to: a line on the console, and power off.
+pub fn panicked(info: &PanicInfo<'_>) -> ! {
+    console::report(&format!("{info}"));
+    power::off()
+}
+
+fn live() -> Result<End, Fault> {
+    umask(rustix::fs::Mode::from_raw_mode(0o022));
+    mounts::devices()?;
+    occupy_stdio()?;
+    let failed_modules = modules::load_all();
+    let signals = sys::child_signals().map_err(|errno| Fault::os("take signals", "SIGCHLD", errno))?;
+    // Fails only where the kernel allows less; then less it is.
+    let _ = setrlimit(Resource::Nofile, OPEN_FILES);
+    let control = transport::connect_host(CONTROL_PORT, CONTROL_PATIENCE)?;
+    let kernel = uname().release().to_string_lossy().to_string();
+    let ready = Ready { version: VERSION, kernel, failed_modules };
+    Session::new(Control::new(control)?, signals, &mut Machine).run(ready)
+}
+
+/// Descriptors 0 to 2 must be taken, or a stream would get one of them; the kernel opens them only
+/// where the initramfs has a console node.
+fn occupy_stdio() -> Result<(), Fault> {
+    loop {
+        let null = files::open("/dev/null", OFlags::RDWR)?;
+        if null.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        core::mem::forget(null);
+    }
+}
+
+/// The real thing, as opposed to a test's.
+struct Machine;
+
+impl Guest for Machine {
+    fn connect(&mut self, port: u32) -> Result<OwnedFd, Fault> {
+        transport::connect_host(port, STREAM_PATIENCE)
+    }
+
+    fn enter_root(&mut self, start: &Start, log: &mut dyn FnMut(Log)) -> Result<(), Fault> {
+        root::enter(start, log)
+    }
+}

@@ -1,0 +1,99 @@
+//! The file systems of the kernel's own that every process expects, and the files that go with them.
+
+use alloc::ffi::CString;
+use alloc::format;
+
+use rustix::fs::{self, Mode};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+use rustix::net::{AddressFamily, SocketType, socket};
+
+use crate::fault::Fault;
+use crate::{files, sys};
+
+/// Mounts, making the directory where it can be made. Something mounted there already is fine.
+///
+/// # Errors
+/// The kernel's.
+pub fn mount_at(
+    source: &str,
+    target: &str,
+    fs_type: &str,
+    flags: MountFlags,
+    data: &str,
+) -> Result<(), Fault> {
+    let _ = files::make_dirs(target, 0o755);
+    let options = CString::new(data).map_err(|_| Fault::new("mount", target, "options with a zero byte"))?;
+    match mount(source, target, fs_type, flags, options.as_c_str()) {
+        Ok(()) | Err(Errno::BUSY) => Ok(()),
+        Err(errno) => Err(Fault::os("mount", format!("{fs_type} at {target}"), errno)),
+    }
+}
+
+/// What the agent itself needs: the device nodes.
+///
+/// # Errors
+/// The kernel's.
+pub fn devices() -> Result<(), Fault> {
+    mount_at("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=0755")
+}
+
+/// What the processes expect beside `/dev`, in the root they see. Only `/proc` and `/dev/pts` are
+/// indispensable; what else a kernel or an image lacks is absent.
+///
+/// # Errors
+/// The kernel's, for those two.
+pub fn for_processes() -> Result<(), Fault> {
+    let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_at("proc", "/proc", "proc", quiet, "")?;
+    let pts = "gid=5,mode=620,ptmxmode=666";
+    mount_at("devpts", "/dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, pts)?;
+    let _ = mount_at("sysfs", "/sys", "sysfs", quiet, "");
+    let _ = mount_at("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet, "");
+    let shm = MountFlags::NOSUID | MountFlags::NODEV;
+    let _ = mount_at("tmpfs", "/dev/shm", "tmpfs", shm, "mode=1777");
+    let _ = mount_at("mqueue", "/dev/mqueue", "mqueue", quiet, "");
+    for (link, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ] {
+        let _ = fs::symlink(target, link);
+    }
+    for (dir, mode) in [("/tmp", 0o1777), ("/run", 0o755)] {
+        if fs::mkdir(dir, Mode::from_raw_mode(mode)).is_ok() {
+            // mkdir takes the umask and drops the sticky bit of some file systems.
+            let _ = fs::chmod(dir, Mode::from_raw_mode(mode));
+        }
+    }
+    Ok(())
+}
+
+/// The machine's name, where the C library and others look for it. The image may have brought
+/// another machine's name in `/etc/hostname`; its `/etc/hosts` is kept unless it is empty.
+pub fn name_files(hostname: &str) {
+    if hostname.is_empty() || fs::stat("/etc").is_err() {
+        return;
+    }
+    let _ = files::write("/etc/hostname", &format!("{hostname}\n"));
+    if files::read("/etc/hosts").map_or(true, |text| text.trim().is_empty()) {
+        let hosts = format!(
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
+        );
+        let _ = files::write("/etc/hosts", &hosts);
+    }
+}
+
+/// Brings up `lo`: what listens on localhost must be reachable there in a machine without networks too.
+///
+/// # Errors
+/// The kernel's; one without IPv4 is fine.
+pub fn loopback() -> Result<(), Fault> {
+    let fault = |errno| Fault::os("bring up interface", "lo", errno);
+    match socket(AddressFamily::INET, SocketType::DGRAM, None) {
+        Err(Errno::AFNOSUPPORT) => Ok(()),
+        Err(errno) => Err(fault(errno)),
+        Ok(socket) => sys::loopback_up(socket).map_err(fault),
+    }
+}

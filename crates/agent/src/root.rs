@@ -1,0 +1,133 @@
+//! The root the processes see.
+//!
+//! ```text
+//! initramfs /            the agent's own root: /init, /modules
+//!   ├─ /dev              devtmpfs, moved into the new root
+//!   ├─ /lower            the device, read-only
+//!   ├─ /upper            tmpfs: /upper/data, /upper/work
+//!   └─ /newroot          overlay of the two (or the device itself), moved over / and chrooted into
+//! ```
+//! An initramfs can't be unmounted or pivoted away (Documentation/filesystems/ramfs-rootfs-initramfs.rst):
+//! the new root is moved on top of it.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::time::Duration;
+
+use protocol::{Level, Log, Root, Start, Writable};
+use rustix::fs;
+use rustix::mount::{MountFlags, mount_move};
+use rustix::process::{chdir, chroot};
+use rustix::system::sethostname;
+
+use crate::fault::Fault;
+use crate::{files, mounts, sys};
+
+const LOWER: &str = "/lower";
+const UPPER: &str = "/upper";
+const NEW_ROOT: &str = "/newroot";
+
+/// How long a disk may take to appear after its driver was loaded.
+const DEVICE_PATIENCE_MS: u32 = 5000;
+
+/// Mounts the root, makes it this process's `/`, and completes it. What is worth a line goes to `log`.
+///
+/// # Errors
+/// What was being mounted, with the kernel's cause.
+pub fn enter(start: &Start, log: &mut dyn FnMut(Log)) -> Result<(), Fault> {
+    if !start.hostname.is_empty() {
+        sethostname(start.hostname.as_bytes())
+            .map_err(|errno| Fault::os("set host name", &start.hostname, errno))?;
+    }
+    if let Root::Device { device, fs_type, writable } = &start.root {
+        wait_for_device(device)?;
+        mount_device(device, fs_type, *writable, log)?;
+        switch()?;
+    }
+    mounts::for_processes()?;
+    mounts::name_files(&start.hostname);
+    if let Err(fault) = mounts::loopback() {
+        log(warning(fault.to_string()));
+    }
+    Ok(())
+}
+
+fn warning(text: String) -> Log {
+    Log { level: Level::Warning, text }
+}
+
+fn wait_for_device(device: &str) -> Result<(), Fault> {
+    let mut waited = 0;
+    while let Err(errno) = fs::stat(device) {
+        if waited >= DEVICE_PATIENCE_MS {
+            return Err(Fault::os("mount root", device, errno));
+        }
+        files::sleep(Duration::from_millis(5));
+        waited += 5;
+    }
+    Ok(())
+}
+
+fn mount_device(
+    device: &str,
+    fs_type: &str,
+    writable: Writable,
+    log: &mut dyn FnMut(Log),
+) -> Result<(), Fault> {
+    let read_only = MountFlags::RDONLY;
+    match writable {
+        Writable::No => mount_root(device, NEW_ROOT, fs_type, read_only),
+        Writable::Device => mount_root(device, NEW_ROOT, fs_type, MountFlags::empty()),
+        Writable::Overlay { size_bytes } => {
+            mount_root(device, LOWER, fs_type, read_only)?;
+            overlay(size_bytes).or_else(|fault| without_overlay(&fault, log))
+        }
+    }
+}
+
+fn mount_root(device: &str, target: &str, fs_type: &str, flags: MountFlags) -> Result<(), Fault> {
+    mounts::mount_at(device, target, fs_type, flags, "")
+        .map_err(|fault| Fault::new("mount root", format!("{device} ({fs_type})"), fault.cause))
+}
+
+fn overlay(size_bytes: u64) -> Result<(), Fault> {
+    let size = if size_bytes == 0 { String::new() } else { format!(",size={size_bytes}") };
+    let flags = MountFlags::empty();
+    mounts::mount_at("tmpfs", UPPER, "tmpfs", flags, &format!("mode=0755{size}"))?;
+    files::make_dirs("/upper/data", 0o755)?;
+    files::make_dirs("/upper/work", 0o755)?;
+    let layers = "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work";
+    mounts::mount_at("overlay", NEW_ROOT, "overlay", flags, layers)
+}
+
+/// For a kernel without overlay: the device alone, read-only, with room to write where programs
+/// can't do without.
+fn without_overlay(fault: &Fault, log: &mut dyn FnMut(Log)) -> Result<(), Fault> {
+    if fault.cause != sys::errno_text(rustix::io::Errno::NODEV) {
+        return Err(fault.clone());
+    }
+    log(warning(format!("{fault}; the root is read-only but for /tmp, /run and /var/tmp")));
+    let _ = files::make_dirs(NEW_ROOT, 0o755);
+    move_mount(LOWER, NEW_ROOT)?;
+    for (dir, mode) in
+        [("/newroot/tmp", "mode=1777"), ("/newroot/run", "mode=0755"), ("/newroot/var/tmp", "mode=1777")]
+    {
+        let _ = mounts::mount_at("tmpfs", dir, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, mode);
+    }
+    Ok(())
+}
+
+fn move_mount(from: &str, to: &str) -> Result<(), Fault> {
+    mount_move(from, to).map_err(|errno| Fault::os("move mount", format!("{from} to {to}"), errno))
+}
+
+fn switch() -> Result<(), Fault> {
+    let dev = format!("{NEW_ROOT}/dev");
+    let _ = files::make_dirs(&dev, 0o755);
+    move_mount("/dev", &dev)?;
+    let step = |errno| Fault::os("switch root", NEW_ROOT, errno);
+    chdir(NEW_ROOT).map_err(step)?;
+    move_mount(".", "/")?;
+    chroot(".").map_err(step)?;
+    chdir("/").map_err(step)
+}

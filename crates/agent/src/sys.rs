@@ -1,0 +1,189 @@
+//! The C library where `rustix` has no safe call for it.
+// UNSAFETY: fork, execve, the signal mask, signalfd, an interface ioctl and the allocator have no
+// safe wrapper in the crates we use; each is wrapped here once, with a safe signature.
+
+use alloc::ffi::CString;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::alloc::{GlobalAlloc, Layout};
+use core::ffi::{CStr, c_char, c_int};
+use core::{mem, ptr};
+
+use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+fn last_errno() -> Errno {
+    // SAFETY: the location is this thread's own and always valid.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+fn check(result: c_int) -> Result<c_int, Errno> {
+    if result < 0 { Err(last_errno()) } else { Ok(result) }
+}
+
+/// The C library's words for an error: "No such file or directory".
+#[must_use]
+pub fn errno_text(errno: Errno) -> String {
+    let mut text = [0u8; 128];
+    // SAFETY: `text` is valid for its length, which is given.
+    unsafe { libc::strerror_r(errno.raw_os_error(), text.as_mut_ptr().cast(), text.len()) };
+    // strerror_r ends the text within the buffer; `unwrap_or_default` is for one that doesn't.
+    CStr::from_bytes_until_nul(&text).unwrap_or_default().to_string_lossy().to_string()
+}
+
+/// The signals the agent takes from a descriptor instead of being interrupted, plus SIGPIPE, which
+/// it has no use for.
+fn own_signals() -> libc::sigset_t {
+    // SAFETY: a zeroed set is valid memory for sigemptyset, which initialises it; the numbers are
+    // the C library's own.
+    unsafe {
+        let mut set = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigaddset(&raw mut set, libc::SIGPIPE);
+        set
+    }
+}
+
+/// Blocks SIGCHLD and SIGPIPE and returns a descriptor, not blocking, that becomes readable when a
+/// child changes state.
+///
+/// # Errors
+/// The kernel's, of `signalfd(2)`.
+pub fn child_signals() -> Result<OwnedFd, Errno> {
+    let set = own_signals();
+    // SAFETY: `set` is initialised; the old mask isn't asked for.
+    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) })?;
+    // SAFETY: `set` is initialised.
+    let fd = check(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
+    // SAFETY: the kernel just made this descriptor for us; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Undoes [`child_signals`] in a child that is about to become another program.
+pub fn default_signals() {
+    // SAFETY: a zeroed set is valid memory for sigemptyset, which initialises it; SIG_DFL is a
+    // disposition any signal may be given.
+    unsafe {
+        let mut set = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// Sends any signal Linux has, real-time ones included. A negative `pid` is a process group.
+///
+/// # Errors
+/// The kernel's, of `kill(2)`.
+pub fn kill(pid: i32, signal: u8) -> Result<(), Errno> {
+    // SAFETY: kill touches no memory of ours.
+    check(unsafe { libc::kill(pid, c_int::from(signal)) }).map(drop)
+}
+
+/// Starts a process that does `child`, then exits at once with the code it returned.
+///
+/// `child` runs in a copy of this process. Where this process has threads (tests), the copy may
+/// hold locks for ever: `child` must not allocate, and what it needs must be made before.
+///
+/// # Errors
+/// The kernel's, of `fork(2)`.
+pub fn fork(child: impl FnOnce() -> i32) -> Result<Pid, Errno> {
+    // SAFETY: the child runs only `child`, whose contract is above, and never returns from here.
+    match check(unsafe { libc::fork() })? {
+        0 => exit_now(child()),
+        pid => Ok(Pid::from_raw(pid).expect("fork gives the parent a positive number")),
+    }
+}
+
+/// Says something where a user may see it, if there is one.
+pub fn complain(text: &str) {
+    // SAFETY: descriptor 2 is borrowed for one write; if it is closed the write fails.
+    let stderr = unsafe { rustix::fd::BorrowedFd::borrow_raw(2) };
+    let _ = crate::files::write_all(stderr, text.as_bytes());
+}
+
+/// Ends this process at once, running nothing on the way out.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit doesn't return and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// Texts as `execve` takes them.
+#[derive(Debug)]
+pub struct ExecStrings {
+    texts: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+impl ExecStrings {
+    /// Takes the texts; the pointers stay valid as long as `self` because `texts` never changes.
+    #[must_use]
+    pub fn new(texts: Vec<CString>) -> Self {
+        let pointers = texts.iter().map(|t| t.as_ptr()).chain([ptr::null()]).collect();
+        Self { texts, pointers }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+}
+
+/// Becomes another program; returns only if that fails. Allocates nothing.
+#[must_use]
+pub fn exec(path: &CStr, argv: &ExecStrings, env: &ExecStrings) -> Errno {
+    // SAFETY: both lists hold pointers to C strings that `argv` and `env` own, and end in null.
+    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
+    last_errno()
+}
+
+/// Brings the interface `lo` up; the kernel then gives it its addresses.
+///
+/// # Errors
+/// The kernel's, of the ioctls.
+pub fn loopback_up(socket: impl AsFd) -> Result<(), Errno> {
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: all-zero bytes are a valid `ifreq`, a plain C struct.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as c_char, b'o' as c_char]);
+    // SAFETY: the request outlives the call and is what SIOCGIFFLAGS fills in.
+    check(unsafe { libc::ioctl(fd, libc::SIOCGIFFLAGS, &raw mut request) })?;
+    // SAFETY: SIOCGIFFLAGS filled in this member of the union.
+    unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short };
+    // SAFETY: the request outlives the call and is what SIOCSIFFLAGS reads.
+    check(unsafe { libc::ioctl(fd, libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
+}
+
+/// The C library's allocator.
+#[derive(Debug)]
+pub struct Malloc;
+
+// SAFETY: malloc and aligned_alloc give blocks of at least the size and alignment asked for, valid
+// until free; realloc keeps the contents. Zero sizes don't occur by GlobalAlloc's contract.
+unsafe impl GlobalAlloc for Malloc {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the size isn't zero; alignments above malloc's own go to aligned_alloc, which
+        // takes any power of two.
+        unsafe {
+            if layout.align() <= mem::align_of::<libc::max_align_t>() {
+                libc::malloc(layout.size()).cast()
+            } else {
+                libc::aligned_alloc(layout.align(), layout.size()).cast()
+            }
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, _: Layout) {
+        // SAFETY: `block` came from `alloc` above, by GlobalAlloc's contract.
+        unsafe { libc::free(block.cast()) }
+    }
+}
