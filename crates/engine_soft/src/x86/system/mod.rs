@@ -25,6 +25,7 @@ pub(crate) mod flags;
 pub(crate) mod info;
 pub(crate) mod iret;
 pub(crate) mod msr;
+mod mtrr;
 pub(crate) mod ports;
 pub(crate) mod segments;
 pub(crate) mod stack;

@@ -5,26 +5,7 @@ use arch::x86::paging::is_canonical;
 use arch::x86::{Exception, Gpr, SegmentRegister, msr};
 use engine::MsrResult;
 
-use super::{Core, control, require_cpl0};
-
-/// Variable MTRRs: eight pairs of base and mask.
-const MTRR_VARIABLE_LAST: u32 = msr::MTRR_PHYS_BASE0 + 15;
-/// The fixed MTRRs in the order of `Msrs::mtrr_fixed`.
-const MTRR_FIXED: [u32; 11] = [
-    msr::MTRR_FIX_64K_00000,
-    msr::MTRR_FIX_16K_80000,
-    msr::MTRR_FIX_16K_A0000,
-    msr::MTRR_FIX_4K_C0000,
-    msr::MTRR_FIX_4K_C0000 + 1,
-    msr::MTRR_FIX_4K_C0000 + 2,
-    msr::MTRR_FIX_4K_C0000 + 3,
-    msr::MTRR_FIX_4K_C0000 + 4,
-    msr::MTRR_FIX_4K_C0000 + 5,
-    msr::MTRR_FIX_4K_C0000 + 6,
-    msr::MTRR_FIX_4K_C0000 + 7,
-];
-/// Eight variable ranges, fixed ranges, write combining.
-const MTRR_CAP_VALUE: u64 = 8 | 1 << 8 | 1 << 10;
+use super::{Core, control, mtrr, require_cpl0};
 
 /// MISC_ENABLE bits that always read as one: no branch trace store, no PEBS.
 const MISC_ENABLE_FIXED: u64 = 1 << 11 | 1 << 12;
@@ -66,7 +47,7 @@ const CONSTANT: &[(u32, u64)] = &[
     (msr::PP0_ENERGY_STATUS, 0),
     (msr::PP1_ENERGY_STATUS, 0),
     (msr::FEATURE_CONTROL, FEATURE_CONTROL_LOCKED),
-    (msr::MTRR_CAP, MTRR_CAP_VALUE),
+    (msr::MTRR_CAP, mtrr::CAPABILITIES),
 ];
 
 /// RDMSR of the register ECX names: the value for EDX:EAX.
@@ -105,7 +86,6 @@ fn read_msr(core: &mut dyn Core, index: u32) -> Result<u64, Exception> {
         msr::SYSENTER_CS => m.sysenter_cs,
         msr::SYSENTER_ESP => m.sysenter_esp,
         msr::SYSENTER_EIP => m.sysenter_eip,
-        msr::PAT => m.pat,
         msr::MISC_ENABLE => m.misc_enable | MISC_ENABLE_FIXED,
         msr::SPEC_CTRL => offered(core, Feature::SpecCtrl).map(|()| m.spec_ctrl)?,
         msr::DEBUGCTL => m.debugctl,
@@ -115,8 +95,6 @@ fn read_msr(core: &mut dyn Core, index: u32) -> Result<u64, Exception> {
             core.model().arch_capabilities()
         }
         msr::BIOS_SIGN_ID => MICROCODE_REVISION,
-        msr::MTRR_DEF_TYPE => m.mtrr_def_type,
-        msr::MTRR_PHYS_BASE0..=MTRR_VARIABLE_LAST => m.mtrr_variable[(index - msr::MTRR_PHYS_BASE0) as usize],
         // Write-only: a command register reads as #GP.
         msr::PRED_CMD => return Err(Exception::GP0),
         _ => return read_other(core, index),
@@ -124,8 +102,8 @@ fn read_msr(core: &mut dyn Core, index: u32) -> Result<u64, Exception> {
 }
 
 fn read_other(core: &mut dyn Core, index: u32) -> Result<u64, Exception> {
-    if let Some(i) = MTRR_FIXED.iter().position(|number| *number == index) {
-        return Ok(core.state().msrs.mtrr_fixed[i]);
+    if let Some(value) = mtrr::read(&core.state().msrs, index) {
+        return Ok(value);
     }
     if let Some((_, value)) = CONSTANT.iter().find(|row| row.0 == index) {
         return Ok(*value);
@@ -136,7 +114,7 @@ fn read_other(core: &mut dyn Core, index: u32) -> Result<u64, Exception> {
     }
 }
 
-fn require(condition: bool) -> Result<(), Exception> {
+pub(super) fn require(condition: bool) -> Result<(), Exception> {
     if condition { Ok(()) } else { Err(Exception::GP0) }
 }
 
@@ -146,12 +124,11 @@ fn canonical(value: u64) -> Result<u64, Exception> {
 }
 
 /// `value` if it has no bits outside of `mask`.
-fn within(value: u64, mask: u64) -> Result<u64, Exception> {
+pub(super) fn within(value: u64, mask: u64) -> Result<u64, Exception> {
     require(value & !mask == 0).map(|()| value)
 }
 
 fn write_msr(core: &mut dyn Core, index: u32, value: u64) -> Result<(), Exception> {
-    let physical_mask = (1u64 << core.model().physical_bits) - 1;
     match index {
         msr::TSC => write_tsc(core, value),
         msr::TSC_ADJUST => {
@@ -173,10 +150,6 @@ fn write_msr(core: &mut dyn Core, index: u32, value: u64) -> Result<(), Exceptio
         msr::SYSENTER_CS => core.state_mut().msrs.sysenter_cs = value & 0xffff_ffff,
         msr::SYSENTER_ESP => core.state_mut().msrs.sysenter_esp = canonical(value)?,
         msr::SYSENTER_EIP => core.state_mut().msrs.sysenter_eip = canonical(value)?,
-        msr::PAT => {
-            require(value.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7)))?;
-            core.state_mut().msrs.pat = value;
-        }
         msr::MISC_ENABLE => core.state_mut().msrs.misc_enable = within(value, MISC_ENABLE_WRITABLE)?,
         msr::SPEC_CTRL => {
             offered(core, Feature::SpecCtrl)?;
@@ -193,30 +166,15 @@ fn write_msr(core: &mut dyn Core, index: u32, value: u64) -> Result<(), Exceptio
         }
         msr::ARCH_CAPABILITIES => return Err(Exception::GP0),
         msr::BIOS_SIGN_ID | msr::BIOS_UPDATE_TRIGGER => {}
-        msr::MTRR_DEF_TYPE => {
-            require(is_memory_type(value as u8))?;
-            core.state_mut().msrs.mtrr_def_type = within(value, 0xcff)?;
-        }
-        msr::MTRR_PHYS_BASE0..=MTRR_VARIABLE_LAST => {
-            let i = (index - msr::MTRR_PHYS_BASE0) as usize;
-            if i % 2 == 0 {
-                require(is_memory_type(value as u8))?;
-                within(value, physical_mask & !0xf00)?;
-            } else {
-                within(value, physical_mask & !0x7ff)?;
-            }
-            core.state_mut().msrs.mtrr_variable[i] = value;
-        }
         _ => return write_other(core, index, value),
     }
     Ok(())
 }
 
 fn write_other(core: &mut dyn Core, index: u32, value: u64) -> Result<(), Exception> {
-    if let Some(i) = MTRR_FIXED.iter().position(|number| *number == index) {
-        require(value.to_le_bytes().into_iter().all(is_memory_type))?;
-        core.state_mut().msrs.mtrr_fixed[i] = value;
-        return Ok(());
+    let physical_bits = core.model().physical_bits;
+    if let Some(result) = mtrr::write(&mut core.state_mut().msrs, index, value, physical_bits) {
+        return result;
     }
     if let Some((_, constant)) = CONSTANT.iter().find(|row| row.0 == index) {
         let writable = !matches!(index, msr::MTRR_CAP | msr::FEATURE_CONTROL);
@@ -226,11 +184,6 @@ fn write_other(core: &mut dyn Core, index: u32, value: u64) -> Result<(), Except
         MsrResult::Done(_) => Ok(()),
         MsrResult::Fault => Err(Exception::GP0),
     }
-}
-
-/// UC, WC, WT, WP, WB.
-const fn is_memory_type(kind: u8) -> bool {
-    matches!(kind, 0 | 1 | 4 | 5 | 6)
 }
 
 fn write_base(core: &mut dyn Core, register: SegmentRegister, value: u64) -> Result<(), Exception> {

@@ -144,7 +144,7 @@ fn check_fx(core: &mut dyn Core, linear: u64) -> Result<Access, Exception> {
     if state.cr0 & (Cr0::EM | Cr0::TS).bits() != 0 {
         return Err(Exception::NM);
     }
-    if linear % 16 != 0 {
+    if !linear.is_multiple_of(16) {
         return Err(Exception::GP0);
     }
     Ok(Access::at(state.cpl()))
@@ -183,7 +183,7 @@ fn check_xsave(core: &mut dyn Core, linear: u64, feature: Feature) -> Result<u64
     if feature == Feature::Xsaves {
         require_cpl0(core.state())?;
     }
-    if linear % 64 != 0 {
+    if !linear.is_multiple_of(64) {
         return Err(Exception::GP0);
     }
     let gpr = &core.state().gpr;
@@ -212,7 +212,6 @@ pub(crate) fn xsave(
         used |= requested & SSE;
     }
     let saved = if save == Save::Xsave { requested } else { used };
-    // The header first: what is not accessible faults before anything is written.
     let bitmap =
         if compact { used } else { read::<8>(core, linear + HEADER_AT, access)? & !requested | used };
     let mxcsr = if compact { saved & SSE } else { requested & (SSE | AVX) };

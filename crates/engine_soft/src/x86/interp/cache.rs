@@ -1,0 +1,158 @@
+//! Decoded blocks and how they are found again.
+//!
+//! Blocks are keyed by guest physical address and mode, so aliases share them. They live in one arena that is
+//! emptied as a whole when it is full; a block whose page was overwritten is recognised by its generation and
+//! simply replaced. In front stands a small table keyed by linear address, which is only as valid as the TLB:
+//! its key carries an epoch that every TLB flush advances.
+// UNSAFETY: hands out pointers into its own arena; see `Arena`.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::mem::{align_of, size_of};
+
+use super::op::{Block, NO_BLOCK, Op};
+
+/// Bytes of decoded code a vCPU keeps before it starts over. About 60,000 instructions.
+const ARENA_BYTES: usize = 4 << 20;
+const JUMP_ENTRIES: usize = 4096;
+
+/// Memory that is handed out and taken back only as a whole.
+struct Arena {
+    memory: Box<[u64]>,
+    used: usize,
+}
+
+impl Arena {
+    fn new() -> Self {
+        Self { memory: vec![0; ARENA_BYTES / 8].into_boxed_slice(), used: 0 }
+    }
+
+    /// Room for `count` values of `T`, or `None` if the arena is full.
+    fn reserve<T>(&mut self, count: usize) -> Option<*mut T> {
+        debug_assert!(align_of::<T>() <= 8);
+        let words = (size_of::<T>() * count).div_ceil(8);
+        if self.used + words > self.memory.len() {
+            return None;
+        }
+        // SAFETY: inside `memory` by the check above.
+        let start = unsafe { self.memory.as_mut_ptr().add(self.used) };
+        self.used += words;
+        Some(start.cast())
+    }
+}
+
+/// The key is already well mixed below; one multiplication spreads it.
+#[derive(Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("keys are u64");
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (value ^ value >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(20);
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Jump {
+    linear: u64,
+    key: u64,
+    block: *const Block,
+}
+
+/// The blocks of one vCPU.
+pub struct BlockCache {
+    arena: Arena,
+    blocks: HashMap<u64, *const Block, BuildHasherDefault<KeyHasher>>,
+    jumps: Box<[Jump; JUMP_ENTRIES]>,
+    clears: u64,
+}
+
+// SAFETY: the pointers lead into the arena, which moves along with the cache.
+unsafe impl Send for BlockCache {}
+
+impl BlockCache {
+    /// An empty cache.
+    pub fn new() -> Self {
+        let empty = Jump { linear: 0, key: u64::MAX, block: NO_BLOCK };
+        Self {
+            arena: Arena::new(),
+            blocks: HashMap::default(),
+            jumps: Box::new([empty; JUMP_ENTRIES]),
+            clears: 0,
+        }
+    }
+
+    /// The block last entered at `linear` under `key` (epoch, mode and privilege).
+    #[inline(always)]
+    pub fn jump(&self, linear: u64, key: u64) -> *const Block {
+        let entry = &self.jumps[slot(linear)];
+        if entry.linear == linear && entry.key == key { entry.block } else { NO_BLOCK }
+    }
+
+    /// Remembers a block for [`Self::jump`].
+    #[inline(always)]
+    pub fn remember(&mut self, linear: u64, key: u64, block: *const Block) {
+        self.jumps[slot(linear)] = Jump { linear, key, block };
+    }
+
+    /// The block decoded at a guest physical address in a mode; its code may have been overwritten.
+    pub fn find(&self, gpa: u64, mode: u64) -> Option<*const Block> {
+        self.blocks.get(&key(gpa, mode)).copied()
+    }
+
+    /// Whether another block of up to `ops` operations fits. If not, call [`Self::clear`] where no block runs.
+    pub fn has_room(&self, ops: usize) -> bool {
+        let bytes = size_of::<Block>() + ops * (size_of::<Op>() + 64);
+        self.arena.used + bytes / 8 < self.arena.memory.len()
+    }
+
+    /// Keeps a value as long as the blocks, and returns its address. The caller has asked [`Self::has_room`].
+    pub fn keep<T: Copy>(&mut self, value: T) -> *const T {
+        let place = self.arena.reserve::<T>(1).expect("has_room was asked");
+        // SAFETY: `place` is room for one T.
+        unsafe { place.write(value) };
+        place
+    }
+
+    /// Stores a block with its operations; the caller has asked [`Self::has_room`].
+    pub fn insert(&mut self, gpa: u64, mode: u64, mut block: Block, ops: &[Op]) -> *const Block {
+        let place = self.arena.reserve::<Op>(ops.len()).expect("has_room was asked");
+        // SAFETY: `place` is room for `ops.len()` operations, and for one block below.
+        unsafe { std::ptr::copy_nonoverlapping(ops.as_ptr(), place, ops.len()) };
+        block.ops = place;
+        let home = self.arena.reserve::<Block>(1).expect("has_room was asked");
+        // SAFETY: as above.
+        unsafe { home.write(block) };
+        self.blocks.insert(key(gpa, mode), home);
+        home
+    }
+
+    /// How often everything was dropped.
+    pub fn clears(&self) -> u64 {
+        self.clears
+    }
+
+    /// Drops everything. No pointer handed out before may be used again.
+    pub fn clear(&mut self) {
+        self.clears += 1;
+        self.arena.used = 0;
+        self.blocks.clear();
+        for jump in self.jumps.iter_mut() {
+            jump.key = u64::MAX;
+        }
+    }
+}
+
+#[inline(always)]
+fn slot(linear: u64) -> usize {
+    (linear ^ linear >> 12) as usize & (JUMP_ENTRIES - 1)
+}
+
+fn key(gpa: u64, mode: u64) -> u64 {
+    gpa << 4 | mode
+}

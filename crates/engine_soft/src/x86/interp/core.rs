@@ -1,0 +1,84 @@
+//! The execution core as the system half sees it.
+
+use arch::x86::cpuid::{CpuModel, CpuidContext};
+use arch::x86::paging::PAGE_SHIFT;
+use arch::x86::{CpuState, Exception};
+use engine::Bus;
+
+use super::cpu::{Cpu, Fault};
+use crate::x86::mmu::View;
+use crate::x86::system::{Access, Core, Flush, Privilege};
+
+fn view_of(cpu: &Cpu, access: Access) -> View {
+    match access {
+        Access { privilege: Privilege::User, .. } => View::User,
+        Access { implicit: true, .. } => View::Kernel,
+        _ if cpu.state.rflags & arch::x86::Rflags::AC.bits() != 0 && cpu.state.cpl() != 3 => View::KernelAc,
+        _ => View::Kernel,
+    }
+}
+
+impl Core for Cpu {
+    fn state(&self) -> &CpuState {
+        &self.state
+    }
+
+    fn state_mut(&mut self) -> &mut CpuState {
+        &mut self.state
+    }
+
+    fn read_linear(&mut self, linear: u64, data: &mut [u8], access: Access) -> Result<(), Exception> {
+        let view = view_of(self, access);
+        self.load_bytes_as(linear, data, view).map_err(|Fault| self.fault)
+    }
+
+    fn write_linear(&mut self, linear: u64, data: &[u8], access: Access) -> Result<(), Exception> {
+        let view = view_of(self, access);
+        self.store_bytes_as(linear, data, view).map_err(|Fault| self.fault)
+    }
+
+    fn read_physical_u64(&mut self, gpa: u64) -> u64 {
+        let mut bytes = [0; 8];
+        match self.guest_ram().read(gpa, &mut bytes) {
+            Ok(()) => u64::from_le_bytes(bytes),
+            Err(_) => u64::MAX,
+        }
+    }
+
+    fn bus(&self) -> &dyn Bus {
+        &*self.bus
+    }
+
+    fn vcpu_index(&self) -> u32 {
+        self.index
+    }
+
+    fn model(&self) -> &CpuModel {
+        &self.model
+    }
+
+    fn cpuid_context(&self) -> CpuidContext {
+        Cpu::cpuid_context(self)
+    }
+
+    fn tsc(&self) -> u64 {
+        Cpu::tsc(self)
+    }
+
+    fn flush_tlb(&mut self, what: Flush) {
+        match what {
+            Flush::All => self.mmu.flush_all(),
+            // Entries carry no PCID, so what belongs to one goes with the rest; and those of another PCID must
+            // not survive a switch.
+            Flush::NonGlobal | Flush::Pcid(_) | Flush::Nothing => self.mmu.flush_non_global(),
+            Flush::Page(linear) | Flush::PcidPage { linear, .. } => {
+                self.mmu.flush_page(linear & !((1 << PAGE_SHIFT) - 1));
+            }
+        }
+        self.new_epoch();
+    }
+
+    fn mode_changed(&mut self) {
+        Cpu::mode_changed(self);
+    }
+}

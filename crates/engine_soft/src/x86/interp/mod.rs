@@ -1,0 +1,15 @@
+//! The interpreter: precise, complete, and the reference for every faster engine.
+//!
+//! Guest bytes are decoded once into blocks of operations, each a function pointer with its operands; executing
+//! is calling them in turn. Reading order: [`op`], [`cpu`], [`decode`] and [`select`], [`access`], [`ops`],
+//! [`cache`], [`shared`].
+
+pub mod access;
+pub mod cache;
+mod core;
+pub mod cpu;
+pub mod decode;
+pub mod op;
+pub mod ops;
+pub mod select;
+pub mod shared;

@@ -1,0 +1,144 @@
+//! The decoded form of an instruction, and blocks of them.
+
+use std::ptr;
+
+use memory::PageInfo;
+
+use super::cpu::Cpu;
+
+/// What an instruction did to the flow of control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Flow {
+    /// Go on with the next operation of the block.
+    Next,
+    /// The block ended in its direct target; `rip` is set.
+    Taken,
+    /// The block ended and the next instruction follows it; `rip` is set.
+    FellThrough,
+    /// The block ended anywhere else; `rip` is set.
+    Jumped,
+    /// The instruction had no effect but a fault, which is in `Cpu::fault`; `rip` is not set.
+    Fault,
+    /// As `Fault`, but `rip` is set (a task switch may fault in the new task).
+    Raised,
+    /// Like `Fault` of an instruction that must not count: run it again from its start, `rip` is not set.
+    Retry,
+}
+
+/// The function that executes an operation.
+pub type Handler = fn(&mut Cpu, &Op) -> Flow;
+
+/// What an address needs beyond base + index * scale + displacement.
+pub mod address {
+    /// Truncate to 32 bits.
+    pub const MASK32: u8 = 1 << 0;
+    /// Truncate to 16 bits.
+    pub const MASK16: u8 = 1 << 1;
+    /// Add the base of `Op::segment`.
+    pub const SEGMENT: u8 = 1 << 2;
+    /// Check the limit and type of `Op::segment` (legacy modes).
+    pub const CHECKED: u8 = 1 << 3;
+}
+
+/// One decoded instruction. Register operands are byte offsets into [`Cpu`]: the decoder only produces
+/// offsets of whole registers (or of their second byte, for AH..BH), which is what makes access to them sound.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Op {
+    /// Executes it.
+    pub run: Handler,
+    /// Immediate, sign-extended; or the address of more about the instruction in the cache's arena.
+    pub imm: u64,
+    /// Displacement, sign-extended; or the branch target relative to the block's start.
+    pub disp: u64,
+    /// Destination register.
+    pub dst: u16,
+    /// Source register.
+    pub src: u16,
+    /// Base register, [`Cpu::ZERO`] if none.
+    pub base: u16,
+    /// Index register, [`Cpu::ZERO`] if none.
+    pub index: u16,
+    /// log2 of the scale.
+    pub scale: u8,
+    /// See [`address`].
+    pub address: u8,
+    /// Segment of the memory operand, numbered as in encodings.
+    pub segment: u8,
+    /// Bytes of the instruction.
+    pub len: u8,
+    /// Bytes from the start of the block.
+    pub offset: u16,
+    /// Position in the block, from 0.
+    pub position: u16,
+}
+
+impl Op {
+    /// An operation without operands.
+    pub fn plain(run: Handler) -> Self {
+        Self {
+            run,
+            imm: 0,
+            disp: 0,
+            dst: Cpu::ZERO,
+            src: Cpu::ZERO,
+            base: Cpu::ZERO,
+            index: Cpu::ZERO,
+            scale: 0,
+            address: 0,
+            segment: 3,
+            len: 0,
+            offset: 0,
+            position: 0,
+        }
+    }
+}
+
+/// A straight run of instructions, decoded. Lives in the [`super::cache::BlockCache`]'s arena; `ops` follow it.
+#[repr(C)]
+pub struct Block {
+    /// The page it was decoded from.
+    pub info: *const PageInfo,
+    /// The page's generation then.
+    pub generation: u32,
+    /// Bytes of guest code.
+    pub len: u16,
+    /// How many operations.
+    pub count: u16,
+    /// The second page, if the block's only instruction straddles two; else null.
+    pub second_info: *const PageInfo,
+    /// Guest frame number of the second page.
+    pub second_gfn: u64,
+    /// Generation of the second page.
+    pub second_generation: u32,
+    /// Guest frame number of the page.
+    pub gfn: u64,
+    /// Blocks in the same page that followed: `[taken, fell through]`; null until known.
+    pub links: [*const Block; 2],
+    /// The first operation.
+    pub ops: *mut Op,
+}
+
+impl Block {
+    /// Whether the code has not been overwritten since it was decoded.
+    #[inline(always)]
+    pub fn is_fresh(&self) -> bool {
+        // SAFETY: page information lives as long as guest RAM, which the engine holds.
+        unsafe { (*self.info).code_generation() == self.generation }
+    }
+
+    /// Whether the block spans two pages.
+    pub fn straddles(&self) -> bool {
+        !self.second_info.is_null()
+    }
+
+    /// Whether the second page still has the code.
+    pub fn second_is_fresh(&self) -> bool {
+        // SAFETY: as in `is_fresh`; only called where `straddles`.
+        unsafe { (*self.second_info).code_generation() == self.second_generation }
+    }
+}
+
+/// No block.
+pub const NO_BLOCK: *const Block = ptr::null();

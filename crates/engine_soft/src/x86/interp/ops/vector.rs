@@ -1,0 +1,188 @@
+//! Whatever `hostexec` carries out: vector, x87, MMX and rare integer instructions.
+// UNSAFETY: runs thunks on pointers to guest RAM, and reads its own records through `Op::imm`.
+
+use arch::x86::{Exception, Vector};
+use iced_x86::Instruction;
+
+use super::attempt;
+use crate::x86::hostexec::{
+    Access, Class, MAX_OPERAND_BYTES, OperandMemory, Pointers, Thunk, Trap, check_enabled,
+};
+use crate::x86::interp::access::truncate_address;
+use crate::x86::interp::cpu::{Cpu, Fault};
+use crate::x86::interp::op::{Flow, Op};
+use crate::x86::mmu::Intent;
+
+/// What a thunk operation knows beside its `Op`; lives in the block cache's arena.
+#[derive(Clone, Copy)]
+pub struct Extra {
+    /// The instruction's thunk.
+    pub thunk: Thunk,
+    /// The instruction, decoded.
+    pub instruction: Instruction,
+    /// Its first bytes.
+    pub bytes: [u8; 15],
+    /// Width of the code.
+    pub bits: u8,
+}
+
+/// A bounce buffer, aligned for every instruction.
+#[repr(C, align(64))]
+struct Buffer([u8; MAX_OPERAND_BYTES]);
+
+/// Runs the operation's thunk. `FLAGS` says that it reads or writes status flags.
+pub fn run<const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+    // SAFETY: the decoder put the address of an `Extra` in the arena here; no other reference to it exists.
+    let extra = unsafe { &mut *(op.imm as *mut Extra) };
+    cpu.state.rip = cpu.ip_of(op);
+    if let Err(exception) = check_enabled(extra.thunk.class(), &cpu.state) {
+        return raise(cpu, exception);
+    }
+    if FLAGS {
+        cpu.sync_flags();
+    }
+    let flow = if extra.thunk.is_scattered() { scattered(cpu, op, extra) } else { direct(cpu, op, extra) };
+    if FLAGS {
+        cpu.reload_flags();
+    }
+    flow
+}
+
+fn raise(cpu: &mut Cpu, exception: Exception) -> Flow {
+    cpu.fault = exception;
+    Flow::Fault
+}
+
+fn direct(cpu: &mut Cpu, op: &Op, extra: &mut Extra) -> Flow {
+    let Some(operand) = extra.thunk.memory() else {
+        return enter(cpu, op, extra, std::ptr::null_mut());
+    };
+    let size = usize::from(operand.size);
+    let intent = if operand.access == Access::Read { Intent::Read } else { Intent::Write };
+    let linear = attempt!(cpu.operand_address(op, size, intent));
+    if operand.alignment > 1 && linear & u64::from(operand.alignment - 1) != 0 {
+        return raise(cpu, Exception::GP0);
+    }
+    if let Some(host) = attempt!(cpu.host_range(linear, size, intent)) {
+        return enter(cpu, op, extra, host);
+    }
+    if operand.atomic {
+        return locked(cpu, op, extra, linear, size);
+    }
+    let mut buffer = Buffer([0; MAX_OPERAND_BYTES]);
+    if intent == Intent::Write {
+        attempt!(cpu.check_writable(linear, size));
+    }
+    if operand.access != Access::Write {
+        attempt!(cpu.load_bytes(linear, &mut buffer.0[..size]));
+    }
+    let flow = enter(cpu, op, extra, buffer.0.as_mut_ptr());
+    if flow == Flow::Next && intent == Intent::Write {
+        attempt!(cpu.store_bytes(linear, &buffer.0[..size]));
+    }
+    flow
+}
+
+/// A locked access that crosses a page, hits a page with code or reaches a device.
+fn locked(cpu: &mut Cpu, op: &Op, extra: &mut Extra, linear: u64, size: usize) -> Flow {
+    let shared = cpu.shared.clone();
+    let _guard = shared.split_lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    attempt!(cpu.check_writable(linear, size));
+    let mut buffer = Buffer([0; MAX_OPERAND_BYTES]);
+    attempt!(cpu.load_bytes(linear, &mut buffer.0[..size]));
+    let flow = enter(cpu, op, extra, buffer.0.as_mut_ptr());
+    if flow == Flow::Next {
+        attempt!(cpu.store_bytes(linear, &buffer.0[..size]));
+    }
+    flow
+}
+
+fn enter(cpu: &mut Cpu, op: &Op, extra: &mut Extra, memory: *mut u8) -> Flow {
+    loop {
+        let operand = truncate_address(op, cpu.effective_address(op));
+        let at = Pointers { rip: cpu.state.rip, operand };
+        // SAFETY: the thunk is this Cpu's; `memory` is a host range or a buffer of the operand's size and
+        // alignment (guest pages are page-aligned in the host, so offsets agree).
+        match unsafe { cpu.thunks.run(&extra.thunk, &mut cpu.state, memory, at) } {
+            Ok(()) => return Flow::Next,
+            Err(Trap::Exception(exception)) => return raise(cpu, exception),
+            Err(Trap::Stale) => {
+                let bits = u32::from(extra.bits);
+                match cpu.thunks.compile(&extra.instruction, bits, &extra.bytes) {
+                    Ok(thunk) => extra.thunk = thunk,
+                    Err(_) => return raise(cpu, Exception::UD),
+                }
+            }
+        }
+    }
+}
+
+/// Gathers and masked moves reach memory element by element.
+struct Elements<'a> {
+    cpu: &'a mut Cpu,
+    op: &'a Op,
+}
+
+impl Elements<'_> {
+    fn linear(&mut self, offset: u64, len: usize, intent: Intent) -> Result<u64, Fault> {
+        let offset = truncate_address(self.op, offset);
+        self.cpu.segment_address(self.op.segment, offset, len, intent)
+    }
+}
+
+impl OperandMemory for Elements<'_> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), Exception> {
+        self.linear(offset, data.len(), Intent::Read)
+            .and_then(|linear| self.cpu.load_bytes(linear, data))
+            .map_err(|Fault| self.cpu.fault)
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Exception> {
+        self.linear(offset, data.len(), Intent::Write)
+            .and_then(|linear| self.cpu.store_bytes(linear, data))
+            .map_err(|Fault| self.cpu.fault)
+    }
+
+    fn probe_write(&mut self, offset: u64, len: usize) -> Result<(), Exception> {
+        self.linear(offset, len, Intent::Write)
+            .and_then(|linear| self.cpu.check_writable(linear, len))
+            .map_err(|Fault| self.cpu.fault)
+    }
+}
+
+fn scattered(cpu: &mut Cpu, op: &Op, extra: &Extra) -> Flow {
+    let offset = truncate_address(op, cpu.effective_address(op));
+    // The state is copied out and back because elements are accessed through the Cpu that holds it.
+    let mut state = cpu.state.clone();
+    let thunks = std::ptr::from_ref(&cpu.thunks);
+    let mut elements = Elements { cpu, op };
+    // SAFETY: `Elements` reaches the Cpu's memory side only; nothing there touches `thunks`.
+    let result = unsafe { &*thunks }.run_scattered(
+        &extra.thunk,
+        &extra.instruction,
+        offset,
+        &mut state,
+        &mut elements,
+    );
+    cpu.state = state;
+    match result {
+        Ok(()) => Flow::Next,
+        Err(exception) => raise(cpu, exception),
+    }
+}
+
+/// UD2 and everything that does not decode.
+pub fn undefined(cpu: &mut Cpu, _: &Op) -> Flow {
+    raise(cpu, Exception::UD)
+}
+
+/// An instruction of more than 15 bytes.
+pub fn too_long(cpu: &mut Cpu, _: &Op) -> Flow {
+    raise(cpu, Exception::new(Vector::GeneralProtection))
+}
+
+/// Whether instructions of `class` may touch status flags at all.
+pub fn may_use_flags(class: Class, instruction: &Instruction) -> bool {
+    let touched = instruction.rflags_read() | instruction.rflags_modified();
+    touched != 0 || matches!(class, Class::Integer | Class::VexInteger)
+}

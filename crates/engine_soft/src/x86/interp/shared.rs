@@ -1,0 +1,92 @@
+//! What the vCPUs of one machine share inside the engine: the lock behind accesses that no single host
+//! instruction can make atomic, and the shoot-down of write permissions when a page comes to hold code.
+//!
+//! The shoot-down: a vCPU about to decode from a page that held no code posts a request to every vCPU that
+//! runs and waits until each has dropped its write entries or left `run`. One that enters later drops them
+//! before its first instruction. While it waits, a vCPU serves requests of others, so two can wait for each
+//! other.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use engine::{Request, VcpuSignal};
+
+#[derive(Default)]
+struct Slot {
+    signal: OnceLock<Arc<VcpuSignal>>,
+    running: AtomicBool,
+    revocation: AtomicBool,
+}
+
+/// Shared by all vCPUs of a machine.
+pub struct Shared {
+    /// Held for locked accesses that cross a page or reach a device. Taken with no other lock held; device
+    /// locks are taken inside it.
+    pub split_lock: Mutex<()>,
+    slots: Box<[Slot]>,
+}
+
+impl Shared {
+    /// For a machine of `count` vCPUs.
+    pub fn new(count: u32) -> Self {
+        Self { split_lock: Mutex::new(()), slots: (0..count).map(|_| Slot::default()).collect() }
+    }
+
+    /// Whether there is a vCPU number `index`.
+    pub fn has(&self, index: u32) -> bool {
+        (index as usize) < self.slots.len()
+    }
+
+    /// Makes vCPU `index` reachable.
+    pub fn register(&self, index: u32, signal: Arc<VcpuSignal>) {
+        assert!(self.slots[index as usize].signal.set(signal).is_ok(), "each vCPU is made once");
+    }
+
+    /// vCPU `index` begins to run guest code; pending revocations are posted to it again.
+    pub fn enter(&self, index: u32) {
+        let slot = &self.slots[index as usize];
+        slot.running.store(true, Ordering::SeqCst);
+        if slot.revocation.load(Ordering::SeqCst)
+            && let Some(signal) = slot.signal.get()
+        {
+            signal.post(Request::ENGINE);
+        }
+    }
+
+    /// vCPU `index` stopped running guest code.
+    pub fn leave(&self, index: u32) {
+        self.slots[index as usize].running.store(false, Ordering::SeqCst);
+    }
+
+    /// Asks all running vCPUs but `from` to drop their write entries.
+    pub fn request_revocation(&self, from: u32) {
+        for (_, slot) in self.others(from) {
+            slot.revocation.store(true, Ordering::SeqCst);
+            if let Some(signal) = slot.signal.get()
+                && slot.running.load(Ordering::SeqCst)
+            {
+                signal.post(Request::ENGINE);
+            }
+        }
+    }
+
+    /// Whether no running vCPU but `from` has yet to answer.
+    pub fn is_revoked(&self, from: u32) -> bool {
+        self.others(from)
+            .all(|(_, slot)| !slot.revocation.load(Ordering::SeqCst) || !slot.running.load(Ordering::SeqCst))
+    }
+
+    /// Whether vCPU `index` is asked to drop its write entries.
+    pub fn take_revocation(&self, index: u32) -> bool {
+        self.slots[index as usize].revocation.load(Ordering::SeqCst)
+    }
+
+    /// vCPU `index` has dropped them.
+    pub fn acknowledge(&self, index: u32) {
+        self.slots[index as usize].revocation.store(false, Ordering::SeqCst);
+    }
+
+    fn others(&self, from: u32) -> impl Iterator<Item = (usize, &Slot)> {
+        self.slots.iter().enumerate().filter(move |(i, _)| *i != from as usize)
+    }
+}
