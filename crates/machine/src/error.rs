@@ -36,14 +36,11 @@ pub enum Error {
         source: loader::Error,
     },
     /// A disk could not be opened.
-    #[error("open disk {}", path.display())]
-    Disk {
-        /// The disk image.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
+    /// A device could not be put on the bus.
+    #[error("build bus")]
+    Bus(#[from] devices::BusError),
     /// A device could not be made.
     #[error("make device {name}")]
     Device {

@@ -5,13 +5,22 @@
 //!
 //! Deliberately absent: any concrete engine (a machine takes `&dyn engine::Engine`), flags, printing, images
 //! and root file systems, containers.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod boards;
+pub mod clock;
 pub mod config;
+pub mod console;
 pub mod error;
 pub mod event;
+pub mod kvmclock;
 pub mod loader;
+pub mod machine;
+pub mod timers;
+pub mod tsc;
+pub mod vcpu;
 
 pub use config::MachineConfig;
 pub use error::Error;
 pub use event::MachineEvent;
+pub use machine::{Backends, ConsoleInput, Machine};

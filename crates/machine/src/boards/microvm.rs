@@ -1,0 +1,312 @@
+//! The microvm board: a PC's interrupt chips, clocks and serial port, virtio devices over MMIO, no PCI, no
+//! firmware. Kernels are entered by PVH or by Linux's 64-bit protocol.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use arch::x86::CpuState;
+use arch::x86::cpuid::{CpuModel, CpuidContext};
+use devices::chipset::lapic::{self, Events, LapicGlue};
+use devices::chipset::{ApicBus, BoardPorts, DualPic, InterruptRouter, ioapic, pic, ports};
+use devices::serial::{SerialInput, Uart16550, uart16550};
+use devices::virtio::{self, MmioSlot, MmioTransport, VirtioDevice, VsockHost};
+use devices::{BusBuilder, InterruptController, IrqLine, SharedDevice, TimerId};
+use engine::VcpuSignal;
+use memory::GuestRam;
+
+use super::bus::{BoardBus, HostTsc, Wake, as_clock};
+use super::{Board, boot, layout};
+use crate::clock::MachineClock;
+use crate::config::ConsoleConfig;
+use crate::console::Console;
+use crate::kvmclock::KvmClock;
+use crate::machine::Power;
+use crate::timers::{Expiry, MachineTimers};
+use crate::{Error, MachineConfig, tsc};
+
+/// The timer of vCPU 0's local APIC. Devices are numbered below; a board has fewer than this.
+const FIRST_LAPIC_TIMER: TimerId = TimerId(64);
+
+/// What the machine hands to the board.
+pub(crate) struct Parts<'a> {
+    pub console: Arc<Console>,
+    pub vsock: Option<Box<dyn VsockHost>>,
+    pub power: Arc<Power>,
+    pub signals: &'a [Arc<VcpuSignal>],
+}
+
+/// The board.
+pub struct MicroVm {
+    bus: Arc<BoardBus>,
+    timers: Arc<MachineTimers>,
+    console: Arc<Console>,
+    input: ConsoleInput,
+    boot: boot::Boot,
+}
+
+/// Where keystrokes for the guest's console go. Clones are the same console.
+#[derive(Clone)]
+pub struct ConsoleInput {
+    serial: Option<SerialInput>,
+    virtio: Option<virtio::ConsoleHandle>,
+}
+
+impl ConsoleInput {
+    /// Types `bytes`, waiting while the guest does not read a serial port; a virtio console's guest that does
+    /// not read loses what is beyond its 64 KiB. `false` once the machine has ended.
+    pub fn push(&self, bytes: &[u8]) -> bool {
+        match (&self.serial, &self.virtio) {
+            (Some(serial), _) => serial.push(bytes),
+            (None, Some(console)) => {
+                console.input(bytes);
+                true
+            }
+            (None, None) => false,
+        }
+    }
+
+    /// Tells a virtio console the size of the terminal; a serial port has no way to know.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        if let Some(console) = &self.virtio {
+            console.resize(columns, rows);
+        }
+    }
+
+    fn close(&self) {
+        if let Some(serial) = &self.serial {
+            serial.close();
+        }
+    }
+}
+
+impl MicroVm {
+    /// Makes memory and devices, and reads the kernel's files.
+    pub(crate) fn build(config: &MachineConfig, parts: Parts<'_>) -> Result<Self, Error> {
+        let ram = Arc::new(GuestRam::new(&layout::ram_ranges(config.memory_bytes))?);
+        let tsc_khz = tsc::host_tsc_khz();
+        let clock = Arc::new(MachineClock::new(tsc_khz));
+        let timers = Arc::new(MachineTimers::new(as_clock(&clock), FIRST_LAPIC_TIMER, parts.signals));
+        let apics = Arc::new(ApicBus::new(config.cpus, lapic_glue(config, &clock, &timers, parts.signals)));
+        let mut maker = Maker {
+            builder: BusBuilder::new(),
+            router: Arc::new(InterruptRouter::new(apics)),
+            ram: ram.clone(),
+            clock: clock.clone(),
+            power: parts.power.clone(),
+            slots: Vec::new(),
+        };
+        maker.add_chipset()?;
+        let input = maker.add_consoles(config.console, &parts.console)?;
+        maker.add_virtio(config, parts.vsock)?;
+        let Maker { builder, router, slots, .. } = maker;
+        let bus = Arc::new(BoardBus {
+            devices: builder.build(timers.clone()),
+            router,
+            kvm_clock: KvmClock::new(config.cpus),
+            ram,
+            clock,
+            power: parts.power,
+        });
+        if bus.devices.device_count() > FIRST_LAPIC_TIMER.0 {
+            return Err(Error::Config { field: "devices".to_owned(), reason: "more than 64".to_owned() });
+        }
+        let boot = boot::Boot::new(config, slots)?;
+        Ok(Self { bus, timers, console: parts.console, input, boot })
+    }
+
+    /// Guest memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.bus.ram
+    }
+
+    /// Frequency of the guest's TSC in kHz.
+    pub fn tsc_khz(&self) -> u32 {
+        self.bus.clock.tsc_khz()
+    }
+
+    /// Where keystrokes go.
+    pub fn console_input(&self) -> ConsoleInput {
+        self.input.clone()
+    }
+
+    /// Presses the power button.
+    pub fn power_button(&self) -> Arc<dyn Fn() + Send + Sync> {
+        Arc::new(|| {})
+    }
+}
+
+impl Expiry for MicroVm {
+    fn advance(&self, timer: TimerId, now: u64) {
+        if timer < FIRST_LAPIC_TIMER {
+            self.bus.devices.advance(timer, now);
+        } else {
+            self.bus.router.apics().advance(timer, now);
+        }
+    }
+}
+
+impl Board for MicroVm {
+    fn bus(&self) -> Arc<dyn engine::Bus> {
+        self.bus.clone()
+    }
+
+    fn timers(&self) -> &Arc<MachineTimers> {
+        &self.timers
+    }
+
+    fn take_events(&self, vcpu: u32) -> Events {
+        self.bus.router.apics().lapic(vcpu).take_events()
+    }
+
+    fn init_apic(&self, vcpu: u32) {
+        self.bus.router.apics().lapic(vcpu).init();
+    }
+
+    fn load(&self) -> Result<CpuState, Error> {
+        self.bus.devices.reset();
+        let apics = self.bus.router.apics();
+        apics.reset();
+        // There is no firmware to do it.
+        apics.lapics().iter().for_each(lapic::Lapic::set_up_virtual_wire);
+        self.bus.kvm_clock.reset();
+        self.boot.load(&self.bus.ram)
+    }
+
+    fn rest(&self) {
+        for (_, device) in self.bus.devices.devices() {
+            if let Some(queued) = devices::bus::lock(device).as_queued() {
+                queued.stop_queues();
+            }
+        }
+        self.timers.rest();
+        self.bus.clock.rest();
+    }
+
+    fn resume(&self) {
+        self.bus.clock.run();
+        self.bus.kvm_clock.after_rest(&self.bus.ram, &self.bus.clock);
+        self.timers.resume();
+        for (_, device) in self.bus.devices.devices() {
+            if let Some(queued) = devices::bus::lock(device).as_queued() {
+                queued.start_queues();
+            }
+        }
+    }
+
+    fn release(&self) {
+        self.console.release();
+        self.input.close();
+    }
+}
+
+fn lapic_glue(
+    config: &MachineConfig,
+    clock: &Arc<MachineClock>,
+    timers: &Arc<MachineTimers>,
+    signals: &[Arc<VcpuSignal>],
+) -> LapicGlue {
+    let tsc_khz = clock.tsc_khz();
+    let model = CpuModel::named(&config.cpu_model);
+    let context = CpuidContext { apic_id: 0, vcpu_count: config.cpus, tsc_khz, cr4: 0, xcr0: 1 };
+    let crystal_hz = model.as_ref().map_or(0, |model| model.cpuid(0x15, 0, &context).ecx);
+    LapicGlue {
+        clock: as_clock(clock),
+        tsc: Arc::new(HostTsc(tsc_khz)),
+        wake: Arc::new(Wake(signals.into())),
+        timers: timers.clone(),
+        first_timer: FIRST_LAPIC_TIMER,
+        timer_hz: if crystal_hz == 0 { lapic::DEFAULT_TIMER_HZ } else { crystal_hz.into() },
+        physical_bits: model.map_or(46, |model| model.physical_bits.into()),
+    }
+}
+
+/// Makes devices and puts them on the bus.
+struct Maker {
+    builder: BusBuilder,
+    router: Arc<InterruptRouter>,
+    ram: Arc<GuestRam>,
+    clock: Arc<MachineClock>,
+    power: Arc<Power>,
+    slots: Vec<MmioSlot>,
+}
+
+impl Maker {
+    fn line(&self, gsi: u32) -> IrqLine {
+        let controller: Arc<dyn InterruptController> = self.router.clone();
+        IrqLine::new(controller, gsi)
+    }
+
+    fn add_ports(&mut self, device: SharedDevice, ranges: &[(u16, u32)]) -> Result<(), Error> {
+        let id = self.builder.add(device)?;
+        for &(first, len) in ranges {
+            self.builder.claim_ports(id, first, len)?;
+        }
+        Ok(())
+    }
+
+    fn add_chipset(&mut self) -> Result<(), Error> {
+        let pic: Arc<Mutex<DualPic>> = self.router.pic().clone();
+        let pairs = [pic::port::MASTER_COMMAND, pic::port::SLAVE_COMMAND, pic::port::MASTER_ELCR];
+        self.add_ports(pic, &pairs.map(|first| (first, 2)))?;
+        let id = self.builder.add(self.router.ioapic().clone())?;
+        self.builder.claim_mmio(id, ioapic::DEFAULT_ADDRESS, ioapic::MMIO_SIZE)?;
+        let board_ports = Arc::new(Mutex::new(BoardPorts::new(self.power.clone())));
+        self.add_ports(board_ports, &[(ports::POST_PORT, 1), (ports::SYSTEM_CONTROL_A, 1)])
+    }
+
+    fn add_consoles(&mut self, which: ConsoleConfig, console: &Console) -> Result<ConsoleInput, Error> {
+        let mut input = ConsoleInput { serial: None, virtio: None };
+        if matches!(which, ConsoleConfig::Serial | ConsoleConfig::Both) {
+            let (line, clock) = (self.line(4), as_clock(&self.clock));
+            let uart = Uart16550::new("serial0", line, Box::new(console.sink()), clock);
+            let uart = Arc::new(Mutex::new(uart));
+            self.add_ports(uart.clone(), &[(uart16550::COM1, uart16550::PORTS)])?;
+            input.serial = Some(SerialInput::new(uart));
+        }
+        if matches!(which, ConsoleConfig::Virtio | ConsoleConfig::Both) {
+            let output: Box<dyn Write + Send> = Box::new(console.sink());
+            let (device, handle) = virtio::Console::new(output);
+            self.add_virtio_device("console0".to_owned(), Box::new(device))?;
+            input.virtio = Some(handle);
+        }
+        Ok(input)
+    }
+
+    fn add_virtio(&mut self, config: &MachineConfig, vsock: Option<Box<dyn VsockHost>>) -> Result<(), Error> {
+        for (index, disk) in config.disks.iter().enumerate() {
+            let access = if disk.read_only { disk::Access::ReadOnly } else { disk::Access::ReadWrite };
+            let opened = disk::open(&disk.path, disk::OpenOptions { access })?;
+            let block = virtio::Block::new(opened, &disk.serial);
+            self.add_virtio_device(format!("disk{index}"), Box::new(block))?;
+        }
+        for (index, port) in config.net.iter().enumerate() {
+            let name = format!("net{index}");
+            let card = virtio::Net::new(Box::new(net::Unplugged), port.mac)
+                .map_err(|source| Error::Device { name: name.clone(), source: source.into() })?;
+            self.add_virtio_device(name, Box::new(card))?;
+        }
+        if config.rng {
+            self.add_virtio_device("rng0".to_owned(), Box::new(virtio::Rng::new()))?;
+        }
+        if let Some(socket) = &config.vsock {
+            let host =
+                vsock.unwrap_or_else(|| Box::new(|_| Err(std::io::ErrorKind::ConnectionRefused.into())));
+            let (device, _) = virtio::Vsock::new(socket.guest_cid.into(), host)
+                .map_err(|source| Error::Device { name: "vsock0".to_owned(), source: source.into() })?;
+            self.add_virtio_device("vsock0".to_owned(), Box::new(device))?;
+        }
+        Ok(())
+    }
+
+    fn add_virtio_device(&mut self, name: String, device: Box<dyn VirtioDevice>) -> Result<(), Error> {
+        let Some(slot) = layout::virtio_slot(self.slots.len()) else {
+            let reason = format!("more than {} virtio devices", layout::MAX_VIRTIO);
+            return Err(Error::Config { field: name, reason });
+        };
+        let transport = MmioTransport::new(name, device, self.ram.clone(), self.line(slot.gsi));
+        let id = self.builder.add(Arc::new(Mutex::new(transport)))?;
+        self.builder.claim_mmio(id, slot.gpa, slot.size)?;
+        self.slots.push(slot);
+        Ok(())
+    }
+}

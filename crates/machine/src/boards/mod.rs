@@ -1,0 +1,39 @@
+//! Boards: which devices a machine is made of, where they sit, and how it starts.
+
+pub mod boot;
+pub mod bus;
+pub mod layout;
+pub mod microvm;
+pub mod mptable;
+
+use std::sync::Arc;
+
+use arch::x86::CpuState;
+use devices::chipset::lapic::Events;
+
+use crate::Error;
+use crate::timers::{Expiry, MachineTimers};
+
+/// What the machine and its vCPU threads need of a board. `rest`, `resume` and `load` are called while every
+/// vCPU is stopped.
+pub trait Board: Expiry {
+    /// What engines call.
+    fn bus(&self) -> Arc<dyn engine::Bus>;
+    /// All deadlines.
+    fn timers(&self) -> &Arc<MachineTimers>;
+    /// INIT, start-up and NMI requests for `vcpu` since the last call. The vCPU's thread only.
+    fn take_events(&self, vcpu: u32) -> Events;
+    /// Returns the local APIC of `vcpu` to its state after INIT. The vCPU's thread only.
+    fn init_apic(&self, vcpu: u32);
+    /// Resets every device, puts the kernel into memory, and returns the state the first vCPU starts in.
+    ///
+    /// # Errors
+    /// [`Error::Load`] and [`Error::Memory`].
+    fn load(&self) -> Result<CpuState, Error>;
+    /// Stops the clock and everything that works on its own.
+    fn rest(&self);
+    /// Lets it go on.
+    fn resume(&self);
+    /// Lets nobody wait for anything outside of the machine any more: it is ending.
+    fn release(&self);
+}
