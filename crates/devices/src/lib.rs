@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod chipset;
 pub mod device;
 pub mod irq;
+pub mod serial;
 pub mod timer;
 pub mod virtio;
 

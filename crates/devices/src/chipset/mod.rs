@@ -1,0 +1,18 @@
+//! The chips of a PC's board.
+//!
+//! Reading order: [`router`] (how the interrupt chips are joined), [`pic`], [`ioapic`], [`lapic`] and
+//! [`apic_bus`]; then the clocks [`pit`] and [`rtc`]; then [`pm`], [`i8042`] and [`ports`].
+
+pub mod apic_bus;
+pub mod ioapic;
+pub mod lapic;
+pub mod pic;
+pub mod ports;
+pub mod router;
+
+pub use apic_bus::ApicBus;
+pub use ioapic::IoApic;
+pub use lapic::{Lapic, LapicGlue};
+pub use pic::DualPic;
+pub use ports::BoardPorts;
+pub use router::InterruptRouter;
