@@ -1,10 +1,15 @@
-//! The one owner of executable memory: a fixed area that is either writable or executable, never both.
+//! The one owner of executable memory: a fixed area that no address is both writable and executable in.
 //!
-//! An area belongs to one vCPU, so nobody runs in it while it is writable. It is filled from the front and
-//! emptied as a whole; the first bytes, the prologue, hold what all thunks share.
+//! The area is a file in memory, mapped twice: writable for us and executable for the guest's thread. Changing
+//! protection instead would flush the TLBs of all vCPUs at each new thunk (measured: 50 us against 5); it is the
+//! fallback where the host has no such files.
+//!
+//! An area belongs to one vCPU, so nobody runs in it while it changes. It is filled from the front and emptied
+//! as a whole; the first bytes, the prologue, hold what all thunks share.
 // UNSAFETY: maps memory, fills it with code and calls into it.
 
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use arch::x86::CpuState;
@@ -16,27 +21,68 @@ type Entry = unsafe extern "sysv64" fn(state: *mut CpuState, memory: *mut u8) ->
 /// Executable memory of fixed size.
 #[derive(Debug)]
 pub(super) struct CodeArea {
+    /// Where it is executed.
     base: NonNull<u8>,
+    /// Where it is written; `None` if that is `base`, once made writable.
+    alias: Option<NonNull<u8>>,
     len: usize,
     used: usize,
     shared: usize,
+    /// Whether code has been thrown away: what is pushed from then on may take the place of code that ran.
+    reused: bool,
 }
 
-// SAFETY: the mapping belongs to this value alone and does not depend on a thread.
+// SAFETY: the mappings belong to this value alone and do not depend on a thread.
 unsafe impl Send for CodeArea {}
+
+/// A fresh mapping of `len` bytes, of `file` or of anonymous memory.
+fn map(len: usize, protection: libc::c_int, file: Option<&OwnedFd>) -> io::Result<NonNull<u8>> {
+    let (flags, descriptor) = match file {
+        Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
+        None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+    };
+    // SAFETY: a mapping at an address the kernel picks touches nothing that exists.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, descriptor, 0) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(NonNull::new(base.cast()).expect("mmap never returns null"))
+}
+
+/// A file of `len` zero bytes that exists in memory only.
+fn memory_file(len: usize) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string; the descriptor, if there is one, is ours alone.
+    let file = unsafe {
+        let descriptor = libc::memfd_create(c"strata-code".as_ptr(), libc::MFD_CLOEXEC);
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(descriptor)
+    };
+    // SAFETY: an own descriptor.
+    match unsafe { libc::ftruncate(file.as_raw_fd(), len as libc::off_t) } {
+        0 => Ok(file),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
 
 impl CodeArea {
     /// Maps `len` bytes; they cost host memory only as they are used.
     pub(super) fn new(len: usize) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_EXEC;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a fresh mapping at an address the kernel picks touches nothing that exists.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast()).expect("mmap never returns null");
-        Ok(Self { base, len, used: 0, shared: 0 })
+        Self::mapped_twice(len).or_else(|_| Self::mapped_once(len))
+    }
+
+    fn mapped_twice(len: usize) -> io::Result<Self> {
+        let file = memory_file(len)?;
+        let base = map(len, libc::PROT_READ | libc::PROT_EXEC, Some(&file))?;
+        let mut area = Self { base, alias: None, len, used: 0, shared: 0, reused: false };
+        area.alias = Some(map(len, libc::PROT_READ | libc::PROT_WRITE, Some(&file))?);
+        Ok(area)
+    }
+
+    fn mapped_once(len: usize) -> io::Result<Self> {
+        let base = map(len, libc::PROT_READ | libc::PROT_EXEC, None)?;
+        Ok(Self { base, alias: None, len, used: 0, shared: 0, reused: false })
     }
 
     /// Host address at which the next [`Self::push`] puts its code.
@@ -62,15 +108,29 @@ impl CodeArea {
         if code.len() > self.len - self.used {
             return Ok(None);
         }
-        self.protect(libc::PROT_READ | libc::PROT_WRITE)?;
-        // SAFETY: `used + code.len() <= len`, the area is writable now, and `code` is not part of it.
-        unsafe {
-            self.base.as_ptr().add(self.used).copy_from_nonoverlapping(code.as_ptr(), code.len());
+        match self.alias {
+            Some(alias) => self.copy_to(alias, code),
+            None => {
+                self.protect(libc::PROT_READ | libc::PROT_WRITE)?;
+                self.copy_to(self.base, code);
+                self.protect(libc::PROT_READ | libc::PROT_EXEC)?;
+            }
         }
-        self.protect(libc::PROT_READ | libc::PROT_EXEC)?;
+        if self.reused {
+            // Code changed through another address needs a serialising instruction (SDM vol. 3 section 9.1.3).
+            std::arch::x86_64::__cpuid(0);
+        }
         let offset = self.used as u32;
         self.used = (self.used + code.len()).next_multiple_of(16).min(self.len);
         Ok(Some(offset))
+    }
+
+    /// Puts `code`, which fits, at the end of what is used; `writable` is the area where it can be written now.
+    fn copy_to(&mut self, writable: NonNull<u8>, code: &[u8]) {
+        // SAFETY: `push` has seen that `used + code.len() <= len`, and `code` is not part of the area.
+        unsafe {
+            writable.as_ptr().add(self.used).copy_from_nonoverlapping(code.as_ptr(), code.len());
+        }
     }
 
     /// Makes everything pushed so far the prologue, which [`Self::clear`] keeps.
@@ -81,6 +141,7 @@ impl CodeArea {
     /// Forgets all code but the prologue.
     pub(super) fn clear(&mut self) {
         self.used = self.shared;
+        self.reused = true;
     }
 
     fn protect(&mut self, protection: libc::c_int) -> io::Result<()> {
@@ -109,7 +170,30 @@ impl CodeArea {
 
 impl Drop for CodeArea {
     fn drop(&mut self) {
-        // SAFETY: the mapping belongs to this value, and nothing runs in it while it is being dropped.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+        for base in [Some(self.base), self.alias].into_iter().flatten() {
+            // SAFETY: the mapping belongs to this value, and nothing runs in it while it is being dropped.
+            unsafe { libc::munmap(base.as_ptr().cast(), self.len) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_area_run_what_is_pushed_and_refuse_what_does_not_fit() {
+        for mut area in [CodeArea::mapped_twice(4096).unwrap(), CodeArea::mapped_once(4096).unwrap()] {
+            let mut state = CpuState::power_up();
+            for value in 1..3u8 {
+                let offset = area.push(&[0xb8, value, 0, 0, 0, 0xc3]).unwrap().unwrap(); // mov eax, value; ret
+                // SAFETY: the code just pushed, which touches nothing.
+                let result = unsafe { area.enter(offset, &mut state, std::ptr::null_mut()) };
+                assert_eq!(result, u64::from(value));
+            }
+            assert_eq!(area.push(&[0; 4096]).unwrap(), None);
+            area.clear();
+            assert_eq!(area.push(&[0; 4096]).unwrap(), Some(0));
+        }
     }
 }
