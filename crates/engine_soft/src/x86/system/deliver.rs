@@ -51,6 +51,12 @@ pub(crate) struct Shutdown {
     pub reason: String,
 }
 
+impl std::fmt::Display for Shutdown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
 /// Serial faults (benign after benign) before we call it a loop no hardware leaves either.
 const MAX_SERIAL_FAULTS: u32 = 16;
 
