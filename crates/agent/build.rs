@@ -63,7 +63,7 @@ fn main() {
 fn inner_build(target_dir: &Path) -> Command {
     let cargo = env::var_os("CARGO").expect("cargo sets CARGO for build scripts");
     let mut command = Command::new(cargo);
-    command.args(["build", "--release", "--locked", "--offline", "--quiet"]);
+    command.args(["build", "--release", "--offline", "--quiet"]);
     command.args(["--package", "agent", "--bin", "agent", "--target", TARGET]);
     command.arg("--target-dir").arg(target_dir);
     for (name, _) in env::vars_os() {
