@@ -128,7 +128,6 @@ pub(crate) fn deliver(core: &mut dyn Core, event: Event) -> Result<(), Shutdown>
         match inject(core, &delivery) {
             Ok(()) => {
                 finish(core.state_mut(), &event);
-                core.mode_changed();
                 return Ok(());
             }
             Err(second) => event = escalate(core.state_mut(), event, second)?,
