@@ -49,13 +49,19 @@ const TABLE: &[(CpuidFeature, Option<Feature>)] = &[
     (CpuidFeature::ADX, Some(Feature::Adx)),
     (CpuidFeature::RDRAND, Some(Feature::Rdrand)),
     (CpuidFeature::RDSEED, Some(Feature::Rdseed)),
-    (CpuidFeature::PREFETCHW, Some(Feature::Prefetchw)),
     (CpuidFeature::CLFLUSHOPT, Some(Feature::Clflushopt)),
     (CpuidFeature::CLWB, Some(Feature::Clwb)),
 ];
 
 /// Hints that older processors execute as NOP, so that they need no feature at all.
-const NOP_WITHOUT: &[CpuidFeature] = &[CpuidFeature::CET_IBT, CpuidFeature::CET_SS, CpuidFeature::CLDEMOTE];
+const NOP_WITHOUT: &[CpuidFeature] = &[
+    CpuidFeature::CET_IBT,
+    CpuidFeature::CET_SS,
+    CpuidFeature::CLDEMOTE,
+    CpuidFeature::PREFETCHITI,
+    CpuidFeature::PREFETCHW,
+    CpuidFeature::PREFETCHWT1,
+];
 
 /// Features that need the operating system to save the YMM registers.
 const NEEDS_AVX: FeatureSet = FeatureSet::of(&[
@@ -97,8 +103,8 @@ impl Features {
         TABLE.iter().position(|row| row.0 == feature).is_some_and(|i| self.offered >> i & 1 != 0)
     }
 
-    /// Whether guest and host both have all that `code` needs.
-    pub(super) fn allow(&self, code: Code) -> Result<(), Lack> {
+    /// Whether the guest has all that `code` needs, and, if it is to be `run_on_host`, the host too.
+    pub(super) fn allow(&self, code: Code, run_on_host: bool) -> Result<(), Lack> {
         for feature in code.cpuid_features() {
             if NOP_WITHOUT.contains(feature) {
                 continue;
@@ -107,7 +113,7 @@ impl Features {
             if self.offered >> row & 1 == 0 {
                 return Err(Lack::NotOffered);
             }
-            if self.on_host >> row & 1 == 0 {
+            if run_on_host && self.on_host >> row & 1 == 0 {
                 return Err(Lack::NotOnHost);
             }
         }

@@ -135,13 +135,14 @@ impl Form {
     /// # Errors
     /// [`Unsupported`] if the guest may not use it, the host cannot run it, or it is on no list.
     pub(super) fn of(instruction: &Instruction, bits: u32, features: &Features) -> Result<Self, Unsupported> {
-        features.allow(instruction.code()).map_err(|lack| match lack {
+        let builtin = builtin(instruction, bits);
+        features.allow(instruction.code(), builtin.is_none()).map_err(|lack| match lack {
             Lack::NotOffered => Unsupported::NotOffered,
             Lack::NotOnHost => Unsupported::NotOnHost,
         })?;
         if instruction.flow_control() != FlowControl::Next
             || instruction.is_privileged()
-            || instruction.is_stack_instruction() && !is_x87(instruction)
+            || instruction.is_stack_instruction()
             || instruction.is_string_instruction()
         {
             return Err(Unsupported::NotHere);
@@ -150,7 +151,6 @@ impl Form {
         if matches!(class, Class::Integer | Class::VexInteger) && !is_plain_integer(instruction) {
             return Err(Unsupported::NotHere);
         }
-        let builtin = builtin(instruction, bits);
         if builtin.is_none()
             && (instruction.is_vsib() || instruction.rflags_modified() & !FLAGS & !X87_FLAGS != 0)
         {
@@ -288,6 +288,9 @@ fn builtin(instruction: &Instruction, bits: u32) -> Option<Builtin> {
             | Mnemonic::Cldemote
             | Mnemonic::Prefetch
             | Mnemonic::Prefetchw
+            | Mnemonic::Prefetchwt1
+            | Mnemonic::Prefetchit0
+            | Mnemonic::Prefetchit1
             | Mnemonic::Prefetcht0
             | Mnemonic::Prefetcht1
             | Mnemonic::Prefetcht2

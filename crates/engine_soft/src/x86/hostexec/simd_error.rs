@@ -29,6 +29,7 @@ struct Window {
 
 thread_local! {
     static WINDOW: Cell<Window> = const { Cell::new(Window { start: 0, end: 0, exit: 0, mxcsr: 0 }) };
+    static UNBLOCKED: Cell<bool> = const { Cell::new(false) };
 }
 
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
@@ -48,30 +49,27 @@ pub(super) unsafe fn enter(
     PREVIOUS.get_or_init(install);
     let window = Window { start: area.address(0), end: area.end(), exit: area.address(exit), mxcsr: 0 };
     WINDOW.set(window);
-    let blocked = unblock();
+    unblock();
     compiler_fence(Ordering::SeqCst);
     // SAFETY: the caller's promise.
     let stopped = unsafe { area.enter(offset, state, memory) } != 0;
     compiler_fence(Ordering::SeqCst);
-    if let Some(mask) = blocked {
-        // SAFETY: restores this thread's own mask.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &mask, std::ptr::null_mut()) };
-    }
     let mxcsr = WINDOW.get().mxcsr;
     WINDOW.set(Window { start: 0, end: 0, exit: 0, mxcsr: 0 });
     if stopped { Err(mxcsr) } else { Ok(()) }
 }
 
-/// Lets SIGFPE through on this thread: blocked, it would end the process. Returns the mask to go back to.
-fn unblock() -> Option<libc::sigset_t> {
-    // SAFETY: the sets are local and made valid by sigemptyset; the calls concern this thread only.
+/// Lets SIGFPE through on this thread, once and for good: blocked, it would end the process.
+fn unblock() {
+    if UNBLOCKED.replace(true) {
+        return;
+    }
+    // SAFETY: the set is local and made valid by sigemptyset; the call concerns this thread only.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
-        let mut before: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
         libc::sigaddset(&mut set, libc::SIGFPE);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, &mut before);
-        (libc::sigismember(&before, libc::SIGFPE) == 1).then_some(before)
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
     }
 }
 
