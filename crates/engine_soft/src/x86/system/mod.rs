@@ -15,39 +15,25 @@
 //! Source: SDM vol. 2 (instruction pages) and vol. 3 ch. 2, 4-9, 18, 22; where AMD differs we follow Intel.
 //! Absent: VMX, SMM, CET, performance counters, branch trace (DEBUGCTL.BTF is accepted and has no effect).
 
-mod cache;
-mod control;
-mod debug;
-mod deliver;
+pub(crate) mod cache;
+pub(crate) mod control;
+pub(crate) mod debug;
+pub(crate) mod deliver;
 mod descriptor;
-mod far;
-mod flags;
-mod info;
-mod iret;
-mod msr;
+pub(crate) mod far;
+pub(crate) mod flags;
+pub(crate) mod info;
+pub(crate) mod iret;
+pub(crate) mod msr;
 mod mtrr;
-mod ports;
-mod segments;
+pub(crate) mod ports;
+pub(crate) mod segments;
 mod stack;
-mod syscall;
+pub(crate) mod syscall;
 mod task;
 #[cfg(test)]
 mod tests;
-mod xsave;
-
-pub(crate) use cache::*;
-pub(crate) use control::*;
-pub(crate) use debug::*;
-pub(crate) use deliver::*;
-pub(crate) use far::*;
-pub(crate) use flags::*;
-pub(crate) use info::*;
-pub(crate) use iret::*;
-pub(crate) use msr::*;
-pub(crate) use ports::*;
-pub(crate) use segments::*;
-pub(crate) use syscall::*;
-pub(crate) use xsave::*;
+pub(crate) mod xsave;
 
 use arch::x86::cpuid::{CpuModel, CpuidContext};
 use arch::x86::{CpuState, Exception, Gpr};

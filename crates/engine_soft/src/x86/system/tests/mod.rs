@@ -16,6 +16,19 @@ use arch::x86::{
 };
 use engine::{Bus, BusResult, MsrResult};
 
+use super::cache::*;
+use super::control::*;
+use super::debug::*;
+use super::deliver::*;
+use super::far::*;
+use super::flags::*;
+use super::info::*;
+use super::iret::*;
+use super::msr::*;
+use super::ports::*;
+use super::segments::*;
+use super::syscall::*;
+use super::xsave::*;
 use super::*;
 
 const MEMORY: usize = 0x10_0000;
