@@ -28,6 +28,8 @@ mod root;
 mod squashfs;
 mod store;
 mod tar;
+#[cfg(test)]
+mod testing;
 
 pub use archive::SaveFormat;
 pub use bootstrap::Bootstrap;

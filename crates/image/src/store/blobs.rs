@@ -120,8 +120,10 @@ impl BlobWriter {
         let (mut buffer, digest, size) = out.finish();
         buffer.flush().map_err(Error::file("write", temp.path()))?;
         let path = store.blob_path(&digest);
-        // An equal blob that is whole stays; one of another length is broken and is replaced.
-        if !fs::metadata(&path).is_ok_and(|meta| meta.len() == size) {
+        // An equal blob that is whole stays: somebody may hold it. A broken one is mended.
+        let whole = fs::metadata(&path).is_ok_and(|meta| meta.len() == size)
+            && store.open_blob(&digest, Some(size)).and_then(BlobReader::finish).is_ok();
+        if !whole {
             temp.publish(&path)?;
         }
         Ok((digest, size))

@@ -14,6 +14,8 @@
 mod blobs;
 mod gc;
 mod index;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, DirBuilder};
 use std::io;

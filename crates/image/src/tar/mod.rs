@@ -10,6 +10,8 @@ mod pax;
 mod reader;
 mod sparse;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod writer;
 
