@@ -2,6 +2,7 @@
 //! of its own: unmasked errors, pointers, scattered memory.
 // UNSAFETY: runs thunks on buffers of the tests.
 
+mod bounds;
 mod cases;
 mod memory;
 mod native;
