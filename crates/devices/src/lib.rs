@@ -6,6 +6,7 @@
 //! decoding), then the device classes: `chipset`, `serial`, `virtio`, `acpi`.
 #![forbid(unsafe_code)]
 
+pub mod acpi;
 pub mod bus;
 pub mod chipset;
 pub mod device;

@@ -4,15 +4,23 @@
 //! [`apic_bus`]; then the clocks [`pit`] and [`rtc`]; then [`pm`], [`i8042`] and [`ports`].
 
 pub mod apic_bus;
+pub mod i8042;
 pub mod ioapic;
 pub mod lapic;
 pub mod pic;
+pub mod pit;
+pub mod pm;
 pub mod ports;
 pub mod router;
+pub mod rtc;
 
 pub use apic_bus::ApicBus;
+pub use i8042::I8042;
 pub use ioapic::IoApic;
 pub use lapic::{Lapic, LapicGlue};
 pub use pic::DualPic;
+pub use pit::Pit;
+pub use pm::PowerManagement;
 pub use ports::BoardPorts;
 pub use router::InterruptRouter;
+pub use rtc::Rtc;
