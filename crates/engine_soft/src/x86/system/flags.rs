@@ -175,11 +175,3 @@ fn require_monitor(core: &dyn Core, allowed_extensions: u32) -> Result<(), Excep
     let extensions = state.gpr[Gpr::Rcx as usize] as u32;
     if extensions & !allowed_extensions != 0 { Err(Exception::GP0) } else { Ok(()) }
 }
-
-/// BOUND: #BR unless `lower <= index <= upper`.
-pub(crate) const fn bound(index: i64, lower: i64, upper: i64) -> Result<(), Exception> {
-    if index < lower || index > upper {
-        return Err(Exception::new(arch::x86::Vector::BoundRange));
-    }
-    Ok(())
-}

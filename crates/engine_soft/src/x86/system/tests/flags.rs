@@ -112,10 +112,3 @@ fn hlt_needs_level_zero_and_monitor_is_not_there() {
     refused(&mut core, Exception::UD, |c| mwait(c));
     refused(&mut TestCore::long(3), Exception::GP0, |c| hlt(c));
 }
-
-#[test]
-fn bound_compares_signed() {
-    assert_eq!(bound(-1, -1, 5), Ok(()));
-    assert_eq!(bound(6, -1, 5), Err(Exception::new(Vector::BoundRange)));
-    assert_eq!(bound(-2, -1, 5), Err(Exception::new(Vector::BoundRange)));
-}
