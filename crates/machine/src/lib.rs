@@ -16,9 +16,12 @@ pub mod event;
 pub mod kvmclock;
 pub mod loader;
 pub mod machine;
+#[cfg(test)]
+mod testing;
 pub mod timers;
 pub mod tsc;
 pub mod vcpu;
+pub mod workload;
 
 pub use config::MachineConfig;
 pub use error::Error;

@@ -210,7 +210,15 @@ impl Thread {
 
     fn run_once(&mut self) -> Mode {
         // Cleared before looking, so that what is told from now on makes `run` return again.
-        if self.signal.take(Request::KICK) {
+        let kicked = self.signal.take(Request::KICK);
+        if self.board.is_stopping() {
+            // The instruction that asked for a reset is the last one; the machine is about to say so.
+            return match self.inbox.recv() {
+                Ok(command) => self.obey(command, Mode::Running),
+                Err(_) => Mode::Over,
+            };
+        }
+        if kicked {
             match self.inbox.try_recv() {
                 Ok(command) => {
                     // There may be more behind it.

@@ -6,11 +6,14 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use arch::x86::CpuState;
+use devices::acpi::{self, AcpiConfig, AcpiTables, Presence, SerialPort, Trigger, VirtioMmio};
+use devices::chipset::ioapic;
+use devices::serial::uart16550;
 use devices::virtio::MmioSlot;
 use memory::GuestRam;
 
 use super::{layout, mptable};
-use crate::config::{Acpi, Protocol, Source};
+use crate::config::{Acpi, ConsoleConfig, Protocol, Source};
 use crate::loader::elf::{Elf, ZeroFill};
 use crate::loader::{self, initrd, linux64, pvh};
 use crate::{Error, MachineConfig};
@@ -34,8 +37,8 @@ pub struct Boot {
 
 /// How devices are described.
 enum Tables {
-    /// ACPI tables at [`layout::ACPI_TABLES`], the RSDP first.
-    Acpi(Vec<u8>),
+    /// ACPI tables.
+    Acpi(AcpiTables),
     /// An MP table at [`layout::MP_TABLE`].
     Mp(Vec<u8>),
 }
@@ -59,7 +62,7 @@ impl Boot {
         };
         let mut cmdline = config.boot.cmdline.trim().to_owned();
         let tables = if acpi {
-            Tables::Acpi(Vec::new())
+            Tables::Acpi(acpi_tables(config, &slots)?)
         } else {
             for slot in &slots {
                 cmdline.push(' ');
@@ -103,9 +106,11 @@ impl Boot {
         elf.load(ram, zero).map_err(kernel)?;
         let initrd = self.load_initrd(ram, end)?;
         let rsdp = match &self.tables {
-            Tables::Acpi(bytes) => {
-                ram.write(layout::ACPI_TABLES, bytes)?;
-                layout::ACPI_TABLES
+            Tables::Acpi(tables) => {
+                for (gpa, bytes) in &tables.blobs {
+                    ram.write(*gpa, bytes)?;
+                }
+                tables.rsdp_gpa
             }
             Tables::Mp(bytes) => {
                 ram.write(layout::MP_TABLE, bytes)?;
@@ -166,6 +171,28 @@ impl Boot {
         linux64::write(ram, &layout::LINUX_PLACES, &params)?;
         Ok(linux64::entry_state(elf.entry(), &layout::LINUX_PLACES))
     }
+}
+
+fn acpi_tables(config: &MachineConfig, slots: &[MmioSlot]) -> Result<AcpiTables, Error> {
+    let serial = SerialPort { port: uart16550::COM1, gsi: 4 };
+    let has_serial = config.console != ConsoleConfig::Virtio;
+    let virtio = slots.iter().map(|slot| VirtioMmio {
+        gpa: slot.gpa as u32, // the window is below 4 GiB
+        len: slot.size as u32,
+        gsi: slot.gsi,
+        trigger: Trigger::Level,
+    });
+    let board = AcpiConfig {
+        gpa: layout::ACPI_TABLES,
+        len: layout::ONE_MIB - layout::ACPI_TABLES,
+        vcpu_count: config.cpus,
+        lapic_gpa: layout::LAPIC,
+        ioapic_gpa: ioapic::DEFAULT_ADDRESS as u32,
+        keyboard: Presence::Absent,
+        serial: if has_serial { vec![serial] } else { Vec::new() },
+        virtio: virtio.collect(),
+    };
+    acpi::build(&board).map_err(|source| Error::Device { name: "acpi".to_owned(), source: Box::new(source) })
 }
 
 fn name(source: &Source, otherwise: &str) -> String {

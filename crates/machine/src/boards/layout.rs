@@ -31,6 +31,8 @@ pub const MP_TABLE: u64 = 0x9_fc00;
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// End of the BIOS area.
 pub const ONE_MIB: u64 = 0x10_0000;
+/// Local APICs.
+pub const LAPIC: u32 = 0xfee0_0000;
 /// First virtio-mmio device.
 const VIRTIO_MMIO: u64 = 0xd000_0000;
 

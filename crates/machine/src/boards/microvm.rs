@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex};
 use arch::x86::CpuState;
 use arch::x86::cpuid::{CpuModel, CpuidContext};
 use devices::chipset::lapic::{self, Events, LapicGlue};
-use devices::chipset::{ApicBus, BoardPorts, DualPic, InterruptRouter, ioapic, pic, ports};
+use devices::chipset::{
+    ApicBus, BoardPorts, DualPic, I8042, InterruptRouter, Pit, PowerManagement, Rtc, i8042, ioapic, pic, pit,
+    pm, ports, rtc,
+};
 use devices::serial::{SerialInput, Uart16550, uart16550};
 use devices::virtio::{self, MmioSlot, MmioTransport, VirtioDevice, VsockHost};
-use devices::{BusBuilder, InterruptController, IrqLine, SharedDevice, TimerId};
+use devices::{BusBuilder, DeviceId, InterruptController, IrqLine, SharedDevice, TimerId};
 use engine::VcpuSignal;
 use memory::GuestRam;
 
@@ -41,6 +44,7 @@ pub struct MicroVm {
     timers: Arc<MachineTimers>,
     console: Arc<Console>,
     input: ConsoleInput,
+    pm: (Arc<Mutex<PowerManagement>>, DeviceId),
     boot: boot::Boot,
 }
 
@@ -95,7 +99,8 @@ impl MicroVm {
             power: parts.power.clone(),
             slots: Vec::new(),
         };
-        maker.add_chipset()?;
+        maker.add_interrupt_chips()?;
+        let pm = maker.add_chipset()?;
         let input = maker.add_consoles(config.console, &parts.console)?;
         maker.add_virtio(config, parts.vsock)?;
         let Maker { builder, router, slots, .. } = maker;
@@ -111,7 +116,7 @@ impl MicroVm {
             return Err(Error::Config { field: "devices".to_owned(), reason: "more than 64".to_owned() });
         }
         let boot = boot::Boot::new(config, slots)?;
-        Ok(Self { bus, timers, console: parts.console, input, boot })
+        Ok(Self { bus, timers, console: parts.console, input, pm, boot })
     }
 
     /// Guest memory.
@@ -131,7 +136,11 @@ impl MicroVm {
 
     /// Presses the power button.
     pub fn power_button(&self) -> Arc<dyn Fn() + Send + Sync> {
-        Arc::new(|| {})
+        let (bus, pm) = (self.bus.clone(), self.pm.clone());
+        Arc::new(move || {
+            devices::bus::lock(&pm.0).press_power_button();
+            bus.devices.deadline_changed(pm.1);
+        })
     }
 }
 
@@ -193,6 +202,10 @@ impl Board for MicroVm {
         }
     }
 
+    fn is_stopping(&self) -> bool {
+        self.bus.power.is_requested()
+    }
+
     fn release(&self) {
         self.console.release();
         self.input.close();
@@ -236,22 +249,38 @@ impl Maker {
         IrqLine::new(controller, gsi)
     }
 
-    fn add_ports(&mut self, device: SharedDevice, ranges: &[(u16, u32)]) -> Result<(), Error> {
+    fn add_ports(&mut self, device: SharedDevice, ranges: &[(u16, u32)]) -> Result<DeviceId, Error> {
         let id = self.builder.add(device)?;
         for &(first, len) in ranges {
             self.builder.claim_ports(id, first, len)?;
         }
+        Ok(id)
+    }
+
+    fn add_interrupt_chips(&mut self) -> Result<(), Error> {
+        let chip: Arc<Mutex<DualPic>> = self.router.pic().clone();
+        let pairs = [pic::port::MASTER_COMMAND, pic::port::SLAVE_COMMAND, pic::port::MASTER_ELCR];
+        self.add_ports(chip, &pairs.map(|first| (first, 2)))?;
+        let id = self.builder.add(self.router.ioapic().clone())?;
+        self.builder.claim_mmio(id, ioapic::DEFAULT_ADDRESS, ioapic::MMIO_SIZE)?;
         Ok(())
     }
 
-    fn add_chipset(&mut self) -> Result<(), Error> {
-        let pic: Arc<Mutex<DualPic>> = self.router.pic().clone();
-        let pairs = [pic::port::MASTER_COMMAND, pic::port::SLAVE_COMMAND, pic::port::MASTER_ELCR];
-        self.add_ports(pic, &pairs.map(|first| (first, 2)))?;
-        let id = self.builder.add(self.router.ioapic().clone())?;
-        self.builder.claim_mmio(id, ioapic::DEFAULT_ADDRESS, ioapic::MMIO_SIZE)?;
+    fn add_chipset(&mut self) -> Result<(Arc<Mutex<PowerManagement>>, DeviceId), Error> {
+        let clock = || as_clock(&self.clock);
+        let timer = Arc::new(Mutex::new(Pit::new(clock(), self.line(0))));
+        let clock_chip = Arc::new(Mutex::new(Rtc::new(clock(), self.line(8))));
+        let keyboard = Arc::new(Mutex::new(I8042::new(self.line(1), self.power.clone())));
         let board_ports = Arc::new(Mutex::new(BoardPorts::new(self.power.clone())));
-        self.add_ports(board_ports, &[(ports::POST_PORT, 1), (ports::SYSTEM_CONTROL_A, 1)])
+        let management = PowerManagement::new(clock(), self.line(pm::SCI), self.power.clone());
+        let management = Arc::new(Mutex::new(management));
+        self.add_ports(timer, &[(pit::PORT, pit::PORTS), (pit::SYSTEM_CONTROL_B, 1)])?;
+        self.add_ports(clock_chip, &[(rtc::PORT, rtc::PORTS)])?;
+        self.add_ports(keyboard, &[(i8042::DATA, 1), (i8042::COMMAND, 1)])?;
+        self.add_ports(board_ports, &[(ports::POST_PORT, 1), (ports::SYSTEM_CONTROL_A, 1)])?;
+        let ranges = [(pm::PORT, pm::PORTS), (pm::RESET_BLOCK, pm::RESET_LEN)];
+        let id = self.add_ports(management.clone(), &ranges)?;
+        Ok((management, id))
     }
 
     fn add_consoles(&mut self, which: ConsoleConfig, console: &Console) -> Result<ConsoleInput, Error> {

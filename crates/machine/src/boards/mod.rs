@@ -34,6 +34,8 @@ pub trait Board: Expiry {
     fn rest(&self);
     /// Lets it go on.
     fn resume(&self);
+    /// Whether a reset or power-off was asked for and not yet carried out: no vCPU is to go on until told.
+    fn is_stopping(&self) -> bool;
     /// Lets nobody wait for anything outside of the machine any more: it is ending.
     fn release(&self);
 }

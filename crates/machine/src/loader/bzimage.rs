@@ -9,6 +9,7 @@ use super::{Error, printable};
 /// Offsets in the image, named as in `boot.rst`.
 mod field {
     pub const SETUP_SECTS: usize = 0x1f1;
+    pub const SYSSIZE: usize = 0x1f4;
     pub const BOOT_FLAG: usize = 0x1fe;
     pub const HEADER: usize = 0x202;
     pub const VERSION: usize = 0x206;
@@ -28,6 +29,8 @@ const SECTOR: usize = 512;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setup {
     setup_sectors: usize,
+    /// Bytes of all that follows the setup sectors.
+    system_bytes: u64,
     kernel_version: u16,
     payload_offset: u32,
     payload_length: u32,
@@ -62,6 +65,7 @@ impl Setup {
                 0 => 4, // "for backwards compatibility"
                 count => usize::from(count),
             },
+            system_bytes: u64::from(u32_at(field::SYSSIZE)) * 16,
             kernel_version: u16_at(field::KERNEL_VERSION),
             payload_offset: u32_at(field::PAYLOAD_OFFSET),
             payload_length: u32_at(field::PAYLOAD_LENGTH),
@@ -82,9 +86,14 @@ impl Setup {
         if self.payload_length == 0 {
             return Err(Error::Header { field: "payload_length", reason: "zero".to_owned() });
         }
-        let start = ((self.setup_sectors + 1) * SECTOR) as u64 + u64::from(self.payload_offset);
+        let system = ((self.setup_sectors + 1) * SECTOR) as u64;
+        let (len, system_end) = (image.len() as u64, system + self.system_bytes);
+        if system_end > len {
+            return Err(Error::Truncated { what: "image", end: system_end, len });
+        }
+        let start = system + u64::from(self.payload_offset);
         let end = start + u64::from(self.payload_length);
-        let truncated = Error::Truncated { what: "payload", end, len: image.len() as u64 };
+        let truncated = Error::Truncated { what: "payload", end, len };
         let (Ok(start), Ok(end)) = (usize::try_from(start), usize::try_from(end)) else {
             return Err(truncated);
         };

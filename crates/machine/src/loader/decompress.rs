@@ -119,7 +119,8 @@ fn lz4_legacy(payload: &[u8], limit: usize) -> Result<Vec<u8>, Error> {
             break;
         }
         let data = after.get(..size).ok_or_else(|| failed(format!("block of {size} bytes is cut off")))?;
-        block.resize(BLOCK, 0);
+        // LZ4 expands to at most 255 times.
+        block.resize(BLOCK.min(size.saturating_mul(255)), 0);
         let count = lz4_flex::block::decompress_into(data, &mut block).map_err(|e| failed(e.to_string()))?;
         if out.len() + count > limit {
             return Err(Error::TooLarge { limit });
@@ -176,7 +177,7 @@ fn lzop(payload: &[u8], limit: usize) -> Result<Vec<u8>, Error> {
 fn lzop_header(input: &mut BigEndian<'_>) -> Option<()> {
     const F_H_FILTER: u32 = 0x800;
     let version = input.u16()?;
-    input.bytes(if version >= 0x940 { 5 } else { 3 })?; // library version, version needed, method, level
+    input.bytes(if version >= 0x940 { 6 } else { 5 })?; // library version, version needed, method, level
     if input.u32()? & F_H_FILTER != 0 {
         input.u32()?;
     }

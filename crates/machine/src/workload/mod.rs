@@ -1,0 +1,412 @@
+//! The host half of a workload in a microVM: waits for the agent, starts the command, carries its streams,
+//! signals and exit status, and turns the machine off again.
+//!
+//! ```text
+//!   guest agent ──vsock──► Connector (port 1024 control, 1025 streams)
+//!                               │ events          ┌─ control reader thread
+//!   owner ──Control──► AgentSession::run ◄────────┼─ a pump thread for each stream
+//!                               │                 └─ waiter: the machine has ended
+//!                               └─ HostMessages to the agent
+//! ```
+//! The guest is not trusted: connections are counted, frames are bounded by `protocol`, and an end of the
+//! machine at any moment is one error that shows the console's last lines.
+//!
+//! Reading order: [`AgentSession`], [`connector`], [`pump`].
+//!
+//! Absent: what is in the initial RAM disk and on the root disk; the caller composes both.
+
+pub mod connector;
+mod error;
+pub mod pump;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use devices::virtio::VsockHost;
+use protocol::{AgentMessage, Hello, HostMessage, Stream, WinSize};
+
+use crate::{Machine, MachineEvent};
+use connector::Connector;
+pub use error::Error;
+
+/// How long a guest may take to write back and power off after [`HostMessage::Shutdown`].
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long what a guest said before its end may be on its way to us.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// A command to run in a machine whose initial process is the agent.
+pub struct Workload<'a> {
+    /// Root file system and first process.
+    pub start: protocol::Start,
+    /// What the process reads; `None` if [`protocol::Process::stdin`] is false.
+    pub stdin: Option<OwnedFd>,
+    /// Where its output goes.
+    pub stdout: OwnedFd,
+    /// Where its error output goes; a process on a terminal has none.
+    pub stderr: OwnedFd,
+    /// How long the guest may take until the agent answers; `None` is for ever.
+    pub boot_timeout: Option<Duration>,
+    /// How long the process may run; `None` is for ever.
+    pub timeout: Option<Duration>,
+    /// Is told how far things are.
+    pub progress: &'a mut dyn FnMut(Progress),
+}
+
+/// How far a workload is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The agent answers.
+    Ready {
+        /// `uname -r` of the guest.
+        kernel: String,
+    },
+    /// A kernel module the bundle carries did not load.
+    ModuleFailed(protocol::ModuleFailure),
+    /// The process runs.
+    Started {
+        /// Its process id in the guest.
+        pid: u32,
+    },
+    /// The agent has something to say.
+    Log(protocol::Log),
+}
+
+/// How a workload ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The process ended.
+    Exited(protocol::Exit),
+    /// The agent could not start it.
+    NotStarted(protocol::Failure),
+}
+
+/// Talks to a running workload. Any thread.
+#[derive(Clone)]
+pub struct Control(Sender<Event>);
+
+impl Control {
+    /// Sends a signal, by its number on Linux x86, to the process. Before the agent answers it cancels the start.
+    pub fn signal(&self, number: u8) {
+        let _ = self.0.send(Event::Signal(number));
+    }
+
+    /// The terminal has a new size.
+    pub fn resize(&self, size: WinSize) {
+        let _ = self.0.send(Event::Resize(size));
+    }
+
+    /// Ends everything without asking: [`Error::Cancelled`].
+    pub fn cancel(&self) {
+        let _ = self.0.send(Event::Cancel);
+    }
+}
+
+/// What [`AgentSession::run`] waits for.
+enum Event {
+    Connected { port: u32, socket: UnixStream },
+    StreamOpened { hello: Hello, socket: UnixStream },
+    Agent(Result<Option<AgentMessage>, protocol::Error>),
+    StreamEnded { stream: Stream, result: Result<(), pump::Error> },
+    MachineEnded(MachineEvent),
+    Signal(u8),
+    Resize(WinSize),
+    Cancel,
+}
+
+/// The host's end of the agent's connections. Made before the machine, which is given [`Self::host`].
+pub struct AgentSession {
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+}
+
+impl Default for AgentSession {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl AgentSession {
+    /// Nothing is connected yet.
+    pub fn new() -> Self {
+        let (sender, events) = channel();
+        Self { sender, events }
+    }
+
+    /// For [`crate::Backends::vsock`].
+    pub fn host(&self) -> Box<dyn VsockHost> {
+        Box::new(Connector::new(self.sender.clone()))
+    }
+
+    /// For signals, resizes and cancelling.
+    pub fn control(&self) -> Control {
+        Control(self.sender.clone())
+    }
+
+    /// Starts `machine`, runs `workload` in it to the end, and turns the machine off.
+    ///
+    /// # Errors
+    /// Any [`Error`]; the machine has ended then too.
+    pub fn run<'a>(self, machine: &'a Machine, workload: Workload<'a>) -> Result<Outcome, Error> {
+        machine.start();
+        std::thread::scope(|scope| {
+            let ended = self.sender.clone();
+            scope.spawn(move || {
+                let _ = ended.send(Event::MachineEnded(machine.wait()));
+            });
+            let mut run = Run::new(self, machine, workload);
+            let result = run.to_the_end();
+            run.turn_off(result.is_ok());
+            result
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Booting,
+    Starting,
+    Running,
+}
+
+struct Run<'a> {
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+    machine: &'a Machine,
+    workload: Workload<'a>,
+    control: Option<UnixStream>,
+    pumps: pump::Pumps,
+    phase: Phase,
+    deadline: Option<Instant>,
+    outcome: Option<Outcome>,
+    ended: Option<MachineEvent>,
+}
+
+impl<'a> Run<'a> {
+    fn new(session: AgentSession, machine: &'a Machine, workload: Workload<'a>) -> Self {
+        let AgentSession { sender, events } = session;
+        Self {
+            sender,
+            events,
+            machine,
+            control: None,
+            pumps: pump::Pumps::default(),
+            phase: Phase::Booting,
+            deadline: workload.boot_timeout.and_then(|t| Instant::now().checked_add(t)),
+            workload,
+            outcome: None,
+            ended: None,
+        }
+    }
+
+    fn to_the_end(&mut self) -> Result<Outcome, Error> {
+        loop {
+            if let Some(outcome) = self.finished()? {
+                return Ok(outcome);
+            }
+            match self.next_event()? {
+                Event::Connected { port, socket } => self.connected(port, socket)?,
+                Event::StreamOpened { hello, socket } => self.stream_opened(hello, socket)?,
+                Event::Agent(message) => self.agent_said(message)?,
+                Event::StreamEnded { stream, result } => self.pumps.ended(stream, result),
+                Event::MachineEnded(event) => self.machine_ended(event),
+                Event::Signal(number) => self.signal(number)?,
+                Event::Resize(size) => self.resize(size)?,
+                Event::Cancel => return Err(Error::Cancelled),
+            }
+        }
+    }
+
+    /// The outcome, once the process has ended and all its output is out.
+    fn finished(&mut self) -> Result<Option<Outcome>, Error> {
+        let Some(outcome) = &self.outcome else { return Ok(None) };
+        let is_exit = matches!(outcome, Outcome::Exited(_));
+        // What the process wrote comes by other connections than its end, and may be slower.
+        if self.ended.is_none() && is_exit && !self.output_streams().iter().all(|s| self.pumps.is_over(*s)) {
+            return Ok(None);
+        }
+        let outcome = outcome.clone();
+        self.pumps.take_error().map_or(Ok(Some(outcome)), Err)
+    }
+
+    /// The streams the agent opens for what the process writes.
+    fn output_streams(&self) -> &'static [Stream] {
+        if self.workload.start.process.tty.is_some() {
+            &[Stream::Stdout]
+        } else {
+            &[Stream::Stdout, Stream::Stderr]
+        }
+    }
+
+    fn next_event(&mut self) -> Result<Event, Error> {
+        let Some(deadline) = self.deadline else {
+            // `self` holds a sender, so the channel is never closed.
+            return self.events.recv().map_err(|_| Error::Cancelled);
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.events.recv_timeout(left) {
+            Ok(event) => Ok(event),
+            Err(RecvTimeoutError::Timeout) => Err(self.timed_out()),
+            Err(RecvTimeoutError::Disconnected) => Err(Error::Cancelled),
+        }
+    }
+
+    fn timed_out(&mut self) -> Error {
+        if let Some(event) = self.ended.take() {
+            return Error::GuestEnded { event, console: self.machine.console().tail() };
+        }
+        let seconds = |t: Option<Duration>| t.unwrap_or_default().as_secs_f64();
+        match self.phase {
+            Phase::Booting => Error::BootTimeout {
+                seconds: seconds(self.workload.boot_timeout),
+                console: self.machine.console().tail(),
+            },
+            _ => Error::Timeout { seconds: seconds(self.workload.timeout) },
+        }
+    }
+
+    /// Waits a moment more for what the guest had said before.
+    fn machine_ended(&mut self, event: MachineEvent) {
+        self.ended = Some(event);
+        self.deadline = Some(Instant::now() + LAST_WORDS);
+    }
+
+    fn connected(&mut self, port: u32, socket: UnixStream) -> Result<(), Error> {
+        let sender = self.sender.clone();
+        let thread = std::thread::Builder::new();
+        let spawned = if port == protocol::CONTROL_PORT {
+            let mut reader = socket.try_clone().map_err(Error::Host)?;
+            self.control = Some(socket);
+            thread.name("agent-control".to_owned()).spawn(move || {
+                loop {
+                    let message = protocol::read_message::<AgentMessage>(&mut reader);
+                    let more = matches!(
+                        message,
+                        Ok(Some(_))
+                            | Err(protocol::Error::UnknownKind(_) | protocol::Error::Malformed { .. })
+                    );
+                    if sender.send(Event::Agent(message)).is_err() || !more {
+                        return;
+                    }
+                }
+            })
+        } else {
+            // Eight bytes that a guest may never send: read beside everything else.
+            thread.name("agent-hello".to_owned()).spawn(move || {
+                let mut socket = socket;
+                match Hello::read(&mut socket) {
+                    Ok(hello) => drop(sender.send(Event::StreamOpened { hello, socket })),
+                    Err(error) => tracing::debug!(%error, "stream connection without a hello"),
+                }
+            })
+        };
+        spawned.map(drop).map_err(Error::Host)
+    }
+
+    fn stream_opened(&mut self, hello: Hello, socket: UnixStream) -> Result<(), Error> {
+        let process = &self.workload.start.process;
+        if hello.exec != process.exec {
+            return Ok(());
+        }
+        let sender = self.sender.clone();
+        let stream = hello.stream;
+        let done = move |result| drop(sender.send(Event::StreamEnded { stream, result }));
+        match stream {
+            Stream::Stdin => match self.workload.stdin.take() {
+                Some(fd) => self.pumps.start_input(fd, socket, done),
+                None => Ok(()),
+            },
+            Stream::Stdout => self.pumps.start_output(stream, &self.workload.stdout, socket, done),
+            Stream::Stderr => self.pumps.start_output(stream, &self.workload.stderr, socket, done),
+        }
+    }
+
+    fn agent_said(&mut self, message: Result<Option<AgentMessage>, protocol::Error>) -> Result<(), Error> {
+        match message {
+            Ok(Some(AgentMessage::Ready(ready))) => self.ready(ready),
+            Ok(Some(AgentMessage::Started { exec, pid })) if exec == self.workload.start.process.exec => {
+                self.phase = Phase::Running;
+                (self.workload.progress)(Progress::Started { pid });
+                Ok(())
+            }
+            Ok(Some(AgentMessage::Exited { exec, exit })) if exec == self.workload.start.process.exec => {
+                self.outcome = Some(Outcome::Exited(exit));
+                self.pumps.end_input();
+                Ok(())
+            }
+            Ok(Some(AgentMessage::Failed(failure))) => {
+                self.outcome = Some(Outcome::NotStarted(failure));
+                Ok(())
+            }
+            Ok(Some(AgentMessage::Log(log))) => {
+                (self.workload.progress)(Progress::Log(log));
+                Ok(())
+            }
+            Ok(Some(_)) | Err(protocol::Error::UnknownKind(_)) => Ok(()),
+            // The machine's end says more than the connection's, and follows.
+            Ok(None) => Ok(()),
+            Err(error) => Err(Error::Protocol(error)),
+        }
+    }
+
+    fn ready(&mut self, ready: protocol::Ready) -> Result<(), Error> {
+        if self.phase != Phase::Booting {
+            return Err(Error::Protocol(protocol::Error::Malformed { field: "ready", fault: "said twice" }));
+        }
+        protocol::check_version(ready.version)?;
+        (self.workload.progress)(Progress::Ready { kernel: ready.kernel });
+        for module in ready.failed_modules {
+            (self.workload.progress)(Progress::ModuleFailed(module));
+        }
+        self.phase = Phase::Starting;
+        self.deadline = self.workload.timeout.and_then(|t| Instant::now().checked_add(t));
+        let start = self.workload.start.clone();
+        self.tell(&HostMessage::Start(start))
+    }
+
+    fn signal(&mut self, number: u8) -> Result<(), Error> {
+        if self.phase == Phase::Booting {
+            return Err(Error::Cancelled);
+        }
+        self.tell(&HostMessage::Signal { exec: self.workload.start.process.exec, number })
+    }
+
+    fn resize(&mut self, size: WinSize) -> Result<(), Error> {
+        if self.phase == Phase::Booting {
+            // The process is started with it.
+            if let Some(tty) = &mut self.workload.start.process.tty {
+                *tty = size;
+            }
+            return Ok(());
+        }
+        self.tell(&HostMessage::Resize { exec: self.workload.start.process.exec, size })
+    }
+
+    fn tell(&mut self, message: &HostMessage) -> Result<(), Error> {
+        let Some(control) = &mut self.control else { return Ok(()) };
+        match protocol::write_message(control, message) {
+            // A connection that is gone: the machine is ending, which says more.
+            Err(protocol::Error::Io { .. }) => Ok(()),
+            other => other.map_err(Error::Protocol),
+        }
+    }
+
+    fn turn_off(&mut self, orderly: bool) {
+        self.pumps.end_all();
+        if orderly && self.ended.is_none() {
+            let _ = self.tell(&HostMessage::Shutdown);
+            if self.machine.wait_timeout(SHUTDOWN_TIMEOUT).is_none() {
+                tracing::warn!("the guest did not power off in time");
+            }
+        }
+        self.machine.stop();
+        self.machine.wait();
+        // Also ends the thread that reads it.
+        if let Some(control) = self.control.take() {
+            let _ = control.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
