@@ -115,8 +115,10 @@ fn the_reference_compiler_takes_every_table() {
         for (option, file) in [("-d", format!("{name}.dat")), ("-we", format!("{name}.dsl"))] {
             let output = Command::new("iasl").arg(option).arg(&file).current_dir(folder.path()).output().unwrap();
             let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            let is_clean = output.status.success() && !text.contains("Error  ") && !text.contains("Warning");
-            assert!(is_clean, "iasl {option} {file}: {text}");
+            // The count at the end of a compilation aside, these words are complaints.
+            let rest = text.replace("0 Errors, 0 Warnings", "");
+            let is_clean = !rest.contains("Error") && !rest.contains("Warning") && !rest.contains("Invalid");
+            assert!(output.status.success() && is_clean, "iasl {option} {file}: {text}");
         }
     }
     let source = std::fs::read_to_string(folder.path().join("dsdt.dsl")).unwrap();

@@ -13,6 +13,10 @@ pub mod pm;
 pub mod ports;
 pub mod router;
 pub mod rtc;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use apic_bus::ApicBus;
 pub use i8042::I8042;
