@@ -155,7 +155,13 @@ impl BusBuilder {
         // Slot numbers are stored plus one in the port table.
         let id = u16::try_from(self.slots.len()).ok().filter(|&id| id < u16::MAX);
         let Some(id) = id else { return Err(BusError::TooMany { name }) };
-        self.slots.push(Slot { device, name, timer: DeviceId(id).timer(), timed, deadline: AtomicU64::new(NO_DEADLINE) });
+        self.slots.push(Slot {
+            device,
+            name,
+            timer: DeviceId(id).timer(),
+            timed,
+            deadline: AtomicU64::new(NO_DEADLINE),
+        });
         Ok(DeviceId(id))
     }
 
@@ -376,9 +382,11 @@ impl Bus {
             let name = || slot.name.clone();
             let section = take(&slot.name).ok_or_else(|| BusError::MissingSection { name: name() })?;
             let mut device = lock(&slot.device);
-            device
-                .restore(&section)
-                .map_err(|source| BusError::State { act: "restore", name: name(), source })?;
+            device.restore(&section).map_err(|source| BusError::State {
+                act: "restore",
+                name: name(),
+                source,
+            })?;
             slot.report(&mut *device, &*self.timers, Report::Always);
         }
         Ok(())
@@ -455,3 +463,6 @@ impl Slot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

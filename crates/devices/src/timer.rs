@@ -158,3 +158,43 @@ impl TimerSink for Timers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chipset::testing::FakeClock;
+    use std::sync::Arc;
+
+    #[test]
+    fn timers_come_in_order_and_once() {
+        let mut queue = TimerQueue::new();
+        for (timer, deadline) in [(2, 30), (0, 10), (1, 20)] {
+            queue.set(TimerId(timer), Some(deadline));
+        }
+        queue.set(TimerId(2), Some(5));
+        queue.set(TimerId(1), None);
+        assert_eq!(queue.next_deadline(), Some(5));
+        assert_eq!(
+            [queue.pop_due(10), queue.pop_due(10), queue.pop_due(10)],
+            [Some(TimerId(2)), Some(TimerId(0)), None]
+        );
+        assert_eq!(queue.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_waiting_thread_sees_an_earlier_deadline_and_the_end() {
+        let (timers, clock) = (Arc::new(Timers::new()), Arc::new(FakeClock::default()));
+        timers.deadline_changed(TimerId(1), Some(u64::MAX - 1));
+        let waiter = {
+            let (timers, clock) = (timers.clone(), clock.clone());
+            std::thread::spawn(move || (timers.wait(&*clock), timers.wait(&*clock)))
+        };
+        clock.set(50);
+        timers.deadline_changed(TimerId(3), Some(40));
+        while timers.lock().queue.by_id.get(3).is_some_and(Option::is_some) {
+            std::thread::yield_now();
+        }
+        timers.stop();
+        assert_eq!(waiter.join().unwrap(), (Some((TimerId(3), 50)), None));
+    }
+}

@@ -9,9 +9,9 @@
 //! Omitted: processor objects (MADT lists processors; there are no C-states), GPEs, PCI, SRAT.
 
 mod dsdt;
+mod tables;
 #[cfg(test)]
 mod tests;
-mod tables;
 
 pub use crate::chipset::lapic::message::Trigger;
 

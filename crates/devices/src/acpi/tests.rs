@@ -113,7 +113,8 @@ fn the_reference_compiler_takes_every_table() {
         let bytes = table(&build(&config()).unwrap(), signature.as_bytes()).1.clone();
         std::fs::write(folder.path().join(format!("{name}.dat")), bytes).unwrap();
         for (option, file) in [("-d", format!("{name}.dat")), ("-we", format!("{name}.dsl"))] {
-            let output = Command::new("iasl").arg(option).arg(&file).current_dir(folder.path()).output().unwrap();
+            let output =
+                Command::new("iasl").arg(option).arg(&file).current_dir(folder.path()).output().unwrap();
             let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
             // The count at the end of a compilation aside, these words are complaints.
             let rest = text.replace("0 Errors, 0 Warnings", "");

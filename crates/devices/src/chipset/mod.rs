@@ -4,6 +4,8 @@
 //! [`apic_bus`]; then the clocks [`pit`] and [`rtc`]; then [`pm`], [`i8042`] and [`ports`].
 
 pub mod apic_bus;
+#[cfg(test)]
+mod board_tests;
 pub mod i8042;
 pub mod ioapic;
 pub mod lapic;

@@ -25,8 +25,8 @@ use crate::timer::{TimerId, TimerSink};
 use message::{BROADCAST, DeliveryMode, DestinationMode, Message, Trigger, wide};
 use registers::{FIRST_VECTOR, LVT_COUNT, Lvt, VERSION, base, esr, lvt, reg, svr};
 pub use saved::LapicState;
-use timer::{Mode, Timer};
 pub use timer::TimerState;
+use timer::{Mode, Timer};
 use vectors::Vectors;
 
 /// Gets a vCPU's attention. Any thread calls it, the vCPU's own included.
@@ -615,9 +615,7 @@ impl Lapic {
             reg::ESR => self.esr.load(SeqCst),
             reg::ICR => self.icr.load(SeqCst) as u32,
             reg::ICR_HIGH => (self.icr.load(SeqCst) >> 32) as u32,
-            reg::LVT_TIMER..=reg::LVT_ERROR => {
-                self.lvt[(register - reg::LVT_TIMER) as usize].load(SeqCst)
-            }
+            reg::LVT_TIMER..=reg::LVT_ERROR => self.lvt[(register - reg::LVT_TIMER) as usize].load(SeqCst),
             reg::INITIAL_COUNT => lock(&self.timer).state.initial,
             reg::CURRENT_COUNT => {
                 let (mode, now) = (Mode::of(self.lvt(Lvt::Timer)), self.glue.clock.now());

@@ -224,9 +224,16 @@ fn x2apic_registers_refuse_reserved_bits_and_directions() {
     for vcpu in 0..2 {
         apics.msr_write(vcpu, 0x1b, 0xfee0_0c00).unwrap();
     }
-    for (msr, value) in
-        [(0x80b, 1), (0x828, 1), (0x808, 0x100), (0x830, 1 << 13), (0x802, 0), (0x80d, 0), (0x810, 0), (0x80e, 0)]
-    {
+    for (msr, value) in [
+        (0x80b, 1),
+        (0x828, 1),
+        (0x808, 0x100),
+        (0x830, 1 << 13),
+        (0x802, 0),
+        (0x80d, 0),
+        (0x810, 0),
+        (0x80e, 0),
+    ] {
         assert!(apics.msr_write(0, msr, value).is_err(), "{msr:#x}");
     }
     for msr in [0x80b, 0x83f, 0x80e, 0x831, 0x8ff] {

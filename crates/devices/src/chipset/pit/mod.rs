@@ -182,8 +182,7 @@ impl Device for Pit {
 
     fn save(&self) -> Result<Section, state::Error> {
         let Self { clock: _, line: _, deadline: _, counters, control_b, out, seen } = self;
-        let state =
-            PitState { counters: counters.clone(), control_b: *control_b, out: *out, seen: *seen };
+        let state = PitState { counters: counters.clone(), control_b: *control_b, out: *out, seen: *seen };
         Section::encode(KIND, VERSION, &state)
     }
 

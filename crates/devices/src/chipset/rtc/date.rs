@@ -64,8 +64,7 @@ mod tests {
     fn known_days_come_out_right() {
         // 2000-02-29 12:34:56 was a Tuesday.
         let date = Date::from_seconds(951_827_696);
-        let expected =
-            Date { year: 2000, month: 2, day: 29, hour: 12, minute: 34, second: 56, weekday: 3 };
+        let expected = Date { year: 2000, month: 2, day: 29, hour: 12, minute: 34, second: 56, weekday: 3 };
         assert_eq!(date, expected);
         assert_eq!(Date::from_seconds(0).weekday, 5);
     }

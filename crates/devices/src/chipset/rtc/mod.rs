@@ -86,16 +86,8 @@ const UPDATE_NS: i128 = 1_984_000 + 244_000;
 const SECONDS_PER_DAY: i64 = 86_400;
 /// Where time registers are copied to while SET holds them: seconds, minutes, hours, weekday, day, month, year,
 /// century.
-const TIME_REGISTERS: [u8; 8] = [
-    reg::SECONDS,
-    reg::MINUTES,
-    reg::HOURS,
-    reg::WEEKDAY,
-    reg::DAY,
-    reg::MONTH,
-    reg::YEAR,
-    reg::CENTURY,
-];
+const TIME_REGISTERS: [u8; 8] =
+    [reg::SECONDS, reg::MINUTES, reg::HOURS, reg::WEEKDAY, reg::DAY, reg::MONTH, reg::YEAR, reg::CENTURY];
 
 /// The saved state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,9 @@
 //! Omitted: baud-rate timing, parity and framing errors (there is no wire), DMA modes. The character time-out
 //! interrupt comes as soon as there is data below the trigger level, not four character times later.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 

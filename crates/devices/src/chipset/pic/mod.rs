@@ -8,6 +8,9 @@
 //! (as QEMU and KVM do); spurious interrupts 7 and 15 arise when a level-triggered line falls or a mask is set in
 //! that time. MCS-80 mode and buffered mode do nothing. The slave hangs on input 2 whatever ICW3 says.
 
+#[cfg(test)]
+mod tests;
+
 use serde::{Deserialize, Serialize};
 use state::Section;
 
@@ -323,9 +326,7 @@ impl DualPic {
 
     fn read(&mut self, port: u16) -> u8 {
         let value = match port {
-            port::MASTER_COMMAND | port::MASTER_DATA => {
-                self.master.read(port == port::MASTER_COMMAND, true)
-            }
+            port::MASTER_COMMAND | port::MASTER_DATA => self.master.read(port == port::MASTER_COMMAND, true),
             port::SLAVE_COMMAND | port::SLAVE_DATA => self.slave.read(port == port::SLAVE_COMMAND, false),
             port::MASTER_ELCR => return self.master.elcr,
             port::SLAVE_ELCR => return self.slave.elcr,
