@@ -13,6 +13,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{AtFlags, CWD, FileType, StatxAttributes, StatxFlags, statx};
+
 use crate::error::{Error, Result};
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -83,10 +85,40 @@ impl Scratch {
     }
 }
 
-/// Removes a file or a whole folder; what cannot be removed is left for the next time.
+/// Removes a file or a whole folder; what cannot be removed is left for the next time. A folder in which something is
+/// mounted is left whole: a tool that was killed as root may have left `/proc` or `/dev` of the host there.
 pub(crate) fn remove_any(path: &Path) {
-    let is_dir = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
-    let _ = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => {
+            if !holds_mount(path).unwrap_or(true) {
+                let _ = fs::remove_dir_all(path);
+            }
+        }
+        _ => {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// True when the folder, or anything below it, is where something is mounted.
+fn holds_mount(folder: &Path) -> io::Result<bool> {
+    let own = fs::symlink_metadata(folder)?.dev();
+    let mut todo = vec![folder.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            let stat = statx(CWD, &path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)?;
+            // The attribute also tells mounts of the same file system; old kernels do not have it.
+            let mounted = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+            if mounted || rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor) != own {
+                return Ok(true);
+            }
+            if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory {
+                todo.push(path);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// A temporary file; removed on drop unless published.
@@ -151,7 +183,7 @@ impl TempFolder {
 
 impl Drop for TempFolder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        remove_any(&self.path);
     }
 }
 
@@ -261,5 +293,30 @@ mod tests {
         drop(pin);
         assert!(File::open(&path).unwrap().try_lock().is_ok());
         assert!(open_pinned(&dir.path().join("none")).unwrap().is_none());
+    }
+
+    #[test]
+    fn removing_never_enters_what_is_mounted() {
+        use std::process::Command;
+        let (dir, scratch) = scratch();
+        let inner = dir.path().join("tmp/orphan/root/proc");
+        let outside = dir.path().join("outside");
+        fs::create_dir_all(&inner).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("precious"), "x").unwrap();
+        // A mount of the very same file system, which its device number does not give away.
+        let mount = Command::new("mount").arg("--bind").arg(&outside).arg(&inner).output();
+        if !mount.is_ok_and(|out| out.status.success()) {
+            println!("skipped: nothing can be mounted here");
+            return;
+        }
+        let cleaned = scratch.clean();
+        let kept = outside.join("precious").exists();
+        assert!(Command::new("umount").arg(&inner).status().unwrap().success());
+        cleaned.unwrap();
+        assert!(kept, "the cleaner went into a mount");
+        scratch.clean().unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+        assert!(outside.join("precious").exists());
     }
 }

@@ -16,8 +16,8 @@ use crate::root::Reporting;
 use crate::store::{Adding, BlobWriter, Store};
 use crate::tar::{End, Reader, TarError};
 
-/// Fast, and smaller than gzip.
-const ZSTD_LEVEL: i32 = 3;
+/// Quick rather than small. Not zstd: tools of a few years ago read no zstd layers, and images leave here for them.
+const GZIP_LEVEL: u32 = 4;
 
 /// A layer in the store.
 pub(super) struct Layer {
@@ -69,7 +69,7 @@ impl Store {
         Ok(image)
     }
 
-    /// Stores an archive as a layer, checking that it is one. gzip and zstd stay as they are, the rest becomes zstd.
+    /// Stores an archive as a layer, checking that it is one. gzip and zstd stay as they are, the rest becomes gzip.
     fn store_layer(&self, adding: &Adding, reader: impl Read, what: &str) -> Result<Layer> {
         let archive = |source| Error::Archive { what: what.to_string(), source };
         let read_error = |source| archive(TarError::Io { offset: 0, source });
@@ -86,7 +86,7 @@ impl Store {
                 (media_type, tee.end(checked))
             }
             Compression::None | Compression::Xz => {
-                ("application/vnd.oci.image.layer.v1.tar+zstd", recompress(kind, raw, &mut blob))
+                ("application/vnd.oci.image.layer.v1.tar+gzip", recompress(kind, raw, &mut blob))
             }
         };
         let diff_id = checked.map_err(Error::file("write", blob.path()))?.map_err(archive)?;
@@ -98,8 +98,7 @@ impl Store {
 type Checked = std::result::Result<Digest, TarError>;
 
 fn recompress(kind: Compression, raw: impl Read, blob: &mut BlobWriter) -> io::Result<Checked> {
-    let mut encoder = zstd::Encoder::new(blob, ZSTD_LEVEL)?;
-    encoder.include_checksum(true)?;
+    let mut encoder = flate2::write::GzEncoder::new(blob, flate2::Compression::new(GZIP_LEVEL));
     let decoded = match compression::decoder(kind, raw) {
         Ok(decoded) => decoded,
         Err(source) => return Ok(Err(TarError::Io { offset: 0, source })),

@@ -44,7 +44,7 @@ impl Store {
     pub fn open(root: impl Into<PathBuf>) -> Result<Store> {
         let root: PathBuf = root.into();
         for dir in ["", "blobs/sha256", "roots", "kernels", "locks", "tmp"] {
-            let path = root.join(dir);
+            let path = if dir.is_empty() { root.clone() } else { root.join(dir) };
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
