@@ -9,6 +9,8 @@
 //! Lock order: a device's mutex, then interrupt controllers, then local APICs and [`TimerSink`]s. Nothing that
 //! is called with a device's mutex held may call the bus.
 
+mod error;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +19,7 @@ use state::Section;
 
 use crate::device::Device;
 use crate::timer::{NO_DEADLINE, TimerId, TimerSink};
+pub use error::BusError;
 
 /// A device as the bus holds it. Whoever made it may keep an `Arc` of the concrete type.
 pub type SharedDevice = Arc<Mutex<dyn Device>>;
@@ -24,74 +27,6 @@ pub type SharedDevice = Arc<Mutex<dyn Device>>;
 /// Locks a device; one that panicked is used as it is, for the machine is being torn down then.
 pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Why a device could not be put on the bus, or its state not be saved or restored.
-#[derive(Debug, thiserror::Error)]
-pub enum BusError {
-    /// Two devices of one name.
-    #[error("add device {name}: there is one of that name already")]
-    DuplicateName {
-        /// The name.
-        name: String,
-    },
-    /// The range is empty or reaches past the end of its space.
-    #[error("claim {space} {start:#x} (len {len:#x}) for {name}: empty or past the end of the space")]
-    BadRange {
-        /// `ports` or `memory`.
-        space: &'static str,
-        /// The device.
-        name: String,
-        /// First port or address.
-        start: u64,
-        /// How many.
-        len: u64,
-    },
-    /// The range overlaps another one.
-    #[error("claim {space} {start:#x} (len {len:#x}) for {name}: overlaps {other}")]
-    Overlap {
-        /// `ports` or `memory`.
-        space: &'static str,
-        /// The device.
-        name: String,
-        /// First port or address.
-        start: u64,
-        /// How many.
-        len: u64,
-        /// The device that has it already.
-        other: String,
-    },
-    /// The device has no side of that kind.
-    #[error("claim {space} for {name}: the device does not answer there")]
-    NoSuchSide {
-        /// `ports` or `memory`.
-        space: &'static str,
-        /// The device.
-        name: String,
-    },
-    /// More devices than the port table can name.
-    #[error("add device {name}: too many devices")]
-    TooMany {
-        /// The device.
-        name: String,
-    },
-    /// A device's state could not be saved or restored.
-    #[error("{act} {name}")]
-    State {
-        /// `save` or `restore`.
-        act: &'static str,
-        /// The device.
-        name: String,
-        /// What is wrong.
-        #[source]
-        source: state::Error,
-    },
-    /// A snapshot has no section for a device.
-    #[error("restore {name}: no such section")]
-    MissingSection {
-        /// The device.
-        name: String,
-    },
 }
 
 /// Names a device on its bus; devices are numbered from 0 in the order they were added.

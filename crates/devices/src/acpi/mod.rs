@@ -4,7 +4,7 @@
 //! the old way find power button, soft-off and timer, and keep the 8259A and 8254 they expect. FADT says that
 //! there is no keyboard controller unless told otherwise, so that nobody searches for one.
 //!
-//! Reading order: [`build`], [`tables`] (fixed tables), [`dsdt`] (the AML).
+//! Reading order: [`build`], `tables` (fixed tables), `dsdt` (the AML).
 //!
 //! Omitted: processor objects (MADT lists processors; there are no C-states), GPEs, PCI, SRAT.
 

@@ -2,10 +2,12 @@ use super::*;
 use crate::chipset::testing::Recorder;
 use crate::device::{MmioDevice, PioDevice, Timed};
 
+type Writes = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
+
 /// Reads give the low byte of port or offset; writes are written down; a write of 0x77 sets a deadline.
 struct Echo {
     name: &'static str,
-    writes: Arc<Mutex<Vec<(u64, Vec<u8>)>>>,
+    writes: Writes,
     deadline: Option<u64>,
 }
 
@@ -84,8 +86,6 @@ impl Timed for Echo {
         self.deadline = self.deadline.filter(|d| *d > now);
     }
 }
-
-type Writes = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
 
 fn echo(name: &'static str) -> (SharedDevice, Writes) {
     let writes = Writes::default();
