@@ -191,12 +191,11 @@ impl Core {
                 more = false;
                 break;
             }
-            if self.deliver(&mut rx) {
-                self.held = 0;
-            } else if !rx.enable_notifications() {
+            if !self.deliver(&mut rx) {
                 more = false;
                 break;
             }
+            self.held = 0;
         }
         rx.signal();
         self.rx = Some(rx);
@@ -229,6 +228,10 @@ impl Core {
         let mut room = 0;
         while room < total {
             let Some(chain) = rx.pop() else {
+                // Asked for while all buffers are taken, so that the next one given is notified.
+                if rx.enable_notifications() {
+                    continue;
+                }
                 chains.iter().for_each(|_| rx.undo_pop());
                 return false;
             };
@@ -370,3 +373,6 @@ impl VirtioDevice for Net {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

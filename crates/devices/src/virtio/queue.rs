@@ -129,15 +129,6 @@ impl Virtqueue {
         let _ = self.queue.disable_notification(self.ram.backend());
     }
 
-    /// Whether there is a request to take.
-    pub fn has_work(&self) -> bool {
-        !self.signals.is_broken()
-            && self
-                .queue
-                .avail_idx(self.ram.backend(), Ordering::Acquire)
-                .is_ok_and(|idx| idx.0 != self.queue.next_avail())
-    }
-
     /// Descriptors in the ring.
     pub fn size(&self) -> u16 {
         self.queue.size()

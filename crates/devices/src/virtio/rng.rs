@@ -106,3 +106,6 @@ impl VirtioDevice for Rng {
         section.decode(KIND, VERSION)
     }
 }
+
+#[cfg(test)]
+mod tests;

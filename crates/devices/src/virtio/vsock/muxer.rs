@@ -167,7 +167,7 @@ impl Muxer {
             Fate::Reset => {
                 let ports = connection.ports;
                 let reset =
-                    Header { op: op::RST, src_port: ports.host, dst_port: ports.guest, ..self.from_host() };
+                    Header { op: op::RST, src_port: ports.host, dst_port: ports.guest, ..self.host_header() };
                 self.resets.push_back(reset);
                 return self.remove(token, ErrorKind::ConnectionReset);
             }
@@ -190,7 +190,7 @@ impl Muxer {
         }
     }
 
-    fn from_host(&self) -> Header {
+    fn host_header(&self) -> Header {
         Header { src_cid: HOST_CID, dst_cid: self.guest_cid, kind: TYPE_STREAM, ..Header::default() }
     }
 
@@ -216,8 +216,7 @@ impl Muxer {
         let more_rx = self.process_rx();
         self.process_event();
         // A full list of resets holds up the guest's packets until there are buffers for the resets.
-        let unblocked = self.resets.len() < MAX_RESETS && self.tx.as_ref().is_some_and(Virtqueue::has_work);
-        more_rx || (more_tx && unblocked)
+        more_rx || (more_tx && self.resets.len() < MAX_RESETS)
     }
 
     /// Takes the guest's packets. Whether a round was not enough.
@@ -332,7 +331,7 @@ impl Muxer {
             let packet = connection.next_packet(chain);
             self.queue(token);
             if let Some(packet) = packet {
-                let Header { src_cid, dst_cid, kind, .. } = self.from_host();
+                let Header { src_cid, dst_cid, kind, .. } = self.host_header();
                 return Some(Header { src_cid, dst_cid, kind, ..packet });
             }
         }

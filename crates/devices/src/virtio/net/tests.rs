@@ -1,0 +1,175 @@
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
+
+use super::super::testing::*;
+use super::*;
+use crate::device::Device;
+
+const CONTROL: usize = 2;
+const MAC: Mac = [2, 0, 0, 0, 0, 1];
+const STATUS: u64 = DATA + 0x800;
+
+/// A cable with a datagram socket at the other end.
+struct Cable(UnixDatagram);
+
+impl Port for Cable {
+    fn link(&self) -> Link {
+        Link::Up
+    }
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        self.0.send(frame).map(drop)
+    }
+    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.0.recv(frame) {
+            Ok(len) => Ok(Some(len)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
+    }
+}
+
+fn card(features: u64) -> (Rig, UnixDatagram) {
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let net = Net::new(Box::new(Cable(theirs)), MAC).unwrap();
+    (Rig::live_with(Box::new(net), features), ours)
+}
+
+fn frame(destination: Mac, len: usize) -> Vec<u8> {
+    let mut frame: Vec<u8> = (0..len).map(|i| (i * 3) as u8).collect();
+    frame[..6].copy_from_slice(&destination);
+    frame
+}
+
+fn control(rig: &mut Rig, class: u32, command: u32, arguments: &[u8]) -> u8 {
+    let mut bytes = vec![class as u8, command as u8];
+    bytes.extend_from_slice(arguments);
+    rig.ram.write(DATA, &bytes).unwrap();
+    rig.request(CONTROL, &[(DATA, bytes.len() as u32, 0), (STATUS, 1, WRITE)]);
+    rig.bytes(STATUS, 1)[0]
+}
+
+#[test]
+fn a_sent_frame_leaves_through_the_port_without_its_header() {
+    let (mut rig, cable) = card(u64::MAX);
+    let sent = frame([0xff; 6], 100);
+    rig.ram.write(DATA, &[0; 12]).unwrap();
+    rig.ram.write(DATA + 12, &sent).unwrap();
+    rig.request(TX, &[(DATA, 50, 0), (DATA + 50, 62, 0)]);
+    let mut received = [0; 200];
+    assert_eq!(cable.recv(&mut received).unwrap(), 100);
+    assert_eq!(received[..100], sent);
+}
+
+#[test]
+fn what_is_no_frame_or_wants_an_offload_is_dropped() {
+    let (mut rig, cable) = card(u64::MAX);
+    for (first, len) in [(1u8, 100), (0, 12), (0, 5), (0, 12 + 13), (0, 1 << 20)] {
+        rig.ram.write(DATA, &[first; 1]).unwrap();
+        rig.request(TX, &[(DATA, len, 0)]);
+    }
+    assert!(!rig.is_broken());
+    cable.set_nonblocking(true).unwrap();
+    assert!(cable.recv(&mut [0; 100]).is_err());
+}
+
+#[test]
+fn received_frames_are_merged_over_small_buffers() {
+    let (mut rig, cable) = card(u64::MAX);
+    let sent = frame(MAC, 1000);
+    cable.send(&sent).unwrap();
+    for index in 0..2 {
+        rig.add(RX, &[(DATA + 0x1000 * index, 400, WRITE)]);
+        rig.kick(RX);
+    }
+    assert_eq!(rig.used(RX), None, "two are not enough");
+    rig.add(RX, &[(DATA + 0x2000, 400, WRITE)]);
+    rig.kick(RX);
+    assert_eq!([rig.wait_used(RX).1, rig.wait_used(RX).1, rig.wait_used(RX).1], [400, 400, 212]);
+    assert_eq!(rig.bytes(DATA, 12), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0]);
+    let mut received = rig.bytes(DATA + 12, 388);
+    received.extend(rig.bytes(DATA + 0x1000, 400));
+    received.extend(rig.bytes(DATA + 0x2000, 212));
+    assert_eq!(received, sent);
+}
+
+#[test]
+fn without_merging_a_frame_takes_one_buffer_or_is_lost() {
+    let (mut rig, cable) = card(!(1 << vnet::VIRTIO_NET_F_MRG_RXBUF));
+    rig.add(RX, &[(DATA, 64, WRITE)]);
+    rig.add(RX, &[(DATA, 1526, WRITE)]);
+    rig.kick(RX);
+    cable.send(&frame(MAC, 1000)).unwrap();
+    assert_eq!(rig.wait_used(RX).1, 0);
+    cable.send(&frame(MAC, 900)).unwrap();
+    assert_eq!(rig.wait_used(RX).1, 912);
+    assert_eq!(rig.bytes(DATA + 10, 2), [1, 0]);
+}
+
+#[test]
+fn frames_wait_for_nothing_but_buffers() {
+    let (mut rig, cable) = card(u64::MAX);
+    for _ in 0..8 {
+        rig.add(RX, &[(DATA, 2048, WRITE)]);
+    }
+    rig.kick(RX);
+    for len in 60..68 {
+        cable.send(&frame(MAC, len)).unwrap();
+        assert_eq!(rig.wait_used(RX).1, len as u32 + 12);
+    }
+}
+
+#[test]
+fn the_control_queue_sets_what_is_received() {
+    let (mut rig, cable) = card(u64::MAX);
+    let stranger = [2, 9, 9, 9, 9, 9];
+    assert_eq!(control(&mut rig, 0, vnet::VIRTIO_NET_CTRL_RX_PROMISC, &[0]), 0);
+    let mut tables = 1u32.to_le_bytes().to_vec();
+    tables.extend(stranger);
+    tables.extend(0u32.to_le_bytes());
+    assert_eq!(control(&mut rig, 1, vnet::VIRTIO_NET_CTRL_MAC_TABLE_SET, &tables), 0);
+    assert_eq!(control(&mut rig, 1, vnet::VIRTIO_NET_CTRL_MAC_ADDR_SET, &[2, 0, 0, 0, 0, 7]), 0);
+    assert_eq!(rig.config::<6>(0), [2, 0, 0, 0, 0, 7]);
+    for _ in 0..4 {
+        rig.add(RX, &[(DATA, 2048, WRITE)]);
+    }
+    rig.kick(RX);
+    cable.send(&frame(MAC, 60)).unwrap();
+    cable.send(&frame(stranger, 61)).unwrap();
+    cable.send(&frame([2, 0, 0, 0, 0, 7], 62)).unwrap();
+    assert_eq!([rig.wait_used(RX).1, rig.wait_used(RX).1], [73, 74]);
+}
+
+#[test]
+fn nonsense_on_the_control_queue_is_an_error_and_no_more() {
+    let (mut rig, _cable) = card(u64::MAX);
+    assert_eq!(control(&mut rig, 9, 0, &[]), 1);
+    assert_eq!(control(&mut rig, 0, 77, &[1]), 1);
+    assert_eq!(control(&mut rig, 0, 0, &[]), 1);
+    assert_eq!(control(&mut rig, 1, 0, &u32::MAX.to_le_bytes()), 1);
+    assert_eq!(control(&mut rig, 1, 0, &[1, 0, 0, 0, 2, 2]), 1);
+    assert_eq!(control(&mut rig, 1, 1, &[1, 2, 3]), 1);
+    assert!(!rig.is_broken());
+}
+
+#[test]
+fn an_unplugged_card_has_no_link_and_takes_frames_to_nowhere() {
+    let mut rig = Rig::live(Box::new(Net::new(Box::new(net::Unplugged), MAC).unwrap()));
+    assert_eq!(rig.config::<8>(0), [2, 0, 0, 0, 0, 1, 0, 0]);
+    rig.request(TX, &[(DATA, 100, 0)]);
+}
+
+#[test]
+fn filters_survive_a_save() {
+    let (mut rig, _cable) = card(u64::MAX);
+    control(&mut rig, 1, vnet::VIRTIO_NET_CTRL_MAC_ADDR_SET, &[2, 0, 0, 0, 0, 7]);
+    let section = rig.save();
+    let mut other = Rig::new(Box::new(Net::new(Box::new(net::Unplugged), MAC).unwrap()));
+    other.transport.restore(&section).unwrap();
+    assert_eq!(other.config::<6>(0), [2, 0, 0, 0, 0, 7]);
+    other.transport.reset();
+    assert_eq!(other.config::<6>(0), MAC);
+}
