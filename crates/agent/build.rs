@@ -72,9 +72,22 @@ fn inner_build(target_dir: &Path) -> Command {
         }
     }
     command.envs(PROFILE);
-    command.env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\u{1f}"));
+    let mut flags: Vec<String> = RUSTFLAGS.map(String::from).to_vec();
+    flags.extend(path_flags());
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     command.env(INNER, "1");
     command
+}
+
+/// Where this machine keeps things stays out of the panic messages: the same source gives the same bytes.
+fn path_flags() -> impl Iterator<Item = String> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).map(Path::to_path_buf);
+    let cargo = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
+    [(workspace, "strata"), (cargo, "cargo")]
+        .into_iter()
+        .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.to_str()?)))
 }
 
 /// Flags, profile, target directory and clippy's wrapper stay outside. The jobserver

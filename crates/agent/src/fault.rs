@@ -7,6 +7,16 @@ use core::fmt;
 use protocol::Failure;
 use rustix::io::Errno;
 
+/// The most of a text that is kept, in characters: a command may be megabytes long, a message may not.
+const MAX_TEXT: usize = 1000;
+
+fn clip(text: String) -> String {
+    match text.char_indices().nth(MAX_TEXT) {
+        None => text,
+        Some((at, _)) => alloc::format!("{}…", &text[..at]),
+    }
+}
+
 /// Why the agent could not do something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -21,12 +31,12 @@ pub struct Fault {
 impl Fault {
     /// A fault with a cause of our own.
     pub fn new(act: &'static str, object: impl ToString, cause: impl ToString) -> Self {
-        Self { act, object: object.to_string(), cause: cause.to_string() }
+        Self { act, object: clip(object.to_string()), cause: clip(cause.to_string()) }
     }
 
     /// A fault the kernel found.
     pub fn os(act: &'static str, object: impl ToString, errno: Errno) -> Self {
-        Self { act, object: object.to_string(), cause: crate::sys::errno_text(errno) }
+        Self::new(act, object, crate::sys::errno_text(errno))
     }
 
     /// The answer to the host that asked for the process `exec`.

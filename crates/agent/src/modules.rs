@@ -25,6 +25,9 @@ const COMPRESSED: i32 = 4;
 /// More failures than this are counted but not named: the report has to fit one message.
 const MAX_FAILURES: usize = 100;
 
+/// What is kept of a name, in characters, for the same reason.
+const MAX_NAME: usize = 100;
+
 /// One line of `order`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line<'a> {
@@ -53,7 +56,7 @@ pub fn load_all() -> Vec<ModuleFailure> {
         if let Err(cause) = load(&path, line.parameters)
             && failures.len() < MAX_FAILURES
         {
-            failures.push(ModuleFailure { name: line.name.to_string(), cause });
+            failures.push(ModuleFailure { name: line.name.chars().take(MAX_NAME).collect(), cause });
         }
         let _ = fs::unlink(&*path);
     }

@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketType, socket};
 use crate::fault::Fault;
 use crate::{files, sys};
 
-/// Mounts, making the directory where it can be made. Something mounted there already is fine.
+/// Mounts, making the directory where it can be made.
 ///
 /// # Errors
 /// The kernel's.
@@ -25,8 +25,16 @@ pub fn mount_at(
     let _ = files::make_dirs(target, 0o755);
     let options = CString::new(data).map_err(|_| Fault::new("mount", target, "options with a zero byte"))?;
     match mount(source, target, fs_type, flags, options.as_c_str()) {
-        Ok(()) | Err(Errno::BUSY) => Ok(()),
+        Ok(()) => Ok(()),
         Err(errno) => Err(Fault::os("mount", format!("{fs_type} at {target}"), errno)),
+    }
+}
+
+/// Mounts one of the kernel's own, of which one that is there already is as good.
+fn mount_own(fs_type: &str, target: &str, flags: MountFlags, data: &str) -> Result<(), Fault> {
+    match mount_at(fs_type, target, fs_type, flags, data) {
+        Err(fault) if fault.cause == sys::errno_text(Errno::BUSY) => Ok(()),
+        result => result,
     }
 }
 
@@ -35,7 +43,7 @@ pub fn mount_at(
 /// # Errors
 /// The kernel's.
 pub fn devices() -> Result<(), Fault> {
-    mount_at("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=0755")
+    mount_own("devtmpfs", "/dev", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=0755")
 }
 
 /// What the processes expect beside `/dev`, in the root they see. Only `/proc` and `/dev/pts` are
@@ -45,14 +53,14 @@ pub fn devices() -> Result<(), Fault> {
 /// The kernel's, for those two.
 pub fn for_processes() -> Result<(), Fault> {
     let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount_at("proc", "/proc", "proc", quiet, "")?;
+    mount_own("proc", "/proc", quiet, "")?;
     let pts = "gid=5,mode=620,ptmxmode=666";
-    mount_at("devpts", "/dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, pts)?;
-    let _ = mount_at("sysfs", "/sys", "sysfs", quiet, "");
-    let _ = mount_at("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet, "");
+    mount_own("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, pts)?;
+    let _ = mount_own("sysfs", "/sys", quiet, "");
+    let _ = mount_own("cgroup2", "/sys/fs/cgroup", quiet, "");
     let shm = MountFlags::NOSUID | MountFlags::NODEV;
-    let _ = mount_at("tmpfs", "/dev/shm", "tmpfs", shm, "mode=1777");
-    let _ = mount_at("mqueue", "/dev/mqueue", "mqueue", quiet, "");
+    let _ = mount_own("tmpfs", "/dev/shm", shm, "mode=1777");
+    let _ = mount_own("mqueue", "/dev/mqueue", quiet, "");
     for (link, target) in [
         ("/dev/fd", "/proc/self/fd"),
         ("/dev/stdin", "/proc/self/fd/0"),

@@ -91,7 +91,9 @@ fn prepare(process: &Process, identity: &Identity) -> Result<(Image, String), Un
     let cwd = files::join("/", &process.cwd);
     files::make_dirs(&cwd, 0o755).map_err(other)?;
     let hostname = uname().nodename().to_string_lossy().to_string();
-    let env = command::environment(process, &identity.home, &hostname);
+    // What the kernel calls a machine nobody named.
+    let hostname = if hostname == "(none)" { "" } else { &hostname };
+    let env = command::environment(process, &identity.home, hostname);
     let path = command::variable(&env, "PATH").unwrap_or(command::DEFAULT_PATH);
     let file = command::find(name, path, &cwd)?;
     let text = |text: &str| {

@@ -61,7 +61,8 @@ pub fn child_signals() -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Undoes [`child_signals`] in a child that is about to become another program.
+/// Undoes [`child_signals`] in a child that is about to become another program, and what whoever
+/// started this one may have ignored: a shell does so for what it runs in the background.
 pub fn default_signals() {
     // SAFETY: a zeroed set is valid memory for sigemptyset, which initialises it; SIG_DFL is a
     // disposition any signal may be given.
@@ -69,7 +70,9 @@ pub fn default_signals() {
         let mut set = mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGPIPE] {
+            libc::signal(signal, libc::SIG_DFL);
+        }
     }
 }
 
@@ -95,6 +98,13 @@ pub fn fork(child: impl FnOnce() -> i32) -> Result<Pid, Errno> {
         0 => exit_now(child()),
         pid => Ok(Pid::from_raw(pid).expect("fork gives the parent a positive number")),
     }
+}
+
+/// Closes what a forked copy of a test has open: it would keep the other tests' connections open too.
+#[cfg(test)]
+pub fn close_inherited() {
+    // SAFETY: the caller is a forked copy that uses nothing it inherited and never returns.
+    let _ = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
 }
 
 /// Says something where a user may see it, if there is one.
