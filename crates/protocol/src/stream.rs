@@ -3,7 +3,7 @@
 //! | offset | size | |
 //! |---|---|---|
 //! | 0 | 2 | `"st"` |
-//! | 2 | 1 | low byte of [`VERSION`](crate::VERSION) |
+//! | 2 | 1 | low byte of [`VERSION`] |
 //! | 3 | 1 | which: 0 stdin, 1 stdout, 2 stderr |
 //! | 4 | 4 | exec id, little endian |
 //!
