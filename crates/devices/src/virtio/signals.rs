@@ -63,6 +63,9 @@ impl Signals {
     pub fn acknowledge(&self, bits: u32) {
         let mut status = self.lock();
         *status &= !bits;
+        // Where the line is taken for edge-triggered (Linux does for devices named on its command line), what
+        // is left needs an edge of its own.
+        self.line.set(false);
         self.line.set(*status != 0);
     }
 

@@ -13,6 +13,8 @@
 //! Reading order: this file, `packet`, `muxer`, `connection`.
 
 mod connection;
+#[cfg(test)]
+mod guest;
 mod muxer;
 mod packet;
 #[cfg(test)]
@@ -187,7 +189,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[256, 256, 16]
+        &[128, 128, 16]
     }
 
     fn features(&self) -> u64 {
