@@ -1,1 +1,71 @@
-fn main() {}
+//! `strata`: the program. It parses flags, calls the crates that do the work, prints, and ends with a code.
+//!
+//! Reading order: [`cli`] (every flag), [`commands`] (a file per verb), [`exit`] (what the codes mean),
+//! [`failure`] (how errors are shown), [`engines`] (the only place that names one), [`terminal`] (raw mode,
+//! and how it is always undone).
+//!
+//! Deliberately absent: anything that decides how a machine, an image or a container works.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+mod engines;
+mod exit;
+mod failure;
+mod host_cpu;
+mod output;
+mod progress;
+mod signals;
+mod size;
+mod store;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use failure::Outcome;
+
+fn main() -> ExitCode {
+    terminal::restore_on_panic();
+    let cli = Cli::parse();
+    start_log(cli.global.verbose);
+    match dispatch(&cli) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            failure.print();
+            failure.exit_code().into()
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Outcome {
+    match &cli.command {
+        Command::Run(options) => commands::run::run(&cli.global, options),
+        Command::Boot(options) => commands::boot::run(options),
+        Command::Check(options) => commands::check::run(&cli.global, options),
+        Command::Kernel(command) => commands::kernel::run(&cli.global, command),
+        Command::Image(command) => commands::image::run(&cli.global, command),
+        Command::Man(options) => commands::man::run(options),
+        Command::Completions(options) => commands::completions::run(options),
+    }
+}
+
+/// Warnings always; with `-v` what is done, with `-vv` how, with `-vvv` everything.
+fn start_log(verbose: u8) {
+    use tracing_subscriber::filter::LevelFilter;
+    let level = match verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(terminal::LogWriter::new)
+        .with_target(false)
+        .with_ansi(false)
+        .without_time()
+        .init();
+}

@@ -1,0 +1,126 @@
+# `make run` and `make test` are all a newcomer needs; `make help` lists the rest.
+# Every target may be repeated, says what it does, and asks the network only for what is missing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build run test lint unit assets bench fuzz soak doc install clean packages-run packages-test packages-bench packages-fuzz
+
+CARGO ?= cargo
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+STRATA := $(TARGET)/release/strata
+PREFIX ?= /usr/local
+
+# The store that whole-workload tests use: a real kernel and a real image, prepared once.
+ASSETS := $(TARGET)/test-assets
+# Random instruction sequences that are compared with the host's own processor.
+SEQUENCES ?= 200000
+FUZZ_SECONDS ?= 60
+BENCH_FLAGS ?=
+
+PACKAGES_RUN := gcc libc6-dev mmdebstrap
+PACKAGES_TEST := $(PACKAGES_RUN) git busybox-static
+PACKAGES_BENCH := $(PACKAGES_TEST) qemu-system-x86
+PACKAGES_FUZZ := $(PACKAGES_RUN) g++
+
+say = @printf '\033[1m== %s\033[0m\n' "$(1)"
+ifdef NO_COLOR
+say = @printf '== %s\n' "$(1)"
+endif
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+build: packages-run ## Build the program
+	$(call say,build)
+	$(CARGO) build --release --package strata
+
+run: build ## Prepare a kernel and an image, and run `uname -a` in a microVM
+	@if [ -z "$$($(STRATA) kernel ls --quiet)" ]; then \
+	    echo "== no kernel in the store yet: strata kernel fetch"; $(call refresh); $(STRATA) kernel fetch; fi
+	@if ! $(STRATA) image inspect debian >/dev/null 2>&1; then \
+	    echo "== no image debian in the store yet: strata image bootstrap debian"; $(call refresh); \
+	    $(STRATA) image bootstrap debian; fi
+	$(call say,strata run debian -- uname -a)
+	@$(STRATA) run debian -- uname -a
+
+test: packages-test lint unit ## Everything needed to trust a change
+
+lint: packages-test
+	$(call say,format)
+	$(CARGO) fmt --all --check
+	$(call say,clippy)
+	$(CARGO) clippy --release --workspace --all-targets -- --deny warnings
+	$(call say,tidy)
+	$(CARGO) xtask tidy
+
+unit: packages-test assets
+	$(call say,documentation tests)
+	$(CARGO) test --release --workspace --doc --quiet
+	$(call say,tests)
+	@export STRATA_TEST_ASSETS=$(ASSETS) STRATA_SEQUENCES=$(SEQUENCES); \
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	    $(CARGO) nextest run --release --workspace; \
+	else \
+	    $(CARGO) test --release --workspace --lib --bins --tests; \
+	fi
+
+assets: build packages-test
+	@mkdir -p $(ASSETS)
+	@export STRATA_ROOT=$(ASSETS)/store; \
+	if [ -z "$$($(STRATA) kernel ls --quiet)" ]; then \
+	    echo "== test assets: kernel"; $(call refresh); $(STRATA) kernel fetch; fi; \
+	if ! $(STRATA) image inspect debian >/dev/null 2>&1; then \
+	    echo "== test assets: image"; $(call refresh); $(STRATA) image bootstrap debian; fi
+
+bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_FLAGS="--rounds 5")
+	$(CARGO) xtask bench --store $(ASSETS)/store --strata $(STRATA) $(BENCH_FLAGS)
+
+fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each (needs a nightly toolchain and cargo-fuzz)
+	@for target in $$(cd fuzz && $(CARGO) +nightly fuzz list); do \
+	    echo "== fuzz $$target for $(FUZZ_SECONDS) s"; \
+	    (cd fuzz && $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096); \
+	done
+
+soak: ## The tests with millions of instruction sequences
+	$(MAKE) unit SEQUENCES=5000000
+
+doc: ## Build the documentation of every crate
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --no-deps --workspace --document-private-items
+
+install: build ## Install program, manual pages and completions below PREFIX
+	install -D -m 755 $(STRATA) $(DESTDIR)$(PREFIX)/bin/strata
+	$(STRATA) man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions \
+	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	$(STRATA) completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/strata
+	$(STRATA) completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_strata
+	$(STRATA) completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/strata.fish
+
+clean: ## Remove what was built, test assets included
+	$(CARGO) clean
+
+# Package lists may be empty on a new machine; without the right to refresh them the next step says what is missing.
+refresh = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1; \
+    then echo "== apt-get update"; apt-get update -qq; fi
+
+# $(1): packages. Asks apt only for those that are missing.
+define install_packages
+@command -v $(CARGO) >/dev/null || { echo "cargo is not installed: see rustup.rs"; exit 1; }
+@command -v dpkg-query >/dev/null || { echo "not a Debian system: make sure you have the like of: $(1)"; exit 0; }; \
+missing=""; for package in $(1); do \
+    [ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed ] || missing="$$missing $$package"; done; \
+[ -z "$$missing" ] && exit 0; \
+if [ "$$(id -u)" != 0 ]; then echo "missing packages, install them as root: apt-get install$$missing"; exit 1; fi; \
+echo "== installing packages:$$missing"; \
+apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends$$missing >/dev/null
+endef
+
+packages-run:
+	$(call install_packages,$(PACKAGES_RUN))
+packages-test:
+	$(call install_packages,$(PACKAGES_TEST))
+packages-bench:
+	$(call install_packages,$(PACKAGES_BENCH))
+packages-fuzz:
+	$(call install_packages,$(PACKAGES_FUZZ))

@@ -1,0 +1,58 @@
+//! The whole command line, declared once: parser, help, manual pages and completions come from here and from
+//! the `Options` of each file under `commands/`.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::commands::{boot, check, completions, image, kernel, man, run};
+use crate::exit;
+
+/// Run any workload at the layer of isolation you choose
+///
+/// `strata run debian -- uname -a` boots a microVM from the image `debian`, runs the command in it and returns
+/// its exit code. No KVM, daemon or network is needed.
+#[derive(Parser)]
+#[command(name = "strata", version, after_long_help = exit::TABLE, propagate_version = false, max_term_width = 100)]
+pub struct Cli {
+    /// What every command understands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command understands.
+#[derive(Args)]
+pub struct Global {
+    /// Folder that holds images and kernels [default: /var/lib/strata for root, else ~/.local/share/strata]
+    #[arg(long, global = true, env = "STRATA_ROOT", value_name = "DIR", hide_env_values = true)]
+    pub root: Option<PathBuf>,
+    /// Say what is done on standard error; twice for more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The verbs.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a command in a microVM made from an image
+    Run(run::Options),
+    /// Boot a bare machine with its serial console on this terminal
+    Boot(boot::Options),
+    /// Say what this host offers for each layer of isolation
+    Check(check::Options),
+    /// Kernels that microVMs boot
+    #[command(subcommand)]
+    Kernel(kernel::Command),
+    /// Images that workloads are made from
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(man::Options),
+    /// Write a completion script for a shell
+    #[command(hide = true)]
+    Completions(completions::Options),
+}

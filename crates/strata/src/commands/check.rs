@@ -1,0 +1,120 @@
+//! `strata check`: what this host offers for each layer, and what to do about each gap.
+
+mod hardware;
+mod host;
+mod os;
+
+use serde::Serialize;
+
+use crate::cli::Global;
+use crate::exit::Exit;
+use crate::failure::Outcome;
+use crate::output::{self, Table};
+
+/// Say what this host offers for each layer of isolation
+///
+/// Every gap comes with what to do about it. Exit code 1 means that microVMs cannot run here yet.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a finding belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Layer {
+    Hardware,
+    Os,
+    Store,
+    Tools,
+}
+
+/// How good it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// There and usable.
+    Ok,
+    /// There with a limit, or missing and only nice to have.
+    Limited,
+    /// Missing, and microVMs need it.
+    Missing,
+}
+
+/// One fact about the host.
+#[derive(Clone, Debug, Serialize)]
+struct Finding {
+    layer: Layer,
+    item: &'static str,
+    state: State,
+    detail: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn ok(layer: Layer, item: &'static str, detail: impl Into<String>) -> Self {
+        Self { layer, item, state: State::Ok, detail: detail.into(), advice: None }
+    }
+
+    fn limited(
+        layer: Layer,
+        item: &'static str,
+        detail: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { layer, item, state: State::Limited, detail: detail.into(), advice: Some(advice.into()) }
+    }
+
+    fn missing(
+        layer: Layer,
+        item: &'static str,
+        detail: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { state: State::Missing, ..Self::limited(layer, item, detail, advice) }
+    }
+}
+
+/// Looks, and prints what was found.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn run(global: &Global, options: &Options) -> Outcome {
+    let mut findings = hardware::look();
+    findings.extend(os::look());
+    findings.extend(host::store(global));
+    findings.extend(host::tools());
+    let ready = findings.iter().all(|finding| finding.state != State::Missing);
+    if options.json {
+        output::json(&serde_json::json!({ "microvms": ready, "findings": findings }))?;
+    } else {
+        print_table(&findings, ready)?;
+    }
+    Ok(if ready { Exit::Success } else { Exit::Missing })
+}
+
+fn print_table(findings: &[Finding], ready: bool) -> Outcome<()> {
+    let mut table = Table::new(&["LAYER", "ITEM", "STATE", "DETAIL"]);
+    for finding in findings {
+        let layer = format!("{:?}", finding.layer).to_lowercase();
+        let state = format!("{:?}", finding.state).to_lowercase();
+        table.row([layer, finding.item.to_owned(), state, finding.detail.clone()]);
+    }
+    table.print()?;
+    let mut text = String::from("\n");
+    for finding in findings {
+        if let Some(advice) = &finding.advice {
+            text.push_str(&format!("{}: {advice}\n", finding.item));
+        }
+    }
+    text.push_str(if ready {
+        "microVMs can run on this host.\n"
+    } else {
+        "microVMs cannot run on this host yet.\n"
+    });
+    output::write(&text)
+}

@@ -1,0 +1,120 @@
+//! The store and the programs of the host that Strata calls.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, statvfs};
+
+use super::{Finding, Layer};
+use crate::cli::Global;
+use crate::{output, store};
+
+/// Less free space than this does not hold a kernel and a small image.
+const ROOM_BYTES: u64 = 1 << 30;
+
+/// Whether the store can be written, how much room it has, and what is in it.
+pub fn store(global: &Global) -> Vec<Finding> {
+    let root = match store::root(global) {
+        Ok(root) => root,
+        Err(failure) => {
+            return vec![Finding::missing(
+                Layer::Store,
+                "folder",
+                failure.to_string(),
+                "name one with --root DIR",
+            )];
+        }
+    };
+    // The store is made when it is first used: until then its nearest parent decides.
+    let there = root.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    let mut findings = vec![writable(&root, there), room(there)];
+    if there == root {
+        findings.extend(contents(global));
+    }
+    findings
+}
+
+fn writable(root: &Path, there: &Path) -> Finding {
+    match rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) => Finding::ok(Layer::Store, "folder", root.display().to_string()),
+        Err(error) => Finding::missing(
+            Layer::Store,
+            "folder",
+            format!("write {}: {error}", there.display()),
+            "name a folder you may write with --root DIR or STRATA_ROOT",
+        ),
+    }
+}
+
+fn room(there: &Path) -> Finding {
+    match statvfs(there) {
+        Ok(stat) => {
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+            let detail = format!("{} free", output::bytes(free));
+            if free >= ROOM_BYTES {
+                return Finding::ok(Layer::Store, "room", detail);
+            }
+            let advice = format!(
+                "free some space: a kernel and a small image take about {}",
+                output::bytes(ROOM_BYTES)
+            );
+            Finding::limited(Layer::Store, "room", detail, advice)
+        }
+        Err(error) => Finding::limited(
+            Layer::Store,
+            "room",
+            format!("stat file system of {}: {error}", there.display()),
+            "put the store on a local file system with --root DIR",
+        ),
+    }
+}
+
+/// A kernel and an image are all a first run needs.
+fn contents(global: &Global) -> Vec<Finding> {
+    let counted =
+        store::open(global).map(|store| (store.kernels().map(|k| k.len()), store.images().map(|i| i.len())));
+    let (kernels, images) = match counted {
+        Ok((kernels, images)) => (kernels.unwrap_or(0), images.unwrap_or(0)),
+        Err(failure) => {
+            return vec![Finding::missing(
+                Layer::Store,
+                "contents",
+                failure.to_string(),
+                "see the line above",
+            )];
+        }
+    };
+    let count = |item, count: usize, advice: &str| match count {
+        0 => Finding::limited(Layer::Store, item, "none", advice),
+        count => Finding::ok(Layer::Store, item, count.to_string()),
+    };
+    vec![
+        count("kernels", kernels, "strata kernel fetch"),
+        count("images", images, "strata image bootstrap debian, or strata image load FILE"),
+    ]
+}
+
+/// Programs that `kernel fetch` and `image bootstrap` call.
+pub fn tools() -> Vec<Finding> {
+    let one_of =
+        |item, programs: &[&str], advice: &str| match programs.iter().find(|name| find(name).is_some()) {
+            Some(name) => Finding::ok(Layer::Tools, item, (*name).to_owned()),
+            None => Finding::limited(Layer::Tools, item, format!("no {}", programs.join(", no ")), advice),
+        };
+    vec![
+        one_of("kernel fetch", &["apt-get"], "add a kernel from a file: strata kernel add FILE"),
+        one_of(
+            "image bootstrap",
+            &["mmdebstrap", "debootstrap"],
+            "apt-get install mmdebstrap, or bring an image: strata image load FILE",
+        ),
+    ]
+}
+
+/// A program in `PATH`.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| {
+        fs::metadata(file).is_ok_and(|m| m.is_file()) && rustix::fs::access(file, Access::EXEC_OK).is_ok()
+    })
+}

@@ -1,0 +1,209 @@
+//! `strata image …`: images in the store, and the ways in and out.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use image::{Bootstrap, Reference, SaveFormat, Store};
+
+use crate::cli::Global;
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While};
+use crate::output::{self, Table};
+use crate::progress::Bar;
+use crate::store;
+
+/// Images that workloads are made from
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make a minimal distribution image with the host's package manager
+    ///
+    /// Calls mmdebstrap or debootstrap with the host's own package sources.
+    Bootstrap(BootstrapOptions),
+    /// Make an image of one layer from a root file system
+    Import(ImportOptions),
+    /// Take the images of an oci-archive or docker-archive into the store
+    Load(LoadOptions),
+    /// Write an image to an archive
+    Save(SaveOptions),
+    /// List the images
+    Ls(LsOptions),
+    /// Show everything about an image as JSON
+    Inspect(InspectOptions),
+    /// Remove images; workloads that use them are not disturbed
+    Rm(RmOptions),
+}
+
+#[derive(Args)]
+pub struct BootstrapOptions {
+    /// Name for the image, e.g. debian or debian:12
+    name: String,
+    /// Release to take the packages from [default: the host's]
+    #[arg(long, value_name = "SUITE")]
+    suite: Option<String>,
+    /// A package beyond the minimal set; may be repeated
+    #[arg(long = "package", value_name = "PACKAGE")]
+    packages: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct ImportOptions {
+    /// Tar archive of a root file system, compressed or not
+    rootfs: PathBuf,
+    /// Name for the image
+    name: String,
+}
+
+#[derive(Args)]
+pub struct LoadOptions {
+    /// The archive
+    file: PathBuf,
+}
+
+#[derive(Args)]
+pub struct SaveOptions {
+    /// Name of the image
+    name: String,
+    /// File to write
+    file: PathBuf,
+    /// Kind of the archive
+    #[arg(long, value_enum, default_value_t = Format::Oci)]
+    format: Format,
+}
+
+/// The archives other programs read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// oci-archive, the image layout in a tar
+    Oci,
+    /// docker-archive, as `docker save` writes it
+    Docker,
+}
+
+#[derive(Args)]
+pub struct LsOptions {
+    /// Write JSON
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+    /// Write the names alone
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Args)]
+pub struct InspectOptions {
+    /// Name of the image
+    name: String,
+    /// Write JSON, as is always done
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub struct RmOptions {
+    /// Names of the images
+    #[arg(required = true)]
+    names: Vec<String>,
+}
+
+/// Does what the verb says.
+///
+/// # Errors
+/// The store, the archive or the image is not as it should be; the message says which.
+pub fn run(global: &Global, command: &Command) -> Outcome {
+    let store = store::open(global)?;
+    match command {
+        Command::Bootstrap(options) => bootstrap(&store, options)?,
+        Command::Import(options) => import(&store, options)?,
+        Command::Load(options) => load(&store, options)?,
+        Command::Save(options) => save(&store, options)?,
+        Command::Ls(options) => list(&store, options)?,
+        Command::Inspect(options) => {
+            let value =
+                store.inspect(&parse(&options.name)?).map_err(|error| explain(&options.name, error))?;
+            output::json(&value)?;
+        }
+        Command::Rm(options) => remove(&store, options)?,
+    }
+    Ok(Exit::Success)
+}
+
+/// An image name as the user typed it.
+///
+/// # Errors
+/// It is none.
+pub fn parse(name: &str) -> Outcome<Reference> {
+    name.parse().map_err(|error: image::Error| {
+        Failure::because(format!("understand {name:?}"), error).exit(Exit::Usage)
+    })
+}
+
+/// What went wrong with an image, and what to do about it.
+pub fn explain(name: &str, error: image::Error) -> Failure {
+    let is_not_found = error.is_not_found();
+    let failure = Failure::because(format!("image {name:?}"), error);
+    if is_not_found {
+        let hint = format!("strata image ls shows what there is; make one: strata image bootstrap {name}");
+        return failure.hint(hint);
+    }
+    failure
+}
+
+fn bootstrap(store: &Store, options: &BootstrapOptions) -> Outcome<()> {
+    let name = parse(&options.name)?;
+    let wanted = Bootstrap { suite: options.suite.clone(), packages: options.packages.clone() };
+    let made = store.bootstrap(&name, &wanted, &Bar::new());
+    made.map(drop).while_trying(|| format!("bootstrap image {:?}", options.name))?;
+    output::write(&format!("{name}\n"))
+}
+
+fn import(store: &Store, options: &ImportOptions) -> Outcome<()> {
+    let name = parse(&options.name)?;
+    let made = store.import(&options.rootfs, &name, &Bar::new());
+    made.map(drop).while_trying(|| format!("import {} as {:?}", options.rootfs.display(), options.name))?;
+    output::write(&format!("{name}\n"))
+}
+
+fn load(store: &Store, options: &LoadOptions) -> Outcome<()> {
+    let names =
+        store.load(&options.file, &Bar::new()).while_trying(|| format!("load {}", options.file.display()))?;
+    names.iter().try_for_each(|name| output::write(&format!("{name}\n")))
+}
+
+fn save(store: &Store, options: &SaveOptions) -> Outcome<()> {
+    let image = store.image(&parse(&options.name)?).map_err(|error| explain(&options.name, error))?;
+    let format = match options.format {
+        Format::Oci => SaveFormat::OciArchive,
+        Format::Docker => SaveFormat::DockerArchive,
+    };
+    let saved = store.save(&image, &options.file, format, &Bar::new());
+    saved.while_trying(|| format!("save image {:?} to {}", options.name, options.file.display()))
+}
+
+fn list(store: &Store, options: &LsOptions) -> Outcome<()> {
+    let images = store.images().while_trying(|| "list images".to_owned())?;
+    if options.json {
+        return output::json(&images);
+    }
+    if options.quiet {
+        return images.iter().try_for_each(|image| output::write(&format!("{}\n", image.name)));
+    }
+    let mut table = Table::new(&["NAME", "DIGEST", "CREATED", "LAYERS", "SIZE"]);
+    for image in &images {
+        let digest = image.digest.chars().take("sha256:".len() + 12).collect();
+        let created =
+            image.created.as_deref().unwrap_or("-").chars().take("2026-01-01T00:00:00".len()).collect();
+        let size = match &image.broken {
+            Some(reason) => format!("broken: {}", output::visible(reason)),
+            None => output::bytes(image.size_bytes),
+        };
+        table.row([image.name.clone(), digest, created, image.layers.to_string(), size]);
+    }
+    table.print()
+}
+
+fn remove(store: &Store, options: &RmOptions) -> Outcome<()> {
+    options
+        .names
+        .iter()
+        .try_for_each(|name| store.remove(&parse(name)?).map_err(|error| explain(name, error)))
+}

@@ -1,0 +1,10 @@
+//! One file per command: its flags and what they do.
+
+pub mod boot;
+pub mod check;
+pub mod completions;
+pub mod image;
+pub mod kernel;
+pub mod man;
+pub mod run;
+mod sizing;

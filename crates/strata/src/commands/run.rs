@@ -1,0 +1,187 @@
+//! `strata run`: a command in a microVM made from an image.
+//!
+//! The guest boots a kernel of the store with an initial RAM disk of the agent and its modules. Its root is the
+//! image's read-only squashfs on a virtio disk, under an overlay in guest memory that is gone with the machine.
+
+mod initrd;
+mod session;
+
+use std::time::{Duration, Instant};
+
+use image::{Config, Image, RootFile, Store};
+use machine::config::{DiskConfig, Source, VsockConfig};
+use machine::workload::AgentSession;
+use machine::{Backends, Machine, MachineConfig};
+
+use super::sizing::Sizing;
+use super::{image as images, kernel as kernels};
+use crate::cli::Global;
+use crate::failure::{Failure, Outcome, While};
+use crate::progress::Bar;
+use crate::size::parse_duration;
+use crate::terminal::LogWriter;
+use crate::{engines, store};
+
+/// Run a command in a microVM made from an image
+///
+/// Without a command the image's own is run. Standard input is handed on with -i only. Signals reach the command;
+/// three interrupts within two seconds end the machine at once.
+#[derive(clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    sizing: Sizing,
+    /// Kernel to boot, by its id [default: the one that `strata kernel ls` marks]
+    #[arg(long, value_name = "ID")]
+    kernel: Option<String>,
+    /// Set a variable for the command; without a value take the one from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Folder to run the command in
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// User to run it as
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Hand on standard input
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Kill the command after this time, counted from when the guest is up
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    /// Name of the image
+    image: String,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// All that a machine for a workload is made of, held open until it has ended.
+struct Prepared {
+    config: MachineConfig,
+    process: protocol::Process,
+    hostname: String,
+    root_type: &'static str,
+    _root: RootFile,
+    _kernel: image::kernels::KernelBundle,
+}
+
+/// Runs the command; its exit code is ours.
+///
+/// # Errors
+/// Image, kernel, engine or machine are not as they should be; the message says which.
+pub fn run(global: &Global, options: &Options) -> Outcome {
+    let started = Instant::now();
+    let engine = engines::open(&options.sizing.engine)?;
+    let store = store::open(global)?;
+    let prepared = prepare(&store, options, global.verbose)?;
+    tracing::info!("prepared in {} ms", started.elapsed().as_millis());
+    let agent = AgentSession::new();
+    let backends = Backends {
+        console: (global.verbose >= 2).then(|| Box::new(LogWriter::new()) as Box<_>),
+        vsock: Some(agent.host()),
+    };
+    let machine = Machine::build(&prepared.config, backends, engine.as_ref())
+        .while_trying(|| format!("run {:?}", options.image))?;
+    let streams = session::Streams { interactive: options.interactive, tty: options.tty };
+    let outcome = session::run(agent, &machine, &prepared, options.timeout, streams, started);
+    let instructions: u64 = machine.statistics().iter().map(|vcpu| vcpu.instructions).sum();
+    tracing::info!(
+        "engine {}: {instructions} guest instructions on {} vCPU in {:.2} s",
+        engine.name(),
+        prepared.config.cpus,
+        started.elapsed().as_secs_f64()
+    );
+    outcome
+}
+
+fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
+    let explain = |error| images::explain(&options.image, error);
+    let image = store.image(&images::parse(&options.image)?).map_err(explain)?;
+    let process = process(options, &image.config())?;
+    let kernel = store.kernel(options.kernel.as_deref()).map_err(kernels::explain)?;
+    // A kernel that changed on disk would be a guest that fails for no visible reason.
+    drop(kernel.read_kernel().map_err(kernels::explain)?);
+    let root = store.root_for_vm(&image, &Bar::new()).map_err(explain)?;
+    let path = kernel.vmlinux_path().unwrap_or_else(|| kernel.kernel_path());
+    let mut config = options.sizing.machine(Source::File(path));
+    config.boot.initrd = vec![Source::Bytes(initrd::build(&kernel)?)];
+    config.boot.cmdline = command_line(verbose);
+    config.disks =
+        vec![DiskConfig { path: root.path().to_owned(), read_only: true, serial: "root".to_owned() }];
+    config.vsock = Some(VsockConfig::default());
+    Ok(Prepared {
+        config,
+        process,
+        hostname: hostname(&image),
+        root_type: root.fstype(),
+        _root: root,
+        _kernel: kernel,
+    })
+}
+
+/// A panic is a reset at once, which ends the machine; without `-vv` the kernel says only what is wrong.
+fn command_line(verbose: u8) -> String {
+    let quiet = if verbose >= 2 { "" } else { " quiet" };
+    format!("console=ttyS0 panic=-1 reboot=t{quiet}")
+}
+
+/// The last part of the image's name, as far as a host name may have it.
+fn hostname(image: &Image) -> String {
+    let name = image.name().name().rsplit('/').next().unwrap_or_default();
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect()
+}
+
+/// What the image says about its command, changed by what the user says.
+fn process(options: &Options, config: &Config) -> Outcome<protocol::Process> {
+    if !matches!(config.architecture.as_str(), "amd64" | "x86_64") || config.os != "linux" {
+        let text = format!("run {:?}: the image is for {} {}", options.image, config.os, config.architecture);
+        return Err(Failure::new(text).hint("the machines of this version run linux amd64 images"));
+    }
+    let argv = config.command(&options.command);
+    if argv.is_empty() {
+        let failure = Failure::new(format!("run {:?}: the image names no command", options.image));
+        return Err(failure.hint(format!("strata run {} -- COMMAND", options.image)));
+    }
+    Ok(protocol::Process {
+        exec: 1,
+        argv,
+        env: environment(&config.env, &options.env, |name| std::env::var(name).ok()),
+        cwd: options.workdir.clone().unwrap_or_else(|| config.workdir.clone()),
+        user: options.user.clone().unwrap_or_else(|| config.user.clone()),
+        tty: options.tty.then(session::window),
+        stdin: options.interactive,
+    })
+}
+
+/// The image's variables, then the user's; a name that comes again replaces the one before.
+fn environment(image: &[String], user: &[String], host: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let mut variables: Vec<String> = image.to_vec();
+    for entry in user {
+        let Some((name, value)) = (match entry.split_once('=') {
+            Some((name, value)) => Some((name, value.to_owned())),
+            // A name alone that is not set here stays unset there.
+            None => host(entry).map(|value| (entry.as_str(), value)),
+        }) else {
+            continue;
+        };
+        variables.retain(|variable| variable.split('=').next() != Some(name));
+        variables.push(format!("{name}={value}"));
+    }
+    variables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_variables_replace_the_images() {
+        let text = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>();
+        let host = |name: &str| (name == "HOST").then(|| "h".to_owned());
+        let merged = environment(&text(&["A=1", "B=2"]), &text(&["A=x=y", "HOST", "GONE", "C="]), host);
+        assert_eq!(merged, ["B=2", "A=x=y", "HOST=h", "C="]);
+    }
+}

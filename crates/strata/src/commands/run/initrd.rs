@@ -1,0 +1,55 @@
+//! The initial RAM disk of a workload's machine: the agent, and the modules that get it to its root and its host.
+
+use std::io;
+use std::sync::Arc;
+
+use image::cpio::Cpio;
+use image::kernels::KernelBundle;
+
+use crate::failure::{Outcome, While};
+
+/// What a guest needs before the root is mounted. Those built into the kernel are no files, and no loss.
+const MODULES: [&str; 6] =
+    ["virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport", "squashfs", "overlay", "virtio_rng"];
+
+/// Builds it as one newc archive.
+///
+/// # Errors
+/// A module of the kernel cannot be read, or is not what was stored.
+pub fn build(kernel: &KernelBundle) -> Outcome<Arc<[u8]>> {
+    let mut modules = Vec::new();
+    for module in kernel.modules_for(&MODULES) {
+        let bytes =
+            kernel.read_module(module).while_trying(|| format!("read kernel module {}", module.name))?;
+        modules.push((format!("{}.ko", module.name), bytes));
+    }
+    let archive = write(&modules).while_trying(|| "build the initial ram disk".to_owned())?;
+    Ok(archive.into())
+}
+
+fn write(modules: &[(String, Vec<u8>)]) -> io::Result<Vec<u8>> {
+    let mut archive = Cpio::new(Vec::new());
+    archive.dir("dev", 0o755)?;
+    archive.file("init", 0o755, agent::AGENT)?;
+    archive.dir("modules", 0o755)?;
+    for (name, bytes) in modules {
+        archive.file(&format!("modules/{name}"), 0o644, bytes)?;
+    }
+    let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
+    archive.file("modules/order", 0o644, order.as_bytes())?;
+    archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_archive_holds_the_agent_and_the_order_of_its_modules() {
+        let modules = [("b.ko".to_owned(), b"BB".to_vec()), ("a.ko".to_owned(), b"AA".to_vec())];
+        let archive = write(&modules).unwrap();
+        let holds = |needle: &[u8]| archive.windows(needle.len()).any(|window| window == needle);
+        assert!(holds(b"init\0") && holds(b"modules/order\0") && holds(b"b.ko\na.ko\n"));
+        assert!(archive.len().is_multiple_of(512));
+    }
+}

@@ -1,0 +1,157 @@
+//! The host's side of a running command: streams, terminal, signals, and what its end means.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use machine::workload::{AgentSession, Control, Error, Outcome as Ended, Progress, Workload};
+use machine::{Machine, MachineEvent};
+use protocol::{Root, Start, WinSize, Writable};
+use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
+
+use super::Prepared;
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While};
+use crate::signals::{ENDING, SIGWINCH, Watch};
+use crate::terminal::{self, Raw};
+
+/// A guest that has not come up by then never will.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+/// This many interrupts within [`IMPATIENCE`] end the machine without asking the command.
+const INTERRUPTS: usize = 3;
+const IMPATIENCE: Duration = Duration::from_secs(2);
+
+/// How the command is joined to the caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Streams {
+    /// It reads our standard input.
+    pub interactive: bool,
+    /// It runs on a terminal.
+    pub tty: bool,
+}
+
+/// The size of our terminal.
+pub fn window() -> WinSize {
+    let (rows, cols) = terminal::size();
+    WinSize { rows, cols }
+}
+
+/// Runs the command of `prepared` in `machine` to its end.
+///
+/// # Errors
+/// The machine ended first, the time is over, or streams could not be carried.
+pub fn run(
+    agent: AgentSession,
+    machine: &Machine,
+    prepared: &Prepared,
+    timeout: Option<Duration>,
+    streams: Streams,
+    started: Instant,
+) -> Outcome {
+    let last_signal = Arc::new(AtomicI32::new(0));
+    let _signals = watch_signals(agent.control(), last_signal.clone(), streams.tty)?;
+    // On a terminal every key is the command's, Ctrl-C too.
+    let keys = streams.tty && streams.interactive && terminal::stdin_is_terminal();
+    let raw = keys.then(Raw::enter).transpose()?;
+    let workload = Workload {
+        start: start(prepared),
+        stdin: if streams.interactive { Some(duplicate(&io::stdin(), "standard input")?) } else { None },
+        stdout: duplicate(&io::stdout(), "standard output")?,
+        stderr: duplicate(&io::stderr(), "standard error")?,
+        boot_timeout: Some(BOOT_TIMEOUT),
+        timeout,
+        progress: &mut |progress| report(progress, started),
+    };
+    let ended = agent.run(machine, workload);
+    drop(raw);
+    conclude(ended, &prepared.process.argv, last_signal.load(Ordering::Relaxed))
+}
+
+fn start(prepared: &Prepared) -> Start {
+    Start {
+        root: Root::Device {
+            device: "/dev/vda".to_owned(),
+            fs_type: prepared.root_type.to_owned(),
+            writable: Writable::Overlay { size_bytes: 0 },
+        },
+        hostname: prepared.hostname.clone(),
+        process: prepared.process.clone(),
+    }
+}
+
+fn duplicate(stream: &impl AsFd, name: &str) -> Outcome<OwnedFd> {
+    stream.as_fd().try_clone_to_owned().while_trying(|| format!("duplicate {name}"))
+}
+
+/// Hands signals on to the command; before it runs they end the start.
+fn watch_signals(control: Control, last: Arc<AtomicI32>, tty: bool) -> Outcome<Watch> {
+    let mut signals = ENDING.to_vec();
+    signals.extend([SIGUSR1, SIGUSR2]);
+    if tty {
+        signals.push(SIGWINCH);
+    }
+    let mut interrupts: Vec<Instant> = Vec::new();
+    Watch::start(&signals, move |signal| {
+        if signal == SIGWINCH {
+            control.resize(window());
+            return;
+        }
+        last.store(signal, Ordering::Relaxed);
+        control.signal(u8::try_from(signal).unwrap_or(u8::MAX));
+        if signal == SIGINT {
+            interrupts.retain(|at| at.elapsed() < IMPATIENCE);
+            interrupts.push(Instant::now());
+            if interrupts.len() >= INTERRUPTS {
+                control.cancel();
+            }
+        }
+    })
+}
+
+fn report(progress: Progress, started: Instant) {
+    let ms = started.elapsed().as_millis();
+    match progress {
+        Progress::Ready { kernel } => tracing::info!("guest is up after {ms} ms: kernel {kernel}"),
+        Progress::Started { pid } => tracing::info!("command runs after {ms} ms: pid {pid} in the guest"),
+        Progress::ModuleFailed(failure) => tracing::warn!("guest: kernel module {failure}"),
+        Progress::Log(log) => tracing::info!("guest: {log}"),
+    }
+}
+
+/// What the end of the command means to whoever started us.
+fn conclude(ended: Result<Ended, Error>, argv: &[String], last_signal: i32) -> Outcome {
+    let command = argv.first().map(String::as_str).unwrap_or_default();
+    let error = match ended {
+        Ok(Ended::Exited(exit)) => return Ok(Exit::Workload(exit.shell_code())),
+        Ok(Ended::NotStarted(failure)) => {
+            let exit = Exit::Workload(failure.code);
+            return Err(Failure::new(format!("run {command:?}: {failure}")).exit(exit));
+        }
+        Err(Error::Timeout { seconds }) => {
+            let text = format!("run {command:?}: killed after {seconds} s, as --timeout says");
+            return Err(Failure::new(text).exit(Exit::Timeout));
+        }
+        Err(Error::Cancelled) => {
+            let exit = u8::try_from(last_signal).ok().filter(|n| *n > 0).map_or(Exit::Strata, Exit::Signal);
+            return Err(Failure::new(format!("run {command:?}: ended by a signal")).exit(exit));
+        }
+        Err(error) => error,
+    };
+    let hint = match &error {
+        Error::GuestEnded { event: MachineEvent::GuestPanic { .. }, .. } => {
+            Some("-vv shows the whole console; --memory gives the guest more room")
+        }
+        Error::GuestEnded { .. } => Some("-vv shows the whole console"),
+        Error::BootTimeout { .. } => {
+            Some("-vv shows the whole console; another kernel: strata run --kernel ID")
+        }
+        _ => None,
+    };
+    let failure = Failure::because(format!("run {command:?}"), error);
+    Err(match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    })
+}

@@ -1,0 +1,40 @@
+//! The flags that every machine has: what executes it, and how big it is.
+
+use arch::x86::cpuid::CpuModel;
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use machine::MachineConfig;
+use machine::config::Source;
+
+use crate::engines;
+use crate::host_cpu::HostCpu;
+use crate::size::parse_size;
+
+/// What executes a machine, and how big it is.
+#[derive(Args)]
+pub struct Sizing {
+    /// What executes the guest's instructions
+    #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(engines::names()))]
+    pub engine: String,
+    /// Virtual processors
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub cpus: u32,
+    /// Guest memory
+    #[arg(long, default_value = "512M", value_name = "SIZE", value_parser = parse_size)]
+    pub memory: u64,
+    /// Processor that the guest sees, e.g. x86-64-v2 [default: the best this host can give]
+    #[arg(long, value_name = "MODEL", value_parser = PossibleValuesParser::new(CpuModel::names().collect::<Vec<_>>()))]
+    pub cpu: Option<String>,
+}
+
+impl Sizing {
+    /// A machine of this size that starts `kernel`.
+    pub fn machine(&self, kernel: Source) -> MachineConfig {
+        MachineConfig {
+            cpus: self.cpus,
+            memory_bytes: self.memory,
+            cpu_model: self.cpu.clone().unwrap_or_else(|| HostCpu::look().best_model().to_owned()),
+            ..MachineConfig::new(kernel)
+        }
+    }
+}

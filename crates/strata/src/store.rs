@@ -1,0 +1,39 @@
+//! Where the store is, and how it is opened.
+
+use std::path::PathBuf;
+
+use image::Store;
+
+use crate::cli::Global;
+use crate::failure::{Failure, Outcome};
+
+/// The folder of the store: `--root`, `STRATA_ROOT`, or the user's default.
+///
+/// # Errors
+/// There is no home folder to put it in.
+pub fn root(global: &Global) -> Outcome<PathBuf> {
+    if let Some(root) = &global.root {
+        return Ok(root.clone());
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/strata"));
+    }
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let data = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
+    data.map(|data| data.join("strata")).ok_or_else(|| {
+        Failure::new("find the store: neither XDG_DATA_HOME nor HOME is set")
+            .hint("name a folder with --root DIR")
+    })
+}
+
+/// Opens the store, making it if it is not there.
+///
+/// # Errors
+/// It cannot be made or written.
+pub fn open(global: &Global) -> Outcome<Store> {
+    let root = root(global)?;
+    Store::open(&root).map_err(|error| {
+        Failure::because(format!("open store {}", root.display()), error)
+            .hint("name a folder you may write with --root DIR or STRATA_ROOT")
+    })
+}
