@@ -1,0 +1,28 @@
+//! Random instruction sequences, run on this processor and in the interpreter, must end alike: registers,
+//! flags (but undefined ones), vectors, x87 state, memory, and the kind, error code and address of the fault.
+//!
+//! `STRATA_SEQUENCES` says how many (200,000 unless told), `STRATA_SEED` which, `STRATA_CASE` runs a single one.
+//!
+//! Reading order: `layout` and `case`; `forms`, `operands` and `generate` (what is run); `native` and `guest`
+//! (where); `compare` (what must agree); this file (in which order, and what is said about it).
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+mod case;
+mod compare;
+mod forms;
+mod generate;
+mod guest;
+mod layout;
+mod native;
+mod operands;
+mod random;
+mod report;
+mod run;
+
+#[test]
+fn random_sequences_end_as_on_this_processor() {
+    let summary = run::run(&run::Settings::from_environment());
+    report::print(&summary);
+    assert!(summary.failures.is_empty(), "{} kinds of difference", summary.failures.len());
+    assert_eq!(summary.forms_covered, summary.forms, "every form is covered");
+}
