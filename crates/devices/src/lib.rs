@@ -15,7 +15,7 @@ pub mod serial;
 pub mod timer;
 pub mod virtio;
 
-pub use device::{Clock, Device, MmioDevice, PioDevice, PowerEvent, PowerSink, Queued, Timed};
 pub use bus::{Bus, BusBuilder, BusError, DeviceId, SharedDevice};
+pub use device::{Clock, Device, MmioDevice, PioDevice, PowerEvent, PowerSink, Queued, Timed};
 pub use irq::{InterruptController, IrqLine, Msi, MsiSink};
 pub use timer::{TimerId, TimerQueue, TimerSink, Timers};
