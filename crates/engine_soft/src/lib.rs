@@ -12,9 +12,10 @@ pub mod x86;
 use std::sync::Arc;
 
 use arch::x86::CpuState;
+use arch::x86::cpuid::CpuModel;
 use engine::{Engine, Error, Exit, Statistics, Vcpu, VcpuSignal, Vm, VmConfig};
 
-use x86::hostexec::Thunks;
+use x86::hostexec::{Thunks, host_features};
 use x86::interp::cpu::Cpu;
 use x86::interp::shared::Shared;
 
@@ -29,7 +30,16 @@ impl Engine for Interpreter {
         NAME
     }
 
-    fn create_vm(&self, config: VmConfig) -> Result<Box<dyn Vm>, Error> {
+    fn create_vm(&self, mut config: VmConfig) -> Result<Box<dyn Vm>, Error> {
+        let host = host_features();
+        let model = CpuModel::clone(&config.cpu_model).fitted_to(host);
+        let missing: Vec<_> = model.missing_on(host).iter().map(|feature| feature.name).collect();
+        if !missing.is_empty() {
+            let what =
+                format!("cpu model {} needs {} of the host's processor", model.name, missing.join(", "));
+            return Err(Error::Unsupported { engine: NAME, what });
+        }
+        config.cpu_model = Arc::new(model);
         let shared = Arc::new(Shared::new(config.vcpu_count));
         Ok(Box::new(InterpreterVm { config, shared }))
     }

@@ -123,12 +123,16 @@ impl Features {
 
 /// Whether the host's processor, and for AVX its operating system, have `feature`.
 pub(super) fn host_has(feature: Feature) -> bool {
-    static HOST: OnceLock<FeatureSet> = OnceLock::new();
-    HOST.get_or_init(host_features).has(feature)
+    host_features().has(feature)
 }
 
 /// What the host's CPUID reports, without what its operating system does not let us use.
-fn host_features() -> FeatureSet {
+pub fn host_features() -> FeatureSet {
+    static HOST: OnceLock<FeatureSet> = OnceLock::new();
+    *HOST.get_or_init(ask_host)
+}
+
+fn ask_host() -> FeatureSet {
     // Under a hypervisor each CPUID is an exit that takes microseconds, so ask once a leaf.
     let mut seen: Vec<((u32, u32), CpuidResult)> = Vec::new();
     let reported = FeatureSet::from_cpuid(|leaf, subleaf| {

@@ -43,6 +43,7 @@ use features::Features;
 use form::{Builtin, Form, Means};
 
 pub use enabled::{check_enabled, x87_pending_error};
+pub use features::host_features;
 pub use scattered::OperandMemory;
 
 /// Bytes of executable memory of one vCPU; some thousand forms.

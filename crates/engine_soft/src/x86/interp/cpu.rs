@@ -81,8 +81,10 @@ pub struct Cpu {
     current: *const Block,
     /// The bus may have an interrupt for us.
     pub(super) interrupt_hint: bool,
-    /// HLT was executed.
+    /// Misaligned user accesses fault.
     pub(super) alignment_checks: bool,
+    /// Vector instructions of these classes are known to be enabled (see `vector::run`).
+    pub(super) enabled_classes: u16,
     /// Data breakpoints the current instruction hit, as in DR6.
     pub(super) debug_hits: u64,
     /// Set by an operation that cannot go on: `run` returns it.
@@ -149,6 +151,7 @@ impl Cpu {
             current: NO_BLOCK,
             interrupt_hint: true,
             alignment_checks: false,
+            enabled_classes: 0,
             debug_hits: 0,
             exit: None,
             pauses: 0,
@@ -220,6 +223,7 @@ impl Cpu {
             mode |= mode::BIG_STACK;
         }
         self.mode = mode;
+        self.enabled_classes = super::ops::vector::enabled_classes(&self.state);
         self.update_view();
     }
 
@@ -382,10 +386,14 @@ impl Cpu {
         self.mode |= mode::SINGLE;
         self.update_jump_key();
         let events = self.counters.events;
+        let resumed = self.state.rflags & Rflags::RF.bits() != 0;
         let exit = self.execute();
         self.mode &= !mode::SINGLE;
         self.update_jump_key();
-        self.state.rflags &= !Rflags::RF.bits();
+        // RF holds for one instruction. One that an IRET has just restored is for the next.
+        if resumed {
+            self.state.rflags &= !Rflags::RF.bits();
+        }
         let completed = self.counters.events == events;
         let trap = self.debug_hits | if traced && completed { debug::DR6_BS } else { 0 };
         if exit.is_none() && trap != 0 && completed {
@@ -405,6 +413,8 @@ impl Cpu {
 
     /// Runs blocks until a request, an event or an exit wants the boundary.
     fn execute(&mut self) -> Option<Exit> {
+        // What is left of RF is seen by nobody: PUSHF hides it and every fault pushes it set.
+        self.state.rflags &= !Rflags::RF.bits();
         let mut block = match self.look_up() {
             Ok(block) => block,
             Err(Fault) => return self.deliver_fault(),

@@ -238,18 +238,22 @@ fn is_last(cpu: &Cpu, op: &Op, left: u64) -> bool {
         }
 }
 
-/// SCAS
+/// SCAS. A fault leaves the flags as they were before the first element (SDM vol. 2 "REP").
 pub fn scan_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let walk = Walk::new::<A, T>(cpu);
     let wanted = cpu.register::<T>(0);
     let mut stretch = STRETCH;
+    let before = cpu.flags;
     loop {
         let left = walk.count(cpu, op);
         if left == 0 {
             return Flow::Next;
         }
-        let to = attempt!(destination::<A, T>(cpu, Intent::Read));
-        let value = attempt!(cpu.load::<T>(to));
+        let loaded = destination::<A, T>(cpu, Intent::Read).and_then(|to| cpu.load::<T>(to));
+        let Ok(value) = loaded else {
+            cpu.flags = before;
+            return Flow::Fault;
+        };
         T::sub(wanted, value, &mut cpu.flags);
         walk.advance(cpu, RDI, 1);
         walk.consume(cpu, op, 1);
@@ -263,19 +267,27 @@ pub fn scan_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     }
 }
 
-/// CMPS
+/// The two elements CMPS compares.
+fn load_pair<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Result<(T, T), Fault> {
+    let from = source::<A, T>(cpu, op)?;
+    let to = destination::<A, T>(cpu, Intent::Read)?;
+    Ok((cpu.load::<T>(from)?, cpu.load::<T>(to)?))
+}
+
+/// CMPS; a fault leaves the flags of before the instruction, as for SCAS.
 pub fn compare_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let walk = Walk::new::<A, T>(cpu);
     let mut stretch = STRETCH;
+    let before = cpu.flags;
     loop {
         let left = walk.count(cpu, op);
         if left == 0 {
             return Flow::Next;
         }
-        let from = attempt!(source::<A, T>(cpu, op));
-        let to = attempt!(destination::<A, T>(cpu, Intent::Read));
-        let a = attempt!(cpu.load::<T>(from));
-        let b = attempt!(cpu.load::<T>(to));
+        let Ok((a, b)) = load_pair::<A, T>(cpu, op) else {
+            cpu.flags = before;
+            return Flow::Fault;
+        };
         T::sub(a, b, &mut cpu.flags);
         walk.advance(cpu, RSI, 1);
         walk.advance(cpu, RDI, 1);

@@ -1,7 +1,7 @@
 //! Whatever `hostexec` carries out: vector, x87, MMX and rare integer instructions.
 // UNSAFETY: runs thunks on pointers to guest RAM, and reads its own records through `Op::imm`.
 
-use arch::x86::{Exception, Vector};
+use arch::x86::{CpuState, Exception, Vector};
 use iced_x86::Instruction;
 
 use super::attempt;
@@ -35,7 +35,9 @@ pub fn run<const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     // SAFETY: the decoder put the address of an `Extra` in the arena here; no other reference to it exists.
     let extra = unsafe { &mut *(op.imm as *mut Extra) };
     cpu.state.rip = cpu.ip_of(op);
-    if let Err(exception) = check_enabled(extra.thunk.class(), &cpu.state) {
+    if cpu.enabled_classes >> extra.thunk.class() as u16 & 1 == 0
+        && let Err(exception) = check_enabled(extra.thunk.class(), &cpu.state)
+    {
         return raise(cpu, exception);
     }
     if FLAGS {
@@ -46,6 +48,14 @@ pub fn run<const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
         cpu.reload_flags();
     }
     flow
+}
+
+/// The classes whose check depends on control registers alone and passes, as bits.
+pub fn enabled_classes(state: &CpuState) -> u16 {
+    [Class::Integer, Class::VexInteger, Class::Sse, Class::Avx]
+        .into_iter()
+        .filter(|class| check_enabled(*class, state).is_ok())
+        .fold(0, |bits, class| bits | 1 << class as u16)
 }
 
 fn raise(cpu: &mut Cpu, exception: Exception) -> Flow {
