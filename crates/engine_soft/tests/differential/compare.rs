@@ -69,7 +69,8 @@ pub fn compare(case: &Case, native: &Output, guest: &Output) -> Verdict {
     differ("cr2", native.fault.address, guest.fault.address);
     differ("rip", n.rip & seen, g.rip & seen);
     const NAMES: [&str; 16] = [
-        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+        "r14", "r15",
     ];
     for i in 0..16 {
         // The upper halves are undefined once legacy code wrote the lower ones.
@@ -103,10 +104,12 @@ fn vectors(case: &Case, native: &Output, guest: &Output, out: &mut Vec<String>) 
         ("mxcsr mask", fx::MXCSR_MASK, 4),
         ("", 0, 0),
     ];
-    let hex = |bytes: &[u8]| bytes.iter().rev().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    });
+    let hex = |bytes: &[u8]| {
+        bytes.iter().rev().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    };
     let mut part = |name: String, a: &[u8], b: &[u8]| {
         if a != b {
             out.push(format!("{name}: processor {}, interpreter {}", hex(a), hex(b)));

@@ -1,6 +1,8 @@
 //! Makes cases: the same for the same seed and number.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, Register, RflagsBits};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, Register, RflagsBits,
+};
 
 use crate::case::{Bits, CODE_BYTES, Input, MAX_INSTRUCTIONS, Registers, fx};
 use crate::forms::{Form, Rules};
@@ -85,7 +87,8 @@ impl<'a> Generator<'a> {
 
     fn draw(&self, index: u64, first: Code, bits: Bits, forms: &[Form], random: &mut Random) -> Option<Case> {
         let seeded = seeds(bits, random);
-        let count = if random.chance(30) { 1 } else { 2 + random.below(MAX_INSTRUCTIONS as u64 - 1) as usize };
+        let count =
+            if random.chance(30) { 1 } else { 2 + random.below(MAX_INSTRUCTIONS as u64 - 1) as usize };
         let code_offset =
             if random.chance(4) { PAGE - 1 - random.below(40) } else { 0x100 + random.below(0x40) } as usize;
         let mut input = Input {
@@ -143,7 +146,8 @@ impl<'a> Generator<'a> {
         encoder.encode(&insn, place.ip).ok()?;
         let mut bytes = encoder.take_buffer();
         if random.chance(5) {
-            const PREFIXES: [u8; 12] = [0x66, 0x67, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x48, 0x40];
+            const PREFIXES: [u8; 12] =
+                [0x66, 0x67, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x48, 0x40];
             let count = if place.bits == Bits::B64 { 12 } else { 10 };
             bytes.insert(0, random.pick(&PREFIXES[..count]));
         }
@@ -326,7 +330,8 @@ fn seeds(bits: Bits, random: &mut Random) -> Seeds {
         };
         registers.gpr[n] = if bits == Bits::B64 { value } else { value & 0xffff_ffff };
     }
-    for (bit, percent) in [(10, 15), (18, 6), (8, 3), (16, 2)] {
+    let ac = if std::env::var_os("NO_AC").is_some() { 0 } else { 6 };
+    for (bit, percent) in [(10, 15), (18, ac), (8, 3), (16, 2)] {
         registers.rflags |= u64::from(random.chance(percent)) << bit;
     }
     if bits == Bits::B64 {
@@ -407,7 +412,8 @@ fn aim(registers: &mut Registers, seeds: &Seeds, insn: &Instruction, random: &mu
             for n in 0..insn.op_count() {
                 let register = insn.op_register(n);
                 let number = register.full_register().number();
-                if uses && register != Register::None && register.is_gpr() && seeds.roles[number] == Role::Any {
+                if uses && register != Register::None && register.is_gpr() && seeds.roles[number] == Role::Any
+                {
                     registers.gpr[number] = u64::from(random.pick(&SELECTORS));
                 }
             }

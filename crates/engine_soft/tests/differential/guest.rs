@@ -10,7 +10,7 @@ use arch::x86::cpuid::CpuModel;
 use arch::x86::paging::Pte;
 use arch::x86::segment::TableRegister;
 use arch::x86::state::{FxImage, Ymm};
-use arch::x86::{Cr0, Cr4, CpuState, Efer, Segment};
+use arch::x86::{CpuState, Cr0, Cr4, Efer, Segment};
 use engine::{Bus, BusResult, Engine, Exit, MsrResult, Vcpu, VcpuSignal, Vm, VmConfig};
 use engine_soft::Interpreter;
 use memory::GuestRam;

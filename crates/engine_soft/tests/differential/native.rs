@@ -53,10 +53,13 @@ impl Native {
     pub fn start(pool: &'static [u8]) -> io::Result<Self> {
         // SAFETY: plain system calls; the child only runs `child_main`, which makes no use of locks or the heap.
         unsafe {
-            let shared = map(0, size_of::<Shared>(), libc::PROT_READ | libc::PROT_WRITE, libc::MAP_ANONYMOUS, -1)?
-                .cast::<Shared>();
+            let shared =
+                map(0, size_of::<Shared>(), libc::PROT_READ | libc::PROT_WRITE, libc::MAP_ANONYMOUS, -1)?
+                    .cast::<Shared>();
             let (mut down, mut up) = ([0; 2], [0; 2]);
-            if libc::pipe2(down.as_mut_ptr(), libc::O_CLOEXEC) != 0 || libc::pipe2(up.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
+            if libc::pipe2(down.as_mut_ptr(), libc::O_CLOEXEC) != 0
+                || libc::pipe2(up.as_mut_ptr(), libc::O_CLOEXEC) != 0
+            {
                 return Err(io::Error::last_os_error());
             }
             let parent = libc::getpid();
@@ -109,13 +112,17 @@ impl Native {
             unsafe {
                 match libc::read(self.from_child, (&raw mut byte).cast(), 1) {
                     1 if byte == 0 => return Ok(()),
-                    1 => return Err(io::Error::other(format!("the native worker cannot start (step {byte})"))),
+                    1 => {
+                        return Err(io::Error::other(format!("the native worker cannot start (step {byte})")));
+                    }
                     -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
                     _ => {
                         let mut status = 0;
                         libc::waitpid(self.pid, &mut status, 0);
                         let case = (*self.shared).current;
-                        let text = format!("the native worker died in case {case} of its batch (status {status:#x})");
+                        let text = format!(
+                            "the native worker died in case {case} of its batch (status {status:#x})"
+                        );
                         return Err(io::Error::other(text));
                     }
                 }
@@ -209,9 +216,13 @@ unsafe fn prepare(shared: *mut Shared, pool: *const u8) -> u8 {
         for (code_at, data_at) in [(CODE64, DATA64), (CODE32, DATA32)] {
             let place = map(code_at, PAGE as usize, libc::PROT_READ | libc::PROT_EXEC, 0, fd);
             let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE;
-            let data = libc::mmap(data_at as *mut _, (DATA_PAGES * PAGE) as usize, both, flags, fd, PAGE as i64);
+            let data =
+                libc::mmap(data_at as *mut _, (DATA_PAGES * PAGE) as usize, both, flags, fd, PAGE as i64);
             let last = data_at + (DATA_PAGES - 1) * PAGE;
-            if place.is_err() || data as u64 != data_at || libc::mprotect(last as *mut _, PAGE as usize, libc::PROT_READ) != 0 {
+            if place.is_err()
+                || data as u64 != data_at
+                || libc::mprotect(last as *mut _, PAGE as usize, libc::PROT_READ) != 0
+            {
                 return 3;
             }
         }
@@ -243,9 +254,15 @@ unsafe fn handle_signals() -> bool {
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
         libc::sigfillset(&mut action.sa_mask);
         let mut ok = libc::sigaltstack(&stack, ptr::null_mut()) == 0;
-        for signal in
-            [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS, libc::SIGVTALRM]
-        {
+        for signal in [
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGILL,
+            libc::SIGFPE,
+            libc::SIGTRAP,
+            libc::SIGSYS,
+            libc::SIGVTALRM,
+        ] {
             ok &= libc::sigaction(signal, &action, ptr::null_mut()) == 0;
         }
         let tick = libc::timeval { tv_sec: 0, tv_usec: TICK_US };
@@ -370,7 +387,8 @@ impl Worker {
             let trap = gregs[libc::REG_TRAPNO as usize];
             output.fault.vector = if timeout { TIMEOUT } else { trap as u32 };
             output.fault.code = gregs[libc::REG_ERR as usize] as u32;
-            output.fault.address = if trap == TRAP_PAGE_FAULT { gregs[libc::REG_CR2 as usize] as u64 } else { 0 };
+            output.fault.address =
+                if trap == TRAP_PAGE_FAULT { gregs[libc::REG_CR2 as usize] as u64 } else { 0 };
             ptr::copy_nonoverlapping(self.data, output.memory.as_mut_ptr(), 2 * PAGE as usize);
             let input = &*addr_of_mut!((*self.shared).inputs[index]);
             let end = (input.code_offset + CODE_BYTES).min(PAGE as usize);

@@ -37,8 +37,30 @@ pub struct Place<'a> {
 
 /// Selectors worth loading: null, Linux's, ours, and such as must not be loaded.
 pub const SELECTORS: [u16; 24] = [
-    0, 3, USER_CS32, 0x2b, USER_CS64, 0x10, 0x18, 0x40, 0x50, 0x1000, ldt(0), ldt(1), ldt(2), ldt(3), ldt(4),
-    ldt(5), ldt(6), ldt(7), ldt(8), ldt(9), ldt(10), ldt(11), ldt(12), 0x28,
+    0,
+    3,
+    USER_CS32,
+    0x2b,
+    USER_CS64,
+    0x10,
+    0x18,
+    0x40,
+    0x50,
+    0x1000,
+    ldt(0),
+    ldt(1),
+    ldt(2),
+    ldt(3),
+    ldt(4),
+    ldt(5),
+    ldt(6),
+    ldt(7),
+    ldt(8),
+    ldt(9),
+    ldt(10),
+    ldt(11),
+    ldt(12),
+    0x28,
 ];
 
 impl Place<'_> {
@@ -91,15 +113,25 @@ impl Place<'_> {
             _ => self.set_memory32(insn, random, vector_index),
         }
         if random.chance(12) {
-            let segments = [Register::ES, Register::CS, Register::SS, Register::DS, Register::FS, Register::GS];
+            let segments =
+                [Register::ES, Register::CS, Register::SS, Register::DS, Register::FS, Register::GS];
             insn.set_segment_prefix(random.pick(&segments));
         }
     }
 
     fn set_memory16(&self, insn: &mut Instruction, random: &mut Random) {
         use Register::{BP, BX, DI, None, SI};
-        let (base, index) = random
-            .pick(&[(BX, SI), (BX, DI), (BP, SI), (BP, DI), (SI, None), (DI, None), (BP, None), (BX, None), (None, None)]);
+        let (base, index) = random.pick(&[
+            (BX, SI),
+            (BX, DI),
+            (BP, SI),
+            (BP, DI),
+            (SI, None),
+            (DI, None),
+            (BP, None),
+            (BX, None),
+            (None, None),
+        ]);
         insn.set_memory_base(base);
         insn.set_memory_index(index);
         let (displacement, size) = match (base, random.below(4)) {
@@ -123,7 +155,13 @@ impl Place<'_> {
             3..=6 => small,
             _ => small * 13,
         };
-        insn.set_memory_displ_size(if displacement == 0 { 0 } else if (-128..128).contains(&displacement) { 1 } else { 4 });
+        insn.set_memory_displ_size(if displacement == 0 {
+            0
+        } else if (-128..128).contains(&displacement) {
+            1
+        } else {
+            4
+        });
         let displacement = displacement as u64;
         insn.set_memory_displacement64(if wide { displacement } else { displacement & 0xffff_ffff });
         let kind = random.below(100);
@@ -135,7 +173,8 @@ impl Place<'_> {
         }
         if vector_index.is_none() && kind < 17 {
             let low = self.data_address(random) & 0xffff | DATA32;
-            let low = if self.bits == Bits::B64 { low } else { low.wrapping_sub(self.data_base) & 0xffff_ffff };
+            let low =
+                if self.bits == Bits::B64 { low } else { low.wrapping_sub(self.data_base) & 0xffff_ffff };
             insn.set_memory_displacement64(low);
             insn.set_memory_displ_size(if wide { 8 } else { 4 });
             return;

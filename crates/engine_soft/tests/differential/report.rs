@@ -80,7 +80,10 @@ fn without_one(generator: &Generator, sides: &mut Sides, case: &Case) -> Option<
 
 fn outcome(output: &Output) -> String {
     let fault = &output.fault;
-    format!("vector {} code {:#x} cr2 {:#x} at rip {:#x}", fault.vector, fault.code, fault.address, output.registers.rip)
+    format!(
+        "vector {} code {:#x} cr2 {:#x} at rip {:#x}",
+        fault.vector, fault.code, fault.address, output.registers.rip
+    )
 }
 
 /// Seed, bytes, disassembly and registers of a case.
@@ -104,7 +107,11 @@ pub fn describe(case: &Case) -> String {
         let name = name.map_or_else(|| format!("r{i}"), str::to_owned);
         let _ = write!(text, "  {name}={value:#x}");
     }
-    let _ = writeln!(text, "  rflags={:#x} fs={:#x} gs={:#x}", registers.rflags, registers.fs_base, registers.gs_base);
+    let _ = writeln!(
+        text,
+        "  rflags={:#x} fs={:#x} gs={:#x}",
+        registers.rflags, registers.fs_base, registers.gs_base
+    );
     let _ = writeln!(text, "  es,cs,ss,ds,fs,gs={:x?} pages={:?}", registers.selectors, input.pages);
     let word = |at: usize| u16::from_le_bytes([registers.fx[at], registers.fx[at + 1]]);
     let (fcw, fsw, ftw, mxcsr) = (word(0), word(2), registers.fx[4], word(24));
@@ -124,7 +131,10 @@ pub fn print(summary: &Summary) {
         summary.differing
     );
     let (covered, forms, completed) = (summary.forms_covered, summary.forms, summary.forms_completed);
-    let _ = writeln!(text, "differential: {covered} of {forms} forms covered, {completed} completed without a fault");
+    let _ = writeln!(
+        text,
+        "differential: {covered} of {forms} forms covered, {completed} completed without a fault"
+    );
     let mut vectors: Vec<_> = summary.vectors.iter().collect();
     vectors.sort();
     let _ = writeln!(text, "differential: ends by vector: {vectors:?}");
@@ -139,8 +149,13 @@ pub fn print(summary: &Summary) {
     for failure in &failures {
         let _ = writeln!(text, "differential: {:6} x {}", failure.count, failure.key);
     }
-    for failure in failures.iter().take(40) {
-        let _ = writeln!(text, "\n--- {} ({} x)\nSTRATA_SEED={seed} {}", failure.key, failure.count, failure.text);
+    for failure in failures.iter().take(std::env::var("SHOW").ok().and_then(|n| n.parse().ok()).unwrap_or(40))
+    {
+        let _ = writeln!(
+            text,
+            "\n--- {} ({} x)\nSTRATA_SEED={seed} {}",
+            failure.key, failure.count, failure.text
+        );
     }
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -10,11 +10,11 @@ use engine::VcpuSignal;
 
 use crate::case::{Bits, Output};
 use crate::compare::{self, Verdict};
+use crate::forms::Rules;
 use crate::generate::{self, Case, Generator};
 use crate::guest::Guest;
 use crate::native::{self, BATCH, Native};
 use crate::report::{self, Failure};
-use crate::forms::Rules;
 
 /// How long the interpreter may take for a case the processor finished in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,7 +31,9 @@ impl Settings {
         let number = |name: &str| {
             let text = std::env::var(name).ok()?;
             let text = text.trim();
-            let value = text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok());
+            let value = text
+                .strip_prefix("0x")
+                .map_or_else(|| text.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok());
             Some(value.unwrap_or_else(|| panic!("{name} is not a number: {text}")))
         };
         Self {

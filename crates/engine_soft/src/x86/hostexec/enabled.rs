@@ -8,9 +8,13 @@ use super::Class;
 /// FSW.ES: an unmasked x87 error waits to be reported.
 pub(super) const FSW_ERROR_SUMMARY: u16 = 1 << 7;
 
-/// Whether an unmasked x87 error waits to be reported by the next waiting x87 or MMX instruction.
+/// The six error flags of FSW and masks of FCW.
+const ERRORS: u16 = 0x3f;
+
+/// Whether an unmasked x87 error waits to be reported by the next waiting x87 or MMX instruction. Like the
+/// processor this looks at flags and masks, whatever a restored image says in FSW.ES.
 pub fn x87_pending_error(state: &CpuState) -> bool {
-    state.fx.fsw & FSW_ERROR_SUMMARY != 0
+    state.fx.fsw & !state.fx.fcw & ERRORS != 0
 }
 
 /// Whether an instruction of `class` may run in `state`.
@@ -108,7 +112,8 @@ mod tests {
     #[test]
     fn a_pending_error_is_reported_by_waiting_instructions_only() {
         let mut state = ready();
-        state.fx.fsw = FSW_ERROR_SUMMARY;
+        state.fx.fcw &= !1;
+        state.fx.fsw = FSW_ERROR_SUMMARY | 1;
         let error = Err(Exception::new(Vector::X87Error));
         for class in [Class::X87, Class::Wait, Class::Mmx, Class::MmxSse] {
             assert_eq!(check_enabled(class, &state), error, "{class:?}");

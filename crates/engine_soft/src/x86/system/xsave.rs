@@ -24,6 +24,14 @@ const AVX_AT: usize = XSAVE_HEADER_END as usize;
 const HEADER_AT: u64 = 512;
 const COMPACT: u64 = 1 << 63;
 
+/// FCW bits that exist; bit 6 always reads as one.
+const FCW_WRITABLE: u16 = 0x1f3f;
+const FCW_FIXED: u16 = 0x40;
+/// FSW.ES and B, which follow from error flags and masks.
+const FSW_SUMMARY: u16 = 0x8080;
+/// The six error flags of FSW and masks of FCW.
+const X87_ERRORS: u16 = 0x3f;
+
 const X87: u64 = Xcr0::X87.bits();
 const SSE: u64 = Xcr0::SSE.bits();
 const AVX: u64 = Xcr0::AVX.bits();
@@ -93,8 +101,11 @@ fn load_x87(state: &mut CpuState, image: &[u8], pointers: OperandSize) {
         if pointers == OperandSize::Qword { value } else { value & 0xffff_ffff }
     };
     let fx = &mut state.fx;
-    fx.fcw = u16_at(image, 0);
-    fx.fsw = u16_at(image, 2);
+    fx.fcw = u16_at(image, 0) & FCW_WRITABLE | FCW_FIXED;
+    fx.fsw = u16_at(image, 2) & !FSW_SUMMARY;
+    if fx.fsw & !fx.fcw & X87_ERRORS != 0 {
+        fx.fsw |= FSW_SUMMARY;
+    }
     fx.ftw = image[4];
     fx.fop = u16_at(image, 6) & 0x7ff;
     fx.fip = pointer(8);
