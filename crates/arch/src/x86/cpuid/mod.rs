@@ -85,6 +85,8 @@ impl CpuModel {
     }
 
     fn basic(&self, leaf: u32, subleaf: u32, context: &CpuidContext) -> CpuidResult {
+        // Only these leaves look at ECX; software leaves anything there for the others.
+        let subleaf = if matches!(leaf, 4 | 7 | 0xb | 0xd | 0x1f) { subleaf } else { 0 };
         let mut result = self.features().bits(leaf, subleaf);
         match leaf {
             0 => result = vendor(MAX_BASIC_LEAF),

@@ -138,3 +138,15 @@ fn the_brand_string_is_terminated_and_readable() {
         assert_eq!(std::str::from_utf8(&text[..end]).unwrap(), m.brand);
     }
 }
+
+#[test]
+fn leaves_without_subleaves_ignore_ecx() {
+    let model = CpuModel::named("x86-64-v3").unwrap();
+    for leaf in [0, 1, 2, 6, 0x15, 0x16, 0x4000_0001, 0x8000_0001, 0x8000_0008] {
+        assert_eq!(
+            model.cpuid(leaf, 0, &CONTEXT),
+            model.cpuid(leaf, 0xdead_beef, &CONTEXT),
+            "leaf {leaf:#x}"
+        );
+    }
+}
