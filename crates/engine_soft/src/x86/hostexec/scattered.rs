@@ -67,6 +67,7 @@ fn gather(
     };
     let count = (index.size() / index_len).min(destination.size() / data_len);
     let base = base_offset(instruction, state);
+    normalise_mask(&mut state.ymm[m].0, data_len, index.size().max(destination.size()));
     for element in 0..count {
         let at = element * data_len..(element + 1) * data_len;
         // Read anew each time, so that a fault leaves the registers as they are.
@@ -82,6 +83,15 @@ fn gather(
     state.ymm[d].0[count * data_len..].fill(0);
     state.ymm[m].0.fill(0);
     Ok(())
+}
+
+/// Makes each element of a mask all ones or all zeros by its sign: seen only if the gather faults.
+fn normalise_mask(mask: &mut [u8; 32], data_len: usize, vector_len: usize) {
+    for element in mask[..vector_len].chunks_exact_mut(data_len) {
+        let on = element[data_len - 1] & 0x80 != 0;
+        element.fill(if on { 0xff } else { 0 });
+    }
+    mask[vector_len..].fill(0);
 }
 
 fn signed(bytes: &[u8]) -> u64 {

@@ -6,7 +6,7 @@
 
 use std::arch::asm;
 
-use arch::x86::paging::PAGE_SIZE;
+use arch::x86::paging::{PAGE_SIZE, is_canonical};
 use arch::x86::{Exception, Rflags, Segment, SegmentRegister, Vector};
 use engine::BusResult;
 
@@ -189,6 +189,7 @@ impl Cpu {
             unsafe { exchange_loop(host, &mut change) };
             return Ok(());
         }
+        self.check_alignment(linear, T::SIZE)?;
         if linear & (PAGE_SIZE - 1) <= PAGE_SIZE - T::SIZE as u64
             && let Place::Ram(host, info) = self.place(linear, Intent::Write)?
         {
@@ -297,6 +298,7 @@ impl Cpu {
     /// As [`Self::store_bytes`], under a given view.
     pub fn store_bytes_as(&mut self, linear: u64, data: &[u8], view: View) -> Result<(), Fault> {
         if (linear & !PAGE_MASK) + data.len() as u64 > PAGE_SIZE {
+            self.place_as(linear, view, Intent::Write)?;
             let mut at = PAGE_SIZE - (linear & !PAGE_MASK);
             while at < data.len() as u64 {
                 self.place_as(self.wrap(linear.wrapping_add(at)), view, Intent::Write)?;
@@ -400,11 +402,38 @@ impl Cpu {
 
     /// #AC for user code that asked for it (CR0.AM, RFLAGS.AC). While that is possible the TLB's fast path is
     /// off (see `Cpu::mode_changed`), so every access comes here.
-    fn check_alignment(&mut self, linear: u64, size: usize) -> Result<(), Fault> {
-        if self.alignment_checks && linear & (size as u64 - 1) != 0 && size.is_power_of_two() {
+    /// #AC if `linear` is not a multiple of `alignment`, a power of two; non-canonical addresses go first.
+    #[cold]
+    fn check_alignment_of(&mut self, linear: u64, alignment: usize) -> Result<(), Fault> {
+        if self.state.is_64bit_code() && !is_canonical(linear) {
+            return self.fail(Exception::GP0);
+        }
+        if alignment.is_power_of_two() && linear & (alignment as u64 - 1) != 0 {
             return self.fail(Exception::new(Vector::AlignmentCheck));
         }
         Ok(())
+    }
+
+    /// As the processor checks the operand of an instruction that is no plain load or store: to its size up to
+    /// eight bytes, and to the size of their members in the x87's structures.
+    #[inline(always)]
+    pub(super) fn check_operand_alignment(&mut self, linear: u64, size: usize) -> Result<(), Fault> {
+        if !self.alignment_checks {
+            return Ok(());
+        }
+        let alignment = match size {
+            2 | 4 | 8 => size,
+            10 => 8,
+            14 | 94 => 2,
+            28 | 108 => 4,
+            _ => 1,
+        };
+        self.check_alignment_of(linear, alignment)
+    }
+
+    #[inline(always)]
+    fn check_alignment(&mut self, linear: u64, size: usize) -> Result<(), Fault> {
+        if self.alignment_checks { self.check_alignment_of(linear, size) } else { Ok(()) }
     }
 
     /// Notes data breakpoints that an access hits; the trap follows the instruction.
@@ -459,7 +488,8 @@ fn segment_allows(segment: &Segment, protected: bool, offset: u64, size: usize, 
             return offset > u64::from(segment.limit) && last <= top && last >= offset;
         }
     }
-    last >= offset && last <= u64::from(segment.limit)
+    // Nothing is outside of a segment of four gigabytes: offsets wrap.
+    last >= offset && last <= u64::from(segment.limit) || segment.limit == u32::MAX
 }
 
 /// # Safety

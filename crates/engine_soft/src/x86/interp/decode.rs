@@ -142,11 +142,14 @@ fn straddling(
     if offset + head_len < PAGE_SIZE as usize {
         return cpu.fail(Exception::GP0); // cut by the segment limit
     }
-    let second = code_page(cpu, next_page(linear))?;
     let mut want = MAX_INSTRUCTION;
     if cpu.mode & mode::BITS != 2 {
         want = want.min(usize::try_from(code_limit_left(cpu)).unwrap_or(usize::MAX));
+        if want <= head_len {
+            return cpu.fail(Exception::GP0); // the segment ends with the page
+        }
     }
+    let second = code_page(cpu, next_page(linear))?;
     // SAFETY: page information lives as long as guest RAM.
     let (info, second_info) = unsafe { (&*page.info, &*second.info) };
     let tail_len = want.saturating_sub(head_len);

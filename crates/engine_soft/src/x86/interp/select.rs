@@ -678,7 +678,7 @@ fn push_or_pop(form: &Form) -> Option<Op> {
         }
         OpKind::Register if push => {
             let mut op = Op::plain(by_wide!(size, stack::push_segment));
-            op.segment = insn.op0_register().number() as u8;
+            op.imm = insn.op0_register().number() as u64;
             op
         }
         OpKind::Register => return None,

@@ -33,12 +33,12 @@ pub(crate) enum Watch {
 /// The index into [`CpuState::dr`] for an encoded number: DR4 and DR5 are DR6 and DR7 unless CR4.DE.
 fn checked_index(core: &mut dyn Core, number: u8) -> Result<usize, Exception> {
     let state = core.state_mut();
+    require_cpl0(state)?;
     let index = match number {
         0..=3 | 6 | 7 => number,
         4 | 5 if state.cr4 & Cr4::DE.bits() == 0 => number + 2,
         _ => return Err(Exception::UD),
     };
-    require_cpl0(state)?;
     if state.dr[7] & DR7_GD != 0 {
         state.dr[6] |= DR6_BD;
         return Err(Exception::new(Vector::Debug));

@@ -246,8 +246,12 @@ pub(crate) fn far_return(
     parameter_bytes: u16,
 ) -> Result<(), Exception> {
     let mut stack = Stack::current(core.state());
+    let mut upper = stack;
+    upper.skip(size.bytes() as u16);
+    // The selector first, as the processor's page faults show.
+    let selector = upper.pop(core, size)? as u16;
     let rip = stack.pop(core, size)?;
-    let selector = stack.pop(core, size)? as u16;
+    stack.pop(core, size)?;
     if !core.state().is_protected() || core.state().is_vm86() {
         let cs = real_code(core.state(), selector, rip)?;
         stack.skip(parameter_bytes);

@@ -166,6 +166,10 @@ pub(crate) fn fxsave(core: &mut dyn Core, linear: u64, pointers: OperandSize) ->
     let access = check_fx(core, linear)?;
     let image = legacy_image(core.state(), pointers);
     let end = XMM_AT + 16 * vector_count(core.state());
+    // The processor tries the last byte of the area first.
+    let last = linear.wrapping_add(LEGACY_BYTES as u64 - 1);
+    let kept = read::<1>(core, last, access)?;
+    write(core, last, kept, 1, access)?;
     core.write_linear(linear, &image[..end], access)
 }
 
@@ -173,6 +177,8 @@ pub(crate) fn fxsave(core: &mut dyn Core, linear: u64, pointers: OperandSize) ->
 pub(crate) fn fxrstor(core: &mut dyn Core, linear: u64, pointers: OperandSize) -> Result<(), Exception> {
     let access = check_fx(core, linear)?;
     let mut image = [0; LEGACY_BYTES];
+    // The processor tries the last byte of the area first.
+    read::<1>(core, linear.wrapping_add(LEGACY_BYTES as u64 - 1), access)?;
     core.read_linear(linear, &mut image, access)?;
     let mxcsr = mxcsr_of(&image)?;
     let state = core.state_mut();

@@ -100,17 +100,17 @@ pub fn jump_memory<T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     go(cpu, ip, Flow::Jumped)
 }
 
+/// The return address is stored before the target is checked, as the processor does: it stays on the stack,
+/// below the pointer, if the target is refused.
 #[inline(always)]
 fn call_to<T: Width>(cpu: &mut Cpu, op: &Op, ip: u64, flow: Flow) -> Flow {
     let back = cpu.next_ip(op);
-    let rip = cpu.state.rip;
+    let pointer = cpu.state.gpr[4].wrapping_sub(T::SIZE as u64);
+    attempt!(cpu.store_on_stack(pointer, T::truncate(back)));
     if go(cpu, ip, flow) == Flow::Fault {
         return Flow::Fault;
     }
-    if cpu.push::<T>(T::truncate(back)).is_err() {
-        cpu.state.rip = rip;
-        return Flow::Fault;
-    }
+    cpu.set_stack_pointer(pointer);
     flow
 }
 

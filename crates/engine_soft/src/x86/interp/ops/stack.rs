@@ -1,6 +1,7 @@
 //! PUSH, POP and what is made of them.
 
-use arch::x86::SegmentRegister;
+use arch::x86::paging::is_canonical;
+use arch::x86::{Exception, SegmentRegister, Vector};
 
 use super::attempt;
 use crate::x86::interp::cpu::{Cpu, Fault, mode};
@@ -8,8 +9,10 @@ use crate::x86::interp::op::{Flow, Op};
 use crate::x86::mmu::Intent;
 use crate::x86::width::Width;
 
-const RSP: u16 = 32;
-const RBP: u16 = 40;
+/// Offset of RSP in the Cpu.
+pub const RSP: u16 = 32;
+/// Offset of RBP.
+pub const RBP: u16 = 40;
 const SS: u8 = SegmentRegister::Ss as u8;
 
 impl Cpu {
@@ -46,17 +49,38 @@ impl Cpu {
     #[inline(always)]
     pub fn push<T: Width>(&mut self, value: T) -> Result<(), Fault> {
         let pointer = self.state.gpr[4].wrapping_sub(T::SIZE as u64);
-        let linear = self.stack_address(pointer, T::SIZE, Intent::Write)?;
-        self.store(linear, value)?;
+        self.store_on_stack(pointer, value)?;
         self.set_stack_pointer(pointer);
         Ok(())
+    }
+
+    /// Stores at `pointer` without moving the stack pointer.
+    #[inline(always)]
+    pub fn store_on_stack<T: Width>(&mut self, pointer: u64, value: T) -> Result<(), Fault> {
+        let linear = self.stack_address(pointer, T::SIZE, Intent::Write)?;
+        self.store(linear, value).map_err(|fault| self.stack_fault(linear, fault))
+    }
+
+    /// Loads from `pointer` in the stack segment.
+    #[inline(always)]
+    fn load_from_stack<T: Width>(&mut self, pointer: u64) -> Result<T, Fault> {
+        let linear = self.stack_address(pointer, T::SIZE, Intent::Read)?;
+        self.load(linear).map_err(|fault| self.stack_fault(linear, fault))
     }
 
     /// The value `skip` bytes above the stack pointer.
     #[inline(always)]
     pub fn peek<T: Width>(&mut self, skip: u64) -> Result<T, Fault> {
-        let linear = self.stack_address(self.state.gpr[4].wrapping_add(skip), T::SIZE, Intent::Read)?;
-        self.load(linear)
+        self.load_from_stack(self.state.gpr[4].wrapping_add(skip))
+    }
+
+    /// Makes the #GP of a non-canonical address the #SS it is for the stack.
+    #[cold]
+    fn stack_fault(&mut self, linear: u64, fault: Fault) -> Fault {
+        if self.fault == Exception::GP0 && !is_canonical(linear) {
+            self.fault = Exception::with_code(Vector::StackFault, 0);
+        }
+        fault
     }
 
     /// Moves the stack pointer up.
@@ -86,9 +110,15 @@ pub fn push_memory<T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     Flow::Next
 }
 
-/// `push sreg`: the selector, zero-extended.
+/// `push sreg`: the selector, zero-extended. Of a 32-bit slot only the lower half is written (SDM vol. 2 "PUSH").
 pub fn push_segment<T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let selector = cpu.state.segments[usize::from(op.segment)].selector;
+    let selector = cpu.state.segments[usize::from(op.imm as u8)].selector;
+    if T::SIZE == 4 {
+        let pointer = cpu.state.gpr[4].wrapping_sub(4);
+        attempt!(cpu.store_on_stack(pointer, selector));
+        cpu.set_stack_pointer(pointer);
+        return Flow::Next;
+    }
     attempt!(cpu.push(T::truncate(u64::from(selector))));
     Flow::Next
 }
@@ -145,8 +175,7 @@ pub fn pop_all<T: Width>(cpu: &mut Cpu, _: &Op) -> Flow {
 /// `leave`: operand size `T`.
 pub fn leave<T: Width>(cpu: &mut Cpu, _: &Op) -> Flow {
     let frame = cpu.state.gpr[5];
-    let linear = attempt!(cpu.stack_address(frame, T::SIZE, Intent::Read));
-    let value = attempt!(cpu.load::<T>(linear));
+    let value = attempt!(cpu.load_from_stack::<T>(frame));
     cpu.set_stack_pointer(frame.wrapping_add(T::SIZE as u64));
     cpu.set_register(RBP, value);
     Flow::Next
@@ -167,10 +196,7 @@ pub fn enter<T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let mut pointer = cpu.state.gpr[5];
     for _ in 1..level {
         pointer = pointer.wrapping_sub(T::SIZE as u64);
-        let pushed = cpu
-            .stack_address(pointer, T::SIZE, Intent::Read)
-            .and_then(|linear| cpu.load::<T>(linear))
-            .and_then(|value| cpu.push(value));
+        let pushed = cpu.load_from_stack::<T>(pointer).and_then(|value| cpu.push(value));
         if pushed.is_err() {
             return undo(cpu);
         }
@@ -183,6 +209,7 @@ pub fn enter<T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let probe =
         cpu.stack_address(end, T::SIZE, Intent::Write).and_then(|linear| cpu.check_writable(linear, T::SIZE));
     if probe.is_err() {
+        cpu.stack_fault(end, Fault);
         return undo(cpu);
     }
     cpu.set_stack_pointer(end);

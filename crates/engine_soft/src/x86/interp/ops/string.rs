@@ -269,9 +269,11 @@ pub fn scan_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// The two elements CMPS compares.
 fn load_pair<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Result<(T, T), Fault> {
-    let from = source::<A, T>(cpu, op)?;
+    // In this order, as the processor's page faults show.
     let to = destination::<A, T>(cpu, Intent::Read)?;
-    Ok((cpu.load::<T>(from)?, cpu.load::<T>(to)?))
+    let b = cpu.load::<T>(to)?;
+    let from = source::<A, T>(cpu, op)?;
+    Ok((cpu.load::<T>(from)?, b))
 }
 
 /// CMPS; a fault leaves the flags of before the instruction, as for SCAS.
@@ -310,9 +312,10 @@ pub fn input_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
         if left == 0 {
             return Flow::Next;
         }
+        let port = cpu.register::<u16>(16);
+        attempt!(cpu.check_port::<T>(port));
         let to = attempt!(destination::<A, T>(cpu, Intent::Write));
         attempt!(cpu.check_writable(to, T::SIZE));
-        let port = cpu.register::<u16>(16);
         let value = attempt!(cpu.port_read::<T>(port));
         attempt!(cpu.store(to, value));
         walk.advance(cpu, RDI, 1);
@@ -334,9 +337,10 @@ pub fn output_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
         if left == 0 {
             return Flow::Next;
         }
+        let port = cpu.register::<u16>(16);
+        attempt!(cpu.check_port::<T>(port));
         let from = attempt!(source::<A, T>(cpu, op));
         let value = attempt!(cpu.load::<T>(from));
-        let port = cpu.register::<u16>(16);
         attempt!(cpu.port_write::<T>(port, value));
         walk.advance(cpu, RSI, 1);
         walk.consume(cpu, op, 1);

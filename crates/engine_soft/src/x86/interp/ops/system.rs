@@ -186,6 +186,7 @@ pub fn interrupt(cpu: &mut Cpu, op: &Op) -> Flow {
     let event = Event::Software { vector: op.imm as u8, kind, next_rip: cpu.next_ip(op) };
     cpu.state.rip = cpu.ip_of(op);
     cpu.sync_flags();
+    cpu.counters.events += 1;
     let result = system::deliver::deliver(cpu, event);
     cpu.reload_flags();
     cpu.mode_changed();
@@ -425,6 +426,7 @@ pub fn store_machine_status_memory(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// LMSW
 pub fn load_machine_status<const FROM_MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+    attempt!(kernel_only(cpu));
     let value = attempt!(read_word::<FROM_MEMORY>(cpu, op));
     outcome!(cpu, op, |cpu| control::lmsw(cpu, value));
     end(cpu, op)
@@ -432,6 +434,7 @@ pub fn load_machine_status<const FROM_MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> F
 
 /// LGDT (`GDT`) and LIDT. The base has 24, 32 or 64 bits: the immediate.
 pub fn load_table<const GDT: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+    attempt!(kernel_only(cpu));
     let linear = attempt!(cpu.operand_address(op, if op.imm == 64 { 10 } else { 6 }, Intent::Read));
     let limit = attempt!(cpu.load::<u16>(linear));
     let at = linear.wrapping_add(2);
@@ -485,6 +488,9 @@ pub mod selector_act {
 
 /// LLDT, LTR, VERR, VERW
 pub fn act_on_selector<const ACT: u8, const FROM_MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+    if matches!(ACT, selector_act::LLDT | selector_act::LTR) {
+        attempt!(kernel_only(cpu));
+    }
     let selector = attempt!(read_word::<FROM_MEMORY>(cpu, op));
     outcome!(cpu, op, |cpu| match ACT {
         selector_act::LLDT => segments::lldt(cpu, selector),
@@ -522,13 +528,19 @@ pub fn adjust_rpl<const MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
         }
         return Flow::Next;
     }
-    let linear = attempt!(cpu.operand_address(op, 2, Intent::Write));
-    attempt!(cpu.check_writable(linear, 2));
+    // Only a changed selector is stored, so a read-only page will do for others.
+    let linear = attempt!(cpu.operand_address(op, 2, Intent::Read));
     let destination = attempt!(cpu.load::<u16>(linear));
     if let Some(value) = outcome!(cpu, op, |cpu| segments::arpl(cpu, destination, source)) {
+        let linear = attempt!(cpu.operand_address(op, 2, Intent::Write));
         attempt!(cpu.store(linear, value));
     }
     Flow::Next
+}
+
+/// #GP(0) for privileged instructions, before their operand is looked at.
+fn kernel_only(cpu: &mut Cpu) -> Result<(), Fault> {
+    if cpu.state.cpl() != 0 { cpu.fail(Exception::GP0) } else { Ok(()) }
 }
 
 /// EDX:EAX
@@ -617,6 +629,7 @@ pub fn invalidate_page(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// INVPCID
 pub fn invalidate_context(cpu: &mut Cpu, op: &Op) -> Flow {
+    attempt!(kernel_only(cpu));
     let linear = attempt!(cpu.operand_address(op, 16, Intent::Read));
     let low = attempt!(cpu.load::<u64>(linear));
     let high = attempt!(cpu.load::<u64>(linear.wrapping_add(8)));
@@ -672,7 +685,8 @@ impl Cpu {
         Ok(())
     }
 
-    fn check_port<T: Width>(&mut self, port: u16) -> Result<(), Fault> {
+    /// #GP(0) if the code may not use `port`; notes breakpoints on it.
+    pub(super) fn check_port<T: Width>(&mut self, port: u16) -> Result<(), Fault> {
         if let Err(exception) = ports::check_io(self, port, T::SIZE as u8) {
             return self.fail(exception);
         }
@@ -721,6 +735,9 @@ pub mod save {
 
 /// FXSAVE, XSAVE and relatives. `WIDE` is the REX.W form.
 pub fn save_or_restore<const WHICH: u8, const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+    if matches!(WHICH, save::XSAVES | save::XRSTORS) {
+        attempt!(kernel_only(cpu));
+    }
     let loads = matches!(WHICH, save::FXRSTOR | save::XRSTOR | save::XRSTORS);
     let intent = if loads { Intent::Read } else { Intent::Write };
     let linear = attempt!(cpu.operand_address(op, 512, intent));
