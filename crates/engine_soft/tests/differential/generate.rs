@@ -339,6 +339,11 @@ fn seeds(bits: Bits, random: &mut Random) -> Seeds {
         registers.gs_base = if random.chance(80) { DATA32 + random.below(256) } else { random.next() >> 17 };
     }
     floating(&mut registers, random);
+    if bits != Bits::B64 {
+        // Legacy code truncates these at unpredictable times.
+        registers.fx[12..16].fill(0);
+        registers.fx[20..24].fill(0);
+    }
     Seeds { registers, roles: fake.roles }
 }
 

@@ -44,7 +44,7 @@ use form::{Builtin, Form, Means};
 
 pub use enabled::{check_enabled, x87_pending_error};
 pub use features::host_features;
-pub use scattered::OperandMemory;
+pub use scattered::{OperandMemory, enter_mmx, leave_stack};
 
 /// Bytes of executable memory of one vCPU; some thousand forms.
 const AREA_BYTES: usize = 1 << 20;

@@ -192,10 +192,15 @@ fn mmx_register(register: Register, state: &CpuState) -> [u8; 16] {
 }
 
 /// What every MMX instruction but EMMS does to the x87 state: all registers valid, top of stack 0.
-fn enter_mmx(state: &mut CpuState) {
+pub fn enter_mmx(state: &mut CpuState) {
+    leave_stack(state);
+    state.fx.ftw = 0xff;
+}
+
+/// The part of [`enter_mmx`] that is seen even if an MMX store faults: top of stack 0.
+pub fn leave_stack(state: &mut CpuState) {
     let fsw = state.fx.fsw & !(7 << 11);
     x87::set_status(&mut state.fx, fsw);
-    state.fx.ftw = 0xff;
 }
 
 /// Stores every piece or, if one would fault, none.

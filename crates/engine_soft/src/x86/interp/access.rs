@@ -327,6 +327,11 @@ impl Cpu {
     /// Fails exactly if a store of `size` bytes would.
     pub fn check_writable(&mut self, linear: u64, size: usize) -> Result<(), Fault> {
         self.check_alignment(linear, size)?;
+        self.probe_write(linear, size)
+    }
+
+    /// As [`Self::check_writable`], but for alignment.
+    pub fn probe_write(&mut self, linear: u64, size: usize) -> Result<(), Fault> {
         self.place(linear, Intent::Write)?;
         if (linear & !PAGE_MASK) + size as u64 > PAGE_SIZE {
             self.place(self.wrap(linear.wrapping_add(size as u64 - 1)), Intent::Write)?;

@@ -2,15 +2,16 @@
 // UNSAFETY: runs thunks on pointers to guest RAM, and reads its own records through `Op::imm`.
 
 use arch::x86::{CpuState, Exception, Vector};
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 
 use super::attempt;
 use crate::x86::hostexec::{
-    Access, Class, MAX_OPERAND_BYTES, OperandMemory, Pointers, Thunk, Trap, check_enabled,
+    Access, Class, MAX_OPERAND_BYTES, MemoryOperand, OperandMemory, Pointers, Thunk, Trap, check_enabled,
+    enter_mmx, leave_stack,
 };
 use crate::x86::interp::access::truncate_address;
 use crate::x86::interp::cpu::{Cpu, Fault};
-use crate::x86::interp::op::{Flow, Op};
+use crate::x86::interp::op::{Flow, Op, address};
 use crate::x86::mmu::Intent;
 
 /// What a thunk operation knows beside its `Op`; lives in the block cache's arena.
@@ -69,19 +70,92 @@ fn direct(cpu: &mut Cpu, op: &Op, extra: &mut Extra) -> Flow {
     };
     let size = usize::from(operand.size);
     let intent = if operand.access == Access::Read { Intent::Read } else { Intent::Write };
-    let linear = attempt!(cpu.operand_address(op, size, intent));
-    if operand.alignment > 1 && linear & u64::from(operand.alignment - 1) != 0 {
-        return raise(cpu, Exception::GP0);
+    match resolve(cpu, op, operand, intent) {
+        Ok((_, Some(host))) => enter(cpu, op, extra, host),
+        Ok((linear, None)) => in_pieces(cpu, op, extra, linear),
+        Err(Fault) if intent == Intent::Write => refused_store(cpu, op, extra, size),
+        Err(Fault) => Flow::Fault,
     }
-    if let Some(host) = attempt!(cpu.host_range(linear, size, intent)) {
-        return enter(cpu, op, extra, host);
+}
+
+/// The operand's linear address, checked, and its host address if it has one.
+#[inline(always)]
+fn resolve(
+    cpu: &mut Cpu,
+    op: &Op,
+    operand: MemoryOperand,
+    intent: Intent,
+) -> Result<(u64, Option<*mut u8>), Fault> {
+    let size = usize::from(operand.size);
+    if operand.alignment > 1 {
+        // Before the segment's limit is looked at.
+        let offset = truncate_address(op, cpu.effective_address(op));
+        let base = if op.address & (address::SEGMENT | address::CHECKED) == 0 {
+            0
+        } else {
+            cpu.state.segments[usize::from(op.segment)].base
+        };
+        if offset.wrapping_add(base) & u64::from(operand.alignment - 1) != 0 {
+            return cpu.fail(Exception::GP0);
+        }
     }
+    let linear = cpu.operand_address(op, size, intent)?;
+    cpu.check_operand_alignment(linear, size)?;
+    Ok((linear, cpu.host_range(linear, size, intent)?))
+}
+
+/// The operand cannot be stored to; what the processor does before it finds out has happened all the same:
+/// MMX instructions have left x87 state behind, VCVTPS2PH has raised its flags or errors, and an x87 store
+/// that an unmasked error stops does not touch memory at all.
+#[cold]
+fn refused_store(cpu: &mut Cpu, op: &Op, extra: &mut Extra, size: usize) -> Flow {
+    let refusal = cpu.fault;
+    match extra.thunk.class() {
+        Class::Mmx => leave_stack(&mut cpu.state),
+        Class::X87 => {
+            if stores_nothing(cpu, op, extra, size) {
+                return Flow::Next;
+            }
+        }
+        Class::Avx if extra.instruction.mnemonic() == Mnemonic::Vcvtps2ph => {
+            let mut buffer = Buffer([0; MAX_OPERAND_BYTES]);
+            if enter(cpu, op, extra, buffer.0.as_mut_ptr()) == Flow::Fault {
+                return Flow::Fault;
+            }
+        }
+        _ => {}
+    }
+    raise(cpu, refusal)
+}
+
+/// Whether the x87 store raises an error that keeps it from storing; if so it has been carried out, else
+/// nothing has changed.
+fn stores_nothing(cpu: &mut Cpu, op: &Op, extra: &mut Extra, size: usize) -> bool {
+    let before = cpu.state.fx;
+    for pattern in [0, 0xff] {
+        cpu.state.fx = before;
+        let mut buffer = Buffer([pattern; MAX_OPERAND_BYTES]);
+        let done = enter(cpu, op, extra, buffer.0.as_mut_ptr()) == Flow::Next;
+        if !done || buffer.0[..size].iter().any(|byte| *byte != pattern) {
+            cpu.state.fx = before;
+            return false;
+        }
+    }
+    true
+}
+
+/// An operand that crosses pages, or is in one with code, or no RAM.
+#[cold]
+fn in_pieces(cpu: &mut Cpu, op: &Op, extra: &mut Extra, linear: u64) -> Flow {
+    let Some(operand) = extra.thunk.memory() else { return Flow::Next };
+    let size = usize::from(operand.size);
+    let intent = if operand.access == Access::Read { Intent::Read } else { Intent::Write };
     if operand.atomic {
         return locked(cpu, op, extra, linear, size);
     }
     let mut buffer = Buffer([0; MAX_OPERAND_BYTES]);
-    if intent == Intent::Write {
-        attempt!(cpu.check_writable(linear, size));
+    if intent == Intent::Write && cpu.probe_write(linear, size).is_err() {
+        return refused_store(cpu, op, extra, size);
     }
     if operand.access != Access::Write {
         attempt!(cpu.load_bytes(linear, &mut buffer.0[..size]));
@@ -115,7 +189,12 @@ fn enter(cpu: &mut Cpu, op: &Op, extra: &mut Extra, memory: *mut u8) -> Flow {
         // alignment (guest pages are page-aligned in the host, so offsets agree).
         match unsafe { cpu.thunks.run(&extra.thunk, &mut cpu.state, memory, at) } {
             Ok(()) => return Flow::Next,
-            Err(Trap::Exception(exception)) => return raise(cpu, exception),
+            Err(Trap::Exception(exception)) => {
+                if extra.thunk.class() == Class::MmxSse {
+                    enter_mmx(&mut cpu.state);
+                }
+                return raise(cpu, exception);
+            }
             Err(Trap::Stale) => {
                 let bits = u32::from(extra.bits);
                 match cpu.thunks.compile(&extra.instruction, bits, &extra.bytes) {
@@ -155,7 +234,7 @@ impl OperandMemory for Elements<'_> {
 
     fn probe_write(&mut self, offset: u64, len: usize) -> Result<(), Exception> {
         self.linear(offset, len, Intent::Write)
-            .and_then(|linear| self.cpu.check_writable(linear, len))
+            .and_then(|linear| self.cpu.probe_write(linear, len))
             .map_err(|Fault| self.cpu.fault)
     }
 }
