@@ -204,7 +204,10 @@ impl Thread {
                 self.set_activity(activity);
                 now
             }
-            Command::Exit => Mode::Over,
+            Command::Exit => {
+                self.count();
+                Mode::Over
+            }
         }
     }
 
@@ -238,6 +241,8 @@ impl Thread {
             Exit::Kicked => Mode::Running,
             Exit::Halt => {
                 self.count();
+                let (vcpu, rip) = (self.index, self.vcpu.state().rip);
+                tracing::trace!(vcpu, rip = format_args!("{rip:#x}"), "halts");
                 let board = self.board.clone();
                 board.timers().sleep(self.index, &*board);
                 Mode::Running
