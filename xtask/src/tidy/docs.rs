@@ -17,7 +17,8 @@ pub fn check(top: &Path, packages: &[Package]) -> Outcome<Vec<Complaint>> {
     let mut complaints = Vec::new();
     let readme = read_text(&top.join("README.md"))?.unwrap_or_default();
     for package in packages {
-        if !readme.lines().any(|line| line.starts_with('|') && line.contains(&format!("`{}`", package.name))) {
+        if !readme.lines().any(|line| line.starts_with('|') && line.contains(&format!("`{}`", package.name)))
+        {
             let text = format!("the list of crates has no row for `{}`", package.name);
             complaints.push(Complaint::file("README.md".as_ref(), text));
         }

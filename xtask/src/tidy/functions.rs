@@ -19,7 +19,9 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[];
 pub fn check(path: &Path, text: &str) -> (usize, Vec<Complaint>) {
     let file = match syn::parse_file(text) {
         Ok(file) => file,
-        Err(error) => return (0, vec![Complaint::line(path, error.span().start().line, format!("parse: {error}"))]),
+        Err(error) => {
+            return (0, vec![Complaint::line(path, error.span().start().line, format!("parse: {error}"))]);
+        }
     };
     let mut visitor = Functions { path, seen: 0, complaints: Vec::new() };
     visitor.visit_file(&file);
@@ -36,7 +38,8 @@ impl Functions<'_> {
     fn function(&mut self, name: &syn::Ident, from: Span, to: Span) {
         self.seen += 1;
         let lines = to.end().line + 1 - from.start().line;
-        let excepted = EXCEPTIONS.iter().any(|(file, function, _)| Path::new(file) == self.path && name == function);
+        let excepted =
+            EXCEPTIONS.iter().any(|(file, function, _)| Path::new(file) == self.path && name == function);
         if lines > LIMIT && !excepted {
             let text = format!("function {name} has {lines} lines, more than {LIMIT}");
             self.complaints.push(Complaint::line(self.path, from.start().line, text));

@@ -22,7 +22,9 @@ pub struct Package {
 pub fn packages(top: &Path) -> Outcome<Vec<Package>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let json = output(
-        Command::new(cargo).args(["metadata", "--format-version=1", "--no-deps", "--offline"]).current_dir(top),
+        Command::new(cargo)
+            .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+            .current_dir(top),
     )?;
     let metadata: Value = serde_json::from_slice(&json)?;
     let packages = metadata["packages"].as_array().ok_or("cargo metadata has no packages")?;

@@ -6,12 +6,12 @@ use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use machine::config::{DiskConfig, Source};
 use machine::{Backends, Machine, MachineEvent};
 
-use super::sizing::Sizing;
+use super::sizing::{Sizing, account};
 use crate::engines;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
@@ -56,6 +56,7 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
 /// # Errors
 /// The machine cannot be built.
 pub fn run(options: &Options) -> Outcome {
+    let started = Instant::now();
     let engine = engines::open(&options.sizing.engine)?;
     let mut config = options.sizing.machine(Source::File(options.kernel.clone()));
     config.boot.initrd = options.initrd.iter().cloned().map(Source::File).collect();
@@ -79,6 +80,7 @@ pub fn run(options: &Options) -> Outcome {
     let event = machine.wait();
     machine.console().flush(LAST_OUTPUT);
     drop(raw);
+    account(engine.name(), &machine, started);
     conclude(event, signal.load(Ordering::Relaxed))
 }
 

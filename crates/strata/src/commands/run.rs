@@ -13,7 +13,7 @@ use machine::config::{DiskConfig, Source, VsockConfig};
 use machine::workload::AgentSession;
 use machine::{Backends, Machine, MachineConfig};
 
-use super::sizing::Sizing;
+use super::sizing::{Sizing, account};
 use super::{image as images, kernel as kernels};
 use crate::cli::Global;
 use crate::failure::{Failure, Outcome, While};
@@ -87,13 +87,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         .while_trying(|| format!("run {:?}", options.image))?;
     let streams = session::Streams { interactive: options.interactive, tty: options.tty };
     let outcome = session::run(agent, &machine, &prepared, options.timeout, streams, started);
-    let instructions: u64 = machine.statistics().iter().map(|vcpu| vcpu.instructions).sum();
-    tracing::info!(
-        "engine {}: {instructions} guest instructions on {} vCPU in {:.2} s",
-        engine.name(),
-        prepared.config.cpus,
-        started.elapsed().as_secs_f64()
-    );
+    account(engine.name(), &machine, started);
     outcome
 }
 

@@ -1,10 +1,12 @@
 //! The flags that every machine has: what executes it, and how big it is.
 
+use std::time::Instant;
+
 use arch::x86::cpuid::CpuModel;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use machine::MachineConfig;
 use machine::config::Source;
+use machine::{Machine, MachineConfig};
 
 use crate::engines;
 use crate::host_cpu::HostCpu;
@@ -37,4 +39,15 @@ impl Sizing {
             ..MachineConfig::new(kernel)
         }
     }
+}
+
+/// The line that `-v` shows at the end of a machine.
+pub fn account(engine: &str, machine: &Machine, started: Instant) {
+    let vcpus = machine.statistics();
+    let instructions: u64 = vcpus.iter().map(|vcpu| vcpu.instructions).sum();
+    let seconds = started.elapsed().as_secs_f64();
+    tracing::info!(
+        "engine {engine}: {instructions} guest instructions on {} vCPU in {seconds:.2} s",
+        vcpus.len()
+    );
 }

@@ -1,0 +1,227 @@
+//! Files, stores and hosts that are not as they should be: one clear line, the documented code, nothing lost.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::support::{assets, elf, feed, file, finish, guest, strata};
+
+fn boot(kernel: &Path) -> Command {
+    let mut command = strata();
+    command.args(["boot", "--kernel"]).arg(kernel);
+    command
+}
+
+/// A store in `folder` with the image `small`, made of a tar with one file.
+fn small_store(folder: &Path) -> std::path::PathBuf {
+    let store = folder.join("store");
+    let tar = folder.join("root.tar");
+    fs::create_dir_all(folder.join("root/etc")).unwrap();
+    fs::write(folder.join("root/etc/motd"), "hello\n".repeat(10_000)).unwrap();
+    let tarred = Command::new("tar")
+        .arg("-C")
+        .arg(folder.join("root"))
+        .arg("-cf")
+        .arg(&tar)
+        .arg(".")
+        .status()
+        .unwrap();
+    assert!(tarred.success());
+    let mut command = strata();
+    command.arg("--root").arg(&store).args(["image", "import"]).arg(&tar).arg("small");
+    assert_eq!(finish(command).code(), 0);
+    store
+}
+
+#[test]
+fn files_that_are_no_kernel_are_named_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = file(folder.path(), "text", b"this is no kernel at all\n");
+    finish(boot(&text)).expect_failure(125, &["text", "kernel"]);
+    let empty = file(folder.path(), "empty", b"");
+    finish(boot(&empty)).expect_failure(125, &["empty"]);
+    let other = file(folder.path(), "other", &elf::pvh(&[0; 16], 183));
+    finish(boot(&other)).expect_failure(125, &["other", "arm64"]);
+    finish(boot(&folder.path().join("gone"))).expect_failure(125, &["gone", "No such file"]);
+    finish(boot(folder.path())).expect_failure(125, &["directory"]);
+}
+
+#[test]
+fn a_truncated_kernel_is_refused() {
+    let Some(kernel) = guest::kernel() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let whole = fs::read(kernel.kernel_path()).unwrap();
+    for (name, part) in [("half", whole.len() / 2), ("most", whole.len() - 10_000), ("head", 1024)] {
+        let path = file(folder.path(), name, &whole[..part]);
+        finish(boot(&path)).expect_failure(125, &[name]);
+    }
+}
+
+#[test]
+fn an_initial_ram_disk_larger_than_memory_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = file(folder.path(), "kernel", &elf::pvh(&[0xfa, 0xf4, 0xeb, 0xfc], 62));
+    let initrd = folder.path().join("initrd");
+    fs::File::create(&initrd).unwrap().set_len(256 << 20).unwrap();
+    let mut command = boot(&kernel);
+    command.args(["--memory", "64M", "--initrd"]).arg(&initrd);
+    finish(command).expect_failure(125, &["init"]);
+}
+
+#[test]
+fn disks_that_cannot_be_opened_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = file(folder.path(), "kernel", &elf::pvh(&[0xfa, 0xf4, 0xeb, 0xfc], 62));
+    let mut command = boot(&kernel);
+    command.arg("--disk").arg(folder.path().join("gone.img"));
+    finish(command).expect_failure(125, &["open disk", "gone.img", "No such file"]);
+}
+
+#[test]
+fn names_that_are_not_there_come_with_the_next_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = strata();
+    command.arg("--root").arg(folder.path()).args(["run", "nowhere", "--", "true"]);
+    let ended = finish(command);
+    ended.expect_failure(125, &["nowhere"]);
+    assert!(ended.stderr.contains("strata image"), "{ended:?}");
+    let store = small_store(folder.path());
+    let mut command = strata();
+    command.arg("--root").arg(&store).args(["run", "small", "--", "true"]);
+    let ended = finish(command);
+    ended.expect_failure(125, &["kernel"]);
+    assert!(ended.stderr.contains("strata kernel fetch"), "{ended:?}");
+}
+
+#[test]
+fn a_corrupt_blob_is_found_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let blobs = fs::read_dir(store.join("blobs/sha256")).unwrap().flatten();
+    let layer = blobs.max_by_key(|blob| blob.metadata().unwrap().len()).unwrap().path();
+    let mut bytes = fs::read(&layer).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::set_permissions(&layer, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&layer, bytes).unwrap();
+    let mut command = strata();
+    command.arg("--root").arg(&store).args(["image", "save", "small"]).arg(folder.path().join("out.tar"));
+    finish(command)
+        .expect_failure(125, &["small", "corrupt blob", layer.file_name().unwrap().to_str().unwrap()]);
+    assert!(!folder.path().join("out.tar").exists());
+}
+
+#[test]
+fn a_store_that_may_not_be_written_is_an_error_with_a_next_step() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root, to become somebody else");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The build folder may be out of reach for others.
+    let program = folder.path().join("strata");
+    fs::copy(env!("CARGO_BIN_EXE_strata"), &program).unwrap();
+    let closed = folder.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    let mut command = Command::new(&program);
+    command
+        .arg("--root")
+        .arg(closed.join("store"))
+        .args(["image", "ls"])
+        .stdin(Stdio::null())
+        .uid(65534)
+        .gid(65534);
+    let ended = finish(command);
+    ended.expect_failure(125, &["open store", "ermission denied"]);
+    assert!(ended.stderr.contains("--root"), "{ended:?}");
+}
+
+#[test]
+fn a_full_disk_leaves_the_store_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(folder.path()).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        println!("skipped: no small file system can be mounted here");
+        return;
+    }
+    let source = tempfile::tempdir().unwrap();
+    let mut noise = vec![0; 4 << 20];
+    noise.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * i / 7) as u8);
+    fs::write(source.path().join("noise"), &noise).unwrap();
+    let tar = source.path().join("root.tar");
+    let status =
+        Command::new("tar").arg("-C").arg(source.path()).arg("-cf").arg(&tar).arg("noise").status().unwrap();
+    assert!(status.success());
+    let mut command = strata();
+    command.arg("--root").arg(folder.path().join("store")).args(["image", "import"]).arg(&tar).arg("big");
+    let ended = finish(command);
+    let mut list = strata();
+    list.arg("--root").arg(folder.path().join("store")).args(["image", "ls", "--quiet"]);
+    let left = finish(list);
+    let unmounted = Command::new("umount").arg(folder.path()).status().unwrap();
+    assert!(unmounted.success());
+    ended.expect_failure(125, &["big", "No space left on device"]);
+    assert_eq!((left.code(), left.stdout.as_str()), (0, ""), "{left:?}");
+}
+
+#[test]
+fn an_image_for_another_processor_is_refused() {
+    let Some(folder) = assets() else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let store = small_store(scratch.path());
+    let archive = scratch.path().join("small.tar");
+    let mut save = strata();
+    save.arg("--root").arg(&store).args(["image", "save", "small", "--format", "docker"]).arg(&archive);
+    assert_eq!(finish(save).code(), 0);
+    let unpacked = scratch.path().join("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    assert!(
+        Command::new("tar").arg("-C").arg(&unpacked).arg("-xf").arg(&archive).status().unwrap().success()
+    );
+    for entry in fs::read_dir(&unpacked).unwrap().flatten() {
+        if let Ok(text) = fs::read_to_string(entry.path())
+            && text.contains("\"amd64\"")
+        {
+            fs::write(entry.path(), text.replace("\"amd64\"", "\"arm64\"")).unwrap();
+        }
+    }
+    assert!(
+        Command::new("tar")
+            .arg("-C")
+            .arg(&unpacked)
+            .arg("-cf")
+            .arg(&archive)
+            .arg(".")
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut load = strata();
+    load.arg("--root").arg(&store).args(["image", "load"]).arg(&archive);
+    let loaded = finish(load);
+    // Refused when it is loaded (its name is its digest), or when it is run.
+    if loaded.code() == 0 {
+        let mut run = strata();
+        run.arg("--root").arg(&store).args(["run", "small", "--", "true"]);
+        finish(run).expect_failure(125, &["arm64"]);
+    }
+    drop(folder);
+}
+
+#[test]
+fn random_bytes_are_no_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let noise: Vec<u8> = (0u32..100_000).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let path = file(folder.path(), "noise", &noise);
+    for verb in [&["image", "load"][..], &["kernel", "add"]] {
+        let mut command = strata();
+        command.arg("--root").arg(folder.path().join("store")).args(verb).arg(&path);
+        finish(command).expect_failure(125, &["noise"]);
+    }
+    let (output, status) = feed(boot(&path), Vec::new());
+    assert_eq!((status.code(), output.len()), (Some(125), 0));
+}

@@ -1,0 +1,13 @@
+//! Whole workloads: the program as its user runs it, with a real kernel and a real image.
+//!
+//! `STRATA_TEST_ASSETS` names the folder that `make assets` prepared. Without it the tests that boot say so and
+//! pass; the others always run. Nothing here asserts how long something takes.
+#![forbid(unsafe_code)]
+
+mod bad_input;
+mod boot;
+mod commands;
+mod run;
+mod streams;
+mod support;
+mod terminal;

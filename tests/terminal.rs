@@ -1,0 +1,56 @@
+//! `-t`, and the console of `boot`: a real terminal, and how it is left.
+
+use crate::support::{guest, pty, run};
+
+#[test]
+fn the_command_has_our_terminal_and_we_get_it_back() {
+    let script = "stty size; tty; trap 'stty size' WINCH; echo ready; \
+                  while ! read -r line; do :; done; echo line=$line; sleep 10000";
+    let Some(command) = run(&["-i", "-t", "debian", "--", "bash", "-c", script]) else { return };
+    let mut terminal = pty::start(command, 33, 101);
+    let before = terminal.mode();
+    terminal.wait_for("ready");
+    let screen = terminal.screen();
+    assert!(screen.contains("33 101\r\n") && screen.contains("/dev/"), "{screen}");
+    assert_ne!(terminal.mode(), before, "raw while the command runs");
+    terminal.resize(44, 122);
+    terminal.wait_for("44 122\r\n");
+    terminal.types("hello\r");
+    terminal.wait_for("line=hello");
+    terminal.types("\x03");
+    assert_eq!(terminal.finish().code(), Some(128 + 2));
+    assert_eq!(terminal.mode(), before);
+}
+
+#[test]
+fn a_signal_that_ends_the_program_restores_the_terminal() {
+    let Some(command) = run(&["-i", "-t", "debian", "--", "sleep", "10000"]) else { return };
+    let mut terminal = pty::start(command, 24, 80);
+    let before = terminal.mode();
+    while terminal.mode() == before {
+        assert!(terminal.child.try_wait().unwrap().is_none(), "{}", terminal.screen());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let pid = rustix::process::Pid::from_child(&terminal.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(terminal.finish().code(), Some(128 + 15));
+    assert_eq!(terminal.mode(), before);
+}
+
+#[test]
+fn the_console_of_a_bare_machine_is_typed_into_and_left() {
+    let Some(kernel) = guest::kernel() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let initrd =
+        guest::initrd(folder.path(), &kernel, "echo ready\nwhile read -r line; do echo got $line; done\n");
+    let mut terminal = pty::start(guest::boot(&kernel, Some(&initrd)), 24, 80);
+    let before = terminal.mode();
+    terminal.wait_for("ready");
+    terminal.types("one\r");
+    terminal.wait_for("got one");
+    terminal.types("\x1d?");
+    terminal.wait_for("Ctrl-] x");
+    terminal.types("\x1dx");
+    assert_eq!(terminal.finish().code(), Some(0));
+    assert_eq!(terminal.mode(), before);
+}
