@@ -14,13 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arch::x86::cpuid::{CpuModel, CpuidContext};
-use arch::x86::{CpuState, Exception, Rflags, Segment, SegmentRegister};
+use arch::x86::paging::is_canonical;
+use arch::x86::{CpuState, Exception, Rflags, Segment, SegmentRegister, Vector};
 use engine::{Bus, Exit, Request, Statistics, VcpuSignal, VmConfig};
 use memory::GuestRam;
 
 use super::cache::BlockCache;
 use super::decode;
-use super::op::{Block, Flow, NO_BLOCK, Op};
+use super::op::{Block, Flow, NO_BLOCK, Op, address};
 use super::shared::Shared;
 use crate::x86::hostexec::Thunks;
 use crate::x86::mmu::{Mmu, TLB_ENTRIES, TlbEntry, View};
@@ -218,7 +219,8 @@ impl Cpu {
     pub fn mode_changed(&mut self) {
         let bits = self.state.code_bits();
         self.ip_mask = if bits == 64 { u64::MAX } else { 0xffff_ffff };
-        let mut mode = u64::from(bits / 32);
+        // A stepped instruction that changes the mode still ends the step.
+        let mut mode = u64::from(bits / 32) | self.mode & mode::SINGLE;
         if bits != 64 && self.state.segment(SegmentRegister::Ss).access & Segment::BIG != 0 {
             mode |= mode::BIG_STACK;
         }
@@ -430,6 +432,7 @@ impl Cpu {
                 Flow::Fault => {
                     self.counters.instructions += u64::from(op.position);
                     self.state.rip = self.ip_of(op);
+                    self.refine_fault(op);
                     return self.deliver_fault();
                 }
                 Flow::Raised => {
@@ -460,7 +463,7 @@ impl Cpu {
             || self.state.events.halted
             || self.exit.is_some()
             || (self.interrupt_hint && self.state.rflags & Rflags::IF.bits() != 0)
-            || self.state.rflags & Rflags::TF.bits() != 0
+            || self.state.rflags & Rflags::TF.bits() | self.state.dr[7] & 0xff != 0
     }
 
     /// Executes the operations of `block` and returns how it ended, with the last operation.
@@ -559,6 +562,22 @@ impl Cpu {
             return self.fail(Exception::GP0);
         }
         Ok(())
+    }
+
+    /// In 64-bit mode a non-canonical address is #SS where it is relative to RSP or RBP, which only the
+    /// operation knows.
+    #[cold]
+    fn refine_fault(&mut self, op: &Op) {
+        let on_stack = op.base == super::ops::stack::RSP || op.base == super::ops::stack::RBP;
+        let plain = op.address & address::SEGMENT == 0;
+        if self.fault == Exception::GP0
+            && self.state.is_64bit_code()
+            && on_stack
+            && plain
+            && !is_canonical(self.effective_address(op))
+        {
+            self.fault = Exception::with_code(Vector::StackFault, 0);
+        }
     }
 
     fn deliver_fault(&mut self) -> Option<Exit> {
