@@ -77,6 +77,7 @@ fn gather(
             let mut data = [0; 8];
             memory.read(truncate(instruction, offset), &mut data[..data_len])?;
             state.ymm[d].0[at.clone()].copy_from_slice(&data[..data_len]);
+            state.ymm[d].0[destination.size()..].fill(0);
         }
         state.ymm[m].0[at].fill(0);
     }
@@ -177,12 +178,16 @@ fn masked_bytes(
         state.ymm[register.number() & 15].0[..16].try_into().expect("half of a register")
     };
     let (data, mask) = (bytes(source, state), bytes(mask, state));
-    let enabled = (0..16).filter(|&at| mask[at] & 0x80 != 0);
-    store_all(enabled.map(|at| (base.wrapping_add(at as u64) & address_mask, &data[at..at + 1])), memory)?;
+    // The whole operand is tried, whatever the mask; and the MMX state entered, whatever comes of it.
     if mmx {
         enter_mmx(state);
+        memory.probe_write(base & address_mask, 8)?;
+    } else {
+        memory.probe_write(base.wrapping_add(8) & address_mask, 8)?;
+        memory.probe_write(base & address_mask, 8)?;
     }
-    Ok(())
+    let enabled = (0..16).filter(|&at| mask[at] & 0x80 != 0);
+    store_all(enabled.map(|at| (base.wrapping_add(at as u64) & address_mask, &data[at..at + 1])), memory)
 }
 
 /// MMi is the low half of physical x87 register i.

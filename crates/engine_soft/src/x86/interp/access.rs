@@ -334,7 +334,7 @@ impl Cpu {
     pub fn probe_write(&mut self, linear: u64, size: usize) -> Result<(), Fault> {
         self.place(linear, Intent::Write)?;
         if (linear & !PAGE_MASK) + size as u64 > PAGE_SIZE {
-            self.place(self.wrap(linear.wrapping_add(size as u64 - 1)), Intent::Write)?;
+            self.place(self.wrap((linear & PAGE_MASK).wrapping_add(PAGE_SIZE)), Intent::Write)?;
         }
         Ok(())
     }
@@ -409,7 +409,7 @@ impl Cpu {
     /// off (see `Cpu::mode_changed`), so every access comes here.
     /// #AC if `linear` is not a multiple of `alignment`, a power of two; non-canonical addresses go first.
     #[cold]
-    fn check_alignment_of(&mut self, linear: u64, alignment: usize) -> Result<(), Fault> {
+    pub(super) fn check_alignment_of(&mut self, linear: u64, alignment: usize) -> Result<(), Fault> {
         if self.state.is_64bit_code() && !is_canonical(linear) {
             return self.fail(Exception::GP0);
         }

@@ -18,6 +18,16 @@ fn view_of(cpu: &Cpu, access: Access) -> View {
     }
 }
 
+impl Cpu {
+    /// #AC for accesses an instruction at privilege level 3 makes on its own behalf.
+    fn check_stack_alignment(&mut self, linear: u64, size: usize, access: Access) -> Result<(), Exception> {
+        if access.implicit || !self.alignment_checks || !matches!(size, 2 | 4 | 8) {
+            return Ok(());
+        }
+        self.check_alignment_of(linear, size).map_err(|Fault| self.fault)
+    }
+}
+
 impl Core for Cpu {
     fn state(&self) -> &CpuState {
         &self.state
@@ -29,11 +39,13 @@ impl Core for Cpu {
 
     fn read_linear(&mut self, linear: u64, data: &mut [u8], access: Access) -> Result<(), Exception> {
         let view = view_of(self, access);
+        self.check_stack_alignment(linear, data.len(), access)?;
         self.load_bytes_as(linear, data, view).map_err(|Fault| self.fault)
     }
 
     fn write_linear(&mut self, linear: u64, data: &[u8], access: Access) -> Result<(), Exception> {
         let view = view_of(self, access);
+        self.check_stack_alignment(linear, data.len(), access)?;
         self.store_bytes_as(linear, data, view).map_err(|Fault| self.fault)
     }
 

@@ -25,6 +25,9 @@ const MAX_INSTRUCTION: usize = 15;
 
 /// The fresh block for `linear` (which is CS:RIP) in the current mode.
 pub fn block_at(cpu: &mut Cpu, linear: u64) -> Result<*const Block, Fault> {
+    if cpu.mode & mode::BITS != 2 && code_limit_left(cpu) == 0 {
+        return cpu.fail(Exception::GP0);
+    }
     let page = code_page(cpu, linear)?;
     let gpa = page.gfn << 12 | linear & (PAGE_SIZE - 1);
     if let Some(block) = cpu.cache.find(gpa, cpu.mode) {

@@ -62,12 +62,17 @@ pub(crate) fn far_call(
         if !target.segment.is_code_or_data() {
             return through_system(core, target, Transfer::Call, next_rip);
         }
-        let cs = direct_code(core, target)?;
-        check_target(core.state(), &cs, offset, 0)?;
-        cs
+        direct_code(core, target)?
     };
-    let mut stack = Stack::current(core.state());
+    // As the processor does it: pushed the way the code called uses the stack, and before its limit is checked.
+    let state = core.state();
+    let ss = *state.segment(SegmentRegister::Ss);
+    let fault = Exception::new(Vector::StackFault);
+    let mut stack = Stack::new(ss, state.gpr[RSP], is_64bit(state, &cs), state.cpl(), fault);
     push_return(core, &mut stack, size, next_rip)?;
+    if core.state().is_protected() && !core.state().is_vm86() {
+        check_target(core.state(), &cs, offset, 0)?;
+    }
     core.state_mut().gpr[RSP] = stack.rsp();
     enter(core, cs, offset);
     Ok(())

@@ -35,6 +35,10 @@ fn pop_frame(
     stack: &mut Stack,
     size: OperandSize,
 ) -> Result<(u64, u16, u64), Exception> {
+    // The flags first, as the processor's page faults show.
+    let mut above = *stack;
+    above.skip(2 * size.bytes() as u16);
+    above.pop(core, size)?;
     let rip = stack.pop(core, size)?;
     let cs = stack.pop(core, size)? as u16;
     let rflags = stack.pop(core, size)?;

@@ -9,7 +9,8 @@
 
 use arch::x86::cpuid::{Feature, XSAVE_AVX_BYTES, XSAVE_HEADER_END, xsave_area_bytes};
 use arch::x86::state::FxImage;
-use arch::x86::{CpuState, Cr0, Exception, Gpr, Xcr0};
+use arch::x86::exception::PageFaultCode;
+use arch::x86::{CpuState, Cr0, Exception, Gpr, Vector, Xcr0};
 
 use super::control::require_osxsave;
 use super::{Access, Core, OperandSize, read, require_cpl0, write};
@@ -98,7 +99,8 @@ fn mxcsr_of(image: &[u8]) -> Result<u32, Exception> {
 fn load_x87(state: &mut CpuState, image: &[u8], pointers: OperandSize) {
     let pointer = |at: usize| {
         let value = u64_at(image, at);
-        if pointers == OperandSize::Qword { value } else { value & 0xffff_ffff }
+        // The registers hold 48 bits.
+        if pointers == OperandSize::Qword { ((value << 16) as i64 >> 16) as u64 } else { value & 0xffff_ffff }
     };
     let fx = &mut state.fx;
     fx.fcw = u16_at(image, 0) & FCW_WRITABLE | FCW_FIXED;
@@ -161,6 +163,14 @@ fn check_fx(core: &mut dyn Core, linear: u64) -> Result<Access, Exception> {
     Ok(Access::at(state.cpl()))
 }
 
+/// The page fault of a load as that of the store it was made for.
+fn as_store(fault: Exception) -> Exception {
+    match fault.vector {
+        Vector::PageFault => Exception { error_code: fault.error_code | PageFaultCode::WRITE, ..fault },
+        _ => fault,
+    }
+}
+
 /// FXSAVE, or FXSAVE64 with `pointers` `Qword`.
 pub(crate) fn fxsave(core: &mut dyn Core, linear: u64, pointers: OperandSize) -> Result<(), Exception> {
     let access = check_fx(core, linear)?;
@@ -168,7 +178,7 @@ pub(crate) fn fxsave(core: &mut dyn Core, linear: u64, pointers: OperandSize) ->
     let end = XMM_AT + 16 * vector_count(core.state());
     // The processor tries the last byte of the area first.
     let last = linear.wrapping_add(LEGACY_BYTES as u64 - 1);
-    let kept = read::<1>(core, last, access)?;
+    let kept = read::<1>(core, last, access).map_err(as_store)?;
     write(core, last, kept, 1, access)?;
     core.write_linear(linear, &image[..end], access)
 }

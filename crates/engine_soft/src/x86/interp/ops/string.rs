@@ -43,6 +43,16 @@ impl Walk {
         cpu.state.gpr[register] = if self.mask == 0xffff { old & !0xffff | new } else { new };
     }
 
+    /// Truncates `registers` to a 32-bit address size in 64-bit code. A repeated instruction does so before its
+    /// first element, which shows if that faults.
+    fn truncate(&self, cpu: &mut Cpu, op: &Op, registers: &[usize]) {
+        if op.imm != repeat::NONE && self.mask == 0xffff_ffff {
+            for register in registers {
+                cpu.state.gpr[*register] &= self.mask;
+            }
+        }
+    }
+
     /// How many elements of size `T` from `linear` on, in the walk's direction, are wholly in its page.
     fn in_page<T: Width>(&self, linear: u64) -> u64 {
         let offset = linear & 0xfff;
@@ -86,11 +96,13 @@ fn destination<A: Width, T: Width>(cpu: &mut Cpu, intent: Intent) -> Result<u64,
 
 /// In legacy modes each element's limits are checked, so pages are not taken at once.
 fn may_batch(cpu: &Cpu, op: &Op) -> bool {
-    op.imm != repeat::NONE && cpu.state.is_64bit_code()
+    op.imm != repeat::NONE && cpu.state.is_64bit_code() && !cpu.alignment_checks
 }
 
 /// Ends a repeated instruction that has elements left: restart it, after whatever waits.
-fn pause(_: &Cpu) -> Flow {
+/// What interrupts it sees RF set (SDM vol. 3 section 18.3.1.1), and SCAS and CMPS the flags of before.
+fn pause(cpu: &mut Cpu) -> Flow {
+    cpu.state.rflags |= Rflags::RF.bits();
     Flow::Retry
 }
 
@@ -102,6 +114,7 @@ pub fn move_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
         if left == 0 {
             return Flow::Next;
         }
+        walk.truncate(cpu, op, &[RCX, RSI, RDI]);
         let from = attempt!(source::<A, T>(cpu, op));
         let to = attempt!(destination::<A, T>(cpu, Intent::Write));
         let mut done = 0;
@@ -140,8 +153,8 @@ fn copy_within_pages<T: Width>(
     let bytes = count as usize * T::SIZE;
     let back = if walk.step < 0 { bytes - T::SIZE } else { 0 } as u64;
     let (from, to) = (from - back, to - back);
-    let Some(source) = cpu.host_range(from, bytes, Intent::Read)? else { return Ok(0) };
-    let Some(target) = cpu.host_range(to, bytes, Intent::Write)? else { return Ok(0) };
+    let Some(source) = cpu.host_range(from, bytes, Intent::Read).unwrap_or(None) else { return Ok(0) };
+    let Some(target) = cpu.host_range(to, bytes, Intent::Write).unwrap_or(None) else { return Ok(0) };
     let (source, target) = (source.cast_const(), target);
     let distance = (target as usize).wrapping_sub(source as usize);
     // An overlap in the direction of the copy repeats a pattern: element by element then.
@@ -163,6 +176,7 @@ pub fn store_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
         if left == 0 {
             return Flow::Next;
         }
+        walk.truncate(cpu, op, &[RCX, RDI]);
         let to = attempt!(destination::<A, T>(cpu, Intent::Write));
         let mut done = 0;
         if may_batch(cpu, op) {
@@ -213,6 +227,7 @@ pub fn load_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
         if left == 0 {
             return Flow::Next;
         }
+        walk.truncate(cpu, op, &[RCX]);
         let from = attempt!(source::<A, T>(cpu, op));
         let value = attempt!(cpu.load::<T>(from));
         cpu.set_register(0, value);
@@ -249,6 +264,7 @@ pub fn scan_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
         if left == 0 {
             return Flow::Next;
         }
+        walk.truncate(cpu, op, &[RCX]);
         let loaded = destination::<A, T>(cpu, Intent::Read).and_then(|to| cpu.load::<T>(to));
         let Ok(value) = loaded else {
             cpu.flags = before;
@@ -262,6 +278,7 @@ pub fn scan_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
         }
         stretch -= 1;
         if stretch == 0 || must_pause(cpu) {
+            cpu.flags = before;
             return pause(cpu);
         }
     }
@@ -286,6 +303,7 @@ pub fn compare_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
         if left == 0 {
             return Flow::Next;
         }
+        walk.truncate(cpu, op, &[RCX]);
         let Ok((a, b)) = load_pair::<A, T>(cpu, op) else {
             cpu.flags = before;
             return Flow::Fault;
@@ -299,6 +317,7 @@ pub fn compare_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
         }
         stretch -= 1;
         if stretch == 0 || must_pause(cpu) {
+            cpu.flags = before;
             return pause(cpu);
         }
     }
@@ -308,12 +327,12 @@ pub fn compare_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
 pub fn input_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let walk = Walk::new::<A, T>(cpu);
     loop {
+        let port = cpu.register::<u16>(16);
+        attempt!(cpu.check_port::<T>(port));
         let left = walk.count(cpu, op);
         if left == 0 {
             return Flow::Next;
         }
-        let port = cpu.register::<u16>(16);
-        attempt!(cpu.check_port::<T>(port));
         let to = attempt!(destination::<A, T>(cpu, Intent::Write));
         attempt!(cpu.check_writable(to, T::SIZE));
         let value = attempt!(cpu.port_read::<T>(port));
@@ -333,12 +352,12 @@ pub fn input_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
 pub fn output_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let walk = Walk::new::<A, T>(cpu);
     loop {
+        let port = cpu.register::<u16>(16);
+        attempt!(cpu.check_port::<T>(port));
         let left = walk.count(cpu, op);
         if left == 0 {
             return Flow::Next;
         }
-        let port = cpu.register::<u16>(16);
-        attempt!(cpu.check_port::<T>(port));
         let from = attempt!(source::<A, T>(cpu, op));
         let value = attempt!(cpu.load::<T>(from));
         attempt!(cpu.port_write::<T>(port, value));

@@ -622,6 +622,7 @@ pub fn write_extended_control(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// INVLPG
 pub fn invalidate_page(cpu: &mut Cpu, op: &Op) -> Flow {
+    attempt!(kernel_only(cpu));
     let linear = attempt!(cpu.operand_address(op, 1, Intent::Fetch));
     outcome!(cpu, op, |cpu| cache::invlpg(cpu, linear));
     end(cpu, op)
@@ -741,6 +742,9 @@ pub fn save_or_restore<const WHICH: u8, const WIDE: bool>(cpu: &mut Cpu, op: &Op
     let loads = matches!(WHICH, save::FXRSTOR | save::XRSTOR | save::XRSTORS);
     let intent = if loads { Intent::Read } else { Intent::Write };
     let linear = attempt!(cpu.operand_address(op, 512, intent));
+    if matches!(WHICH, save::FXSAVE | save::FXRSTOR) && cpu.alignment_checks {
+        attempt!(cpu.check_alignment_of(linear, 16));
+    }
     let pointers = if WIDE { OperandSize::Qword } else { OperandSize::Dword };
     outcome!(cpu, op, |cpu| match WHICH {
         save::FXSAVE => xsave::fxsave(cpu, linear, pointers),

@@ -5,6 +5,7 @@ use arch::x86::{CpuState, Exception, Vector};
 use iced_x86::{Instruction, Mnemonic};
 
 use super::attempt;
+use super::stack::{RBP, RSP};
 use crate::x86::hostexec::{
     Access, Class, MAX_OPERAND_BYTES, MemoryOperand, OperandMemory, Pointers, Thunk, Trap, check_enabled,
     enter_mmx, leave_stack,
@@ -70,7 +71,7 @@ fn direct(cpu: &mut Cpu, op: &Op, extra: &mut Extra) -> Flow {
     };
     let size = usize::from(operand.size);
     let intent = if operand.access == Access::Read { Intent::Read } else { Intent::Write };
-    match resolve(cpu, op, operand, intent) {
+    match resolve(cpu, op, extra, operand, intent) {
         Ok((_, Some(host))) => enter(cpu, op, extra, host),
         Ok((linear, None)) => in_pieces(cpu, op, extra, linear),
         Err(Fault) if intent == Intent::Write => refused_store(cpu, op, extra, size),
@@ -83,6 +84,7 @@ fn direct(cpu: &mut Cpu, op: &Op, extra: &mut Extra) -> Flow {
 fn resolve(
     cpu: &mut Cpu,
     op: &Op,
+    extra: &Extra,
     operand: MemoryOperand,
     intent: Intent,
 ) -> Result<(u64, Option<*mut u8>), Fault> {
@@ -100,8 +102,15 @@ fn resolve(
         }
     }
     let linear = cpu.operand_address(op, size, intent)?;
-    cpu.check_operand_alignment(linear, size)?;
+    if cpu.alignment_checks && !converts_halves(extra.instruction.mnemonic()) {
+        cpu.check_operand_alignment(linear, size)?;
+    }
     Ok((linear, cpu.host_range(linear, size, intent)?))
+}
+
+/// The conversions of half-precision numbers do not check alignment.
+fn converts_halves(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Vcvtph2ps | Mnemonic::Vcvtps2ph)
 }
 
 /// The operand cannot be stored to; what the processor does before it finds out has happened all the same:
@@ -256,7 +265,13 @@ fn scattered(cpu: &mut Cpu, op: &Op, extra: &Extra) -> Flow {
     cpu.state = state;
     match result {
         Ok(()) => Flow::Next,
-        Err(exception) => raise(cpu, exception),
+        Err(exception) => {
+            let on_stack = op.base == RSP || op.base == RBP;
+            if exception == Exception::GP0 && extra.bits == 64 && on_stack && op.address & address::SEGMENT == 0 {
+                return raise(cpu, Exception::new(Vector::StackFault));
+            }
+            raise(cpu, exception)
+        }
     }
 }
 
