@@ -286,7 +286,7 @@ pub enum ZeroFill {
 }
 
 fn zero_range(ram: &GuestRam, mut from: u64, to: u64) -> Result<(), memory::Error> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     while from < to {
         let count = (to - from).min(ZEROS.len() as u64);
         ram.write(from, &ZEROS[..count as usize])?;

@@ -206,13 +206,12 @@ fn real_kernels_are_understood() {
 
 #[test]
 fn a_real_kernel_cut_anywhere_is_one_error() {
-    for (path, image) in assets(&["vmlinuz"]) {
+    if let Some((path, image)) = assets(&["vmlinuz"]).into_iter().next() {
         // Cut in the payload it is truncated by its own header; each cut costs no decompression.
         for len in (0..image.len()).step_by(4096) {
             if let Ok(whole) = extract_vmlinux(&image[..len]) {
                 panic!("{} cut at {len:#x} still gives {} bytes", path.display(), whole.len());
             }
         }
-        return;
     }
 }

@@ -158,7 +158,7 @@ impl AgentSession {
                 let _ = ended.send(Event::MachineEnded(machine.wait()));
             });
             let mut run = Run::new(self, machine, workload);
-            let result = run.to_the_end();
+            let result = run.pump_until_exit();
             run.turn_off(result.is_ok());
             result
         })
@@ -202,7 +202,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn to_the_end(&mut self) -> Result<Outcome, Error> {
+    fn pump_until_exit(&mut self) -> Result<Outcome, Error> {
         loop {
             if let Some(outcome) = self.finished()? {
                 return Ok(outcome);
