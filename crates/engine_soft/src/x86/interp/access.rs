@@ -493,8 +493,7 @@ fn segment_allows(segment: &Segment, protected: bool, offset: u64, size: usize, 
             return offset > u64::from(segment.limit) && last <= top && last >= offset;
         }
     }
-    // Nothing is outside of a segment of four gigabytes: offsets wrap.
-    last >= offset && last <= u64::from(segment.limit) || segment.limit == u32::MAX
+    last >= offset && last <= u64::from(segment.limit)
 }
 
 /// # Safety

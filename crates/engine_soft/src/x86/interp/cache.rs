@@ -14,6 +14,8 @@ use super::op::{Block, NO_BLOCK, Op};
 
 /// Bytes of decoded code a vCPU keeps before it starts over. About 60,000 instructions.
 const ARENA_BYTES: usize = 4 << 20;
+/// The largest value an operation keeps beside itself ([`BlockCache::keep`]).
+const MAX_KEPT_BYTES: usize = 192;
 const JUMP_ENTRIES: usize = 4096;
 
 /// Memory that is handed out and taken back only as a whole.
@@ -75,9 +77,8 @@ pub struct BlockCache {
 // SAFETY: the pointers lead into the arena, which moves along with the cache.
 unsafe impl Send for BlockCache {}
 
-impl BlockCache {
-    /// An empty cache.
-    pub fn new() -> Self {
+impl Default for BlockCache {
+    fn default() -> Self {
         let empty = Jump { linear: 0, key: u64::MAX, block: NO_BLOCK };
         Self {
             arena: Arena::new(),
@@ -86,7 +87,9 @@ impl BlockCache {
             clears: 0,
         }
     }
+}
 
+impl BlockCache {
     /// The block last entered at `linear` under `key` (epoch, mode and privilege).
     #[inline(always)]
     pub fn jump(&self, linear: u64, key: u64) -> *const Block {
@@ -107,12 +110,13 @@ impl BlockCache {
 
     /// Whether another block of up to `ops` operations fits. If not, call [`Self::clear`] where no block runs.
     pub fn has_room(&self, ops: usize) -> bool {
-        let bytes = size_of::<Block>() + ops * (size_of::<Op>() + 64);
+        let bytes = size_of::<Block>() + ops * (size_of::<Op>() + MAX_KEPT_BYTES);
         self.arena.used + bytes / 8 < self.arena.memory.len()
     }
 
     /// Keeps a value as long as the blocks, and returns its address. The caller has asked [`Self::has_room`].
     pub fn keep<T: Copy>(&mut self, value: T) -> *const T {
+        const { assert!(size_of::<T>() <= MAX_KEPT_BYTES) };
         let place = self.arena.reserve::<T>(1).expect("has_room was asked");
         // SAFETY: `place` is room for one T.
         unsafe { place.write(value) };

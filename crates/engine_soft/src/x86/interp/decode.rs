@@ -42,10 +42,6 @@ pub fn block_at(cpu: &mut Cpu, linear: u64) -> Result<*const Block, Fault> {
             }
         }
     }
-    if !cpu.cache.has_room(MAX_OPS + 1) {
-        cpu.cache.clear();
-        cpu.forget_current();
-    }
     decode(cpu, linear, gpa, &page)
 }
 
@@ -208,6 +204,11 @@ fn draft_limited(cpu: &mut Cpu, bytes: &[u8], limit: usize) -> Draft {
     // With addresses relative to the block, targets and RIP-relative operands come out position-independent.
     let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
+    // Asked for each draft: another vCPU that keeps changing the code makes us draft again and again.
+    if !cpu.cache.has_room(MAX_OPS + 1) {
+        cpu.cache.clear();
+        cpu.forget_current();
+    }
     let mut draft = Draft { ops: Vec::with_capacity(16), len: 0, ended: false, cut: false };
     while draft.ops.len() < limit {
         let start = decoder.position();

@@ -31,7 +31,7 @@ fn product_flags(f: &mut StatusFlags, low: u64, bits: u32, overflow: bool) {
     let sign = low >> (bits - 1) & 1 != 0;
     f.assign(StatusFlags::CF | StatusFlags::OF, overflow);
     f.assign(StatusFlags::SF, sign);
-    f.assign(StatusFlags::PF, (low as u8).count_ones() % 2 == 0);
+    f.assign(StatusFlags::PF, (low as u8).count_ones().is_multiple_of(2));
     f.assign(StatusFlags::ZF | StatusFlags::AF, false);
 }
 

@@ -96,7 +96,10 @@ fn destination<A: Width, T: Width>(cpu: &mut Cpu, intent: Intent) -> Result<u64,
 
 /// In legacy modes each element's limits are checked, so pages are not taken at once.
 fn may_batch(cpu: &Cpu, op: &Op) -> bool {
-    op.imm != repeat::NONE && cpu.state.is_64bit_code() && !cpu.alignment_checks
+    op.imm != repeat::NONE
+        && cpu.state.is_64bit_code()
+        && !cpu.alignment_checks
+        && cpu.state.rflags & Rflags::TF.bits() == 0
 }
 
 /// Ends a repeated instruction that has elements left: restart it, after whatever waits.
@@ -110,20 +113,22 @@ fn pause(cpu: &mut Cpu) -> Flow {
 pub fn move_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let walk = Walk::new::<A, T>(cpu);
     loop {
+        walk.truncate(cpu, op, &[RCX, RSI, RDI]);
         let left = walk.count(cpu, op);
         if left == 0 {
             return Flow::Next;
         }
-        walk.truncate(cpu, op, &[RCX, RSI, RDI]);
         let from = attempt!(source::<A, T>(cpu, op));
-        let to = attempt!(destination::<A, T>(cpu, Intent::Write));
         let mut done = 0;
         if may_batch(cpu, op) {
+            let to = attempt!(destination::<A, T>(cpu, Intent::Write));
             let count = left.min(walk.in_page::<T>(from)).min(walk.in_page::<T>(to));
             done = attempt!(copy_within_pages::<T>(cpu, &walk, from, to, count));
         }
         if done == 0 {
+            // In this order, as the processor's faults show.
             let value = attempt!(cpu.load::<T>(from));
+            let to = attempt!(destination::<A, T>(cpu, Intent::Write));
             attempt!(cpu.store(to, value));
             done = 1;
         }
@@ -172,11 +177,11 @@ pub fn store_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let walk = Walk::new::<A, T>(cpu);
     let value = cpu.register::<T>(0);
     loop {
+        walk.truncate(cpu, op, &[RCX, RDI]);
         let left = walk.count(cpu, op);
         if left == 0 {
             return Flow::Next;
         }
-        walk.truncate(cpu, op, &[RCX, RDI]);
         let to = attempt!(destination::<A, T>(cpu, Intent::Write));
         let mut done = 0;
         if may_batch(cpu, op) {
@@ -204,7 +209,7 @@ fn fill_page<T: Width>(cpu: &mut Cpu, walk: &Walk, to: u64, count: u64, value: T
     }
     let bytes = count as usize * T::SIZE;
     let back = if walk.step < 0 { bytes - T::SIZE } else { 0 } as u64;
-    let Some(target) = cpu.host_range(to - back, bytes, Intent::Write)? else { return Ok(0) };
+    let Some(target) = cpu.host_range(to - back, bytes, Intent::Write).unwrap_or(None) else { return Ok(0) };
     let pattern = value.zero_extend().to_le_bytes();
     // SAFETY: `target` has `bytes` bytes of guest RAM (`host_range`).
     unsafe {
@@ -223,11 +228,11 @@ fn fill_page<T: Width>(cpu: &mut Cpu, walk: &Walk, to: u64, count: u64, value: T
 pub fn load_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let walk = Walk::new::<A, T>(cpu);
     loop {
+        walk.truncate(cpu, op, &[RCX]);
         let left = walk.count(cpu, op);
         if left == 0 {
             return Flow::Next;
         }
-        walk.truncate(cpu, op, &[RCX]);
         let from = attempt!(source::<A, T>(cpu, op));
         let value = attempt!(cpu.load::<T>(from));
         cpu.set_register(0, value);
@@ -260,11 +265,11 @@ pub fn scan_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let mut stretch = STRETCH;
     let before = cpu.flags;
     loop {
+        walk.truncate(cpu, op, &[RCX]);
         let left = walk.count(cpu, op);
         if left == 0 {
             return Flow::Next;
         }
-        walk.truncate(cpu, op, &[RCX]);
         let loaded = destination::<A, T>(cpu, Intent::Read).and_then(|to| cpu.load::<T>(to));
         let Ok(value) = loaded else {
             cpu.flags = before;
@@ -299,11 +304,11 @@ pub fn compare_string<A: Width, T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
     let mut stretch = STRETCH;
     let before = cpu.flags;
     loop {
+        walk.truncate(cpu, op, &[RCX]);
         let left = walk.count(cpu, op);
         if left == 0 {
             return Flow::Next;
         }
-        walk.truncate(cpu, op, &[RCX]);
         let Ok((a, b)) = load_pair::<A, T>(cpu, op) else {
             cpu.flags = before;
             return Flow::Fault;

@@ -743,7 +743,7 @@ pub fn save_or_restore<const WHICH: u8, const WIDE: bool>(cpu: &mut Cpu, op: &Op
     let intent = if loads { Intent::Read } else { Intent::Write };
     let linear = attempt!(cpu.operand_address(op, 512, intent));
     if matches!(WHICH, save::FXSAVE | save::FXRSTOR) && cpu.alignment_checks {
-        attempt!(cpu.check_alignment_of(linear, 16));
+        attempt!(cpu.check_alignment_of(linear, 8));
     }
     let pointers = if WIDE { OperandSize::Qword } else { OperandSize::Dword };
     outcome!(cpu, op, |cpu| match WHICH {
@@ -783,7 +783,7 @@ fn selector_operand(form: &Form, n: u32, register: Handler, memory: Handler) -> 
 }
 
 /// Picks the operation for a system instruction; `None` if it is not one.
-pub fn select(_: &mut Cpu, form: &Form) -> Option<Selected> {
+pub(in crate::x86::interp) fn select(_: &mut Cpu, form: &Form) -> Option<Selected> {
     let (op, ends) = flow_control(form)
         .or_else(|| segment_operation(form))
         .or_else(|| register_operation(form))

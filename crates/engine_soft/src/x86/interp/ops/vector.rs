@@ -40,7 +40,7 @@ pub fn run<const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     if cpu.enabled_classes >> extra.thunk.class() as u16 & 1 == 0
         && let Err(exception) = check_enabled(extra.thunk.class(), &cpu.state)
     {
-        return raise(cpu, exception);
+        return not_enabled(cpu, op, extra, exception);
     }
     if FLAGS {
         cpu.sync_flags();
@@ -60,6 +60,19 @@ pub fn enabled_classes(state: &CpuState) -> u16 {
         .fold(0, |bits, class| bits | 1 << class as u16)
 }
 
+/// CVTPI2PS reports a pending x87 error only once its operand is loaded; all others first.
+#[cold]
+fn not_enabled(cpu: &mut Cpu, op: &Op, extra: &Extra, exception: Exception) -> Flow {
+    if exception.vector == Vector::X87Error
+        && extra.instruction.mnemonic() == Mnemonic::Cvtpi2ps
+        && let Some(operand) = extra.thunk.memory()
+        && resolve(cpu, op, extra, operand, Intent::Read).is_err()
+    {
+        return Flow::Fault;
+    }
+    raise(cpu, exception)
+}
+
 fn raise(cpu: &mut Cpu, exception: Exception) -> Flow {
     cpu.fault = exception;
     Flow::Fault
@@ -71,6 +84,11 @@ fn direct(cpu: &mut Cpu, op: &Op, extra: &mut Extra) -> Flow {
     };
     let size = usize::from(operand.size);
     let intent = if operand.access == Access::Read { Intent::Read } else { Intent::Write };
+    if operand.alignment > 1 && is_misaligned(cpu, op, operand) {
+        // Before limits and canonicality are looked at, so it cannot be the stack's fault either.
+        cpu.fault = Exception::GP0;
+        return Flow::Raised;
+    }
     match resolve(cpu, op, extra, operand, intent) {
         Ok((_, Some(host))) => enter(cpu, op, extra, host),
         Ok((linear, None)) => in_pieces(cpu, op, extra, linear),
@@ -89,21 +107,49 @@ fn resolve(
     intent: Intent,
 ) -> Result<(u64, Option<*mut u8>), Fault> {
     let size = usize::from(operand.size);
-    if operand.alignment > 1 {
-        // Before the segment's limit is looked at.
-        let offset = truncate_address(op, cpu.effective_address(op));
-        let base = if op.address & (address::SEGMENT | address::CHECKED) == 0 {
-            0
-        } else {
-            cpu.state.segments[usize::from(op.segment)].base
-        };
-        if offset.wrapping_add(base) & u64::from(operand.alignment - 1) != 0 {
-            return cpu.fail(Exception::GP0);
-        }
+    if is_image(size) {
+        return resolve_image(cpu, op, size, intent);
     }
     let linear = cpu.operand_address(op, size, intent)?;
     if cpu.alignment_checks && !converts_halves(extra.instruction.mnemonic()) {
         cpu.check_operand_alignment(linear, size)?;
+    }
+    Ok((linear, cpu.host_range(linear, size, intent)?))
+}
+
+fn is_misaligned(cpu: &Cpu, op: &Op, operand: MemoryOperand) -> bool {
+    let offset = truncate_address(op, cpu.effective_address(op));
+    let based = op.address & (address::SEGMENT | address::CHECKED) != 0;
+    let base = if based { cpu.state.segments[usize::from(op.segment)].base } else { 0 };
+    offset.wrapping_add(base) & u64::from(operand.alignment - 1) != 0
+}
+
+/// Whether the operand is an x87 environment or state, which the processor accesses member by member.
+fn is_image(size: usize) -> bool {
+    matches!(size, 14 | 28 | 94 | 108)
+}
+
+/// As [`resolve`] for x87 environments and states: the first member can fault before the last one exceeds the
+/// segment, and one that is stored is tried at its last byte first.
+#[cold]
+fn resolve_image(
+    cpu: &mut Cpu,
+    op: &Op,
+    size: usize,
+    intent: Intent,
+) -> Result<(u64, Option<*mut u8>), Fault> {
+    let linear = match cpu.operand_address(op, size, intent) {
+        Ok(linear) => linear,
+        Err(Fault) => {
+            let refusal = cpu.fault;
+            let first = cpu.operand_address(op, 2, intent)?;
+            cpu.host_range(first, 2, intent)?;
+            return cpu.fail(refusal);
+        }
+    };
+    cpu.check_operand_alignment(linear, size)?;
+    if intent == Intent::Write {
+        cpu.probe_write(linear.wrapping_add(size as u64 - 1), 1)?;
     }
     Ok((linear, cpu.host_range(linear, size, intent)?))
 }
@@ -250,6 +296,17 @@ impl OperandMemory for Elements<'_> {
 
 fn scattered(cpu: &mut Cpu, op: &Op, extra: &Extra) -> Flow {
     let offset = truncate_address(op, cpu.effective_address(op));
+    if cpu.alignment_checks
+        && matches!(extra.instruction.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu)
+    {
+        let linear = attempt!(cpu.segment_address(op.segment, offset, 8, Intent::Write));
+        if cpu.check_alignment_of(linear, 8).is_err() {
+            if extra.thunk.class() == Class::Mmx {
+                enter_mmx(&mut cpu.state);
+            }
+            return Flow::Fault;
+        }
+    }
     // The state is copied out and back because elements are accessed through the Cpu that holds it.
     let mut state = cpu.state.clone();
     let thunks = std::ptr::from_ref(&cpu.thunks);
