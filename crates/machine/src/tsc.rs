@@ -2,6 +2,7 @@
 //!
 //! The guest's TSC is the host's plus an offset that engines keep in `CpuState`. On hosts that are not x86 the
 //! counter is virtual: nanoseconds of the host's monotonic clock, so 1 GHz.
+// UNSAFETY: reads the host's time-stamp counter.
 
 use std::sync::OnceLock;
 

@@ -11,6 +11,7 @@
 //!
 //! An engine that writes without `note_write` (its TLB's fast path) must only do so while the page is DIRTY
 //! and holds no code, and must drop such entries in all vCPUs before it decodes from a page that held none.
+// UNSAFETY: takes zeroed memory as a table of atomics.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 

@@ -357,20 +357,24 @@ impl Thunks {
             // SAFETY: the caller's promise.
             unsafe { self.area.enter(offset, state, memory) }
         };
-        if x87_pending_error(state) {
+        let pending = x87_pending_error(state);
+        if pending {
             x87::with_errors_masked(state, enter);
         } else {
             enter(state);
         }
+        // An error notes the opcode even if the host's happens to be the one noted before.
+        let erred = !pending && x87_pending_error(state);
         let fx = &mut state.fx;
         tidy(fx);
-        if fx.fip != before.0 {
+        let noted = fx.fip != before.0;
+        if noted {
             fx.fip = at.rip;
         }
         if fx.fdp != before.1 {
             fx.fdp = if thunk.memory.is_some() { at.operand } else { before.1 };
         }
-        if fx.fop != before.2 {
+        if fx.fop != before.2 || (noted && erred) {
             fx.fop = thunk.x87_opcode;
         }
     }

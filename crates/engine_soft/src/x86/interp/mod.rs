@@ -1,7 +1,7 @@
 //! The interpreter: precise, complete, and the reference for every faster engine.
 //!
 //! Guest bytes are decoded once into blocks of operations, each a function pointer with its operands; executing
-//! is calling them in turn. Reading order: [`op`], [`cpu`], [`decode`] and [`select`], [`access`], [`ops`],
+//! is calling them in turn. Reading order: [`op`], [`cpu`], `run`, [`decode`] and [`select`], [`access`], [`ops`],
 //! [`cache`], [`shared`].
 
 pub mod access;
@@ -9,7 +9,9 @@ pub mod cache;
 mod core;
 pub mod cpu;
 pub mod decode;
+mod host;
 pub mod op;
 pub mod ops;
+mod run;
 pub mod select;
 pub mod shared;

@@ -1,4 +1,5 @@
 //! The decoded form of an instruction, and blocks of them.
+// UNSAFETY: reads page information through the pointers a block keeps.
 
 use std::ptr;
 

@@ -203,7 +203,7 @@ pub fn operation(cpu: &mut Cpu, insn: &Instruction, bytes: &[u8], bits: u32) -> 
     if let Some(op) = integer(&form).or_else(|| movement(&form)).or_else(|| strings(&form)) {
         return Selected { op, ends: false };
     }
-    if let Some(selected) = system::select(cpu, &form) {
+    if let Some(selected) = system::select(&form) {
         return selected;
     }
     Selected { op: thunk(cpu, &form, bytes), ends: false }

@@ -95,6 +95,7 @@ impl Delivery {
                 return_rip: next_rip,
                 ext: u32::from(kind == SoftwareKind::Int1),
                 software: Some(kind),
+                rflags: rflags & !Rflags::RF.bits(),
                 ..plain
             },
         }

@@ -254,9 +254,9 @@ pub(crate) fn far_return(
     let mut upper = stack;
     upper.skip(size.bytes() as u16);
     // The selector first, as the processor's page faults show.
-    let selector = upper.pop(core, size)? as u16;
+    let selector = upper.pop(core, OperandSize::Word)? as u16;
     let rip = stack.pop(core, size)?;
-    stack.pop(core, size)?;
+    stack.skip(size.bytes() as u16);
     if !core.state().is_protected() || core.state().is_vm86() {
         let cs = real_code(core.state(), selector, rip)?;
         stack.skip(parameter_bytes);

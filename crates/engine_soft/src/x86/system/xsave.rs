@@ -8,8 +8,8 @@
 //! segment to the whole area. Absent: supervisor components (IA32_XSS is zero).
 
 use arch::x86::cpuid::{Feature, XSAVE_AVX_BYTES, XSAVE_HEADER_END, xsave_area_bytes};
-use arch::x86::state::FxImage;
 use arch::x86::exception::PageFaultCode;
+use arch::x86::state::FxImage;
 use arch::x86::{CpuState, Cr0, Exception, Gpr, Vector, Xcr0};
 
 use super::control::require_osxsave;
@@ -99,8 +99,7 @@ fn mxcsr_of(image: &[u8]) -> Result<u32, Exception> {
 fn load_x87(state: &mut CpuState, image: &[u8], pointers: OperandSize) {
     let pointer = |at: usize| {
         let value = u64_at(image, at);
-        // The registers hold 48 bits.
-        if pointers == OperandSize::Qword { ((value << 16) as i64 >> 16) as u64 } else { value & 0xffff_ffff }
+        if pointers == OperandSize::Qword { value } else { value & 0xffff_ffff }
     };
     let fx = &mut state.fx;
     fx.fcw = u16_at(image, 0) & FCW_WRITABLE | FCW_FIXED;
@@ -110,7 +109,8 @@ fn load_x87(state: &mut CpuState, image: &[u8], pointers: OperandSize) {
     }
     fx.ftw = image[4];
     fx.fop = u16_at(image, 6) & 0x7ff;
-    fx.fip = pointer(8);
+    // FIP is kept canonical, FDP as it is.
+    fx.fip = ((pointer(8) << 16) as i64 >> 16) as u64;
     fx.fdp = pointer(16);
     for (i, register) in fx.st.iter_mut().enumerate() {
         *register = [0; 16];

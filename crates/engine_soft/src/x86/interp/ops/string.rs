@@ -1,5 +1,6 @@
 //! String instructions. With REP they run page by page: one bounds and permission check a page, then the host's
 //! own copy, fill, compare or scan. Between pages interrupts are let in, with registers as far as they got.
+// UNSAFETY: copies and fills pages of guest RAM through host pointers.
 
 use arch::x86::{Rflags, SegmentRegister};
 

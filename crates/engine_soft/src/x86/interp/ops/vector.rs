@@ -130,7 +130,7 @@ fn is_image(size: usize) -> bool {
 }
 
 /// As [`resolve`] for x87 environments and states: the first member can fault before the last one exceeds the
-/// segment, and one that is stored is tried at its last byte first.
+/// segment, and one that is stored is tried at its ends first.
 #[cold]
 fn resolve_image(
     cpu: &mut Cpu,
@@ -149,6 +149,7 @@ fn resolve_image(
     };
     cpu.check_operand_alignment(linear, size)?;
     if intent == Intent::Write {
+        cpu.probe_write(linear, 1)?;
         cpu.probe_write(linear.wrapping_add(size as u64 - 1), 1)?;
     }
     Ok((linear, cpu.host_range(linear, size, intent)?))
@@ -297,7 +298,10 @@ impl OperandMemory for Elements<'_> {
 fn scattered(cpu: &mut Cpu, op: &Op, extra: &Extra) -> Flow {
     let offset = truncate_address(op, cpu.effective_address(op));
     if cpu.alignment_checks
-        && matches!(extra.instruction.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu)
+        && matches!(
+            extra.instruction.mnemonic(),
+            Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
+        )
     {
         let linear = attempt!(cpu.segment_address(op.segment, offset, 8, Intent::Write));
         if cpu.check_alignment_of(linear, 8).is_err() {
@@ -324,7 +328,11 @@ fn scattered(cpu: &mut Cpu, op: &Op, extra: &Extra) -> Flow {
         Ok(()) => Flow::Next,
         Err(exception) => {
             let on_stack = op.base == RSP || op.base == RBP;
-            if exception == Exception::GP0 && extra.bits == 64 && on_stack && op.address & address::SEGMENT == 0 {
+            if exception == Exception::GP0
+                && extra.bits == 64
+                && on_stack
+                && op.address & address::SEGMENT == 0
+            {
                 return raise(cpu, Exception::new(Vector::StackFault));
             }
             raise(cpu, exception)
