@@ -1,10 +1,11 @@
 //! x86 guests.
 //!
-//! Reading order: [`mmu`] (linear to physical), [`interp`] (decode and execute), [`system`] (what only an
+//! Reading order: [`mmu`] and `walk` (linear to physical), [`interp`] (decode and execute), [`system`] (what only an
 //! operating system does), [`hostexec`] (vector and x87 by the host's own CPU).
 
 pub mod hostexec;
 pub mod interp;
 pub mod mmu;
 pub mod system;
+mod walk;
 pub mod width;

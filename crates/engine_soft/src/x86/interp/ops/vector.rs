@@ -168,11 +168,7 @@ fn refused_store(cpu: &mut Cpu, op: &Op, extra: &mut Extra, size: usize) -> Flow
     let refusal = cpu.fault;
     match extra.thunk.class() {
         Class::Mmx => leave_stack(&mut cpu.state),
-        Class::X87 => {
-            if stores_nothing(cpu, op, extra, size) {
-                return Flow::Next;
-            }
-        }
+        Class::X87 if stores_nothing(cpu, op, extra, size) => return Flow::Next,
         Class::Avx if extra.instruction.mnemonic() == Mnemonic::Vcvtps2ph => {
             let mut buffer = Buffer([0; MAX_OPERAND_BYTES]);
             if enter(cpu, op, extra, buffer.0.as_mut_ptr()) == Flow::Fault {
