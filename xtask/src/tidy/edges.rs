@@ -13,7 +13,7 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
     ("disk", &[], &[]),
     ("net", &[], &[]),
     ("engine", &["arch", "memory"], &[]),
-    ("engine_soft", &["arch", "engine", "memory"], &[]),
+    ("engine_soft", &["arch", "engine", "memory"], &["machine"]),
     ("arch", &["state"], &[]),
     ("memory", &[], &[]),
     ("state", &[], &[]),

@@ -13,7 +13,19 @@ use super::Complaint;
 const LIMIT: usize = 70;
 
 /// Longer functions that are right as they are: file, function, why.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[];
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    ("crates/engine_soft/src/x86/interp/select.rs", "integer", "a table: instruction to function"),
+    (
+        "crates/engine_soft/src/x86/interp/ops/system/select.rs",
+        "segment_operation",
+        "a table: instruction to function",
+    ),
+    (
+        "crates/engine_soft/tests/differential/operands.rs",
+        "operand",
+        "a table: kind of operand to a way to make one",
+    ),
+];
 
 /// How many functions the file has, and a complaint for each that is too long.
 pub fn check(path: &Path, text: &str) -> (usize, Vec<Complaint>) {
