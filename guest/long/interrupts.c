@@ -123,14 +123,14 @@ static void on_nmi(struct frame *f) {
     if (++nmi_depth > nmi_deepest)
         nmi_deepest = nmi_depth;
     if (nmis == 1)
-        apic_send(0, 0x400); // another, from inside; to APIC 0, physical
+        apic_send(0, 0x4400); // another, from inside; to APIC 0, physical
     for (int i = 0; i < 100; i++)
         pause();
     nmi_depth--;
 }
 static void nmi(void) {
     handlers[NMI] = on_nmi;
-    apic_send(0, 0x400);
+    apic_send(0, 0x4400);
     WAIT_FOR(nmis >= 2);
     check_equal("NMI by the local APIC, with IF clear, and a second one", nmis, 2);
     check_equal("NMIs do not nest before iret", nmi_deepest, 1);

@@ -1,0 +1,25 @@
+//! The programs of `guest/` on the interpreter: one test each.
+
+#[path = "../../../guest/runner.rs"]
+mod runner;
+
+use engine_soft::Interpreter;
+
+macro_rules! programs {
+    ($($name:ident: $cpus:literal,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                runner::run(&Interpreter, stringify!($name), $cpus);
+            }
+        )*
+    };
+}
+
+programs! {
+    exceptions: 1,
+    interrupts: 1,
+    paging: 1,
+    smc: 1,
+    smp: 4,
+}
