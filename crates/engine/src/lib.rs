@@ -114,7 +114,8 @@ pub struct Statistics {
 pub enum Exit {
     /// HLT (or MWAIT) with nothing to deliver: call `run` again once [`VcpuSignal::wait`] returned.
     Halt,
-    /// Somebody called [`VcpuSignal::kick`]; nothing else happened.
+    /// Somebody called [`VcpuSignal::kick`]; nothing else happened. The request stays set: the caller of `run`
+    /// clears it, then looks why.
     Kicked,
     /// Triple fault, or what the architecture calls shutdown: only a reset helps.
     Shutdown {

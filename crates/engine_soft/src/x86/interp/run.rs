@@ -193,8 +193,7 @@ impl Cpu {
     #[inline(always)]
     fn must_stop(&self) -> bool {
         self.mode & mode::SINGLE != 0
-            || self.state.events.interrupt_shadow
-            || self.state.events.halted
+            || (self.state.events.interrupt_shadow | self.state.events.halted | self.state.events.nmi_pending)
             || self.exit.is_some()
             || (self.interrupt_hint && self.state.rflags & Rflags::IF.bits() != 0)
             || self.state.rflags & Rflags::TF.bits() | self.state.dr[7] & 0xff != 0
