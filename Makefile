@@ -76,10 +76,14 @@ assets: build packages-test
 bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_FLAGS="--rounds 5")
 	$(CARGO) xtask bench --store $(ASSETS)/store --strata $(STRATA) $(BENCH_FLAGS)
 
-fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each (needs a nightly toolchain and cargo-fuzz)
-	@for target in $$(cd fuzz && $(CARGO) +nightly fuzz list); do \
-	    echo "== fuzz $$target for $(FUZZ_SECONDS) s"; \
-	    (cd fuzz && $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096); \
+fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is found stays below target/fuzz
+	$(call say,fuzz targets)
+	cd fuzz && $(CARGO) build --release --bins --target-dir $(TARGET)/fuzz
+	@for seeds in fuzz/seeds/*; do \
+	    name=$$(basename $$seeds); found=$(TARGET)/fuzz/found/$$name; mkdir -p $$found $(TARGET)/fuzz/corpus/$$name; \
+	    echo "== fuzz $$name for $(FUZZ_SECONDS) s"; \
+	    $(TARGET)/fuzz/x86_64-unknown-linux-gnu/release/$$name $(TARGET)/fuzz/corpus/$$name $$seeds \
+	        -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 -artifact_prefix=$$found/ -print_final_stats=1; \
 	done
 
 soak: ## The tests with millions of instruction sequences

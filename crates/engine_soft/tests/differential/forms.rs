@@ -1,6 +1,6 @@
 //! The table of instruction forms: every one the decoder knows that the CPU model offers and that means the
 //! same on this processor in user mode.
-// UNSAFETY: makes codes of the decoder from their numbers.
+// UNSAFETY: asks the host's auxiliary vector what user code may do.
 
 use arch::x86::cpuid::{CpuModel, Feature};
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};

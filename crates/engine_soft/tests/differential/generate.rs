@@ -136,6 +136,9 @@ impl<'a> Generator<'a> {
             }
         }
         case.undefined = flags.ever;
+        if flags.branched {
+            case.undefined |= undefined_anywhere(&case.input);
+        }
         aim(&mut case.input.registers, &seeded, &case.instructions[0].insn, random);
         self.is_harmless(&case.input).then_some(case)
     }
@@ -184,6 +187,15 @@ impl<'a> Generator<'a> {
             insn.is_invalid() || self.rules.allows(&insn)
         })
     }
+}
+
+/// Flags some instruction leaves undefined that begins at any byte of the code: branches may lead there.
+fn undefined_anywhere(input: &Input) -> u64 {
+    let code = &input.code[..input.code_len];
+    (0..code.len()).fold(0, |all, at| {
+        let insn = Decoder::new(input.bits.count(), &code[at..], DecoderOptions::NONE).decode();
+        all | rflags(insn.rflags_undefined())
+    })
 }
 
 /// Which status flags are undefined, instruction by instruction.

@@ -126,6 +126,7 @@ impl Guest {
         self.ram.write(USER_PA + input.code_offset as u64, &input.code[..fits]).unwrap();
         *self.vcpu.state_mut() = self.state(input);
         let exit = self.vcpu.run();
+        self.signal.take(engine::Request::KICK);
         self.read_output(&exit, output);
         self.ram.read(USER_PA + PAGE, &mut output.memory).unwrap();
         self.ram.write(USER_PA + input.code_offset as u64, &[0xcc; crate::case::CODE_BYTES][..fits]).unwrap();

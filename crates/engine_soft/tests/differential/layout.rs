@@ -107,7 +107,8 @@ pub const GDT: [u64; 16] = [
     0,
     0,
     0,
-    0,
+    // Says which processor this is in its limit.
+    0x0040_f500_0000_0000,
 ];
 
 /// The descriptor `selector` names, zero if none.

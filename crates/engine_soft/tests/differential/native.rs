@@ -113,7 +113,9 @@ impl Native {
                 match libc::read(self.from_child, (&raw mut byte).cast(), 1) {
                     1 if byte == 0 => return Ok(()),
                     1 => {
-                        return Err(io::Error::other(format!("the native worker cannot start (step {byte})")));
+                        return Err(io::Error::other(format!(
+                            "the native worker cannot start (step {byte})"
+                        )));
                     }
                     -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
                     _ => {
