@@ -19,6 +19,7 @@ macro_rules! programs {
 programs! {
     exceptions: 1,
     interrupts: 1,
+    modes: 1,
     paging: 1,
     smc: 1,
     smp: 4,

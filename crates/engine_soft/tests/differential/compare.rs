@@ -72,11 +72,11 @@ pub fn compare(case: &Case, native: &Output, guest: &Output) -> Verdict {
         "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
         "r14", "r15",
     ];
-    for i in 0..16 {
+    for (i, name) in NAMES.into_iter().enumerate() {
         // The upper halves are undefined once legacy code wrote the lower ones.
         let legacy = !wide || i == 4 && n.selectors[1] != USER_CS64;
         let mask = if legacy { 0xffff_ffff } else { u64::MAX };
-        differ(NAMES[i], n.gpr[i] & mask, g.gpr[i] & mask);
+        differ(name, n.gpr[i] & mask, g.gpr[i] & mask);
     }
     let flags = VISIBLE_FLAGS & !(undefined(case, native) & STATUS_FLAGS);
     differ("rflags", n.rflags & flags, g.rflags & flags);
@@ -125,7 +125,7 @@ fn vectors(case: &Case, native: &Output, guest: &Output, out: &mut Vec<String>) 
         let at = fx::ST + 16 * i;
         part(format!("st{i}"), &n.fx[at..at + 10], &g.fx[at..at + 10]);
     }
-    for i in 0..16 {
+    for (i, name) in NAMES.into_iter().enumerate() {
         let at = fx::XMM + 16 * i;
         part(format!("xmm{i}"), &n.fx[at..at + 16], &g.fx[at..at + 16]);
         part(format!("ymm{i} high"), &n.ymm_high[16 * i..][..16], &g.ymm_high[16 * i..][..16]);

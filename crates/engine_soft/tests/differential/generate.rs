@@ -114,7 +114,7 @@ impl<'a> Generator<'a> {
                 } else {
                     self.encode(code, &place, random)?
                 };
-                let fits = case.input.code_len + bytes.len() + 1 <= CODE_BYTES;
+                let fits = case.input.code_len + bytes.len() < CODE_BYTES;
                 (fits && (n > 0 || insn.code() == first) && flags.permits(&insn)).then_some((insn, bytes))
             });
             let Some((insn, bytes)) = made else {
@@ -449,10 +449,10 @@ pub fn pool(seed: u64) -> Vec<u8> {
             2 => CODE64 + 0x800 + random.below(0x200),
             3 => CODE32 + 0x800 + random.below(0x200),
             // Far pointers: 32-bit offset and selector, and 16-bit ones.
-            4 => 0x800 + random.below(0x200) | u64::from(random.pick(&SELECTORS)) << 32,
-            5 => CODE32 + 0x800 + random.below(0x200) | u64::from(random.pick(&SELECTORS)) << 32,
+            4 => (0x800 + random.below(0x200)) | (u64::from(random.pick(&SELECTORS)) << 32),
+            5 => (CODE32 + 0x800 + random.below(0x200)) | (u64::from(random.pick(&SELECTORS)) << 32),
             6 => {
-                let far = |r: &mut Random| 0x800 + r.below(0x200) | u64::from(r.pick(&SELECTORS)) << 16;
+                let far = |r: &mut Random| (0x800 + r.below(0x200)) | (u64::from(r.pick(&SELECTORS)) << 16);
                 far(&mut random) | far(&mut random) << 32
             }
             7 => u64::from_le_bytes(random.extended()[..8].try_into().unwrap()),
