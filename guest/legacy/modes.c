@@ -307,8 +307,6 @@ static void paging(void) {
     expect("load of an unmapped page", PF, 0);
     PROBE("jmp *%0", "b"(0x50000000));
     check_equal("fetch has no bit of its own without NX", trap.vector << 8 | trap.error, PF << 8);
-    write_cr4(read_cr4() & ~CR4_PSE);
-    write_cr4(read_cr4() | CR4_PSE);
     write_cr0(read_cr0() & ~CR0_PG);
     for (u32 i = 0; i < 32; i++)
         directories[i] = (u64)i << 21 | PTE_P | PTE_W | PTE_PS;

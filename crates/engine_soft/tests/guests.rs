@@ -23,4 +23,5 @@ programs! {
     paging: 1,
     smc: 1,
     smp: 4,
+    system: 1,
 }
