@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{assets, elf, feed, file, finish, guest, strata};
+use crate::support::{assets, elf, feed, file, finish, guest, noise, strata};
 
 fn boot(kernel: &Path) -> Command {
     let mut command = strata();
@@ -149,9 +149,7 @@ fn a_full_disk_leaves_the_store_as_it_was() {
         return;
     }
     let source = tempfile::tempdir().unwrap();
-    let mut noise = vec![0; 4 << 20];
-    noise.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * i / 7) as u8);
-    fs::write(source.path().join("noise"), &noise).unwrap();
+    fs::write(source.path().join("noise"), noise(4 << 20)).unwrap();
     let tar = source.path().join("root.tar");
     let status =
         Command::new("tar").arg("-C").arg(source.path()).arg("-cf").arg(&tar).arg("noise").status().unwrap();
@@ -215,8 +213,7 @@ fn an_image_for_another_processor_is_refused() {
 #[test]
 fn random_bytes_are_no_archive() {
     let folder = tempfile::tempdir().unwrap();
-    let noise: Vec<u8> = (0u32..100_000).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let path = file(folder.path(), "noise", &noise);
+    let path = file(folder.path(), "noise", &noise(100_000));
     for verb in [&["image", "load"][..], &["kernel", "add"]] {
         let mut command = strata();
         command.arg("--root").arg(folder.path().join("store")).args(verb).arg(&path);

@@ -53,7 +53,7 @@ fn manual_pages_and_completions_come_from_the_same_declarations() {
     for shell in ["bash", "zsh", "fish"] {
         let mut command = strata();
         command.args(["completions", shell]);
-        assert!(finish(command).stdout.contains("--workdir"), "{shell}");
+        assert!(finish(command).stdout.contains("workdir"), "{shell}");
     }
 }
 

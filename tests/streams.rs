@@ -1,27 +1,13 @@
 //! Standard streams, a lot of them.
 
-use crate::support::{feed, run};
+use crate::support::{feed, noise, run};
 
 const BYTES: usize = 100_000_000;
-
-/// Bytes that do not repeat soon, the same each time.
-fn bytes(count: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut bytes = Vec::with_capacity(count + 8);
-    while bytes.len() < count {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(count);
-    bytes
-}
 
 #[test]
 fn a_hundred_megabytes_go_in_and_come_out_unchanged() {
     let Some(command) = run(&["-i", "debian", "--", "cat"]) else { return };
-    let input = bytes(BYTES);
+    let input = noise(BYTES);
     let (output, status) = feed(command, input.clone());
     assert_eq!(status.code(), Some(0));
     assert!(output == input, "{} of {} bytes came back, or other ones", output.len(), input.len());

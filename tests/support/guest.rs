@@ -47,7 +47,7 @@ pub fn initrd(folder: &Path, kernel: &KernelBundle, script: &str) -> PathBuf {
 /// `strata boot` of that kernel with this initial RAM disk.
 pub fn boot(kernel: &KernelBundle, initrd: Option<&Path>) -> Command {
     let mut command = strata();
-    command.args(["boot", "--append", "quiet panic=-1 reboot=t", "--kernel"]);
+    command.args(["boot", "--append", "quiet panic=-1 reboot=k", "--kernel"]);
     command.arg(kernel.vmlinux_path().unwrap_or_else(|| kernel.kernel_path()));
     if let Some(initrd) = initrd {
         command.arg("--initrd").arg(initrd);

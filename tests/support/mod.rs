@@ -61,7 +61,8 @@ impl Ended {
     /// Fails unless the program ended with `code` and said each of `words` on one line of standard error.
     pub fn expect_failure(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code(), code, "{self:?}");
-        let line = self.stderr.lines().find(|line| line.starts_with("strata: ")).unwrap_or_default();
+        // Steps of what was tried stand above it.
+        let line = self.stderr.lines().rfind(|line| line.starts_with("strata: ")).unwrap_or_default();
         for word in words {
             assert!(line.contains(word), "no {word:?} in {line:?} of {self:?}");
         }
@@ -157,6 +158,20 @@ pub fn feed(mut command: Command, input: Vec<u8>) -> (Vec<u8>, ExitStatus) {
     child.stdout.take().unwrap().read_to_end(&mut output).unwrap();
     let _ = writer.join().unwrap();
     (output, child.wait().unwrap())
+}
+
+/// Bytes that neither repeat soon nor compress, the same each time.
+pub fn noise(count: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut bytes = Vec::with_capacity(count + 8);
+    while bytes.len() < count {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(count);
+    bytes
 }
 
 /// A file of `bytes` in `folder`.

@@ -48,7 +48,7 @@ pub fn run(contender: Contender, guest: &Guest, options: &Options, only: &str) -
 
 fn append(options: &Options, only: &str) -> String {
     let (scale, text) = (options.scale, options.text);
-    format!("console=ttyS0 panic=-1 reboot=t quiet bench.only={only} bench.scale={scale} bench.text={text}")
+    format!("console=ttyS0 panic=-1 reboot=k quiet bench.only={only} bench.scale={scale} bench.text={text}")
 }
 
 fn strata(guest: &Guest, options: &Options, only: &str) -> Command {

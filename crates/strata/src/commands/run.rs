@@ -119,7 +119,7 @@ fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
 /// A panic is a reset at once, which ends the machine; without `-vv` the kernel says only what is wrong.
 fn command_line(verbose: u8) -> String {
     let quiet = if verbose >= 2 { "" } else { " quiet" };
-    format!("console=ttyS0 panic=-1 reboot=t{quiet}")
+    format!("console=ttyS0 panic=-1 reboot=k{quiet}")
 }
 
 /// The last part of the image's name, as far as a host name may have it.
