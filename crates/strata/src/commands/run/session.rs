@@ -127,7 +127,11 @@ fn conclude(ended: Result<Ended, Error>, argv: &[String], last_signal: i32) -> O
         Ok(Ended::Exited(exit)) => return Ok(Exit::Workload(exit.shell_code())),
         Ok(Ended::NotStarted(failure)) => {
             let exit = Exit::Workload(failure.code);
-            return Err(Failure::new(format!("run {command:?}: {failure}")).exit(exit));
+            let text = match failure.act.as_str() {
+                "run" => failure.to_string(),
+                _ => format!("run {command:?}: {failure}"),
+            };
+            return Err(Failure::new(text).exit(exit));
         }
         Err(Error::Timeout { seconds }) => {
             let text = format!("run {command:?}: killed after {seconds} s, as --timeout says");
