@@ -3,11 +3,13 @@
 use std::sync::atomic::{Ordering, fence};
 
 use arch::x86::Rflags;
+use arch::x86::cpuid::Feature;
 
 use super::{end, operand_size};
 use crate::x86::interp::cpu::{Cpu, mode};
 use crate::x86::interp::op::{Flow, Op};
 use crate::x86::interp::ops::attempt;
+use crate::x86::interp::ops::vector::undefined;
 use crate::x86::mmu::Intent;
 use crate::x86::system::{cache, control, flags, syscall};
 use crate::x86::width::{StatusFlags, Width};
@@ -101,6 +103,16 @@ pub fn pause(cpu: &mut Cpu, op: &Op) -> Flow {
     }
     cpu.state.rip = cpu.next_ip(op);
     Flow::FellThrough
+}
+
+/// CLFLUSHOPT
+pub fn flush_line_weakly(cpu: &mut Cpu, op: &Op) -> Flow {
+    if cpu.model.has(Feature::Clflushopt) { flush_line(cpu, op) } else { undefined(cpu, op) }
+}
+
+/// CLWB
+pub fn write_line_back(cpu: &mut Cpu, op: &Op) -> Flow {
+    if cpu.model.has(Feature::Clwb) { flush_line(cpu, op) } else { undefined(cpu, op) }
 }
 
 /// CLFLUSH and relatives: nothing to flush, but the address is checked as for a load.

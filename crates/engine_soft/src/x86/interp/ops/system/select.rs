@@ -289,7 +289,9 @@ fn register_operation(form: &Form) -> Option<(Op, bool)> {
         Mnemonic::Wrgsbase => {
             (base_operation(form, by_register!(form.size(0), write_segment_base), 5), false)
         }
-        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => (form.with_memory(flush_line), false),
+        Mnemonic::Clflush => (form.with_memory(flush_line), false),
+        Mnemonic::Clflushopt => (form.with_memory(flush_line_weakly), false),
+        Mnemonic::Clwb => (form.with_memory(write_line_back), false),
         Mnemonic::Prefetchnta
         | Mnemonic::Prefetcht0
         | Mnemonic::Prefetcht1
