@@ -79,7 +79,8 @@ bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_F
 fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is found stays below target/fuzz
 	$(call say,fuzz targets)
 	cd fuzz && $(CARGO) build --release --bins --target-dir $(TARGET)/fuzz
-	@for seeds in fuzz/seeds/*; do \
+	@TMPDIR=$$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d); export TMPDIR; trap 'rm -rf "$$TMPDIR"' EXIT; \
+	for seeds in fuzz/seeds/*; do \
 	    name=$$(basename $$seeds); found=$(TARGET)/fuzz/found/$$name; mkdir -p $$found $(TARGET)/fuzz/corpus/$$name; \
 	    echo "== fuzz $$name for $(FUZZ_SECONDS) s"; \
 	    $(TARGET)/fuzz/x86_64-unknown-linux-gnu/release/$$name $(TARGET)/fuzz/corpus/$$name $$seeds \
