@@ -137,7 +137,11 @@ impl<'a> Generator<'a> {
         }
         case.undefined = flags.ever;
         if flags.branched {
-            case.undefined |= undefined_anywhere(&case.input);
+            let (undefined, read) = flags_anywhere(&case.input);
+            if undefined & read != 0 {
+                return None;
+            }
+            case.undefined |= undefined;
         }
         aim(&mut case.input.registers, &seeded, &case.instructions[0].insn, random);
         self.is_harmless(&case.input).then_some(case)
@@ -189,12 +193,15 @@ impl<'a> Generator<'a> {
     }
 }
 
-/// Flags some instruction leaves undefined that begins at any byte of the code: branches may lead there.
-fn undefined_anywhere(input: &Input) -> u64 {
-    let code = &input.code[..input.code_len];
-    (0..code.len()).fold(0, |all, at| {
-        let insn = Decoder::new(input.bits.count(), &code[at..], DecoderOptions::NONE).decode();
-        all | rflags(insn.rflags_undefined())
+/// Flags left undefined and flags read by instructions that begin at any byte of the code: branches may lead
+/// there. Conditional branches of the sequence itself are decoded like all others.
+fn flags_anywhere(input: &Input) -> (u64, u64) {
+    let mut padded = input.code[..input.code_len].to_vec();
+    padded.resize(input.code_len + 16, 0xcc);
+    let mut starts = 0..input.code_len;
+    starts.by_ref().fold((0, 0), |(undefined, read), at| {
+        let insn = Decoder::new(input.bits.count(), &padded[at..], DecoderOptions::NONE).decode();
+        (undefined | rflags(insn.rflags_undefined()), read | rflags(insn.rflags_read()))
     })
 }
 
@@ -342,8 +349,7 @@ fn seeds(bits: Bits, random: &mut Random) -> Seeds {
         };
         registers.gpr[n] = if bits == Bits::B64 { value } else { value & 0xffff_ffff };
     }
-    let ac = if std::env::var_os("NO_AC").is_some() { 0 } else { 6 };
-    for (bit, percent) in [(10, 15), (18, ac), (8, 3), (16, 2)] {
+    for (bit, percent) in [(10, 15), (18, 6), (8, 3), (16, 2)] {
         registers.rflags |= u64::from(random.chance(percent)) << bit;
     }
     if bits == Bits::B64 {

@@ -4,7 +4,7 @@
 //! `STRATA_SEQUENCES` says how many (200,000 unless told), `STRATA_SEED` which, `STRATA_CASE` runs a single one.
 //!
 //! Reading order: `layout` and `case`; `forms`, `operands` and `generate` (what is run); `native` and `guest`
-//! (where); `compare` (what must agree); this file (in which order, and what is said about it).
+//! (where); `compare` and `known` (what must agree, and what need not); this file (in which order, and what is said about it).
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod case;
@@ -12,6 +12,7 @@ mod compare;
 mod forms;
 mod generate;
 mod guest;
+mod known;
 mod layout;
 mod native;
 mod operands;

@@ -10,6 +10,9 @@ use crate::compare::Verdict;
 use crate::generate::{Case, Generator};
 use crate::run::{Sides, Summary};
 
+/// Kinds of difference that are described in full.
+const SHOWN: usize = 40;
+
 /// Differences of one kind.
 pub struct Failure {
     /// What they have in common.
@@ -138,6 +141,9 @@ pub fn print(summary: &Summary) {
     let mut vectors: Vec<_> = summary.vectors.iter().collect();
     vectors.sort();
     let _ = writeln!(text, "differential: ends by vector: {vectors:?}");
+    for (reason, n) in &summary.known {
+        let _ = writeln!(text, "differential: accepted {n} x {reason}");
+    }
     if !summary.uncovered.is_empty() {
         let _ = writeln!(text, "differential: not covered: {}", summary.uncovered.join(", "));
     }
@@ -149,8 +155,7 @@ pub fn print(summary: &Summary) {
     for failure in &failures {
         let _ = writeln!(text, "differential: {:6} x {}", failure.count, failure.key);
     }
-    for failure in failures.iter().take(std::env::var("SHOW").ok().and_then(|n| n.parse().ok()).unwrap_or(40))
-    {
+    for failure in failures.iter().take(SHOWN) {
         let _ = writeln!(
             text,
             "\n--- {} ({} x)\nSTRATA_SEED={seed} {}",

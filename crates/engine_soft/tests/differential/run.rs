@@ -64,6 +64,8 @@ pub struct Summary {
     pub vectors: HashMap<u32, u64>,
     pub failures: Vec<Failure>,
     pub differing: u64,
+    /// Accepted differences by reason.
+    pub known: HashMap<&'static str, u64>,
 }
 
 /// The best model this host can check.
@@ -166,6 +168,9 @@ impl Summary {
         }
         for (vector, n) in part.vectors {
             *self.vectors.entry(vector).or_default() += n;
+        }
+        for (reason, n) in part.known {
+            *self.known.entry(reason).or_default() += n;
         }
         for failure in part.failures {
             self.record(failure);
@@ -293,6 +298,7 @@ fn run_batch(plan: &Plan, sides: &mut Sides, cases: &[Case], progress: &AtomicU6
         let intact = sides.guest.read_only_page_is_intact(&case.input);
         match compare::compare(case, native, &output) {
             Verdict::Endless => summary.endless += 1,
+            Verdict::Known(reason) if intact => *summary.known.entry(reason).or_default() += 1,
             Verdict::Agree if intact => {}
             _ => {
                 summary.differing += 1;

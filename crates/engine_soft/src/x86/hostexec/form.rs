@@ -204,8 +204,9 @@ fn class_of(instruction: &Instruction) -> Option<Class> {
             _ if is_x87(instruction) => Class::X87,
             Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr => Class::Sse,
             Mnemonic::Emms => Class::Mmx,
-            // The one conversion that leaves the MMX state alone if its MMX operand is in memory.
-            Mnemonic::Cvtpi2pd if has_memory(instruction) => Class::Sse,
+            // These leave the x87 alone, its pending errors too, if their MMX operand is in memory. The manual
+            // says so of the first only.
+            Mnemonic::Cvtpi2pd | Mnemonic::Cvtpi2ps if has_memory(instruction) => Class::Sse,
             _ if mmx && vector => Class::MmxSse,
             _ if mmx => Class::Mmx,
             _ if vector => Class::Sse,

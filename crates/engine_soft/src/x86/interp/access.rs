@@ -38,6 +38,13 @@ impl Cpu {
         base.wrapping_add(index << op.scale).wrapping_add(op.disp)
     }
 
+    /// The linear address of an operation's memory operand, unchecked.
+    pub(super) fn based_address(&self, op: &Op) -> u64 {
+        let offset = truncate_address(op, self.effective_address(op));
+        let based = op.address & (address::SEGMENT | address::CHECKED) != 0;
+        if based { offset.wrapping_add(self.state.segments[usize::from(op.segment)].base) } else { offset }
+    }
+
     fn special_address(&mut self, op: &Op, offset: u64, size: usize, intent: Intent) -> Result<u64, Fault> {
         let offset = truncate_address(op, offset);
         if op.address & address::CHECKED != 0 {

@@ -300,7 +300,7 @@ impl Cpu {
     /// In 64-bit mode a non-canonical address is #SS where it is relative to RSP or RBP, which only the
     /// operation knows.
     #[cold]
-    fn refine_fault(&mut self, op: &Op) {
+    pub(super) fn refine_fault(&mut self, op: &Op) {
         let on_stack = op.base == super::ops::stack::RSP || op.base == super::ops::stack::RBP;
         let plain = op.address & address::SEGMENT == 0;
         if self.fault == Exception::GP0

@@ -133,7 +133,12 @@ pub fn bit_memory<T: Width, const ACTION: u8, const LOCKED: bool>(cpu: &mut Cpu,
     let offset = cpu.register::<T>(op.src).sign_extend();
     let word = (offset >> T::BITS.trailing_zeros()).wrapping_mul(T::SIZE as i64);
     let at = Op { disp: op.disp.wrapping_add(word as u64), ..*op };
-    change_memory_bit::<T, ACTION, LOCKED>(cpu, &at, offset as u32 & (T::BITS - 1))
+    let flow = change_memory_bit::<T, ACTION, LOCKED>(cpu, &at, offset as u32 & (T::BITS - 1));
+    if flow == Flow::Fault {
+        // Only here is the word's address known.
+        cpu.refine_fault(&at);
+    }
+    flow
 }
 
 /// `bt* [mem], imm`

@@ -157,18 +157,15 @@ pub fn push_all<T: Width>(cpu: &mut Cpu, _: &Op) -> Flow {
     Flow::Next
 }
 
-/// `popa`
+/// `popa`: what was popped before a fault stays popped, as on the processor; the stack pointer does not move.
 pub fn pop_all<T: Width>(cpu: &mut Cpu, _: &Op) -> Flow {
-    let mut values = [T::default(); 8];
-    for (i, value) in values.iter_mut().enumerate() {
-        *value = attempt!(cpu.peek::<T>((i * T::SIZE) as u64));
-    }
-    cpu.drop_stack(8 * T::SIZE as u64);
-    for (register, value) in [56u16, 48, RBP, RSP, 24, 16, 8, 0].into_iter().zip(values) {
+    for (i, register) in [56u16, 48, RBP, RSP, 24, 16, 8, 0].into_iter().enumerate() {
+        let value = attempt!(cpu.peek::<T>((i * T::SIZE) as u64));
         if register != RSP {
             cpu.set_register(register, value);
         }
     }
+    cpu.drop_stack(8 * T::SIZE as u64);
     Flow::Next
 }
 

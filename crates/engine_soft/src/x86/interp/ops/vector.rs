@@ -40,7 +40,7 @@ pub fn run<const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     if cpu.enabled_classes >> extra.thunk.class() as u16 & 1 == 0
         && let Err(exception) = check_enabled(extra.thunk.class(), &cpu.state)
     {
-        return not_enabled(cpu, op, extra, exception);
+        return raise(cpu, exception);
     }
     if FLAGS {
         cpu.sync_flags();
@@ -58,19 +58,6 @@ pub fn enabled_classes(state: &CpuState) -> u16 {
         .into_iter()
         .filter(|class| check_enabled(*class, state).is_ok())
         .fold(0, |bits, class| bits | 1 << class as u16)
-}
-
-/// CVTPI2PS reports a pending x87 error only once its operand is loaded; all others first.
-#[cold]
-fn not_enabled(cpu: &mut Cpu, op: &Op, extra: &Extra, exception: Exception) -> Flow {
-    if exception.vector == Vector::X87Error
-        && extra.instruction.mnemonic() == Mnemonic::Cvtpi2ps
-        && let Some(operand) = extra.thunk.memory()
-        && resolve(cpu, op, extra, operand, Intent::Read).is_err()
-    {
-        return Flow::Fault;
-    }
-    raise(cpu, exception)
 }
 
 fn raise(cpu: &mut Cpu, exception: Exception) -> Flow {
@@ -118,18 +105,15 @@ fn resolve(
 }
 
 fn is_misaligned(cpu: &Cpu, op: &Op, operand: MemoryOperand) -> bool {
-    let offset = truncate_address(op, cpu.effective_address(op));
-    let based = op.address & (address::SEGMENT | address::CHECKED) != 0;
-    let base = if based { cpu.state.segments[usize::from(op.segment)].base } else { 0 };
-    offset.wrapping_add(base) & u64::from(operand.alignment - 1) != 0
+    cpu.based_address(op) & u64::from(operand.alignment - 1) != 0
 }
 
-/// Whether the operand is an x87 environment or state, which the processor accesses member by member.
+/// Whether the operand is an 80-bit number or x87 state, which the processor accesses piece by piece.
 fn is_image(size: usize) -> bool {
-    matches!(size, 14 | 28 | 94 | 108)
+    matches!(size, 10 | 14 | 28 | 94 | 108)
 }
 
-/// As [`resolve`] for x87 environments and states: the first member can fault before the last one exceeds the
+/// As [`resolve`] for such operands: the first piece can fault before the last one exceeds the
 /// segment, and one that is stored is tried at its ends first.
 #[cold]
 fn resolve_image(
@@ -299,8 +283,8 @@ fn scattered(cpu: &mut Cpu, op: &Op, extra: &Extra) -> Flow {
             Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
         )
     {
-        let linear = attempt!(cpu.segment_address(op.segment, offset, 8, Intent::Write));
-        if cpu.check_alignment_of(linear, 8).is_err() {
+        let linear = cpu.segment_address(op.segment, offset, 8, Intent::Write);
+        if linear.and_then(|linear| cpu.check_alignment_of(linear, 8)).is_err() {
             if extra.thunk.class() == Class::Mmx {
                 enter_mmx(&mut cpu.state);
             }

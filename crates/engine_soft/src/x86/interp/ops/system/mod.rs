@@ -91,8 +91,14 @@ fn set_full_register(cpu: &mut Cpu, offset: u16, value: u64) {
 }
 
 /// #GP(0) for privileged instructions, before their operand is looked at.
-fn kernel_only(cpu: &mut Cpu) -> Result<(), Fault> {
-    if cpu.state.cpl() != 0 { cpu.fail(Exception::GP0) } else { Ok(()) }
+fn kernel_only(cpu: &mut Cpu, op: &Op) -> Result<(), Flow> {
+    if cpu.state.cpl() == 0 {
+        return Ok(());
+    }
+    // `Raised`, because no operand has been looked at that could make it the stack's fault.
+    cpu.state.rip = cpu.ip_of(op);
+    cpu.fault = Exception::GP0;
+    Err(Flow::Raised)
 }
 
 /// EDX:EAX

@@ -60,7 +60,9 @@ pub fn store_machine_status_memory(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// LMSW
 pub fn load_machine_status<const FROM_MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
-    attempt!(kernel_only(cpu));
+    if let Err(flow) = kernel_only(cpu, op) {
+        return flow;
+    }
     let value = attempt!(read_word::<FROM_MEMORY>(cpu, op));
     outcome!(cpu, op, |cpu| control::lmsw(cpu, value));
     end(cpu, op)
@@ -135,7 +137,9 @@ pub fn write_extended_control(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// INVLPG
 pub fn invalidate_page(cpu: &mut Cpu, op: &Op) -> Flow {
-    attempt!(kernel_only(cpu));
+    if let Err(flow) = kernel_only(cpu, op) {
+        return flow;
+    }
     let linear = attempt!(cpu.operand_address(op, 1, Intent::Fetch));
     outcome!(cpu, op, |cpu| cache::invlpg(cpu, linear));
     end(cpu, op)
@@ -143,7 +147,9 @@ pub fn invalidate_page(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// INVPCID
 pub fn invalidate_context(cpu: &mut Cpu, op: &Op) -> Flow {
-    attempt!(kernel_only(cpu));
+    if let Err(flow) = kernel_only(cpu, op) {
+        return flow;
+    }
     let linear = attempt!(cpu.operand_address(op, 16, Intent::Read));
     let low = attempt!(cpu.load::<u64>(linear));
     let high = attempt!(cpu.load::<u64>(linear.wrapping_add(8)));
@@ -195,14 +201,27 @@ pub mod save {
 
 /// FXSAVE, XSAVE and relatives. `WIDE` is the REX.W form.
 pub fn save_or_restore<const WHICH: u8, const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
-    if matches!(WHICH, save::XSAVES | save::XRSTORS) {
-        attempt!(kernel_only(cpu));
+    if matches!(WHICH, save::XSAVES | save::XRSTORS)
+        && let Err(flow) = kernel_only(cpu, op)
+    {
+        return flow;
     }
     let loads = matches!(WHICH, save::FXRSTOR | save::XRSTOR | save::XRSTORS);
     let intent = if loads { Intent::Read } else { Intent::Write };
+    let fx = matches!(WHICH, save::FXSAVE | save::FXRSTOR);
+    if fx {
+        attempt!(cpu.operand_address(op, 1, intent));
+    }
+    let aligned = cpu.based_address(op) & if fx { 15 } else { 63 } == 0;
+    if !(aligned || fx && cpu.alignment_checks) {
+        // Before the end of the area and canonicality are looked at.
+        cpu.state.rip = cpu.ip_of(op);
+        cpu.fault = arch::x86::Exception::GP0;
+        return Flow::Raised;
+    }
     let linear = attempt!(cpu.operand_address(op, 512, intent));
-    if matches!(WHICH, save::FXSAVE | save::FXRSTOR) && cpu.alignment_checks {
-        attempt!(cpu.check_alignment_of(linear, 8));
+    if fx {
+        attempt!(cpu.check_operand_alignment(linear, 4));
     }
     let pointers = if WIDE { OperandSize::Qword } else { OperandSize::Dword };
     outcome!(cpu, op, |cpu| match WHICH {

@@ -31,7 +31,12 @@ pub fn move_to_segment<const FROM_MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Flow 
 
 /// `pop sreg`
 pub fn pop_segment<T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let selector = attempt!(cpu.peek::<T>(0)).zero_extend() as u16;
+    // Of a 32-bit slot only the lower half is read, as only that is written.
+    let selector = if T::SIZE == 4 {
+        attempt!(cpu.peek::<u16>(0))
+    } else {
+        attempt!(cpu.peek::<T>(0)).zero_extend() as u16
+    };
     // The pointer moves in the width of the stack that was popped.
     let pointer = cpu.state.gpr[4];
     cpu.drop_stack(T::SIZE as u64);
@@ -71,7 +76,9 @@ pub fn store_segment(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// LGDT (`GDT`) and LIDT. The base has 24, 32 or 64 bits: the immediate.
 pub fn load_table<const GDT: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
-    attempt!(kernel_only(cpu));
+    if let Err(flow) = kernel_only(cpu, op) {
+        return flow;
+    }
     let linear = attempt!(cpu.operand_address(op, if op.imm == 64 { 10 } else { 6 }, Intent::Read));
     let limit = attempt!(cpu.load::<u16>(linear));
     let at = linear.wrapping_add(2);
@@ -125,8 +132,10 @@ pub mod selector_act {
 
 /// LLDT, LTR, VERR, VERW
 pub fn act_on_selector<const ACT: u8, const FROM_MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
-    if matches!(ACT, selector_act::LLDT | selector_act::LTR) {
-        attempt!(kernel_only(cpu));
+    if matches!(ACT, selector_act::LLDT | selector_act::LTR)
+        && let Err(flow) = kernel_only(cpu, op)
+    {
+        return flow;
     }
     let selector = attempt!(read_word::<FROM_MEMORY>(cpu, op));
     outcome!(cpu, op, |cpu| match ACT {
