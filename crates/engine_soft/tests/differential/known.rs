@@ -4,6 +4,7 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 
 use crate::case::Output;
+use crate::compare;
 use crate::generate::Case;
 
 /// One accepted difference.
@@ -16,6 +17,8 @@ struct Known {
 /// Both ends of a case, and the instruction at which the processor's came.
 struct Ends<'a> {
     insn: Instruction,
+    /// The last instruction that was completed.
+    previous: Mnemonic,
     native: &'a Output,
     guest: &'a Output,
     lines: &'a [String],
@@ -23,6 +26,7 @@ struct Ends<'a> {
 
 const DEBUG: u32 = 1;
 const UNDEFINED: u32 = 6;
+const STACK_FAULT: u32 = 12;
 const PROTECTION: u32 = 13;
 const PAGE_FAULT: u32 = 14;
 
@@ -30,13 +34,28 @@ const PAGE_FAULT: u32 = 14;
 const KNOWN: &[Known] = &[
     Known {
         what: "CR2 of a masked store that faults: microcode reports another byte of the operand",
-        applies: |ends| is_masked_store(&ends.insn) && ends.native.fault.vector == PAGE_FAULT
+        applies: |ends| is_masked(&ends.insn) && ends.native.fault.vector == PAGE_FAULT
             && ends.native.fault.address.abs_diff(ends.guest.fault.address) < 32 && ends.only("cr2"),
     },
     Known {
         what: "upper half of a 128-bit gather's destination once it has faulted: cleared at some element or other",
         applies: |ends| is_gather(&ends.insn) && ends.native.fault == ends.guest.fault
             && ends.only(&format!("ymm{} high", ends.insn.op0_register().number())),
+    },
+    Known {
+        what: "a masked move that begins in a segment and ends behind it: its limit goes before page faults",
+        applies: |ends| is_masked(&ends.insn) && ends.native.fault.vector == PROTECTION
+            && ends.guest.fault.vector == PAGE_FAULT,
+    },
+    Known {
+        what: "an x87 operand of several pieces at the end of page or segment: which is tried and stored first",
+        applies: |ends| is_in_pieces(&ends.insn) && ends.native.registers.rip == ends.guest.registers.rip
+            && is_memory_fault(ends.native) && is_memory_fault(ends.guest),
+    },
+    Known {
+        what: "LSL of the segment in whose limit Linux keeps the processor's number",
+        applies: |ends| ends.previous == Mnemonic::Lsl && ends.lines.len() == 1
+            && ends.native.fault == ends.guest.fault,
     },
     Known {
         what: "a gather that faults under TF: the processor may trap between its elements first",
@@ -61,17 +80,30 @@ impl Ends<'_> {
 pub fn reason(case: &Case, native: &Output, guest: &Output, lines: &[String]) -> Option<&'static str> {
     let input = &case.input;
     let at = usize::try_from(native.registers.rip.wrapping_sub(input.registers.rip)).ok()?;
-    let code = input.code.get(at..input.code_len)?;
+    let code = input.code.get(at..input.code_len).unwrap_or_default();
     let insn = Decoder::new(input.bits.count(), code, DecoderOptions::NONE).decode();
-    let ends = Ends { insn, native, guest, lines };
+    let completed = compare::completed(case, native).unwrap_or(0);
+    let previous = case.instructions[..completed].last().map_or(Mnemonic::INVALID, |p| p.insn.mnemonic());
+    let ends = Ends { insn, previous, native, guest, lines };
     KNOWN.iter().find(|known| (known.applies)(&ends)).map(|known| known.what)
+}
+
+fn is_memory_fault(output: &Output) -> bool {
+    matches!(output.fault.vector, STACK_FAULT | PROTECTION | PAGE_FAULT)
+}
+
+/// Eighty-bit numbers, x87 environments and states.
+fn is_in_pieces(insn: &Instruction) -> bool {
+    !matches!(insn.mnemonic(), Mnemonic::Lgdt | Mnemonic::Lidt)
+        && matches!(insn.memory_size().size(), 10 | 14 | 28 | 94 | 108)
 }
 
 fn is_gather(insn: &Instruction) -> bool {
     insn.is_vsib()
 }
 
-fn is_masked_store(insn: &Instruction) -> bool {
+/// VMASKMOV, VPMASKMOV and MASKMOV.
+fn is_masked(insn: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(
         insn.mnemonic(),

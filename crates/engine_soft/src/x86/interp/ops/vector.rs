@@ -275,16 +275,16 @@ impl OperandMemory for Elements<'_> {
     }
 }
 
+fn is_masked_bytes(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu)
+}
+
 fn scattered(cpu: &mut Cpu, op: &Op, extra: &Extra) -> Flow {
     let offset = truncate_address(op, cpu.effective_address(op));
-    if cpu.alignment_checks
-        && matches!(
-            extra.instruction.mnemonic(),
-            Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
-        )
-    {
-        let linear = cpu.segment_address(op.segment, offset, 8, Intent::Write);
-        if linear.and_then(|linear| cpu.check_alignment_of(linear, 8)).is_err() {
+    if cpu.alignment_checks && is_masked_bytes(extra.instruction.mnemonic()) {
+        // After the segment's limit for the first byte, before that for the last.
+        let first = cpu.segment_address(op.segment, offset, 1, Intent::Write);
+        if first.and_then(|linear| cpu.check_alignment_of(linear, 8)).is_err() {
             if extra.thunk.class() == Class::Mmx {
                 enter_mmx(&mut cpu.state);
             }

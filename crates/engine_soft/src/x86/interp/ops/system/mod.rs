@@ -133,7 +133,9 @@ fn read_word<const FROM_MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Result<u16, Fau
 
 /// A far pointer from memory: offset of width `T`, then the selector.
 fn far_pointer<T: Width>(cpu: &mut Cpu, op: &Op) -> Result<(u64, u16), Fault> {
-    let linear = cpu.operand_address(op, T::SIZE + 2, Intent::Read)?;
+    let linear = cpu.operand_address(op, T::SIZE, Intent::Read)?;
     let offset = cpu.load::<T>(linear)?.zero_extend();
-    Ok((offset, cpu.load::<u16>(linear.wrapping_add(T::SIZE as u64))?))
+    let behind = Op { disp: op.disp.wrapping_add(T::SIZE as u64), ..*op };
+    let linear = cpu.operand_address(&behind, 2, Intent::Read)?;
+    Ok((offset, cpu.load::<u16>(linear)?))
 }

@@ -210,19 +210,15 @@ pub fn save_or_restore<const WHICH: u8, const WIDE: bool>(cpu: &mut Cpu, op: &Op
     let intent = if loads { Intent::Read } else { Intent::Write };
     let fx = matches!(WHICH, save::FXSAVE | save::FXRSTOR);
     if fx {
-        attempt!(cpu.operand_address(op, 1, intent));
-    }
-    let aligned = cpu.based_address(op) & if fx { 15 } else { 63 } == 0;
-    if !(aligned || fx && cpu.alignment_checks) {
-        // Before the end of the area and canonicality are looked at.
-        cpu.state.rip = cpu.ip_of(op);
-        cpu.fault = arch::x86::Exception::GP0;
-        return Flow::Raised;
-    }
-    let linear = attempt!(cpu.operand_address(op, 512, intent));
-    if fx {
+        let linear = attempt!(cpu.operand_address(op, 1, intent));
         attempt!(cpu.check_operand_alignment(linear, 4));
     }
+    if cpu.based_address(op) & if fx { 15 } else { 63 } != 0 {
+        // After the segment's limit for the first byte, before that for the last.
+        cpu.fault = arch::x86::Exception::GP0;
+        return Flow::Fault;
+    }
+    let linear = attempt!(cpu.operand_address(op, 512, intent));
     let pointers = if WIDE { OperandSize::Qword } else { OperandSize::Dword };
     outcome!(cpu, op, |cpu| match WHICH {
         save::FXSAVE => xsave::fxsave(cpu, linear, pointers),

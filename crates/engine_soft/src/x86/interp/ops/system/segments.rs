@@ -31,12 +31,8 @@ pub fn move_to_segment<const FROM_MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Flow 
 
 /// `pop sreg`
 pub fn pop_segment<T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
-    // Of a 32-bit slot only the lower half is read, as only that is written.
-    let selector = if T::SIZE == 4 {
-        attempt!(cpu.peek::<u16>(0))
-    } else {
-        attempt!(cpu.peek::<T>(0)).zero_extend() as u16
-    };
+    // Only this much of the slot is read, whatever its size.
+    let selector = attempt!(cpu.peek::<u16>(0));
     // The pointer moves in the width of the stack that was popped.
     let pointer = cpu.state.gpr[4];
     cpu.drop_stack(T::SIZE as u64);
@@ -177,9 +173,13 @@ pub fn adjust_rpl<const MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     // Only a changed selector is stored, so a read-only page will do for others.
     let linear = attempt!(cpu.operand_address(op, 2, Intent::Read));
     let destination = attempt!(cpu.load::<u16>(linear));
+    let before = cpu.flags;
     if let Some(value) = outcome!(cpu, op, |cpu| segments::arpl(cpu, destination, source)) {
-        let linear = attempt!(cpu.operand_address(op, 2, Intent::Write));
-        attempt!(cpu.store(linear, value));
+        let stored = cpu.operand_address(op, 2, Intent::Write).and_then(|linear| cpu.store(linear, value));
+        if stored.is_err() {
+            cpu.flags = before;
+            return Flow::Fault;
+        }
     }
     Flow::Next
 }
