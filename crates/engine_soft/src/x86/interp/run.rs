@@ -117,14 +117,9 @@ impl Cpu {
         self.mode |= mode::SINGLE;
         self.update_jump_key();
         let events = self.counters.events;
-        let resumed = self.state.rflags & Rflags::RF.bits() != 0;
         let exit = self.execute();
         self.mode &= !mode::SINGLE;
         self.update_jump_key();
-        // RF holds for one instruction. One that an IRET has just restored is for the next.
-        if resumed {
-            self.state.rflags &= !Rflags::RF.bits();
-        }
         let completed = self.counters.events == events;
         // MOV to SS and POP SS hold traps back too, of which the data breakpoints are reported one instruction
         // later (SDM vol. 3 section 6.8.3). The shadow of STI, which opens IF, does not.
@@ -149,7 +144,8 @@ impl Cpu {
 
     /// Runs blocks until a request, an event or an exit wants the boundary.
     fn execute(&mut self) -> Option<Exit> {
-        // What is left of RF is seen by nobody: PUSHF hides it and every fault pushes it set.
+        // RF holds for one instruction, which does not see it: PUSHF hides it and every fault pushes it set. One
+        // that IRET restores or a repetition leaves is for the next.
         self.state.rflags &= !Rflags::RF.bits();
         let mut block = match self.look_up() {
             Ok(block) => block,

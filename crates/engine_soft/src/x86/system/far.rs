@@ -25,6 +25,11 @@ pub(super) fn enter(core: &mut dyn Core, code: Segment, rip: u64) {
     core.mode_changed();
 }
 
+/// Of a 64-bit offset what legacy code has room for.
+fn fitted(state: &CpuState, code: &Segment, offset: u64) -> u64 {
+    if is_64bit(state, code) { offset } else { offset & 0xffff_ffff }
+}
+
 /// Far JMP to `selector`:`offset`, the offset already cut to the operand size.
 pub(crate) fn far_jump(
     core: &mut dyn Core,
@@ -42,6 +47,7 @@ pub(crate) fn far_jump(
         return through_system(core, target, Transfer::Jump, next_rip);
     }
     let cs = direct_code(core, target)?;
+    let offset = fitted(core.state(), &cs, offset);
     check_target(core.state(), &cs, offset, 0)?;
     enter(core, cs, offset);
     Ok(())
@@ -70,6 +76,7 @@ pub(crate) fn far_call(
     let fault = Exception::new(Vector::StackFault);
     let mut stack = Stack::new(ss, state.gpr[RSP], is_64bit(state, &cs), state.cpl(), fault);
     push_return(core, &mut stack, size, next_rip)?;
+    let offset = fitted(core.state(), &cs, offset);
     if core.state().is_protected() && !core.state().is_vm86() {
         check_target(core.state(), &cs, offset, 0)?;
     }
@@ -265,6 +272,7 @@ pub(crate) fn far_return(
         return Ok(());
     }
     let cs = returned_code(core, selector)?;
+    let rip = fitted(core.state(), &cs, rip);
     if rpl(selector) == core.state().cpl() {
         check_target(core.state(), &cs, rip, 0)?;
         stack.skip(parameter_bytes);

@@ -87,9 +87,11 @@ pub fn set_al_from_carry(cpu: &mut Cpu, _: &Op) -> Flow {
 
 /// BOUND
 pub fn bound<T: Width>(cpu: &mut Cpu, op: &Op) -> Flow {
-    let linear = attempt!(cpu.operand_address(op, 2 * T::SIZE, Intent::Read));
+    let linear = attempt!(cpu.operand_address(op, T::SIZE, Intent::Read));
     let lower = attempt!(cpu.load::<T>(linear)).sign_extend();
-    let upper = attempt!(cpu.load::<T>(linear.wrapping_add(T::SIZE as u64))).sign_extend();
+    let second = Op { disp: op.disp.wrapping_add(T::SIZE as u64), ..*op };
+    let linear = attempt!(cpu.operand_address(&second, T::SIZE, Intent::Read));
+    let upper = attempt!(cpu.load::<T>(linear)).sign_extend();
     let index = cpu.register::<T>(op.dst).sign_extend();
     if index < lower || index > upper {
         cpu.fault = Exception::new(Vector::BoundRange);

@@ -117,7 +117,8 @@ pub fn write_line_back(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// CLFLUSH and relatives: nothing to flush, but the address is checked as for a load.
 pub fn flush_line(cpu: &mut Cpu, op: &Op) -> Flow {
-    let linear = attempt!(cpu.operand_address(op, 1, Intent::Read));
+    // Code that cannot be read can be flushed.
+    let linear = attempt!(cpu.operand_address(op, 1, Intent::Fetch));
     attempt!(cpu.load::<u8>(linear));
     Flow::Next
 }

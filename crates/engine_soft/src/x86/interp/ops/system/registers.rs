@@ -4,7 +4,7 @@ use super::{
     RCX, data_accumulator, end, full_register, kernel_only, read_word, segment_register,
     set_data_accumulator, set_full_register,
 };
-use crate::x86::interp::cpu::Cpu;
+use crate::x86::interp::cpu::{Cpu, mode};
 use crate::x86::interp::op::{Flow, Op};
 use crate::x86::interp::ops::attempt;
 use crate::x86::mmu::Intent;
@@ -219,6 +219,10 @@ pub fn save_or_restore<const WHICH: u8, const WIDE: bool>(cpu: &mut Cpu, op: &Op
         return Flow::Fault;
     }
     let linear = attempt!(cpu.operand_address(op, 512, intent));
+    if cpu.mode & mode::BITS == 2 && !arch::x86::paging::is_canonical(linear) {
+        cpu.fault = arch::x86::Exception::GP0; // or the stack's, which the caller knows
+        return Flow::Fault;
+    }
     let pointers = if WIDE { OperandSize::Qword } else { OperandSize::Dword };
     outcome!(cpu, op, |cpu| match WHICH {
         save::FXSAVE => xsave::fxsave(cpu, linear, pointers),
