@@ -4,8 +4,9 @@ use crate::support::{guest, pty, run};
 
 #[test]
 fn the_command_has_our_terminal_and_we_get_it_back() {
-    let script = "stty size; tty; trap 'stty size' WINCH; echo ready; \
-                  while ! read -r line; do :; done; echo line=$line; sleep 10000";
+    // Bash runs traps between commands, not inside `read`, so it waits for the new size in small steps.
+    let script = "trap 'stty size; resized=1' WINCH; stty size; tty; echo ready; \
+                  until [ \"$resized\" ]; do sleep 0.1; done; read -r line; echo line=$line; sleep 10000";
     let Some(command) = run(&["-i", "-t", "debian", "--", "bash", "-c", script]) else { return };
     let mut terminal = pty::start(command, 33, 101);
     let before = terminal.mode();
