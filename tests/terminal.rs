@@ -6,7 +6,7 @@ use crate::support::{guest, pty, run};
 fn the_command_has_our_terminal_and_we_get_it_back() {
     // Bash runs traps between commands, not inside `read`, so it waits for the new size in small steps.
     let script = "trap 'stty size; resized=1' WINCH; stty size; tty; echo ready; \
-                  until [ \"$resized\" ]; do sleep 0.1; done; read -r line; echo line=$line; sleep 10000";
+                  until [ \"$resized\" ]; do sleep 0.1; done; read -r line; echo line=$line; exec sleep 10000";
     let Some(command) = run(&["-i", "-t", "debian", "--", "bash", "-c", script]) else { return };
     let mut terminal = pty::start(command, 33, 101);
     let before = terminal.mode();
