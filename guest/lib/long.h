@@ -79,7 +79,7 @@ void apic_enable(void);
 void apic_send(u32 target, u32 command);
 // Busy until `condition` or some seconds of guest time have gone by.
 #define WAIT_FOR(condition)                                                                                          \
-    for (u64 until = rdtsc() + 400000000000ull; !(condition) && rdtsc() < until;)                                     \
+    for (u64 until = rdtsc() + 10000000000ull; !(condition) && rdtsc() < until;)                                     \
     pause()
 
 // Other CPUs: each runs `ap_main(number)` on its own stack, with the same IDT. Returns how many have started.
