@@ -1,7 +1,7 @@
 //! The software engine: executes guest instructions with nothing of the host but its user mode.
 //!
-//! [`Interpreter`] is the precise engine and the reference for every other. Reading order: this file, then
-//! [`x86`].
+//! [`Interpreter`] is the precise engine and the reference for every other; [`Translator`] turns what runs often
+//! into host code. Reading order: this file, then [`x86`].
 //!
 //! Deliberately absent: devices (reached through `engine::Bus`), threads, and host kernel interfaces.
 // UNSAFETY: guest memory, registers by offset and generated code; each file says which.
@@ -18,60 +18,89 @@ use engine::{Engine, Error, Exit, Statistics, Vcpu, VcpuSignal, Vm, VmConfig};
 use x86::hostexec::{Thunks, host_features};
 use x86::interp::cpu::Cpu;
 use x86::interp::shared::Shared;
-
-const NAME: &str = "interp";
+use x86::jit::{Config, Jit};
 
 /// The interpreter.
 #[derive(Debug, Default)]
 pub struct Interpreter;
 
+/// The translator: the interpreter with its hot blocks as host code.
+#[derive(Debug, Default)]
+pub struct Translator {
+    /// How it translates.
+    pub config: Config,
+}
+
 impl Engine for Interpreter {
     fn name(&self) -> &'static str {
-        NAME
+        "interp"
     }
 
-    fn create_vm(&self, mut config: VmConfig) -> Result<Box<dyn Vm>, Error> {
+    fn create_vm(&self, config: VmConfig) -> Result<Box<dyn Vm>, Error> {
+        SoftVm::create(self.name(), config, None)
+    }
+}
+
+impl Engine for Translator {
+    fn name(&self) -> &'static str {
+        "jit"
+    }
+
+    fn create_vm(&self, config: VmConfig) -> Result<Box<dyn Vm>, Error> {
+        SoftVm::create(self.name(), config, Some(self.config))
+    }
+}
+
+struct SoftVm {
+    engine: &'static str,
+    config: VmConfig,
+    translator: Option<Config>,
+    shared: Arc<Shared>,
+}
+
+impl SoftVm {
+    fn create(
+        engine: &'static str,
+        mut config: VmConfig,
+        translator: Option<Config>,
+    ) -> Result<Box<dyn Vm>, Error> {
         let host = host_features();
         let model = CpuModel::clone(&config.cpu_model).fitted_to(host);
         let missing: Vec<_> = model.missing_on(host).iter().map(|feature| feature.name).collect();
         if !missing.is_empty() {
             let what =
                 format!("cpu model {} needs {} of the host's processor", model.name, missing.join(", "));
-            return Err(Error::Unsupported { engine: NAME, what });
+            return Err(Error::Unsupported { engine, what });
         }
         config.cpu_model = Arc::new(model);
         let shared = Arc::new(Shared::new(config.vcpu_count));
-        Ok(Box::new(InterpreterVm { config, shared }))
+        Ok(Box::new(Self { engine, config, translator, shared }))
+    }
+
+    fn refused(&self, source: std::io::Error) -> Error {
+        Error::Host { engine: self.engine, act: "map executable memory".to_owned(), source }
     }
 }
 
-struct InterpreterVm {
-    config: VmConfig,
-    shared: Arc<Shared>,
-}
-
-impl Vm for InterpreterVm {
+impl Vm for SoftVm {
     fn create_vcpu(&self, index: u32, signal: Arc<VcpuSignal>) -> Result<Box<dyn Vcpu>, Error> {
         if !self.shared.has(index) {
             return Err(Error::Unsupported {
-                engine: NAME,
+                engine: self.engine,
                 what: format!("vcpu {index} of a machine with {}", self.config.vcpu_count),
             });
         }
         let model = self.config.cpu_model.clone();
-        let thunks = Thunks::new(|feature| model.has(feature)).map_err(|source| Error::Host {
-            engine: NAME,
-            act: "map executable memory".to_owned(),
-            source,
-        })?;
+        let thunks = Thunks::new(|feature| model.has(feature)).map_err(|source| self.refused(source))?;
+        let jit = self.translator.map(Jit::new).transpose().map_err(|source| self.refused(source))?;
         self.shared.register(index, signal.clone());
-        Ok(Box::new(InterpreterVcpu(Cpu::new(&self.config, index, signal, self.shared.clone(), thunks))))
+        Ok(Box::new(SoftVcpu(Cpu::new(&self.config, index, signal, self.shared.clone(), thunks, jit))))
     }
 }
 
-struct InterpreterVcpu(Box<Cpu>);
+struct SoftVcpu(Box<Cpu>);
 
-impl Vcpu for InterpreterVcpu {
+impl Vcpu for SoftVcpu {
     fn run(&mut self) -> Exit {
         self.0.run()
     }

@@ -1,19 +1,45 @@
-//! The programs of `guest/` on the interpreter: one test each.
+//! The programs of `guest/` on the interpreter and on the translator: one test each.
 
 #[path = "../../../guest/runner.rs"]
 mod runner;
 
-use engine_soft::Interpreter;
+use engine_soft::x86::jit::Config;
+use engine_soft::{Interpreter, Translator};
 
 macro_rules! programs {
     ($($name:ident: $cpus:literal,)*) => {
-        $(
-            #[test]
-            fn $name() {
-                runner::run(&Interpreter, stringify!($name), $cpus);
-            }
-        )*
+        mod interp {
+            $(
+                #[test]
+                fn $name() {
+                    super::runner::run(&super::Interpreter, stringify!($name), $cpus);
+                }
+            )*
+        }
+
+        mod jit {
+            $(
+                #[test]
+                fn $name() {
+                    super::runner::run(&super::Translator::default(), stringify!($name), $cpus);
+                }
+            )*
+        }
+
+        /// Everything that can be translated is, at its first execution.
+        mod jit_at_once {
+            $(
+                #[test]
+                fn $name() {
+                    super::runner::run(&super::at_once(), stringify!($name), $cpus);
+                }
+            )*
+        }
     };
+}
+
+fn at_once() -> Translator {
+    Translator { config: Config { threshold: 1, ..Config::default() } }
 }
 
 programs! {

@@ -12,10 +12,13 @@ pub struct Choice {
 }
 
 /// Every engine built in.
-pub const ALL: &[Choice] = &[Choice { name: "interp", make: || Box::new(engine_soft::Interpreter) }];
+pub const ALL: &[Choice] = &[
+    Choice { name: "jit", make: || Box::new(engine_soft::Translator::default()) },
+    Choice { name: "interp", make: || Box::new(engine_soft::Interpreter) },
+];
 
 /// What `auto` chooses.
-pub const AUTO: &str = "interp";
+pub const AUTO: &str = "jit";
 
 /// The engine called `name`, or the best this host offers for `auto`.
 ///

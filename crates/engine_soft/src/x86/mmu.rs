@@ -18,7 +18,9 @@ use super::walk::Walk;
 pub const TLB_ENTRIES: usize = 1024;
 const EXEC_ENTRIES: usize = 512;
 /// A tag no page-aligned address equals.
-const INVALID: u64 = 1;
+const NO_CODE: u64 = 1;
+/// The size of an entry as a power of two, which generated code shifts by.
+pub const TLB_ENTRY_SHIFT: u32 = size_of::<TlbEntry>().trailing_zeros();
 const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 
 /// Whose accesses a part of the TLB serves.
@@ -57,7 +59,8 @@ pub enum Intent {
     Fetch,
 }
 
-/// One page's translation for data.
+/// One page's translation for data. Both tags are multiples of the page size, so that an access of `n` bytes
+/// is allowed, and inside the page, exactly if its address minus the tag is at most the page size minus `n`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct TlbEntry {
@@ -67,13 +70,25 @@ pub struct TlbEntry {
     pub write: u64,
     /// Host address minus linear address.
     pub addend: u64,
-    /// Guest physical page address; bit 0 set for global pages.
-    page: u64,
+    /// Host address of the page.
+    pub host: u64,
+}
+
+/// A tag no address that is looked up in `slot` matches: that of a page whose slot is another.
+const fn invalid(slot: usize) -> u64 {
+    if slot == 0 { PAGE_SIZE } else { 0 }
 }
 
 impl TlbEntry {
-    /// An entry that never matches.
-    pub const EMPTY: Self = Self { read: INVALID, write: INVALID, addend: 0, page: 0 };
+    /// An entry that never matches in `slot`.
+    const fn empty(slot: usize) -> Self {
+        Self { read: invalid(slot), write: invalid(slot), addend: 0, host: 0 }
+    }
+
+    /// A view that never hits.
+    pub fn empty_view() -> Box<[Self; TLB_ENTRIES]> {
+        Box::new(std::array::from_fn(Self::empty))
+    }
 }
 
 /// One page's translation for instruction fetches.
@@ -109,6 +124,8 @@ pub enum Place<'a> {
 /// The TLB of one vCPU.
 pub struct Mmu {
     entries: Box<[[TlbEntry; TLB_ENTRIES]; 3]>,
+    /// Which entries are of global pages.
+    global: Box<[bool; 3 * TLB_ENTRIES]>,
     /// Indices (view * TLB_ENTRIES + slot) in use, so that a flush touches only those.
     filled: Vec<u16>,
     exec: Box<[[CodePage; EXEC_ENTRIES]; 2]>,
@@ -122,9 +139,10 @@ unsafe impl Send for Mmu {}
 impl Mmu {
     /// An empty TLB for a guest with `physical_bits` of physical address (CPUID 0x80000008).
     pub fn new(physical_bits: u32) -> Self {
-        let empty = CodePage { tag: INVALID, gfn: 0, host: std::ptr::null(), info: std::ptr::null() };
+        let empty = CodePage { tag: NO_CODE, gfn: 0, host: std::ptr::null(), info: std::ptr::null() };
         Self {
-            entries: Box::new([[TlbEntry::EMPTY; TLB_ENTRIES]; 3]),
+            entries: Box::new([(); 3].map(|()| *TlbEntry::empty_view())),
+            global: Box::new([false; 3 * TLB_ENTRIES]),
             filled: Vec::new(),
             exec: Box::new([[empty; EXEC_ENTRIES]; 2]),
             physical_bits,
@@ -138,8 +156,8 @@ impl Mmu {
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
-        for index in self.filled.drain(..) {
-            self.entries.as_flattened_mut()[usize::from(index)] = TlbEntry::EMPTY;
+        for index in self.filled.drain(..).map(usize::from) {
+            self.entries.as_flattened_mut()[index] = TlbEntry::empty(index % TLB_ENTRIES);
         }
         self.flush_code(|_| true);
     }
@@ -148,10 +166,10 @@ impl Mmu {
     pub fn flush_non_global(&mut self) {
         let entries = self.entries.as_flattened_mut();
         self.filled.retain(|&index| {
-            let entry = &mut entries[usize::from(index)];
-            let keep = entry.page & 1 != 0;
+            let index = usize::from(index);
+            let keep = self.global[index];
             if !keep {
-                *entry = TlbEntry::EMPTY;
+                entries[index] = TlbEntry::empty(index % TLB_ENTRIES);
             }
             keep
         });
@@ -164,7 +182,8 @@ impl Mmu {
         for view in self.entries.iter_mut() {
             let entry = &mut view[slot];
             if entry.read == linear & PAGE_MASK || entry.write == linear & PAGE_MASK {
-                *entry = TlbEntry::EMPTY;
+                // Keeps its host address, by which it is known to be on the list of filled entries.
+                (entry.read, entry.write) = (invalid(slot), invalid(slot));
             }
         }
         self.flush_code(|tag| tag == linear & PAGE_MASK);
@@ -172,15 +191,15 @@ impl Mmu {
 
     /// Takes back every permission to store on the fast path, because a page came to hold code.
     pub fn revoke_writes(&mut self) {
-        for &index in &self.filled {
-            self.entries.as_flattened_mut()[usize::from(index)].write = INVALID;
+        for index in self.filled.iter().copied().map(usize::from) {
+            self.entries.as_flattened_mut()[index].write = invalid(index % TLB_ENTRIES);
         }
     }
 
     fn flush_code(&mut self, which: impl Fn(u64) -> bool) {
         for entry in self.exec.as_flattened_mut() {
             if which(entry.tag) {
-                entry.tag = INVALID;
+                entry.tag = NO_CODE;
             }
         }
     }
@@ -252,15 +271,18 @@ impl Mmu {
             info.set(PageFlags::DIRTY);
         }
         let plain = !info.holds_code() && !info.flags().intersects(PageFlags::ROM | PageFlags::WATCH);
+        let index = view as usize * TLB_ENTRIES + slot;
         let entry = &mut self.entries[view as usize][slot];
-        if entry.read == INVALID && entry.write == INVALID {
-            self.filled.push((view as usize * TLB_ENTRIES + slot) as u16);
+        if entry.host == 0 {
+            self.filled.push(index as u16);
         }
+        self.global[index] = found.global;
+        let host = page.host.as_ptr() as u64;
         *entry = TlbEntry {
             read: tag,
-            write: if found.writable && plain { tag } else { INVALID },
-            addend: (page.host.as_ptr() as u64).wrapping_sub(tag),
-            page: (found.gpa & PAGE_MASK) | u64::from(found.global),
+            write: if found.writable && plain { tag } else { invalid(slot) },
+            addend: host.wrapping_sub(tag),
+            host,
         };
     }
 

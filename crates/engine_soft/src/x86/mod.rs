@@ -1,10 +1,12 @@
 //! x86 guests.
 //!
 //! Reading order: [`mmu`] and `walk` (linear to physical), [`interp`] (decode and execute), [`system`] (what only an
-//! operating system does), [`hostexec`] (vector and x87 by the host's own CPU).
+//! operating system does), [`hostexec`] (vector and x87 by the host's own CPU), [`jit`] (hot code as host code).
 
+mod code;
 pub mod hostexec;
 pub mod interp;
+pub mod jit;
 pub mod mmu;
 pub mod system;
 mod walk;

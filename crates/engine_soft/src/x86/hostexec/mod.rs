@@ -18,7 +18,6 @@
 #![cfg(target_arch = "x86_64")]
 
 mod builtin;
-mod code;
 mod emit;
 mod enabled;
 mod features;
@@ -38,7 +37,7 @@ use arch::x86::state::FxImage;
 use arch::x86::{CpuState, Cr4, Exception, Vector};
 use iced_x86::Instruction;
 
-use code::CodeArea;
+use crate::x86::code::CodeArea;
 use features::Features;
 use form::{Builtin, Form, Means};
 
@@ -168,6 +167,11 @@ impl Thunk {
     /// The memory operand to resolve, if [`Thunks::run`] needs one.
     pub fn memory(&self) -> Option<MemoryOperand> {
         self.memory
+    }
+
+    /// Whether the host's own instruction does the work.
+    pub fn is_host_code(&self) -> bool {
+        matches!(self.action, Action::Host { .. })
     }
 
     /// Whether this runs through [`Thunks::run_scattered`].

@@ -13,7 +13,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 use arch::x86::CpuState;
 use arch::x86::state::FxImage;
 
-use super::code::CodeArea;
+use crate::x86::code::CodeArea;
 
 /// What the handler needs to know of the thread it runs on.
 #[derive(Clone, Copy)]

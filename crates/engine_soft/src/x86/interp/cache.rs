@@ -13,7 +13,9 @@ use std::mem::{align_of, size_of};
 use super::op::{Block, NO_BLOCK, Op};
 
 /// Bytes of decoded code a vCPU keeps before it starts over. About 60,000 instructions.
-const ARENA_BYTES: usize = 4 << 20;
+pub const ARENA_BYTES: usize = 4 << 20;
+/// The same where a translator loses its work with them.
+pub const TRANSLATOR_ARENA_BYTES: usize = 64 << 20;
 /// The largest value an operation keeps beside itself ([`BlockCache::keep`]).
 const MAX_KEPT_BYTES: usize = 192;
 const JUMP_ENTRIES: usize = 4096;
@@ -25,8 +27,8 @@ struct Arena {
 }
 
 impl Arena {
-    fn new() -> Self {
-        Self { memory: vec![0; ARENA_BYTES / 8].into_boxed_slice(), used: 0 }
+    fn new(bytes: usize) -> Self {
+        Self { memory: vec![0; bytes / 8].into_boxed_slice(), used: 0 }
     }
 
     /// Room for `count` values of `T`, or `None` if the arena is full.
@@ -77,19 +79,18 @@ pub struct BlockCache {
 // SAFETY: the pointers lead into the arena, which moves along with the cache.
 unsafe impl Send for BlockCache {}
 
-impl Default for BlockCache {
-    fn default() -> Self {
+impl BlockCache {
+    /// An empty cache that keeps `bytes` of decoded code, which cost host memory only as they are used.
+    pub fn new(bytes: usize) -> Self {
         let empty = Jump { linear: 0, key: u64::MAX, block: NO_BLOCK };
         Self {
-            arena: Arena::new(),
+            arena: Arena::new(bytes),
             blocks: HashMap::default(),
             jumps: Box::new([empty; JUMP_ENTRIES]),
             clears: 0,
         }
     }
-}
 
-impl BlockCache {
     /// The block last entered at `linear` under `key` (epoch, mode and privilege).
     #[inline(always)]
     pub fn jump(&self, linear: u64, key: u64) -> *const Block {

@@ -10,10 +10,11 @@ use arch::x86::{CpuState, Exception, Segment, SegmentRegister};
 use engine::{Bus, Exit, Statistics, VcpuSignal, VmConfig};
 use memory::GuestRam;
 
-use super::cache::BlockCache;
+use super::cache::{ARENA_BYTES, BlockCache, TRANSLATOR_ARENA_BYTES};
 use super::op::{Block, Flow, NO_BLOCK, Op};
 use super::shared::Shared;
 use crate::x86::hostexec::Thunks;
+use crate::x86::jit::{Frame, Jit};
 use crate::x86::mmu::{Mmu, TLB_ENTRIES, TlbEntry, View};
 use crate::x86::width::{StatusFlags, Width};
 
@@ -29,6 +30,8 @@ pub mod mode {
     pub const BIG_STACK: u64 = 1 << 2;
     /// Blocks of one instruction.
     pub const SINGLE: u64 = 1 << 3;
+    /// Plain 64-bit code.
+    pub const LONG: u64 = 2;
 }
 
 /// One virtual CPU.
@@ -44,6 +47,8 @@ pub struct Cpu {
     pub ip_mask: u64,
     /// The status flags.
     pub flags: StatusFlags,
+    /// What the translator's code uses.
+    pub frame: Frame,
     /// The current view of the TLB, or one that never hits.
     pub tlb: *const TlbEntry,
     /// The current view.
@@ -59,7 +64,7 @@ pub struct Cpu {
     pub(super) ram: *const GuestRam,
     ram_owner: Arc<GuestRam>,
     pub(super) bus: Arc<dyn Bus>,
-    pub(super) signal: Arc<VcpuSignal>,
+    pub(in crate::x86) signal: Arc<VcpuSignal>,
     pub(super) shared: Arc<Shared>,
     pub(super) thunks: Thunks,
     pub(super) model: Arc<CpuModel>,
@@ -67,20 +72,22 @@ pub struct Cpu {
     vcpu_count: u32,
     tsc_khz: u32,
     pub(super) cache: BlockCache,
-    pub(super) current: *const Block,
+    pub(in crate::x86) current: *const Block,
     /// The bus may have an interrupt for us.
     pub(super) interrupt_hint: bool,
     /// Misaligned user accesses fault.
     pub(super) alignment_checks: bool,
     /// Vector instructions of these classes are known to be enabled (see `vector::run`).
-    pub(super) enabled_classes: u16,
+    pub(in crate::x86) enabled_classes: u16,
     /// Data breakpoints the current instruction hit, as in DR6.
     pub(super) debug_hits: u64,
     /// Set by an operation that cannot go on: `run` returns it.
     pub(super) exit: Option<Exit>,
     /// PAUSE instructions so far.
     pub(super) pauses: u32,
-    pub(super) counters: Statistics,
+    pub(in crate::x86) counters: Statistics,
+    /// The translator, if this vCPU has one.
+    pub(in crate::x86) jit: Option<Box<Jit>>,
     never_hits: Box<[TlbEntry; TLB_ENTRIES]>,
 }
 
@@ -101,6 +108,7 @@ impl Cpu {
         signal: Arc<VcpuSignal>,
         shared: Arc<Shared>,
         thunks: Thunks,
+        jit: Option<Jit>,
     ) -> Box<Self> {
         let context = CpuidContext {
             apic_id: index,
@@ -112,6 +120,7 @@ impl Cpu {
         let physical_bits = config.cpu_model.cpuid(0x8000_0008, 0, &context).eax & 0xff;
         let mut state = CpuState::power_up();
         state.gpr[2] = u64::from(config.cpu_model.cpuid(1, 0, &context).eax);
+        let arena_bytes = if jit.is_some() { TRANSLATOR_ARENA_BYTES } else { ARENA_BYTES };
         let mmu = Mmu::new(physical_bits.clamp(36, 52));
         let mut cpu = Box::new(Self {
             state,
@@ -119,6 +128,7 @@ impl Cpu {
             block_ip: 0,
             ip_mask: 0,
             flags: StatusFlags::default(),
+            frame: Frame::default(),
             tlb: std::ptr::null(),
             view: View::Kernel,
             fault: Exception::UD,
@@ -136,7 +146,7 @@ impl Cpu {
             index,
             vcpu_count: config.vcpu_count,
             tsc_khz: config.tsc_khz,
-            cache: BlockCache::default(),
+            cache: BlockCache::new(arena_bytes),
             current: NO_BLOCK,
             interrupt_hint: true,
             alignment_checks: false,
@@ -145,8 +155,11 @@ impl Cpu {
             exit: None,
             pauses: 0,
             counters: Statistics::default(),
-            never_hits: Box::new([TlbEntry::EMPTY; TLB_ENTRIES]),
+            jit: jit.map(Box::new),
+            never_hits: TlbEntry::empty_view(),
         });
+        let place = std::ptr::from_mut(&mut *cpu);
+        cpu.frame.attach(place);
         cpu.mode_changed();
         cpu
     }
@@ -221,6 +234,9 @@ impl Cpu {
     pub fn update_view(&mut self) {
         self.view = View::of(&self.state);
         self.alignment_checks = self.wants_alignment_checks();
+        if let Some(jit) = &self.jit {
+            self.frame.set_jumps(jit.jump_table(self.view == View::User));
+        }
         self.tlb = if self.alignment_checks { self.never_hits.as_ptr() } else { self.mmu.view(self.view) };
         self.update_jump_key();
     }
@@ -234,6 +250,9 @@ impl Cpu {
     pub(super) fn new_epoch(&mut self) {
         self.epoch += 1;
         self.update_jump_key();
+        if let Some(jit) = self.jit.as_mut() {
+            jit.forget_jumps();
+        }
     }
 
     /// What CPUID answers depend on.
@@ -253,15 +272,21 @@ impl Cpu {
         self.new_epoch();
     }
 
-    /// The arena was emptied: the block that ran last is gone.
-    pub(super) fn forget_current(&mut self) {
+    /// Empties the arena, and with it everything that leads into it. Only between blocks.
+    pub(super) fn forget_blocks(&mut self) {
+        self.cache.clear();
         self.current = NO_BLOCK;
+        if let Some(jit) = self.jit.as_mut() {
+            jit.clear();
+        }
     }
 
     /// After a store that hit decoded code: the rest of the running block may be stale, so it ends here.
     #[inline]
     pub(super) fn after_code_write(&mut self, hit: bool) {
         if hit {
+            self.frame.code_written = true;
+            self.shared.code_changed(self.index);
             self.abandon_block();
         }
     }
@@ -285,7 +310,7 @@ impl Cpu {
     }
 
     /// The guest's RAM.
-    pub(super) fn guest_ram(&self) -> &GuestRam {
+    pub(in crate::x86) fn guest_ram(&self) -> &GuestRam {
         &self.ram_owner
     }
 

@@ -11,7 +11,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use memory::PageInfo;
 
 use super::cpu::{Cpu, Fault, mode};
-use super::op::{Block, NO_BLOCK, Op};
+use super::op::{Block, NO_BLOCK, Op, Translated};
 use super::ops::control;
 use super::select::{self, Selected};
 use crate::x86::mmu::CodePage;
@@ -123,6 +123,8 @@ fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, page: &CodePage) -> Result<*cons
             gfn: page.gfn,
             links: [NO_BLOCK; 2],
             ops: std::ptr::null_mut(),
+            heat: 0,
+            code: Translated::default(),
         };
         return Ok(finish(cpu, gpa, block, draft));
     }
@@ -184,6 +186,8 @@ fn straddling(
             gfn: page.gfn,
             links: [NO_BLOCK; 2],
             ops: std::ptr::null_mut(),
+            heat: 0,
+            code: Translated::default(),
         };
         return Ok(finish(cpu, gpa, block, draft));
     }
@@ -206,8 +210,7 @@ fn draft_limited(cpu: &mut Cpu, bytes: &[u8], limit: usize) -> Draft {
     let mut instruction = Instruction::default();
     // Asked for each draft: another vCPU that keeps changing the code makes us draft again and again.
     if !cpu.cache.has_room(MAX_OPS + 1) {
-        cpu.cache.clear();
-        cpu.forget_current();
+        cpu.forget_blocks();
     }
     let mut draft = Draft { ops: Vec::with_capacity(16), len: 0, ended: false, cut: false };
     while draft.ops.len() < limit {

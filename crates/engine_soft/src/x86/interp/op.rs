@@ -76,6 +76,9 @@ pub struct Op {
 }
 
 impl Op {
+    /// What `dst` says of an operation of `hostexec`, whose immediate leads to a `vector::Extra`.
+    pub const THUNK: u16 = u16::MAX;
+
     /// An operation without operands.
     pub fn plain(run: Handler) -> Self {
         Self {
@@ -119,6 +122,19 @@ pub struct Block {
     pub links: [*const Block; 2],
     /// The first operation.
     pub ops: *mut Op,
+    /// How often the interpreter has executed it, if a translator wants to know.
+    pub heat: u32,
+    /// Its translation.
+    pub code: Translated,
+}
+
+/// Host addresses of a block's translation; zero if there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translated {
+    /// Entry from Rust and from other pages.
+    pub outer: u64,
+    /// Entry from code of the same page.
+    pub inner: u64,
 }
 
 impl Block {
@@ -127,6 +143,12 @@ impl Block {
     pub fn is_fresh(&self) -> bool {
         // SAFETY: page information lives as long as guest RAM, which the engine holds.
         unsafe { (*self.info).code_generation() == self.generation }
+    }
+
+    /// Guest instructions in the block.
+    pub fn instructions(&self) -> u64 {
+        // SAFETY: a block has at least one operation; the last one's position is that of the last instruction.
+        unsafe { u64::from((*self.ops.add(usize::from(self.count) - 1)).position) + 1 }
     }
 
     /// Whether the block spans two pages.

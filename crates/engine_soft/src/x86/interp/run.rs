@@ -18,6 +18,7 @@ use engine::{Exit, Request};
 use super::cpu::{Cpu, Fault, mode};
 use super::decode;
 use super::op::{Block, Flow, NO_BLOCK, Op, address};
+use crate::x86::jit::run::{GsBase, Outcome};
 use crate::x86::system::debug;
 use crate::x86::system::deliver::{Event, deliver};
 
@@ -28,11 +29,13 @@ impl Cpu {
         self.mode_changed();
         self.interrupt_hint = true;
         self.shared.enter(self.index);
+        let gs = GsBase::enter(self);
         let exit = loop {
             if let Some(exit) = self.boundary() {
                 break exit;
             }
         };
+        drop(gs);
         self.current = NO_BLOCK;
         self.shared.leave(self.index);
         self.sync_flags();
@@ -43,6 +46,7 @@ impl Cpu {
     fn boundary(&mut self) -> Option<Exit> {
         if self.signal.is_pending() {
             self.service_engine_request();
+            self.make_room();
             if self.signal.word().load(Ordering::SeqCst) & Request::KICK.bits() != 0 {
                 return Some(Exit::Kicked); // whoever called `run` clears it before looking why
             }
@@ -65,6 +69,13 @@ impl Cpu {
         if self.signal.take(Request::ENGINE) && self.shared.take_revocation(self.index) {
             self.mmu.revoke_writes();
             self.shared.acknowledge(self.index);
+        }
+    }
+
+    /// Starts over when the translator has no room left.
+    fn make_room(&mut self) {
+        if self.jit.as_ref().is_some_and(|jit| !jit.has_room()) {
+            self.forget_blocks();
         }
     }
 
@@ -151,10 +162,35 @@ impl Cpu {
             Ok(block) => block,
             Err(Fault) => return self.deliver_fault(),
         };
+        let mut interpret = false;
         loop {
-            self.current = block;
-            // SAFETY: blocks stay in the arena until `look_up` clears it, which only happens between blocks.
-            let (flow, op) = unsafe { self.run_block(&*block) };
+            let code = if interpret { None } else { self.code_of(block) };
+            let (flow, op) = match code {
+                Some(code) => match self.run_translated(code) {
+                    Outcome::Ended(flow, op, within) => {
+                        block = within;
+                        // SAFETY: as below, for the block that was running then.
+                        (flow, unsafe { &*op })
+                    }
+                    outcome => {
+                        if self.signal.is_pending() || self.must_stop() {
+                            return self.exit.take();
+                        }
+                        interpret = matches!(outcome, Outcome::Interpret);
+                        block = match self.after_translated(&outcome) {
+                            Ok(next) => next,
+                            Err(Fault) => return self.deliver_fault(),
+                        };
+                        continue;
+                    }
+                },
+                None => {
+                    interpret = false;
+                    self.current = block;
+                    // SAFETY: blocks stay in the arena until `look_up` clears it, which only happens between blocks.
+                    unsafe { self.run_block(&*block) }
+                }
+            };
             let link = match flow {
                 Flow::Taken => 0,
                 Flow::FellThrough => 1,
@@ -186,8 +222,23 @@ impl Cpu {
         }
     }
 
+    /// The block at RIP, which translated code came to without knowing its translation.
+    fn after_translated(&mut self, outcome: &Outcome) -> Result<*const Block, Fault> {
+        let cleared = self.cache.clears();
+        let Outcome::Successor(block, successor) = *outcome else {
+            let next = self.look_up()?;
+            self.connect(None, next);
+            return Ok(next);
+        };
+        let next = self.follow(block, successor.link)?;
+        if self.cache.clears() == cleared {
+            self.connect(Some((block, successor)), next);
+        }
+        Ok(next)
+    }
+
     #[inline(always)]
-    fn must_stop(&self) -> bool {
+    pub(in crate::x86) fn must_stop(&self) -> bool {
         self.mode & mode::SINGLE != 0
             || (self.state.events.interrupt_shadow | self.state.events.halted | self.state.events.nmi_pending)
             || self.exit.is_some()

@@ -235,6 +235,7 @@ fn thunk(cpu: &mut Cpu, form: &Form, bytes: &[u8]) -> Op {
         op = implicit_address(form, run, 7);
     }
     op.imm = cpu.cache.keep(extra) as u64;
+    op.dst = Op::THUNK;
     op
 }
 
@@ -561,7 +562,7 @@ fn movement(form: &Form) -> Option<Op> {
 }
 
 /// The low four bits of the opcode.
-fn condition(insn: &Instruction) -> u8 {
+pub(in crate::x86) fn condition(insn: &Instruction) -> u8 {
     use iced_x86::ConditionCode as C;
     match insn.condition_code() {
         C::o => 0,

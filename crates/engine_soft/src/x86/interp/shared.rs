@@ -70,6 +70,13 @@ impl Shared {
         }
     }
 
+    /// Code was overwritten by `from`: the others leave what they run of it at their next boundary.
+    pub fn code_changed(&self, from: u32) {
+        for signal in self.others(from).filter_map(|(_, slot)| slot.signal.get()) {
+            signal.post(Request::ENGINE);
+        }
+    }
+
     /// Whether no running vCPU but `from` has yet to answer.
     pub fn is_revoked(&self, from: u32) -> bool {
         self.others(from)

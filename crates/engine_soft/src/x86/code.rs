@@ -5,7 +5,8 @@
 //! fallback where the host has no such files.
 //!
 //! An area belongs to one vCPU, so nobody runs in it while it changes. It is filled from the front and emptied
-//! as a whole; the first bytes, the prologue, hold what all thunks share.
+//! as a whole; the first bytes, the prologue, hold what all its code shares. Two users: the thunks of
+//! [`super::hostexec`] and the translations of [`super::jit`].
 // UNSAFETY: maps memory, fills it with code and calls into it.
 
 use std::io;
@@ -15,12 +16,12 @@ use std::ptr::NonNull;
 use arch::x86::CpuState;
 
 /// What a thunk is: it gets the guest's state and the host address of the memory operand, and returns 0, or
-/// non-zero if it was cut short by [`super::simd_error`].
+/// non-zero if it was cut short by `hostexec::simd_error`.
 type Entry = unsafe extern "sysv64" fn(state: *mut CpuState, memory: *mut u8) -> u64;
 
 /// Executable memory of fixed size.
 #[derive(Debug)]
-pub(super) struct CodeArea {
+pub(in crate::x86) struct CodeArea {
     /// Where it is executed.
     base: NonNull<u8>,
     /// Where it is written; `None` if that is `base`, once made writable.
@@ -68,7 +69,7 @@ fn memory_file(len: usize) -> io::Result<OwnedFd> {
 
 impl CodeArea {
     /// Maps `len` bytes; they cost host memory only as they are used.
-    pub(super) fn new(len: usize) -> io::Result<Self> {
+    pub(in crate::x86) fn new(len: usize) -> io::Result<Self> {
         Self::mapped_twice(len).or_else(|_| Self::mapped_once(len))
     }
 
@@ -86,17 +87,17 @@ impl CodeArea {
     }
 
     /// Host address at which the next [`Self::push`] puts its code.
-    pub(super) fn next_address(&self) -> u64 {
+    pub(in crate::x86) fn next_address(&self) -> u64 {
         self.base.as_ptr() as u64 + self.used as u64
     }
 
     /// Host address of `offset`.
-    pub(super) fn address(&self, offset: u32) -> u64 {
+    pub(in crate::x86) fn address(&self, offset: u32) -> u64 {
         self.base.as_ptr() as u64 + u64::from(offset)
     }
 
     /// Host address just past the area.
-    pub(super) fn end(&self) -> u64 {
+    pub(in crate::x86) fn end(&self) -> u64 {
         self.base.as_ptr() as u64 + self.len as u64
     }
 
@@ -104,7 +105,7 @@ impl CodeArea {
     ///
     /// # Errors
     /// What the host says if it refuses to change the protection.
-    pub(super) fn push(&mut self, code: &[u8]) -> io::Result<Option<u32>> {
+    pub(in crate::x86) fn push(&mut self, code: &[u8]) -> io::Result<Option<u32>> {
         if code.len() > self.len - self.used {
             return Ok(None);
         }
@@ -125,21 +126,49 @@ impl CodeArea {
         Ok(Some(offset))
     }
 
+    /// Replaces four bytes of what was pushed: the displacement of a jump. Both its old and its new target must
+    /// be right for whoever has already fetched it.
+    ///
+    /// # Errors
+    /// What the host says if it refuses to change the protection.
+    pub(in crate::x86) fn patch(&mut self, offset: u32, value: [u8; 4]) -> io::Result<()> {
+        assert!(offset as usize + 4 <= self.used, "a jump inside the area");
+        match self.alias {
+            Some(alias) => self.write(alias, offset as usize, &value),
+            None => {
+                self.protect(libc::PROT_READ | libc::PROT_WRITE)?;
+                self.write(self.base, offset as usize, &value);
+                self.protect(libc::PROT_READ | libc::PROT_EXEC)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes left.
+    pub(in crate::x86) fn left(&self) -> usize {
+        self.len - self.used
+    }
+
     /// Puts `code`, which fits, at the end of what is used; `writable` is the area where it can be written now.
     fn copy_to(&mut self, writable: NonNull<u8>, code: &[u8]) {
-        // SAFETY: `push` has seen that `used + code.len() <= len`, and `code` is not part of the area.
+        self.write(writable, self.used, code);
+    }
+
+    fn write(&mut self, writable: NonNull<u8>, offset: usize, code: &[u8]) {
+        debug_assert!(offset + code.len() <= self.len);
+        // SAFETY: the callers have seen that `offset + code.len() <= len`, and `code` is not part of the area.
         unsafe {
-            writable.as_ptr().add(self.used).copy_from_nonoverlapping(code.as_ptr(), code.len());
+            writable.as_ptr().add(offset).copy_from_nonoverlapping(code.as_ptr(), code.len());
         }
     }
 
     /// Makes everything pushed so far the prologue, which [`Self::clear`] keeps.
-    pub(super) fn seal_prologue(&mut self) {
+    pub(in crate::x86) fn seal_prologue(&mut self) {
         self.shared = self.used;
     }
 
     /// Forgets all code but the prologue.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::x86) fn clear(&mut self) {
         self.used = self.shared;
         self.reused = true;
     }
@@ -158,7 +187,7 @@ impl CodeArea {
     /// `offset` is where a thunk was pushed since the last [`Self::clear`], and `memory` is what that thunk
     /// needs: valid for its memory operand's size and access, and aligned as the operand must be.
     #[inline]
-    pub(super) unsafe fn enter(&self, offset: u32, state: &mut CpuState, memory: *mut u8) -> u64 {
+    pub(in crate::x86) unsafe fn enter(&self, offset: u32, state: &mut CpuState, memory: *mut u8) -> u64 {
         // SAFETY: the caller vouches for `offset`, so this is the start of code with the ABI of `Entry`,
         // which touches nothing but `state`, the operand and its own registers.
         unsafe {

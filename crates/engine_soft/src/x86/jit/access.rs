@@ -1,0 +1,193 @@
+//! Memory: the address of an operand, the check that the TLB has it, and the stack.
+//!
+//! ```text
+//!   lea  S0, [operand]            mov  S1, S0
+//!   shr  S1, 7                    and  S1, slots            entry of the page
+//!   add  S1, gs:[tlb]             sub  S0, [S1 + tag]       offset in the page, if it is that page
+//!   cmp  S0, 4096 - size          ja   miss                 another page, or not wholly in it
+//!   mov  S1, [S1 + host]          op   [S0 + S1]
+//! ```
+
+use std::mem::offset_of;
+
+use arch::x86::{CpuState, Segment};
+use iced_x86::{Instruction, OpKind, Register};
+
+use super::Frame;
+use super::asm::{Alu, Condition, Label, Mem, Reg, Size};
+use super::rewrite::{GUEST_RSP, S0, S1, host_of, number};
+use super::stubs::{frame, gpr};
+use super::translate::{Operand, Translation};
+use crate::x86::interp::cpu::Cpu;
+use crate::x86::mmu::{Intent, TLB_ENTRIES, TLB_ENTRY_SHIFT, TlbEntry};
+
+/// Where an entry has the host address of its page.
+pub(super) const HOST: i32 = offset_of!(TlbEntry, host) as i32;
+const RBP: Reg = Reg(5);
+
+fn segment_base(register: Register) -> Mem {
+    let index = register.number() * size_of::<Segment>();
+    let segments = offset_of!(Cpu, state) + offset_of!(CpuState, segments);
+    Mem::Field((segments + index + offset_of!(Segment, base)) as i32)
+}
+
+impl Translation<'_> {
+    /// The linear address of the memory operand, into S0. Destroys S1, and EFLAGS where FS or GS is involved.
+    pub(super) fn write_operand_address(&mut self, instruction: &Instruction) {
+        self.write_effective_address(instruction, S0);
+        let segment = instruction.memory_segment();
+        if matches!(segment, Register::FS | Register::GS) {
+            self.asm.alu_load(Size::Qword, Alu::Add, S0, segment_base(segment));
+        }
+    }
+
+    /// Base + index * scale + displacement, into `to`. Destroys both scratch registers, keeps EFLAGS.
+    fn write_effective_address(&mut self, instruction: &Instruction, to: Reg) {
+        let base = instruction.memory_base();
+        let displacement = instruction.memory_displacement64() as i32;
+        if base == Register::RIP {
+            self.asm.load(Size::Qword, S0, frame(offset_of!(Frame, page)));
+            self.asm.lea(Size::Qword, to, Mem::Base(S0, displacement));
+            return;
+        }
+        let index = instruction.memory_index();
+        let scale = instruction.memory_index_scale().trailing_zeros() as u8;
+        let base = (base != Register::None).then(|| self.in_host(base, S0));
+        let index = (index != Register::None).then(|| self.in_host(index, S1));
+        let address = match (base, index) {
+            (Some(base), None) if displacement == 0 => {
+                if base != to {
+                    self.asm.mov(Size::Qword, to, base);
+                }
+                return;
+            }
+            (Some(base), None) => Mem::Base(base, displacement),
+            (Some(base), Some(index)) => Mem::Indexed(base, index, scale, displacement),
+            (None, Some(index)) => Mem::Scaled(index, scale, displacement),
+            (None, None) => Mem::Absolute(displacement),
+        };
+        self.asm.lea(Size::Qword, to, address);
+    }
+
+    /// The host register with the value of a guest register: its own, or `scratch` after a load.
+    pub(super) fn in_host(&mut self, register: Register, scratch: Reg) -> Reg {
+        let number = number(register);
+        host_of(number).unwrap_or_else(|| {
+            self.asm.load(Size::Qword, scratch, gpr(number));
+            scratch
+        })
+    }
+
+    /// Checks the access at linear address S0. After it S0 is the offset in the page and S1 its TLB entry; at
+    /// `miss` nothing has happened. Destroys EFLAGS.
+    pub(super) fn write_check(&mut self, operand: Operand, miss: Label) {
+        const SLOTS: i32 = ((TLB_ENTRIES - 1) << TLB_ENTRY_SHIFT) as i32;
+        if operand.alignment > 1 {
+            self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
+            self.asm.jump_if(Condition::NE, miss);
+        }
+        let tag = match operand.intent {
+            Intent::Write => offset_of!(TlbEntry, write),
+            _ => offset_of!(TlbEntry, read),
+        };
+        self.asm.mov(Size::Dword, S1, S0);
+        self.asm.shr(Size::Dword, S1, 12 - TLB_ENTRY_SHIFT as u8);
+        self.asm.alu_immediate(Size::Dword, Alu::And, S1, SLOTS);
+        self.asm.alu_load(Size::Qword, Alu::Add, S1, Mem::Field(offset_of!(Cpu, tlb) as i32));
+        self.asm.alu_load(Size::Qword, Alu::Sub, S0, Mem::Base(S1, tag as i32));
+        self.asm.alu_immediate(Size::Qword, Alu::Cmp, S0, 4096 - operand.size as i32);
+        self.asm.jump_if(Condition::A, miss);
+    }
+
+    /// As [`Self::write_check`], then the host address in S0.
+    fn write_check_to_host(&mut self, operand: Operand, miss: Label) {
+        self.write_check(operand, miss);
+        self.asm.alu_load(Size::Qword, Alu::Add, S0, Mem::Base(S1, HOST));
+    }
+
+    /// LEA
+    pub(super) fn write_address(&mut self, i: usize) {
+        let instruction = self.instructions[i];
+        let to = instruction.op0_register();
+        let host = host_of(number(to));
+        match (host, to.size()) {
+            (Some(host), 8) => self.write_effective_address(&instruction, host),
+            (Some(host), 4) => {
+                self.write_effective_address(&instruction, S0);
+                self.asm.mov(Size::Dword, host, S0);
+            }
+            (Some(host), _) => {
+                self.write_effective_address(&instruction, S0);
+                self.asm.mov(Size::Word, host, S0);
+            }
+            (None, size) => {
+                self.write_effective_address(&instruction, S0);
+                if size == 4 {
+                    self.asm.mov(Size::Dword, S0, S0);
+                }
+                let size = if size == 2 { Size::Word } else { Size::Qword };
+                self.asm.store(size, gpr(number(to)), S0);
+            }
+        }
+    }
+
+    /// PUSH of a register or immediate.
+    pub(super) fn write_push(&mut self, i: usize) {
+        let instruction = self.instructions[i];
+        let miss = self.asm.label();
+        self.clobber(i);
+        self.write_slot_below(miss);
+        let slot = Mem::Base(S0, 0);
+        if instruction.op0_kind() == OpKind::Register {
+            let value = self.in_host(instruction.op0_register(), S1);
+            self.asm.store(Size::Qword, slot, value);
+        } else {
+            self.asm.store_immediate(Size::Qword, slot, instruction.immediate(0) as i32);
+        }
+        self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, -8));
+        self.cold_handler(i, miss);
+    }
+
+    /// The host address of the eight bytes below the stack pointer, into S0; S1 is free then.
+    pub(super) fn write_slot_below(&mut self, miss: Label) {
+        self.asm.lea(Size::Qword, S0, Mem::Base(GUEST_RSP, -8));
+        self.write_check_to_host(Operand { size: 8, intent: Intent::Write, alignment: 1 }, miss);
+    }
+
+    /// The eight bytes at the linear address in `at`, into S0.
+    pub(super) fn write_load_from(&mut self, at: Reg, miss: Label) {
+        self.asm.mov(Size::Qword, S0, at);
+        self.write_load(miss);
+    }
+
+    /// The eight bytes at linear address S0, into S0.
+    pub(super) fn write_load(&mut self, miss: Label) {
+        self.write_check(Operand { size: 8, intent: Intent::Read, alignment: 1 }, miss);
+        self.asm.load(Size::Qword, S1, Mem::Base(S1, HOST));
+        self.asm.load(Size::Qword, S0, Mem::Indexed(S0, S1, 0, 0));
+    }
+
+    /// POP of a register.
+    pub(super) fn write_pop(&mut self, i: usize) {
+        let number = number(self.instructions[i].op0_register());
+        let miss = self.asm.label();
+        self.clobber(i);
+        self.write_load_from(GUEST_RSP, miss);
+        match host_of(number) {
+            Some(host) => self.asm.mov(Size::Qword, host, S0),
+            None => self.asm.store(Size::Qword, gpr(number), S0),
+        }
+        self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, 8));
+        self.cold_handler(i, miss);
+    }
+
+    /// LEAVE
+    pub(super) fn write_leave(&mut self, i: usize) {
+        let miss = self.asm.label();
+        self.clobber(i);
+        self.write_load_from(RBP, miss);
+        self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(RBP, 8));
+        self.asm.mov(Size::Qword, RBP, S0);
+        self.cold_handler(i, miss);
+    }
+}

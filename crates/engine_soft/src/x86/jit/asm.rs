@@ -1,0 +1,526 @@
+//! A small assembler for what the translator adds around guest instructions: address checks, register traffic,
+//! jumps. Guest instructions themselves are encoded by iced-x86 (see [`super::rewrite`]).
+//!
+//! SDM vol. 2 ch. 2. Only the forms the translator needs, each a method named for its mnemonic.
+
+/// A host general purpose register, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reg(pub u8);
+
+/// RAX
+pub const RAX: Reg = Reg(0);
+/// RCX
+pub const RCX: Reg = Reg(1);
+/// RDX
+pub const RDX: Reg = Reg(2);
+/// RSP
+pub const RSP: Reg = Reg(4);
+/// RBP
+pub const RBP: Reg = Reg(5);
+/// RSI
+pub const RSI: Reg = Reg(6);
+/// RDI
+pub const RDI: Reg = Reg(7);
+
+/// A memory operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mem {
+    /// A field of the vCPU, at this offset from the GS base.
+    Field(i32),
+    /// `[base + displacement]`
+    Base(Reg, i32),
+    /// `[base + index * scale + displacement]`, scale as its logarithm.
+    Indexed(Reg, Reg, u8, i32),
+    /// `[index * scale + displacement]`
+    Scaled(Reg, u8, i32),
+    /// `[displacement]`
+    Absolute(i32),
+}
+
+/// Width of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// 8 bits.
+    Byte,
+    /// 16 bits.
+    Word,
+    /// 32 bits; a register's upper half is cleared.
+    Dword,
+    /// 64 bits.
+    Qword,
+}
+
+/// Condition codes, as in the low four bits of the opcodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition(pub u8);
+
+impl Condition {
+    /// Below (unsigned).
+    pub const B: Self = Self(2);
+    /// Above or equal (unsigned).
+    pub const AE: Self = Self(3);
+    /// Equal.
+    pub const E: Self = Self(4);
+    /// Not equal.
+    pub const NE: Self = Self(5);
+    /// Above (unsigned).
+    pub const A: Self = Self(7);
+
+    /// The opposite.
+    pub fn inverse(self) -> Self {
+        Self(self.0 ^ 1)
+    }
+}
+
+/// A place in the code that jumps may name before it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label(u32);
+
+const UNBOUND: u32 = u32::MAX;
+
+/// The two-operand operations, by the opcode of their `r, r/m` form and the extension of their immediate form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alu {
+    /// ADD
+    Add = 0,
+    /// AND
+    And = 4,
+    /// SUB
+    Sub = 5,
+    /// XOR
+    Xor = 6,
+    /// CMP
+    Cmp = 7,
+}
+
+/// Code being written for a known host address.
+pub struct Asm {
+    bytes: Vec<u8>,
+    base: u64,
+    labels: Vec<u32>,
+    /// Places of 32-bit displacements, relative to their end, and what they lead to.
+    fixups: Vec<(u32, Label)>,
+}
+
+impl Asm {
+    /// Nothing yet, for host address `base`.
+    pub fn new(base: u64) -> Self {
+        Self { bytes: Vec::with_capacity(2048), base, labels: Vec::new(), fixups: Vec::new() }
+    }
+
+    /// Bytes written so far: the place of the next instruction.
+    pub fn position(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    /// Forgets everything from `position` on; no label may have been bound or used there.
+    pub fn rewind(&mut self, position: u32) {
+        self.bytes.truncate(position as usize);
+    }
+
+    /// A label to be bound later.
+    pub fn label(&mut self) -> Label {
+        self.labels.push(UNBOUND);
+        Label(self.labels.len() as u32 - 1)
+    }
+
+    /// Binds `label` here.
+    pub fn bind(&mut self, label: Label) {
+        self.labels[label.0 as usize] = self.position();
+    }
+
+    /// Where `label` was bound.
+    pub fn offset_of(&self, label: Label) -> u32 {
+        self.labels[label.0 as usize]
+    }
+
+    /// The code, all labels resolved; and the places of labels.
+    pub fn finish(&mut self) -> &[u8] {
+        for (at, label) in self.fixups.drain(..) {
+            let target = self.labels[label.0 as usize];
+            assert!(target != UNBOUND, "every label that is jumped to is bound");
+            let displacement = target.wrapping_sub(at + 4);
+            self.bytes[at as usize..at as usize + 4].copy_from_slice(&displacement.to_le_bytes());
+        }
+        &self.bytes
+    }
+
+    /// Bytes as they are.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn byte(&mut self, byte: u8) {
+        self.bytes.push(byte);
+    }
+
+    fn dword(&mut self, value: i32) {
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    /// Prefixes, opcode, ModRM and what follows it, for `reg` and a register or memory operand.
+    fn encode(&mut self, size: Size, prefix: Option<u8>, opcode: &[u8], reg: u8, rm: Operand) {
+        if let Operand::Memory(Mem::Field(_)) = rm {
+            self.byte(0x65);
+        }
+        if size == Size::Word {
+            self.byte(0x66);
+        }
+        if let Some(prefix) = prefix {
+            self.byte(prefix);
+        }
+        let (x, b) = match rm {
+            Operand::Register(r) => (0, r.0 >> 3),
+            Operand::Memory(Mem::Base(base, _)) => (0, base.0 >> 3),
+            Operand::Memory(Mem::Indexed(base, index, ..)) => (index.0 >> 3, base.0 >> 3),
+            Operand::Memory(Mem::Scaled(index, ..)) => (index.0 >> 3, 0),
+            Operand::Memory(Mem::Field(_) | Mem::Absolute(_)) => (0, 0),
+        };
+        let w = u8::from(size == Size::Qword);
+        let rex = 0x40 | w << 3 | (reg >> 3) << 2 | x << 1 | b;
+        // SPL..DIL need the prefix even without bits.
+        let byte_register = size == Size::Byte && (reg >= 4 || matches!(rm, Operand::Register(r) if r.0 >= 4));
+        if rex != 0x40 || byte_register {
+            self.byte(rex);
+        }
+        self.raw(opcode);
+        self.modrm(reg & 7, rm);
+    }
+
+    fn modrm(&mut self, reg: u8, rm: Operand) {
+        let reg = reg << 3;
+        match rm {
+            Operand::Register(r) => self.byte(0xc0 | reg | r.0 & 7),
+            Operand::Memory(Mem::Field(offset) | Mem::Absolute(offset)) => {
+                self.raw(&[reg | 4, 0x25]);
+                self.dword(offset);
+            }
+            Operand::Memory(Mem::Scaled(index, scale, displacement)) => {
+                self.raw(&[reg | 4, scale << 6 | (index.0 & 7) << 3 | 5]);
+                self.dword(displacement);
+            }
+            Operand::Memory(Mem::Base(base, displacement)) => {
+                let mode = displacement_mode(base, displacement);
+                self.byte(mode << 6 | reg | base.0 & 7);
+                if base.0 & 7 == 4 {
+                    self.byte(0x24);
+                }
+                self.displacement(mode, displacement);
+            }
+            Operand::Memory(Mem::Indexed(base, index, scale, displacement)) => {
+                let mode = displacement_mode(base, displacement);
+                self.raw(&[mode << 6 | reg | 4, scale << 6 | (index.0 & 7) << 3 | base.0 & 7]);
+                self.displacement(mode, displacement);
+            }
+        }
+    }
+
+    fn displacement(&mut self, mode: u8, displacement: i32) {
+        match mode {
+            1 => self.byte(displacement as u8),
+            2 => self.dword(displacement),
+            _ => {}
+        }
+    }
+
+    /// `mov to, from`
+    pub fn mov(&mut self, size: Size, to: Reg, from: Reg) {
+        self.encode(size, None, &[if size == Size::Byte { 0x8a } else { 0x8b }], to.0, Operand::Register(from));
+    }
+
+    /// `mov to, [from]`; 32 bits and wider (see [`Self::movzx`]).
+    pub fn load(&mut self, size: Size, to: Reg, from: Mem) {
+        self.encode(size, None, &[0x8b], to.0, Operand::Memory(from));
+    }
+
+    /// `movzx to, word [from]`
+    pub fn movzx_word(&mut self, to: Reg, from: Mem) {
+        self.encode(Size::Dword, None, &[0x0f, 0xb7], to.0, Operand::Memory(from));
+    }
+
+    /// `mov [to], from`
+    pub fn store(&mut self, size: Size, to: Mem, from: Reg) {
+        let opcode = if size == Size::Byte { 0x88 } else { 0x89 };
+        self.encode(size, None, &[opcode], from.0, Operand::Memory(to));
+    }
+
+    /// `mov [to], value`; sign-extended to 64 bits.
+    pub fn store_immediate(&mut self, size: Size, to: Mem, value: i32) {
+        let opcode = if size == Size::Byte { 0xc6 } else { 0xc7 };
+        self.encode(size, None, &[opcode], 0, Operand::Memory(to));
+        match size {
+            Size::Byte => self.byte(value as u8),
+            Size::Word => self.raw(&(value as i16).to_le_bytes()),
+            _ => self.dword(value),
+        }
+    }
+
+    /// `mov to, value`, in the shortest form.
+    pub fn load_immediate(&mut self, to: Reg, value: u64) {
+        if let Ok(value) = u32::try_from(value) {
+            if to.0 >= 8 {
+                self.byte(0x41);
+            }
+            self.byte(0xb8 | to.0 & 7);
+            self.dword(value as i32);
+        } else {
+            self.raw(&[0x48 | to.0 >> 3, 0xb8 | to.0 & 7]);
+            self.raw(&value.to_le_bytes());
+        }
+    }
+
+    /// `lea to, [address]`
+    pub fn lea(&mut self, size: Size, to: Reg, address: Mem) {
+        self.encode(size, None, &[0x8d], to.0, Operand::Memory(address));
+    }
+
+    /// `op to, from`
+    pub fn alu(&mut self, size: Size, op: Alu, to: Reg, from: Reg) {
+        self.encode(size, None, &[(op as u8) << 3 | 3], to.0, Operand::Register(from));
+    }
+
+    /// `op to, [from]`
+    pub fn alu_load(&mut self, size: Size, op: Alu, to: Reg, from: Mem) {
+        self.encode(size, None, &[(op as u8) << 3 | 3], to.0, Operand::Memory(from));
+    }
+
+    /// `op to, value`
+    pub fn alu_immediate(&mut self, size: Size, op: Alu, to: Reg, value: i32) {
+        self.alu_value(size, op, Operand::Register(to), value);
+    }
+
+    /// `op [to], value`
+    pub fn alu_memory_immediate(&mut self, size: Size, op: Alu, to: Mem, value: i32) {
+        self.alu_value(size, op, Operand::Memory(to), value);
+    }
+
+    fn alu_value(&mut self, size: Size, op: Alu, rm: Operand, value: i32) {
+        let short = i8::try_from(value).is_ok();
+        let opcode = match size {
+            Size::Byte => 0x80,
+            _ if short => 0x83,
+            _ => 0x81,
+        };
+        self.encode(size, None, &[opcode], op as u8, rm);
+        match size {
+            _ if short || size == Size::Byte => self.byte(value as u8),
+            Size::Word => self.raw(&(value as i16).to_le_bytes()),
+            _ => self.dword(value),
+        }
+    }
+
+    /// `test register, register`
+    pub fn test(&mut self, size: Size, a: Reg, b: Reg) {
+        self.encode(size, None, &[0x85], b.0, Operand::Register(a));
+    }
+
+    /// `test register, value` of the register's low byte.
+    pub fn test_low_byte(&mut self, register: Reg, value: u8) {
+        self.encode(Size::Byte, None, &[0xf6], 0, Operand::Register(register));
+        self.byte(value);
+    }
+
+    /// `shr register, count`
+    pub fn shr(&mut self, size: Size, register: Reg, count: u8) {
+        self.encode(size, None, &[0xc1], 5, Operand::Register(register));
+        self.byte(count);
+    }
+
+    /// `shl register, count`
+    pub fn shl(&mut self, size: Size, register: Reg, count: u8) {
+        self.encode(size, None, &[0xc1], 4, Operand::Register(register));
+        self.byte(count);
+    }
+
+    /// `sar register, count`
+    pub fn sar(&mut self, size: Size, register: Reg, count: u8) {
+        self.encode(size, None, &[0xc1], 7, Operand::Register(register));
+        self.byte(count);
+    }
+
+    /// Status flags into AX in the form of `width::StatusFlags`: `lahf; seto al`.
+    pub fn flags_to_ax(&mut self) {
+        self.raw(&[0x9f, 0x0f, 0x90, 0xc0]);
+    }
+
+    /// The way back: `add al, 127; sahf`.
+    pub fn flags_from_ax(&mut self) {
+        self.raw(&[0x04, 0x7f, 0x9e]);
+    }
+
+    /// `jcc label`
+    pub fn jump_if(&mut self, condition: Condition, label: Label) {
+        self.raw(&[0x0f, 0x80 | condition.0]);
+        self.fixup(label);
+    }
+
+    /// `jmp label`
+    pub fn jump(&mut self, label: Label) {
+        self.byte(0xe9);
+        self.fixup(label);
+    }
+
+    fn fixup(&mut self, label: Label) {
+        self.fixups.push((self.position(), label));
+        self.dword(0);
+    }
+
+    /// `jmp target`, a host address within reach.
+    pub fn jump_to(&mut self, target: u64) {
+        self.byte(0xe9);
+        let next = self.base + u64::from(self.position()) + 4;
+        self.dword(target.wrapping_sub(next) as i32);
+    }
+
+    /// `jmp [memory]`
+    pub fn jump_indirect(&mut self, memory: Mem) {
+        self.encode(Size::Dword, None, &[0xff], 4, Operand::Memory(memory));
+    }
+
+    /// `call [memory]`
+    pub fn call_indirect(&mut self, memory: Mem) {
+        self.encode(Size::Dword, None, &[0xff], 2, Operand::Memory(memory));
+    }
+
+    /// `push register`
+    pub fn push(&mut self, register: Reg) {
+        if register.0 >= 8 {
+            self.byte(0x41);
+        }
+        self.byte(0x50 | register.0 & 7);
+    }
+
+    /// `pop register`
+    pub fn pop(&mut self, register: Reg) {
+        if register.0 >= 8 {
+            self.byte(0x41);
+        }
+        self.byte(0x58 | register.0 & 7);
+    }
+
+    /// `ret`
+    pub fn ret(&mut self) {
+        self.byte(0xc3);
+    }
+
+    /// `movaps xmm, [from]`
+    pub fn load_xmm(&mut self, xmm: u8, from: Mem) {
+        self.encode(Size::Dword, None, &[0x0f, 0x28], xmm, Operand::Memory(from));
+    }
+
+    /// `movaps [to], xmm`
+    pub fn store_xmm(&mut self, to: Mem, xmm: u8) {
+        self.encode(Size::Dword, None, &[0x0f, 0x29], xmm, Operand::Memory(to));
+    }
+
+    /// `vmovaps ymm, [offset from GS]`
+    pub fn load_ymm_field(&mut self, ymm: u8, offset: i32) {
+        self.ymm_field(0x28, ymm, offset);
+    }
+
+    /// `vmovaps [offset from GS], ymm`
+    pub fn store_ymm_field(&mut self, offset: i32, ymm: u8) {
+        self.ymm_field(0x29, ymm, offset);
+    }
+
+    fn ymm_field(&mut self, opcode: u8, ymm: u8, offset: i32) {
+        let r = if ymm >= 8 { 0 } else { 0x80 };
+        self.raw(&[0x65, 0xc5, r | 0x7c, opcode]);
+        self.modrm(ymm & 7, Operand::Memory(Mem::Field(offset)));
+    }
+
+    /// `vzeroupper`
+    pub fn vzeroupper(&mut self) {
+        self.raw(&[0xc5, 0xf8, 0x77]);
+    }
+
+    /// `ldmxcsr [from]`
+    pub fn ldmxcsr(&mut self, from: Mem) {
+        self.encode(Size::Dword, None, &[0x0f, 0xae], 2, Operand::Memory(from));
+    }
+
+    /// `stmxcsr [to]`
+    pub fn stmxcsr(&mut self, to: Mem) {
+        self.encode(Size::Dword, None, &[0x0f, 0xae], 3, Operand::Memory(to));
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Operand {
+    Register(Reg),
+    Memory(Mem),
+}
+
+/// The two bits of ModRM: no displacement, 8 bits, 32 bits.
+fn displacement_mode(base: Reg, displacement: i32) -> u8 {
+    match displacement {
+        0 if base.0 & 7 != 5 => 0,
+        _ if i8::try_from(displacement).is_ok() => 1,
+        _ => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
+
+    fn text(write: impl FnOnce(&mut Asm)) -> String {
+        let mut asm = Asm::new(0x1000);
+        write(&mut asm);
+        let bytes = asm.finish().to_vec();
+        let mut formatter = GasFormatter::new();
+        let mut all = Vec::new();
+        for instruction in &mut Decoder::with_ip(64, &bytes, 0x1000, DecoderOptions::NONE) {
+            let mut line = String::new();
+            formatter.format(&instruction, &mut line);
+            all.push(line);
+        }
+        all.join("; ")
+    }
+
+    #[test]
+    fn every_form_decodes_to_what_was_asked_for() {
+        let r10 = Reg(10);
+        let cases: Vec<(String, &str)> = vec![
+            (text(|a| a.load(Size::Qword, r10, Mem::Field(0x1234))), "mov %gs:0x1234,%r10"),
+            (text(|a| a.load(Size::Dword, RAX, Mem::Base(Reg(12), 0))), "mov (%r12),%eax"),
+            (text(|a| a.load(Size::Qword, RAX, Mem::Base(Reg(13), 0))), "mov (%r13),%rax"),
+            (text(|a| a.store(Size::Byte, Mem::Base(RSP, 8), RSI)), "mov %sil,8(%rsp)"),
+            (text(|a| a.store(Size::Word, Mem::Field(8), RAX)), "mov %ax,%gs:8"),
+            (text(|a| a.lea(Size::Qword, r10, Mem::Indexed(RBP, Reg(9), 3, -5))), "lea -5(%rbp,%r9,8),%r10"),
+            (text(|a| a.lea(Size::Qword, r10, Mem::Scaled(Reg(12), 2, 64))), "lea 0x40(,%r12,4),%r10"),
+            (text(|a| a.alu_immediate(Size::Qword, Alu::Cmp, r10, 4088)), "cmp $0xff8,%r10"),
+            (text(|a| a.alu_immediate(Size::Dword, Alu::And, r10, 0x7fe0)), "and $0x7fe0,%r10d"),
+            (text(|a| a.alu_load(Size::Qword, Alu::Sub, r10, Mem::Base(Reg(11), 8))), "sub 8(%r11),%r10"),
+            (text(|a| a.alu_memory_immediate(Size::Qword, Alu::Add, Mem::Field(16), 3)), "addq $3,%gs:0x10"),
+            (text(|a| a.alu_memory_immediate(Size::Byte, Alu::Cmp, Mem::Field(16), 2)), "cmpb $2,%gs:0x10"),
+            (text(|a| a.shr(Size::Dword, Reg(11), 7)), "shr $7,%r11d"),
+            (text(|a| a.load_immediate(r10, 5)), "mov $5,%r10d"),
+            (text(|a| a.load_immediate(r10, 1 << 40)), "movabs $0x10000000000,%r10"),
+            (text(|a| a.store_immediate(Size::Qword, Mem::Base(r10, 0), -1)), "movq $0xffffffffffffffff,(%r10)"),
+            (text(|a| a.jump_indirect(Mem::Base(Reg(11), 16))), "jmp *0x10(%r11)"),
+            (text(|a| a.call_indirect(Mem::Field(64))), "call *%gs:0x40"),
+            (text(|a| a.load_ymm_field(9, 0x20)), "vmovaps %gs:0x20,%ymm9"),
+            (text(|a| a.store_ymm_field(0x20, 3)), "vmovaps %ymm3,%gs:0x20"),
+            (text(|a| a.load_xmm(11, Mem::Field(0x20))), "movaps %gs:0x20,%xmm11"),
+            (text(|a| a.movzx_word(RAX, Mem::Field(2))), "movzwl %gs:2,%eax"),
+            (text(|a| a.test_low_byte(r10, 15)), "test $0xf,%r10b"),
+            (text(|a| a.jump_to(0x1000)), "jmp 0x0000000000001000"),
+            (text(|a| a.flags_to_ax()), "lahf; seto %al"),
+        ];
+        for (got, wanted) in cases {
+            assert_eq!(got, wanted);
+        }
+    }
+
+    #[test]
+    fn a_label_is_reached_from_before_and_after() {
+        let mut asm = Asm::new(0);
+        let label = asm.label();
+        asm.jump(label);
+        asm.bind(label);
+        asm.jump_if(Condition::NE, label);
+        assert_eq!(asm.finish(), [0xe9, 0, 0, 0, 0, 0x0f, 0x85, 0xfa, 0xff, 0xff, 0xff]);
+    }
+}

@@ -1,0 +1,260 @@
+//! How a block ends: jumps inside the page, which chain; jumps to other pages and indirect ones, which go through
+//! the jump table; calls and returns.
+
+use std::mem::offset_of;
+
+use iced_x86::{Code, Mnemonic, OpKind};
+
+use super::asm::{Alu, Condition, Label, Mem, Size};
+use super::flags::{ALL, Effect};
+use super::rewrite::{GUEST_RSP, S0, S1};
+use super::stubs::frame;
+use super::translate::{Cold, Translation};
+use super::{Frame, JUMP_ENTRIES, Jump, Kind};
+
+/// The ways a block ends; targets are relative to the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Execution goes on at this place.
+    Jump(i64),
+    /// Jcc: taken, not taken.
+    Conditional(Condition, i64, i64),
+    /// CALL to a known place.
+    Call(i64),
+    /// JMP to a register or memory operand.
+    JumpIndirect,
+    /// CALL of a register or memory operand.
+    CallIndirect,
+    /// RET, with the bytes it drops beside the address.
+    Return(u16),
+    /// By the interpreter's handler.
+    Handler,
+}
+
+/// The first operand of an indirect branch is fine for us.
+fn is_usable(instruction: &iced_x86::Instruction) -> bool {
+    match instruction.op0_kind() {
+        OpKind::Register => instruction.op0_register().size() == 8,
+        _ => instruction.memory_size().size() == 8 && !super::translate::is_odd(instruction),
+    }
+}
+
+impl Translation<'_> {
+    fn end(&self, last: usize) -> End {
+        let Some(instruction) = self.instructions.get(last) else {
+            return End::Jump(i64::from(self.start) + i64::from(self.ops[last].offset));
+        };
+        let direct = instruction.op0_kind() == OpKind::NearBranch64;
+        let target = instruction.near_branch_target() as i64;
+        match instruction.mnemonic() {
+            Mnemonic::Jmp if direct => End::Jump(target),
+            Mnemonic::Call if direct => End::Call(target),
+            Mnemonic::Jmp if instruction.is_jmp_near_indirect() && is_usable(instruction) => End::JumpIndirect,
+            Mnemonic::Call if instruction.is_call_near_indirect() && is_usable(instruction) => End::CallIndirect,
+            Mnemonic::Ret if matches!(instruction.code(), Code::Retnq) => End::Return(0),
+            Mnemonic::Ret if matches!(instruction.code(), Code::Retnq_imm16) => {
+                End::Return(instruction.immediate16())
+            }
+            _ if instruction.is_jcc_short_or_near() && direct => {
+                let condition = Condition(condition_code(instruction));
+                End::Conditional(condition, target, instruction.next_ip() as i64)
+            }
+            _ => End::Handler,
+        }
+    }
+
+    /// The flags live before and after the last operation.
+    pub(super) fn live_around_end(&mut self, last: usize) -> (u32, u32) {
+        match self.end(last) {
+            End::Jump(target) | End::Call(target) => {
+                let live = self.live_at(target);
+                (live, live)
+            }
+            End::Conditional(_, taken, next) => {
+                let after = self.live_at(taken) | self.live_at(next);
+                (Effect::of(&self.instructions[last]).before(after), after)
+            }
+            _ => (ALL, ALL),
+        }
+    }
+
+    pub(super) fn write_end(&mut self, last: usize) {
+        match self.end(last) {
+            End::Jump(target) => self.write_direct(last, target, 0, 0),
+            End::Conditional(condition, taken, next) => self.write_conditional(last, condition, taken, next),
+            End::Call(target) => self.write_call(last, target),
+            End::JumpIndirect => {
+                self.write_branch_operand(last);
+                self.write_lookup(last, 0);
+            }
+            End::CallIndirect => self.write_call_indirect(last),
+            End::Return(bytes) => self.write_return(last, bytes),
+            End::Handler => {
+                self.save_flags(ALL);
+                let site = self.site(Kind::Handler, last, self.start as i32);
+                self.jump_with_site(site, self.stubs.slow);
+            }
+        }
+    }
+
+    /// At `label`: the whole last operation by its handler, which ends the block.
+    fn cold_end(&mut self, last: usize, label: Label) {
+        let site = self.site(Kind::Handler, last, self.start as i32);
+        self.cold.push(Cold::Stub { label, site, stub: self.stubs.slow, resume: None, restore: false });
+    }
+
+    /// Goes on at `target`, which is successor number `link`.
+    fn write_direct(&mut self, last: usize, target: i64, link: u8, moved: i32) {
+        if !is_in_page(target) {
+            self.save_flags(ALL);
+            return self.write_far_jump(last, target, moved);
+        }
+        let live = self.live_at(target);
+        let from = self.instructions.get(last).map_or(i64::MAX, |i| i.ip() as i64);
+        if target <= from && from != i64::MAX {
+            self.write_poll(last, target, live);
+        }
+        self.need_host(live);
+        let unknown = self.asm.label();
+        self.asm.jump(unknown);
+        self.link(last, target, link, live, unknown);
+    }
+
+    /// The jump just written leads to `unknown` until the block at `target` is translated.
+    fn link(&mut self, last: usize, target: i64, link: u8, live: u32, unknown: Label) {
+        let site = self.site(Kind::Link, last, target as i32);
+        self.sites[site].link = link;
+        self.patch_here(site);
+        let save = live != 0 && !self.place.saved;
+        self.cold.push(Cold::Exit { label: unknown, site, save });
+    }
+
+    /// Leaves for Rust if somebody wants attention; every loop passes one of these or a look-up.
+    fn write_poll(&mut self, last: usize, target: i64, live: u32) {
+        self.save_flags(live);
+        self.place.host = false;
+        self.asm.load(Size::Qword, S0, frame(offset_of!(Frame, signal)));
+        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S0, 0), 0);
+        let wanted = self.asm.label();
+        self.asm.jump_if(Condition::NE, wanted);
+        let site = self.site(Kind::Leave, last, target as i32);
+        self.cold.push(Cold::Exit { label: wanted, site, save: false });
+    }
+
+    fn write_conditional(&mut self, last: usize, condition: Condition, taken: i64, next: i64) {
+        self.need_host(self.live[last]);
+        let backward = taken <= self.instructions[last].ip() as i64;
+        if !is_in_page(taken) {
+            let label = self.asm.label();
+            self.asm.jump_if(condition, label);
+            self.cold.push(Cold::FarJump { label, last, target: taken, save: !self.place.saved });
+        } else if backward {
+            let skip = self.asm.label();
+            self.asm.jump_if(condition.inverse(), skip);
+            let place = self.place;
+            self.write_direct(last, taken, 0, 0);
+            self.place = place;
+            self.asm.bind(skip);
+        } else {
+            let live = self.live_at(taken);
+            let unknown = self.asm.label();
+            self.asm.jump_if(condition, unknown);
+            self.link(last, taken, 0, live, unknown);
+        }
+        self.write_direct(last, next, 1, 0);
+    }
+
+    /// Pushes the address behind the call.
+    fn write_push_return(&mut self, last: usize, miss: Label) {
+        let next = self.instructions[last].next_ip() as i32;
+        self.write_slot_below(miss);
+        self.asm.load(Size::Qword, S1, frame(offset_of!(Frame, page)));
+        self.asm.lea(Size::Qword, S1, Mem::Base(S1, next));
+        self.asm.store(Size::Qword, Mem::Base(S0, 0), S1);
+        self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, -8));
+    }
+
+    fn write_call(&mut self, last: usize, target: i64) {
+        let miss = self.asm.label();
+        self.clobber(last);
+        self.write_push_return(last, miss);
+        self.cold_end(last, miss);
+        self.write_direct(last, target, 0, -8);
+    }
+
+    /// The target of an indirect branch, into S0.
+    fn write_branch_operand(&mut self, last: usize) {
+        self.clobber(last);
+        let instruction = self.instructions[last];
+        if instruction.op0_kind() == OpKind::Register {
+            let host = self.in_host(instruction.op0_register(), S0);
+            if host != S0 {
+                self.asm.mov(Size::Qword, S0, host);
+            }
+            return;
+        }
+        let miss = self.asm.label();
+        self.write_operand_address(&instruction);
+        self.write_load(miss);
+        self.cold_end(last, miss);
+    }
+
+    fn write_call_indirect(&mut self, last: usize) {
+        let target = frame(offset_of!(Frame, target));
+        self.write_branch_operand(last);
+        self.asm.store(Size::Qword, target, S0);
+        let miss = self.asm.label();
+        self.write_push_return(last, miss);
+        self.cold_end(last, miss);
+        self.asm.load(Size::Qword, S0, target);
+        self.write_lookup(last, -8);
+    }
+
+    fn write_return(&mut self, last: usize, bytes: u16) {
+        let miss = self.asm.label();
+        self.clobber(last);
+        self.write_load_from(GUEST_RSP, miss);
+        self.cold_end(last, miss);
+        let moved = 8 + i32::from(bytes);
+        self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, moved));
+        self.write_lookup(last, moved);
+    }
+
+    /// A jump out of the page; the flags are saved.
+    pub(super) fn write_far_jump(&mut self, last: usize, target: i64, moved: i32) {
+        self.asm.load(Size::Qword, S0, frame(offset_of!(Frame, page)));
+        self.asm.lea(Size::Qword, S0, Mem::Base(S0, target as i32));
+        self.write_lookup(last, moved);
+    }
+
+    /// Jumps to the linear address in S0 through the jump table; RSP has moved by `moved`. The flags are saved.
+    fn write_lookup(&mut self, last: usize, moved: i32) {
+        let unknown = self.asm.label();
+        self.asm.load(Size::Qword, S1, frame(offset_of!(Frame, signal)));
+        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S1, 0), 0);
+        self.asm.jump_if(Condition::NE, unknown);
+        self.asm.mov(Size::Dword, S1, S0);
+        self.asm.shr(Size::Dword, S1, 12);
+        self.asm.alu(Size::Dword, Alu::Xor, S1, S0);
+        self.asm.alu_immediate(Size::Dword, Alu::And, S1, JUMP_ENTRIES as i32 - 1);
+        self.asm.shl(Size::Dword, S1, size_of::<Jump>().trailing_zeros() as u8);
+        self.asm.alu_load(Size::Qword, Alu::Add, S1, frame(offset_of!(Frame, jumps)));
+        self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(S1, offset_of!(Jump, linear) as i32));
+        self.asm.jump_if(Condition::NE, unknown);
+        self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(Jump, page) as i32));
+        self.asm.store(Size::Qword, frame(offset_of!(Frame, page)), S0);
+        self.asm.jump_indirect(Mem::Base(S1, offset_of!(Jump, code) as i32));
+        let site = self.site(Kind::Jump, last, self.start as i32);
+        self.sites[site].moved = moved;
+        self.cold.push(Cold::Unknown { label: unknown, site });
+    }
+}
+
+fn is_in_page(target: i64) -> bool {
+    (0..4096).contains(&target)
+}
+
+/// The low four bits of a Jcc's opcode.
+fn condition_code(instruction: &iced_x86::Instruction) -> u8 {
+    crate::x86::interp::select::condition(instruction)
+}

@@ -1,0 +1,328 @@
+//! The translator: hot guest code as host code of the same instruction set.
+//!
+//! A block that the interpreter has executed often enough is translated: guest registers live in host registers,
+//! status flags in EFLAGS, vectors in vector registers; only memory accesses, branches and what is privileged
+//! become something else. Whatever has no translation calls the interpreter's own handler for that one
+//! instruction, so the translator is complete by construction and a fault is always the interpreter's to report.
+//!
+//! ```text
+//!   interp::run ──► run::enter ──► entry stub ──► block ─► block ─► … (chained)
+//!        ▲                                          │ TLB miss, rare instruction
+//!        └───────── leave stub ◄── unknown target ──┤
+//!                                                   └► slow stub ─► run::slow ─► handler ─► back
+//! ```
+//!
+//! # Host registers
+//! RAX-RDI, R8 and R12-R15 hold the guest's registers of the same name, R9 holds the guest's RSP, R10 and R11
+//! are scratch; the guest's R9-R11 stay in memory. The GS base is the address of the [`Cpu`].
+//!
+//! # Where the flags are
+//! At a block's *inner* entry the live flags are in EFLAGS; that is how blocks of one page chain. At its *outer*
+//! entry, in handlers and in Rust they are in [`Cpu::flags`].
+//!
+//! # Why a block may run
+//! The outer entry compares the page's code generation. The inner one is reached only from code of the same
+//! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
+//!
+//! Reading order: this file, [`translate`], `access`, `branch`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+// UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
+
+mod access;
+pub mod asm;
+mod branch;
+pub mod flags;
+pub mod rewrite;
+pub mod run;
+pub mod stubs;
+pub mod translate;
+
+use std::io;
+use std::sync::atomic::AtomicU32;
+
+use iced_x86::{Encoder, InstructionInfoFactory};
+
+use super::code::CodeArea;
+use super::interp::cpu::Cpu;
+use super::interp::op::{Block, Flow, Op};
+use stubs::Stubs;
+
+/// How a translator behaves; the default is right unless a test wants to provoke something.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Executions by the interpreter before a block is translated.
+    pub threshold: u32,
+    /// Bytes of host code a vCPU keeps before it starts over.
+    pub code_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { threshold: 12, code_bytes: 64 << 20 }
+    }
+}
+
+/// Entries of a jump table; a power of two.
+pub(super) const JUMP_ENTRIES: usize = 4096;
+
+/// Where translated code for a linear address is.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(super) struct Jump {
+    linear: u64,
+    page: u64,
+    code: u64,
+}
+
+/// An address no instruction has: not canonical.
+const NO_ADDRESS: u64 = 1 << 63;
+const NO_JUMP: Jump = Jump { linear: NO_ADDRESS, page: 0, code: 0 };
+
+/// What generated code and its Rust side exchange; part of the [`Cpu`], reached through GS.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Frame {
+    /// The vCPU this is part of.
+    cpu: *mut Cpu,
+    /// Linear address of the page the running block is in.
+    pub page: u64,
+    /// The word of pending requests.
+    signal: *const AtomicU32,
+    /// The jump table of the current privilege.
+    jumps: *const Jump,
+    /// The host's stack pointer inside generated code.
+    host_stack: u64,
+    /// Host address that code goes on at.
+    resume: u64,
+    /// A guest address in transit: target of a call, or of a jump the table does not know.
+    target: u64,
+    /// Host RAX while the flags pass through it.
+    saved_rax: u64,
+    /// [`run::slow`].
+    slow: u64,
+    /// MXCSR as Rust code expects it.
+    host_mxcsr: u32,
+    /// What is in the vector registers: see [`Vectors`].
+    vectors: u8,
+    /// What the slow stub shall load into them before it goes on.
+    wanted: u8,
+    /// A handler overwrote translated or decoded code.
+    pub code_written: bool,
+    /// How the operation ended for which translated code was left.
+    flow: Flow,
+}
+
+/// What vector registers hold while translated code runs, as numbers generated code compares.
+pub(super) struct Vectors;
+
+impl Vectors {
+    /// Nothing of the guest's.
+    pub(super) const NONE: u8 = 0;
+    /// XMM0-15 and MXCSR; AVX is not enabled, the upper halves stay in the state.
+    pub(super) const XMM: u8 = 1;
+    /// YMM0-15 and MXCSR.
+    pub(super) const YMM: u8 = 2;
+    /// As `YMM`, to be loaded from a state whose upper halves are all zero.
+    pub(super) const YMM_LOW: u8 = 3;
+}
+
+impl Default for Frame {
+    fn default() -> Self {
+        Self {
+            cpu: std::ptr::null_mut(),
+            page: 0,
+            signal: std::ptr::null(),
+            jumps: std::ptr::null(),
+            host_stack: 0,
+            resume: 0,
+            target: 0,
+            saved_rax: 0,
+            slow: 0,
+            host_mxcsr: arch::x86::state::FxImage::MXCSR_RESET,
+            vectors: Vectors::NONE,
+            wanted: Vectors::NONE,
+            code_written: false,
+            flow: Flow::Next,
+        }
+    }
+}
+
+impl Frame {
+    /// Makes this the frame of the vCPU at `cpu`, which will not move.
+    pub fn attach(&mut self, cpu: *mut Cpu) {
+        self.cpu = cpu;
+        // SAFETY: the caller's vCPU, alive and borrowed through this frame's owner.
+        self.signal = unsafe { (*cpu).signal.word() };
+        self.slow = run::slow as *const () as u64;
+    }
+
+    /// Jumps go through `table` from now on.
+    pub(super) fn set_jumps(&mut self, table: *const Jump) {
+        self.jumps = table;
+    }
+}
+
+/// Why translated code calls or returns to Rust.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// Execute one operation by its handler, then resume.
+    Handler,
+    /// Load the guest's vector registers if it may use them, then resume.
+    Vectors,
+    /// The successor in the same page is not known yet.
+    Link,
+    /// The jump table does not know `Frame::target`.
+    Jump,
+    /// Somebody wants the vCPU's attention; or the block is stale.
+    Leave,
+}
+
+/// A place in translated code from which Rust is reached.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Site {
+    kind: Kind,
+    /// `Link`: which of the block's successors.
+    link: u8,
+    /// Vector registers the code needs when it resumes.
+    vectors: u8,
+    /// `Jump`: how far the guest's stack pointer has moved already.
+    moved: i32,
+    /// Where the guest goes on, relative to the page (`Link`, `Leave`, `Vectors`); the block's start (`Handler`, `Jump`).
+    ip: i32,
+    /// Place of the jump's displacement in the code area (`Link`).
+    patch: u32,
+    /// Host address at which to go on (`Handler`, `Vectors`).
+    resume: u64,
+    block: *const Block,
+    op: *const Op,
+}
+
+/// Sites in chunks, so that their addresses stay.
+#[derive(Default)]
+struct Sites {
+    chunks: Vec<Vec<Site>>,
+}
+
+impl Sites {
+    const CHUNK: usize = 1024;
+
+    /// A chunk with room for `count` more sites.
+    fn room(&mut self, count: usize) -> &mut Vec<Site> {
+        let full = self.chunks.last().is_none_or(|chunk| chunk.capacity() - chunk.len() < count);
+        if full {
+            self.chunks.push(Vec::with_capacity(Self::CHUNK.max(count)));
+        }
+        self.chunks.last_mut().expect("just made")
+    }
+}
+
+/// What [`Cpu::statistics`] adds for a translator.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Blocks translated.
+    pub blocks: u64,
+    /// Guest instructions in them.
+    pub instructions: u64,
+    /// Times translated code was left, by kind: handlers, vectors, unknown successors, unknown jumps, attention.
+    pub returns: [u64; 5],
+    /// Handlers and vector loads after which translated code went on.
+    pub resumed: [u64; 2],
+    /// How often all translations were thrown away.
+    pub clears: u64,
+    /// Guest instructions that translated code executed, handlers included.
+    pub translated: u64,
+}
+
+/// The translator of one vCPU.
+pub struct Jit {
+    config: Config,
+    area: CodeArea,
+    stubs: Stubs,
+    sites: Sites,
+    /// `[kernel, user]`
+    jumps: Box<[[Jump; JUMP_ENTRIES]; 2]>,
+    /// Entries of `jumps` in use, so that forgetting them touches only those.
+    filled: Vec<u16>,
+    tools: Tools,
+    counters: Counters,
+}
+
+// SAFETY: sites lead into the arena of the vCPU's block cache, which moves along with it; the area is the vCPU's.
+unsafe impl Send for Jit {}
+
+/// What translating needs and is worth keeping.
+struct Tools {
+    encoder: Encoder,
+    info: InstructionInfoFactory,
+}
+
+impl Jit {
+    /// A translator with no translations.
+    ///
+    /// # Errors
+    /// If the host does not give executable memory, or code cannot reach its data through GS.
+    pub fn new(config: Config) -> io::Result<Self> {
+        if !run::host_has_gs_base() {
+            return Err(io::Error::other("the host does not let programs set the GS base (FSGSBASE)"));
+        }
+        let mut area = CodeArea::new(config.code_bytes)?;
+        let stubs = Stubs::push(&mut area)?;
+        area.seal_prologue();
+        Ok(Self {
+            config,
+            area,
+            stubs,
+            sites: Sites::default(),
+            jumps: Box::new([[NO_JUMP; JUMP_ENTRIES]; 2]),
+            filled: Vec::new(),
+            tools: Tools { encoder: Encoder::new(64), info: InstructionInfoFactory::new() },
+            counters: Counters::default(),
+        })
+    }
+
+    /// What has been counted.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Executions before a block is translated.
+    pub(super) fn threshold(&self) -> u32 {
+        self.config.threshold
+    }
+
+    /// Whether the area can take the translation of any block.
+    pub(super) fn has_room(&self) -> bool {
+        self.area.left() > translate::MAX_CODE_BYTES
+    }
+
+    /// Throws all translations away; none of them may be running.
+    pub(super) fn clear(&mut self) {
+        self.forget_jumps();
+        self.area.clear();
+        self.sites = Sites::default();
+        self.counters.clears += 1;
+    }
+
+    /// Linear addresses may lead elsewhere from now on.
+    pub(super) fn forget_jumps(&mut self) {
+        for index in self.filled.drain(..) {
+            self.jumps.as_flattened_mut()[usize::from(index)] = NO_JUMP;
+        }
+    }
+
+    /// The jump table for user or kernel code.
+    pub(super) fn jump_table(&self, user: bool) -> *const Jump {
+        self.jumps[usize::from(user)].as_ptr()
+    }
+
+    /// Lets jumps to `linear` go straight to `code`.
+    fn remember(&mut self, user: bool, linear: u64, code: u64) {
+        let slot = (linear as u32 ^ linear as u32 >> 12) as usize & (JUMP_ENTRIES - 1);
+        let index = usize::from(user) * JUMP_ENTRIES + slot;
+        let entry = &mut self.jumps.as_flattened_mut()[index];
+        if entry.linear == NO_ADDRESS {
+            self.filled.push(index as u16);
+        }
+        *entry = Jump { linear, page: linear & !0xfff, code };
+    }
+}

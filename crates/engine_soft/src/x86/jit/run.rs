@@ -1,0 +1,295 @@
+//! Entering translated code and what it calls: the Rust side of [`super::stubs`].
+// UNSAFETY: jumps into generated code, follows the sites and blocks it names, and sets the GS base it uses.
+
+use std::arch::asm;
+
+use arch::x86::paging::is_canonical;
+use arch::x86::state::FxImage;
+use engine::Request;
+
+use super::{Jit, Kind, Site, Vectors, translate};
+use crate::x86::hostexec::Class;
+use crate::x86::interp::cpu::{Cpu, mode};
+use crate::x86::interp::op::{Block, Flow, Op, Translated};
+use crate::x86::mmu::View;
+
+/// AT_HWCAP2 bit: programs may use RDGSBASE and WRGSBASE.
+const HWCAP2_FSGSBASE: u64 = 1 << 1;
+
+/// Whether this process may set its GS base without a system call.
+pub fn host_has_gs_base() -> bool {
+    // SAFETY: no precondition.
+    unsafe { libc::getauxval(libc::AT_HWCAP2) & HWCAP2_FSGSBASE != 0 }
+}
+
+/// Keeps the GS base at a vCPU's address, and puts the old one back.
+pub struct GsBase(u64);
+
+impl GsBase {
+    /// Points GS at `cpu`, if it translates.
+    pub fn enter(cpu: &Cpu) -> Option<Self> {
+        cpu.jit.as_ref()?;
+        let old: u64;
+        // SAFETY: a translator exists only where `host_has_gs_base`; neither Rust nor the C library uses GS.
+        unsafe {
+            asm!("rdgsbase {}", out(reg) old, options(nomem, nostack, preserves_flags));
+            asm!("wrgsbase {}", in(reg) std::ptr::from_ref(cpu), options(nomem, nostack, preserves_flags));
+        }
+        Some(Self(old))
+    }
+}
+
+impl Drop for GsBase {
+    fn drop(&mut self) {
+        // SAFETY: as in `enter`.
+        unsafe { asm!("wrgsbase {}", in(reg) self.0, options(nomem, nostack, preserves_flags)) };
+    }
+}
+
+/// How a stretch of translated code ended. RIP is set unless a handler's flow says otherwise.
+pub enum Outcome {
+    /// An operation of `block` ended it, as in the interpreter.
+    Ended(Flow, *const Op, *const Block),
+    /// At a place where execution may go on in any way.
+    Elsewhere,
+    /// At a successor, in the same page, of a block that does not know its code yet.
+    Successor(*const Block, Successor),
+    /// At a block whose translation cannot run now.
+    Interpret,
+}
+
+/// A jump to be led to its target.
+#[derive(Clone, Copy)]
+pub struct Successor {
+    /// Which of the block's successors.
+    pub link: usize,
+    patch: u32,
+}
+
+impl Cpu {
+    /// Runs translated code from `code`, the outer entry of the block at RIP.
+    pub(in crate::x86) fn run_translated(&mut self, code: u64) -> Outcome {
+        let Some(jit) = self.jit.as_ref() else { return Outcome::Interpret };
+        let enter = jit.stubs.enter;
+        self.frame.page = self.state.rip & !0xfff;
+        self.frame.code_written = false;
+        self.current = std::ptr::null();
+        let before = self.counters.instructions;
+        // SAFETY: `enter` is the entry stub of an area that lives as long as `jit`; GS points here (`Cpu::run`),
+        // and `code` is an outer entry made since the area was last cleared.
+        let site = unsafe {
+            let enter: extern "sysv64" fn(*mut Self, u64) -> *const Site = std::mem::transmute(enter);
+            &*enter(self, code)
+        };
+        let outcome = self.outcome(site);
+        let executed = self.counters.instructions.wrapping_sub(before);
+        if let Some(jit) = self.jit.as_mut() {
+            jit.counters.returns[site.kind as usize] += 1;
+            jit.counters.translated = jit.counters.translated.wrapping_add(executed);
+        }
+        outcome
+    }
+
+    fn outcome(&mut self, site: &Site) -> Outcome {
+        let here = self.frame.page.wrapping_add(site.ip as i64 as u64);
+        match site.kind {
+            Kind::Handler => self.ended(site, self.frame.flow),
+            Kind::Vectors => {
+                self.uncount(site);
+                self.state.rip = here;
+                Outcome::Interpret
+            }
+            Kind::Link => {
+                self.state.rip = here;
+                self.block_ip = self.frame.page; // the same page is all that matters
+                Outcome::Successor(site.block, Successor { link: usize::from(site.link), patch: site.patch })
+            }
+            Kind::Jump if !is_canonical(self.frame.target) => self.refused_jump(site),
+            Kind::Jump => {
+                self.state.rip = self.frame.target;
+                Outcome::Elsewhere
+            }
+            Kind::Leave => {
+                self.state.rip = here;
+                Outcome::Elsewhere
+            }
+        }
+    }
+
+    /// The block's instructions were counted when it was entered; whoever handles its end counts them again.
+    fn uncount(&mut self, site: &Site) {
+        // SAFETY: a site's block is in the arena as long as the site exists.
+        let count = unsafe { (*site.block).instructions() };
+        self.counters.instructions = self.counters.instructions.wrapping_sub(count);
+    }
+
+    fn ended(&mut self, site: &Site, flow: Flow) -> Outcome {
+        self.uncount(site);
+        if flow != Flow::Next {
+            return Outcome::Ended(flow, site.op, site.block);
+        }
+        // SAFETY: as in `uncount`.
+        let op = unsafe { &*site.op };
+        self.counters.instructions += u64::from(op.position) + 1;
+        self.state.rip = self.next_ip(op);
+        Outcome::Elsewhere
+    }
+
+    /// A branch to an address that cannot be: executed again by its handler, which faults as it must.
+    fn refused_jump(&mut self, site: &Site) -> Outcome {
+        self.state.gpr[4] = self.state.gpr[4].wrapping_sub(site.moved as i64 as u64);
+        self.block_ip = self.frame.page.wrapping_add(site.ip as i64 as u64);
+        // SAFETY: as in `uncount`.
+        let op = unsafe { &*site.op };
+        let flow = (op.run)(self, op);
+        self.ended(site, flow)
+    }
+
+    /// The code of `block`, which starts at RIP, made now if it is worth it.
+    #[inline(always)]
+    pub(in crate::x86) fn code_of(&mut self, block: *const Block) -> Option<u64> {
+        let jit = self.jit.as_ref()?;
+        // SAFETY: the caller just looked the block up; only this vCPU's thread touches it.
+        let (block, heat) = unsafe { (&*block, &raw mut (*block.cast_mut()).heat) };
+        if block.code.outer != 0 {
+            return (self.mode == mode::LONG).then_some(block.code.outer);
+        }
+        // SAFETY: as above.
+        unsafe { *heat += 1 };
+        if block.heat != jit.threshold() || self.mode != mode::LONG || block.straddles() {
+            return None;
+        }
+        self.translate(block)
+    }
+
+    #[cold]
+    fn translate(&mut self, block: &Block) -> Option<u64> {
+        let mut jit = self.jit.take()?;
+        if !jit.has_room() {
+            self.jit = Some(jit);
+            self.signal.post(Request::ENGINE); // which leads to where the area can be emptied
+            return None;
+        }
+        let code = self.translate_with(&mut jit, block);
+        self.jit = Some(jit);
+        code
+    }
+
+    fn translate_with(&mut self, jit: &mut Jit, block: &Block) -> Option<u64> {
+        let mut page = [0u8; 4096];
+        let host = self.guest_ram().page(block.gfn)?.host;
+        // SAFETY: a whole page of guest RAM.
+        unsafe { std::ptr::copy_nonoverlapping(host.as_ptr(), page.as_mut_ptr(), page.len()) };
+        if !block.is_fresh() {
+            return None;
+        }
+        // SAFETY: the block's operations stand in the arena.
+        let ops = unsafe { std::slice::from_raw_parts(block.ops, usize::from(block.count)) };
+        let start = (self.state.rip & 0xfff) as u32;
+        let address = jit.area.next_address();
+        let sites = jit.sites.room(translate::max_sites(ops.len()));
+        let first = sites.len();
+        let tools = &mut jit.tools;
+        let job = translate::Translation::new(block, ops, start, &page, jit.stubs, tools, sites, address);
+        let done = job.run()?;
+        for site in &mut sites[first..] {
+            site.resume = site.resume.wrapping_add(address);
+        }
+        let offset = jit.area.push(&done.code).ok()??;
+        for site in &mut sites[first..] {
+            site.patch += offset;
+        }
+        if done.seen.0 < done.seen.1 {
+            // What was concluded from other code of the page holds as long as that code.
+            // SAFETY: page information lives as long as guest RAM.
+            let mark = unsafe { (*block.info).begin_code(done.seen.0, done.seen.1 - done.seen.0) };
+            if mark.generation != block.generation {
+                return None;
+            }
+        }
+        jit.counters.blocks += 1;
+        jit.counters.instructions += u64::from(done.instructions);
+        let made = Translated { outer: address, inner: address + u64::from(done.inner) };
+        // SAFETY: only this vCPU's thread touches its blocks, and no other reference to this field is alive.
+        unsafe { (*std::ptr::from_ref(block).cast_mut()).code = made };
+        Some(made.outer)
+    }
+
+    /// `next` is what runs at RIP after a stretch of translated code: leads there what came from it.
+    pub(in crate::x86) fn connect(&mut self, from: Option<(*const Block, Successor)>, next: *const Block) {
+        let user = self.view == View::User;
+        let (linear, is_long) = (self.state.rip, self.mode == mode::LONG);
+        let Some(jit) = self.jit.as_mut() else { return };
+        // SAFETY: the caller has just looked `next` up, and `from` is of the same contents of the arena.
+        let next = unsafe { &*next };
+        if next.code.outer == 0 || !is_long {
+            return;
+        }
+        match from {
+            None => jit.remember(user, linear, next.code.outer),
+            Some((block, successor)) => {
+                // SAFETY: as above.
+                let block = unsafe { &*block };
+                if block.gfn == next.gfn && block.is_fresh() && next.is_fresh() {
+                    jit.patch(successor.patch, next.code.inner);
+                }
+            }
+        }
+    }
+
+    /// What to load for code that needs `level`; [`Vectors::NONE`] if the guest may not use it, or expects
+    /// errors to trap, which only the interpreter can deliver.
+    fn vectors_for(&self, level: u8) -> u8 {
+        const MASKS: u32 = 0x1f80;
+        let enabled = |class: Class| self.enabled_classes >> class as u16 & 1 != 0;
+        let mxcsr = self.state.fx.mxcsr;
+        if mxcsr & MASKS != MASKS || mxcsr & !FxImage::MXCSR_MASK != 0 || !enabled(Class::Sse) {
+            return Vectors::NONE;
+        }
+        if enabled(Class::Avx) {
+            let low = self.state.ymm.iter().all(|ymm| ymm.0[16..] == [0; 16]);
+            return if low { Vectors::YMM_LOW } else { Vectors::YMM };
+        }
+        if level == Vectors::XMM { Vectors::XMM } else { Vectors::NONE }
+    }
+}
+
+impl Jit {
+    /// Leads the jump whose displacement is at `at` to host address `target`.
+    fn patch(&mut self, at: u32, target: u64) {
+        let next = self.area.address(at) + 4;
+        // A jump that stays as it is still leaves for Rust, which is right, only slow.
+        let _ = self.area.patch(at, (target.wrapping_sub(next) as i32).to_le_bytes());
+    }
+}
+
+/// Called by the slow stub with the state complete: executes `site`. Returns the host address to go on at, or 0
+/// to leave; then `Frame::flow` says how the operation ended.
+///
+/// # Safety
+/// `cpu` is the running vCPU, with no other reference to it in use, and `site` one of its translator's.
+pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, site: *const Site) -> u64 {
+    // SAFETY: the caller's promise.
+    let (cpu, site) = unsafe { (&mut *cpu, &*site) };
+    if site.kind == Kind::Handler {
+        cpu.block_ip = cpu.frame.page.wrapping_add(site.ip as i64 as u64);
+        // SAFETY: a site's operation is in the arena as long as the site exists.
+        let op = unsafe { &*site.op };
+        let flow = (op.run)(cpu, op);
+        cpu.frame.flow = flow;
+        if flow != Flow::Next || cpu.frame.code_written || cpu.must_stop() {
+            return 0;
+        }
+    }
+    cpu.frame.wanted = Vectors::NONE;
+    if site.vectors != Vectors::NONE {
+        cpu.frame.wanted = cpu.vectors_for(site.vectors);
+        if cpu.frame.wanted == Vectors::NONE {
+            return 0;
+        }
+    }
+    if let Some(jit) = cpu.jit.as_mut() {
+        jit.counters.resumed[usize::from(site.kind == Kind::Vectors)] += 1;
+    }
+    site.resume
+}
