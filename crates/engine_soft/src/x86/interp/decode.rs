@@ -5,13 +5,15 @@
 //! An instruction that straddles two pages is a block of its own, checked anew each time it is entered.
 // UNSAFETY: reads guest code through host pointers.
 
+use std::cell::Cell;
+
 use arch::x86::paging::PAGE_SIZE;
 use arch::x86::{Exception, SegmentRegister};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use memory::PageInfo;
 
 use super::cpu::{Cpu, Fault, mode};
-use super::op::{Block, NO_BLOCK, Op, Translated};
+use super::op::{Block, NO_BLOCK, Op};
 use super::ops::control;
 use super::select::{self, Selected};
 use crate::x86::mmu::CodePage;
@@ -123,8 +125,8 @@ fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, page: &CodePage) -> Result<*cons
             gfn: page.gfn,
             links: [NO_BLOCK; 2],
             ops: std::ptr::null_mut(),
-            heat: 0,
-            code: Translated::default(),
+            heat: Cell::new(0),
+            code: Cell::default(),
         };
         return Ok(finish(cpu, gpa, block, draft));
     }
@@ -186,8 +188,8 @@ fn straddling(
             gfn: page.gfn,
             links: [NO_BLOCK; 2],
             ops: std::ptr::null_mut(),
-            heat: 0,
-            code: Translated::default(),
+            heat: Cell::new(0),
+            code: Cell::default(),
         };
         return Ok(finish(cpu, gpa, block, draft));
     }

@@ -1,6 +1,7 @@
 //! The decoded form of an instruction, and blocks of them.
 // UNSAFETY: reads page information through the pointers a block keeps.
 
+use std::cell::Cell;
 use std::ptr;
 
 use memory::PageInfo;
@@ -123,9 +124,9 @@ pub struct Block {
     /// The first operation.
     pub ops: *mut Op,
     /// How often the interpreter has executed it, if a translator wants to know.
-    pub heat: u32,
+    pub heat: Cell<u32>,
     /// Its translation.
-    pub code: Translated,
+    pub code: Cell<Translated>,
 }
 
 /// Host addresses of a block's translation; zero if there is none.

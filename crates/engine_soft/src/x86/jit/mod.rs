@@ -326,3 +326,9 @@ impl Jit {
         *entry = Jump { linear, page: linear & !0xfff, code };
     }
 }
+
+impl Drop for Jit {
+    fn drop(&mut self) {
+        eprintln!("JITSTATS {:?} used left {}", self.counters, self.area.left());
+    }
+}

@@ -149,14 +149,15 @@ impl Cpu {
     #[inline(always)]
     pub(in crate::x86) fn code_of(&mut self, block: *const Block) -> Option<u64> {
         let jit = self.jit.as_ref()?;
-        // SAFETY: the caller just looked the block up; only this vCPU's thread touches it.
-        let (block, heat) = unsafe { (&*block, &raw mut (*block.cast_mut()).heat) };
-        if block.code.outer != 0 {
-            return (self.mode == mode::LONG).then_some(block.code.outer);
+        // SAFETY: the caller just looked the block up.
+        let block = unsafe { &*block };
+        let code = block.code.get().outer;
+        if code != 0 {
+            return (self.mode == mode::LONG).then_some(code);
         }
-        // SAFETY: as above.
-        unsafe { *heat += 1 };
-        if block.heat != jit.threshold() || self.mode != mode::LONG || block.straddles() {
+        let heat = block.heat.get() + 1;
+        block.heat.set(heat);
+        if heat != jit.threshold() || self.mode != mode::LONG || block.straddles() {
             return None;
         }
         self.translate(block)
@@ -209,10 +210,8 @@ impl Cpu {
         }
         jit.counters.blocks += 1;
         jit.counters.instructions += u64::from(done.instructions);
-        let made = Translated { outer: address, inner: address + u64::from(done.inner) };
-        // SAFETY: only this vCPU's thread touches its blocks, and no other reference to this field is alive.
-        unsafe { (*std::ptr::from_ref(block).cast_mut()).code = made };
-        Some(made.outer)
+        block.code.set(Translated { outer: address, inner: address + u64::from(done.inner) });
+        Some(address)
     }
 
     /// `next` is what runs at RIP after a stretch of translated code: leads there what came from it.
@@ -222,16 +221,17 @@ impl Cpu {
         let Some(jit) = self.jit.as_mut() else { return };
         // SAFETY: the caller has just looked `next` up, and `from` is of the same contents of the arena.
         let next = unsafe { &*next };
-        if next.code.outer == 0 || !is_long {
+        let code = next.code.get();
+        if code.outer == 0 || !is_long {
             return;
         }
         match from {
-            None => jit.remember(user, linear, next.code.outer),
+            None => jit.remember(user, linear, code.outer),
             Some((block, successor)) => {
                 // SAFETY: as above.
                 let block = unsafe { &*block };
                 if block.gfn == next.gfn && block.is_fresh() && next.is_fresh() {
-                    jit.patch(successor.patch, next.code.inner);
+                    jit.patch(successor.patch, code.inner);
                 }
             }
         }
