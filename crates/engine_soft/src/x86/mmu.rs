@@ -74,9 +74,10 @@ pub struct TlbEntry {
     pub host: u64,
 }
 
-/// A tag no address that is looked up in `slot` matches: that of a page whose slot is another.
+/// A tag that nothing looked up in `slot` matches: neither the first nor the last byte of an access that begins in
+/// a page of that slot is in a page of this one.
 const fn invalid(slot: usize) -> u64 {
-    if slot == 0 { PAGE_SIZE } else { 0 }
+    ((slot ^ TLB_ENTRIES / 2) as u64) << PAGE_SHIFT
 }
 
 impl TlbEntry {

@@ -1,8 +1,9 @@
-//! The interpreter's side: a machine in long mode whose user pages are those of the native worker, and whose
+//! The engine's side: a machine in long mode whose user pages are those of the native worker, and whose
 //! exceptions end in a HLT that tells them apart.
 //!
 //! Physical memory: 0x1000.. page tables, 0x40_000 system page (GDT, LDT, TSS, handlers), 0x41_000 IDT, 0x42_000
-//! kernel stack, 0x50_000 code page and data pages.
+//! kernel stack, 0x50_000 code page and data pages, 0x60_000 a user page whose code touches the data pages and goes on
+//! to the case, so that a translator finds them in its TLB.
 
 use std::sync::Arc;
 
@@ -10,9 +11,8 @@ use arch::x86::cpuid::CpuModel;
 use arch::x86::paging::Pte;
 use arch::x86::segment::TableRegister;
 use arch::x86::state::{FxImage, Ymm};
-use arch::x86::{CpuState, Cr0, Cr4, Efer, Segment};
+use arch::x86::{CpuState, Cr0, Cr4, Efer, Rflags, Segment};
 use engine::{Bus, BusResult, Engine, Exit, MsrResult, Vcpu, VcpuSignal, Vm, VmConfig};
-use engine_soft::Interpreter;
 use memory::GuestRam;
 
 use crate::case::{Bits, Fault, Input, Output, TIMEOUT, fx};
@@ -22,6 +22,8 @@ const SYSTEM_PA: u64 = 0x4_0000;
 const IDT_PA: u64 = 0x4_1000;
 const STACK_PA: u64 = 0x4_2000;
 const USER_PA: u64 = 0x5_0000;
+const WARM_PA: u64 = 0x6_0000;
+const WARM64: u64 = CODE64 + 0x10_0000;
 /// Where the supervisor pages are seen.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 const GDT_AT: u64 = KERNEL + SYSTEM_PA;
@@ -79,10 +81,12 @@ pub struct Guest {
     signal: Arc<VcpuSignal>,
     template: CpuState,
     pool: &'static [u8],
+    warm: bool,
 }
 
 impl Guest {
-    pub fn new(model: &CpuModel, pool: &'static [u8]) -> Self {
+    /// A guest on `engine`; if `warm`, cases of 64-bit code find the data pages in the TLB.
+    pub fn new(engine: &dyn Engine, warm: bool, model: &CpuModel, pool: &'static [u8]) -> Self {
         let ram = Arc::new(GuestRam::new(&[(0, 1 << 20)]).unwrap());
         let config = VmConfig {
             ram: ram.clone(),
@@ -92,7 +96,7 @@ impl Guest {
             tsc_khz: 1_000_000,
         };
         let signal = Arc::new(VcpuSignal::new());
-        let vm = Interpreter.create_vm(config).unwrap();
+        let vm = engine.create_vm(config).unwrap();
         let vcpu = vm.create_vcpu(0, signal.clone()).unwrap();
         let mut tables = Tables { ram: &ram, next: 0x2000 };
         for pa in [SYSTEM_PA, IDT_PA, STACK_PA] {
@@ -105,9 +109,10 @@ impl Guest {
                 tables.map(data + i * PAGE, USER_PA + (1 + i) * PAGE, Pte::USER | Pte::NX | write);
             }
         }
+        tables.map(WARM64, WARM_PA, Pte::USER);
         write_system_page(&ram);
         ram.write(USER_PA, &[0xcc; PAGE as usize]).unwrap();
-        Self { ram, vcpu, _vm: vm, signal, template: template(model), pool }
+        Self { ram, vcpu, _vm: vm, signal, template: template(model), pool, warm }
     }
 
     /// What ends a case that does not end: call it from another thread.
@@ -124,7 +129,12 @@ impl Guest {
         }
         let fits = input.code_len.min(len - input.code_offset);
         self.ram.write(USER_PA + input.code_offset as u64, &input.code[..fits]).unwrap();
-        *self.vcpu.state_mut() = self.state(input);
+        let mut state = self.state(input);
+        if self.warm && input.bits == Bits::B64 && state.rflags & Rflags::TF.bits() == 0 {
+            self.ram.write(WARM_PA, &warm_up(&state)).unwrap();
+            state.rip = WARM64;
+        }
+        *self.vcpu.state_mut() = state;
         let exit = self.vcpu.run();
         self.signal.take(engine::Request::KICK);
         self.read_output(&exit, output);
@@ -236,6 +246,29 @@ fn fx_to_bytes(from: &FxImage) -> [u8; 512] {
         image[fx::ST + 16 * i..][..16].copy_from_slice(st);
     }
     image
+}
+
+/// Code that loads from each data page and stores to those that can be, and then is as if it had not been.
+fn warm_up(state: &CpuState) -> Vec<u8> {
+    const LOAD: [u8; 2] = [0x8a, 0x08]; // mov cl, [rax]
+    const STORE: [u8; 2] = [0x88, 0x08]; // mov [rax], cl
+    let mut code = Vec::new();
+    let set = |code: &mut Vec<u8>, opcode: u8, value: u64| {
+        code.extend([0x48, opcode]);
+        code.extend(value.to_le_bytes());
+    };
+    for page in 0..DATA_PAGES {
+        set(&mut code, 0xb8, DATA64 + page * PAGE);
+        code.extend(LOAD);
+        if page + 1 < DATA_PAGES {
+            code.extend(STORE);
+        }
+    }
+    set(&mut code, 0xb8, state.gpr[0]);
+    set(&mut code, 0xb9, state.gpr[1]);
+    code.extend([0xff, 0x25, 0, 0, 0, 0]); // jmp [rip]
+    code.extend(state.rip.to_le_bytes());
+    code
 }
 
 /// Four-level page tables, root at 0x1000.

@@ -1,4 +1,4 @@
-//! Random instruction sequences, run on this processor and in the interpreter, must end alike: registers,
+//! Random instruction sequences, run on this processor, in the interpreter and in the translator, must end alike: registers,
 //! flags (but undefined ones), vectors, x87 state, memory, and the kind, error code and address of the fault.
 //!
 //! `STRATA_SEQUENCES` says how many (200,000 unless told), `STRATA_SEED` which, `STRATA_CASE` runs a single one.
@@ -20,10 +20,25 @@ mod random;
 mod report;
 mod run;
 
-#[test]
-fn random_sequences_end_as_on_this_processor() {
-    let summary = run::run(&run::Settings::from_environment());
+use engine::Engine;
+use engine_soft::x86::jit::Config;
+use engine_soft::{Interpreter, Translator};
+
+fn check(engine: &'static dyn Engine, warm: bool) {
+    let summary = run::run(&run::Settings::from_environment(engine, warm));
     report::print(&summary);
     assert!(summary.failures.is_empty(), "{} kinds of difference", summary.failures.len());
     assert_eq!(summary.forms_covered, summary.forms, "every form is covered");
+}
+
+#[test]
+fn random_sequences_end_as_on_this_processor() {
+    check(&Interpreter, false);
+}
+
+/// Every sequence is translated, and finds its operands in the TLB.
+#[test]
+fn translated_sequences_end_as_on_this_processor() {
+    static AT_ONCE: Translator = Translator { config: Config { threshold: 1, code_bytes: 16 << 20 } };
+    check(&AT_ONCE, true);
 }

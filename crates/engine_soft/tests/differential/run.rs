@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arch::x86::cpuid::{CpuModel, CpuidResult, FeatureSet};
-use engine::VcpuSignal;
+use engine::{Engine, VcpuSignal};
 
 use crate::case::{Bits, Output};
 use crate::compare::{self, Verdict};
@@ -19,15 +19,18 @@ use crate::report::{self, Failure};
 /// How long the interpreter may take for a case the processor finished in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What to run.
+/// What to run, and on which engine.
 pub struct Settings {
+    pub engine: &'static dyn Engine,
+    /// Whether the engine should find the data pages in its TLB.
+    pub warm: bool,
     pub sequences: u64,
     pub seed: u64,
     pub only: Option<u64>,
 }
 
 impl Settings {
-    pub fn from_environment() -> Self {
+    pub fn from_environment(engine: &'static dyn Engine, warm: bool) -> Self {
         let number = |name: &str| {
             let text = std::env::var(name).ok()?;
             let text = text.trim();
@@ -37,6 +40,8 @@ impl Settings {
             Some(value.unwrap_or_else(|| panic!("{name} is not a number: {text}")))
         };
         Self {
+            engine,
+            warm,
             sequences: number("STRATA_SEQUENCES").unwrap_or(200_000),
             seed: number("STRATA_SEED").unwrap_or(1),
             only: number("STRATA_CASE"),
@@ -239,7 +244,8 @@ fn watch(done: &AtomicBool, progress: &AtomicU64, signal: &Arc<VcpuSignal>) {
 
 fn work(plan: &Plan) -> Summary {
     let native = Native::start(plan.pool).expect("start the native worker");
-    let mut sides = Sides { native, guest: Guest::new(plan.rules.model(), plan.pool) };
+    let Settings { engine, warm, .. } = *plan.settings;
+    let mut sides = Sides { native, guest: Guest::new(engine, warm, plan.rules.model(), plan.pool) };
     let signal = sides.guest.signal();
     let (done, progress) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {

@@ -179,7 +179,8 @@ impl Asm {
         let w = u8::from(size == Size::Qword);
         let rex = 0x40 | w << 3 | (reg >> 3) << 2 | x << 1 | b;
         // SPL..DIL need the prefix even without bits.
-        let byte_register = size == Size::Byte && (reg >= 4 || matches!(rm, Operand::Register(r) if r.0 >= 4));
+        let byte_register =
+            size == Size::Byte && (reg >= 4 || matches!(rm, Operand::Register(r) if r.0 >= 4));
         if rex != 0x40 || byte_register {
             self.byte(rex);
         }
@@ -225,7 +226,13 @@ impl Asm {
 
     /// `mov to, from`
     pub fn mov(&mut self, size: Size, to: Reg, from: Reg) {
-        self.encode(size, None, &[if size == Size::Byte { 0x8a } else { 0x8b }], to.0, Operand::Register(from));
+        self.encode(
+            size,
+            None,
+            &[if size == Size::Byte { 0x8a } else { 0x8b }],
+            to.0,
+            Operand::Register(from),
+        );
     }
 
     /// `mov to, [from]`; 32 bits and wider (see [`Self::movzx`]).
@@ -498,7 +505,10 @@ mod tests {
             (text(|a| a.shr(Size::Dword, Reg(11), 7)), "shr $7,%r11d"),
             (text(|a| a.load_immediate(r10, 5)), "mov $5,%r10d"),
             (text(|a| a.load_immediate(r10, 1 << 40)), "movabs $0x10000000000,%r10"),
-            (text(|a| a.store_immediate(Size::Qword, Mem::Base(r10, 0), -1)), "movq $0xffffffffffffffff,(%r10)"),
+            (
+                text(|a| a.store_immediate(Size::Qword, Mem::Base(r10, 0), -1)),
+                "movq $0xffffffffffffffff,(%r10)",
+            ),
             (text(|a| a.jump_indirect(Mem::Base(Reg(11), 16))), "jmp *0x10(%r11)"),
             (text(|a| a.call_indirect(Mem::Field(64))), "call *%gs:0x40"),
             (text(|a| a.load_ymm_field(9, 0x20)), "vmovaps %gs:0x20,%ymm9"),

@@ -49,8 +49,12 @@ impl Translation<'_> {
         match instruction.mnemonic() {
             Mnemonic::Jmp if direct => End::Jump(target),
             Mnemonic::Call if direct => End::Call(target),
-            Mnemonic::Jmp if instruction.is_jmp_near_indirect() && is_usable(instruction) => End::JumpIndirect,
-            Mnemonic::Call if instruction.is_call_near_indirect() && is_usable(instruction) => End::CallIndirect,
+            Mnemonic::Jmp if instruction.is_jmp_near_indirect() && is_usable(instruction) => {
+                End::JumpIndirect
+            }
+            Mnemonic::Call if instruction.is_call_near_indirect() && is_usable(instruction) => {
+                End::CallIndirect
+            }
             Mnemonic::Ret if matches!(instruction.code(), Code::Retnq) => End::Return(0),
             Mnemonic::Ret if matches!(instruction.code(), Code::Retnq_imm16) => {
                 End::Return(instruction.immediate16())

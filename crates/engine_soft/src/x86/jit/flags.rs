@@ -5,7 +5,9 @@
 //! flags count as live. A flag that is dead here may be wrong in what a fault of this block pushes: nothing
 //! that runs later can tell, for the flag is overwritten before it is read.
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits,
+};
 
 /// The six status flags.
 pub const ALL: u32 =

@@ -73,9 +73,12 @@ pub(super) struct Jump {
     code: u64,
 }
 
-/// An address no instruction has: not canonical.
-const NO_ADDRESS: u64 = 1 << 63;
-const NO_JUMP: Jump = Jump { linear: NO_ADDRESS, page: 0, code: 0 };
+impl Jump {
+    /// An entry that nothing looked up in `slot` matches: its address belongs to another slot.
+    const fn none(slot: usize) -> Self {
+        Self { linear: (slot ^ 1) as u64, page: 0, code: 0 }
+    }
+}
 
 /// What generated code and its Rust side exchange; part of the [`Cpu`], reached through GS.
 #[derive(Debug)]
@@ -273,7 +276,7 @@ impl Jit {
             area,
             stubs,
             sites: Sites::default(),
-            jumps: Box::new([[NO_JUMP; JUMP_ENTRIES]; 2]),
+            jumps: Box::new([(); 2].map(|()| std::array::from_fn(Jump::none))),
             filled: Vec::new(),
             tools: Tools { encoder: Encoder::new(64), info: InstructionInfoFactory::new() },
             counters: Counters::default(),
@@ -305,8 +308,8 @@ impl Jit {
 
     /// Linear addresses may lead elsewhere from now on.
     pub(super) fn forget_jumps(&mut self) {
-        for index in self.filled.drain(..) {
-            self.jumps.as_flattened_mut()[usize::from(index)] = NO_JUMP;
+        for index in self.filled.drain(..).map(usize::from) {
+            self.jumps.as_flattened_mut()[index] = Jump::none(index % JUMP_ENTRIES);
         }
     }
 
@@ -320,15 +323,9 @@ impl Jit {
         let slot = (linear as u32 ^ linear as u32 >> 12) as usize & (JUMP_ENTRIES - 1);
         let index = usize::from(user) * JUMP_ENTRIES + slot;
         let entry = &mut self.jumps.as_flattened_mut()[index];
-        if entry.linear == NO_ADDRESS {
+        if entry.code == 0 {
             self.filled.push(index as u16);
         }
         *entry = Jump { linear, page: linear & !0xfff, code };
-    }
-}
-
-impl Drop for Jit {
-    fn drop(&mut self) {
-        eprintln!("JITSTATS {:?} used left {}", self.counters, self.area.left());
     }
 }

@@ -158,7 +158,8 @@ impl<'a> Translation<'a> {
     /// Translates. `None` if the bytes are not those of the operations any more.
     pub(super) fn run(mut self) -> Option<Finished> {
         let agrees = |(op, instruction): (&Op, &Instruction)| {
-            usize::from(op.len) == instruction.len() && u64::from(op.offset) + u64::from(self.start) == instruction.ip()
+            usize::from(op.len) == instruction.len()
+                && u64::from(op.offset) + u64::from(self.start) == instruction.ip()
         };
         let real = self.ops.iter().take_while(|op| op.len != 0).count();
         if self.instructions.len() != real || !self.ops.iter().zip(&self.instructions).all(agrees) {
@@ -266,9 +267,7 @@ impl<'a> Translation<'a> {
     /// From the same page: counts, and sees that vector registers are loaded.
     fn write_inner_entry(&mut self) {
         let count = self.ops.iter().filter(|op| op.len != 0).count() as i32;
-        let counter = Mem::Field(
-            (offset_of!(Cpu, counters) + offset_of!(Statistics, instructions)) as i32,
-        );
+        let counter = Mem::Field((offset_of!(Cpu, counters) + offset_of!(Statistics, instructions)) as i32);
         if self.live[0] == 0 {
             self.asm.alu_memory_immediate(Size::Qword, Alu::Add, counter, count);
         } else {
@@ -408,7 +407,9 @@ impl<'a> Translation<'a> {
         }
         let mut host = instruction;
         host.set_op0_register(sized(divisor, size));
-        let Some(bytes) = self.encoded(&host) else { unreachable!("a division by a register has an encoding") };
+        let Some(bytes) = self.encoded(&host) else {
+            unreachable!("a division by a register has an encoding")
+        };
         self.asm.raw(&bytes);
         self.flags_after(Effect::of(&instruction));
         self.cold_handler(i, slow);
@@ -620,10 +621,56 @@ fn is_plain(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         mnemonic,
-        Mov | Movzx | Movsx | Movsxd | Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not
-            | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Imul | Mul | Bt | Bts | Btr | Btc | Bsf
-            | Bsr | Bswap | Xchg | Xadd | Cmpxchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Clc | Stc | Cmc | Lahf
-            | Sahf | Movnti
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Add
+            | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Shl
+            | Sal
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Imul
+            | Mul
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Bsf
+            | Bsr
+            | Bswap
+            | Xchg
+            | Xadd
+            | Cmpxchg
+            | Cbw
+            | Cwde
+            | Cdqe
+            | Cwd
+            | Cdq
+            | Cqo
+            | Clc
+            | Stc
+            | Cmc
+            | Lahf
+            | Sahf
+            | Movnti
     )
 }
 
@@ -636,7 +683,9 @@ fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Plan {
     };
     match instruction.mnemonic() {
         M::Nop | M::Endbr64 | M::Endbr32 | M::Lfence => return Plan::Nothing,
-        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => return Plan::Nothing,
+        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => {
+            return Plan::Nothing;
+        }
         M::Lea if !is_odd(instruction) => return Plan::Address,
         M::Push if instruction.stack_pointer_increment() == -8 => {
             let register = instruction.op0_kind() == OpKind::Register;
