@@ -77,9 +77,9 @@ static inline u32 apic_read(u32 reg) { return *(volatile u32 *)(0xfee00000 + (wo
 static inline void apic_write(u32 reg, u32 v) { *(volatile u32 *)(0xfee00000 + (word)reg) = v; }
 void apic_enable(void);
 void apic_send(u32 target, u32 command);
-// Busy until `condition` or some seconds of guest time have gone by.
+// Busy until `condition`, or for so long that on no host, however busy, it can still come true.
 #define WAIT_FOR(condition)                                                                                          \
-    for (u64 until = rdtsc() + 10000000000ull; !(condition) && rdtsc() < until;)                                     \
+    for (u64 until = rdtsc() + 100000000000ull; !(condition) && rdtsc() < until;)                                     \
     pause()
 
 // Other CPUs: each runs `ap_main(number)` on its own stack, with the same IDT. Returns how many have started.

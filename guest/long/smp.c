@@ -107,6 +107,7 @@ static void shootdown(u32 number) {
             // An even generation is one in which all have flushed.
             if (before == after && !(before & 1) && value != (before / 2 & 1))
                 wrong = wrong + 1;
+            pause(); // so that the first gets its turn where there are fewer processors than CPUs
         }
         return;
     }
@@ -199,6 +200,7 @@ static void cross_modify(u32 number) {
             u32 after = __atomic_load_n(&generation, __ATOMIC_SEQ_CST);
             if (before == after && !(before & 1) && got != before)
                 stale = stale + 1;
+            pause();
         }
         return;
     }
@@ -215,22 +217,38 @@ static void cross_modify(u32 number) {
     stop = 1;
 }
 
-static volatile u32 woken;
+// One IPI for each sleep, and never a second: a wake-up that is lost leaves the CPU asleep. Interrupts are off
+// from before a CPU says that it is about to sleep until HLT, which the shadow of STI covers, so that the IPI
+// always finds it in HLT or on the way there.
+enum { SLEEPS = 500 };
+static volatile u32 asleep[CPUS], woken[CPUS], taken[CPUS];
 static void on_wake(struct frame *f) {
     (void)f;
-    __atomic_fetch_add(&woken, 1, __ATOMIC_SEQ_CST);
+    taken[self()]++;
     apic_write(APIC_EOI, 0);
 }
 static void sleep(u32 number) {
-    if (number)
-        asm volatile("sti; hlt");
-    else
-        for (int k = 0; k < 20000 && woken < CPUS - 1; k++) {
-            for (int i = 0; i < 100; i++)
-                pause();
-            if (k % 100 == 0)
-                apic_send(0, 0xc4072);
+    for (u32 i = 1; i <= SLEEPS; i++) {
+        if (number) {
+            asm volatile("cli");
+            asleep[number] = i;
+            asm volatile("sti; hlt" ::: "memory");
+            woken[number] = i;
+            continue;
         }
+        for (u32 k = 1; k < CPUS; k++) {
+            WAIT_FOR(asleep[k] == i);
+            // Sometimes long after it has halted, sometimes just then.
+            for (u32 spin = 0; spin < i % 64; spin++)
+                pause();
+            apic_send(apic_of[k], 0x4072);
+        }
+        for (u32 k = 1; k < CPUS; k++) {
+            WAIT_FOR(woken[k] == i);
+            if (woken[k] != i)
+                return;
+        }
+    }
 }
 
 void run(void) {
@@ -264,5 +282,8 @@ void run(void) {
     check_equal("stale code after another CPU changed it", stale, 0);
     handlers[0x72] = on_wake;
     together(sleep);
-    check("halted CPUs wake by an IPI", woken >= CPUS - 1);
+    for (u32 k = 1; k < CPUS; k++) {
+        check_equal("a halted CPU wakes by an IPI", woken[k], SLEEPS);
+        check_equal("once for each", taken[k], SLEEPS);
+    }
 }

@@ -51,9 +51,7 @@ programs! {
     system: 1,
 }
 
-/// Runs by `cargo test -- --ignored`.
 #[test]
-#[ignore = "one of the four CPUs sometimes stays behind: an open fault, to be found"]
 fn smp() {
     runner::run(&engine_soft::Interpreter, "smp", 4);
 }
