@@ -145,6 +145,7 @@ features! {
     Fsrm              "fsrm"              0x7 . 0 Edx 4
     SpecCtrl          "spec_ctrl"         0x7 . 0 Edx 26
     ArchCapabilities  "arch_capabilities" 0x7 . 0 Edx 29
+    BhiCtrl           "bhi_ctrl"          0x7 . 2 Edx 4
 
     Xsaveopt          "xsaveopt"          0xd . 1 Eax 0
     Xsavec            "xsavec"            0xd . 1 Eax 1

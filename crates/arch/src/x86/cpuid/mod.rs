@@ -94,6 +94,7 @@ impl CpuModel {
             // "Use leaf 4."
             2 => result = CpuidResult::new(0x00fe_ff01, 0, 0, 0),
             4 => result = cache(subleaf, context),
+            7 if subleaf == 0 => result.eax = self.max_feature_subleaf(),
             0xb | 0x1f => result = topology(subleaf, context),
             0xd => self.xsave(&mut result, subleaf, context),
             0x15 => result = tsc_ratio(context.tsc_khz),
@@ -101,6 +102,11 @@ impl CpuModel {
             _ => {}
         }
         result
+    }
+
+    /// Leaf 7 sub-leaf 0 EAX: its highest sub-leaf.
+    fn max_feature_subleaf(&self) -> u32 {
+        self.features().iter().filter(|row| row.leaf == 7).map(|row| row.subleaf).max().unwrap_or(0)
     }
 
     /// Leaf 1: signature, APIC id, CLFLUSH line, and the bits that mirror state.

@@ -6,6 +6,8 @@
 //! Identity: family 6 model 0x8f (Sapphire Rapids), because Linux lists older models as vulnerable whatever
 //! `ARCH_CAPABILITIES` says (Retbleed, GDS, ITS, RFDS) and would then run retpolines and thunks, which cost
 //! an engine in software dearly and protect nothing: the guest's branches are predicted by no hardware.
+//! Since 2025 Linux takes BHI_NO for no answer and clears the branch history by a loop at every system call,
+//! unless SPEC_CTRL has BHI_DIS_S (`bhi_ctrl`), which it then sets once.
 //!
 //! Never shown, by not being in the feature table: AMX, AVX-512, TSX, CET, LA57, PKU, MPX, MONITOR in the
 //! named models, VMX, performance counters.
@@ -70,6 +72,7 @@ const BASE: FeatureSet = {
         Umip,
         SpecCtrl,
         ArchCapabilities,
+        BhiCtrl,
         Prefetchw,
         Syscall,
         Nx,

@@ -15,6 +15,7 @@ const HIDDEN: &[(u32, u32, CpuidRegister, u32)] = &[
     (7, 0, CpuidRegister::Ecx, 1 << 3 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 16),
     (7, 0, CpuidRegister::Edx, 1 << 2 | 1 << 3 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 25),
     (7, 1, CpuidRegister::Eax, !0),
+    (7, 2, CpuidRegister::Edx, !(1 << 4)),
     (0xa, 0, CpuidRegister::Eax, !0),
     (0xd, 0, CpuidRegister::Eax, !7),
     (0xd, 1, CpuidRegister::Ecx, !0),
@@ -40,6 +41,15 @@ fn cpuid_reports_exactly_the_features_of_the_model() {
         let seen = FeatureSet::from_cpuid(|leaf, subleaf| model.cpuid(leaf, subleaf, &CONTEXT));
         assert_eq!(seen, model.features(), "{name}");
     }
+}
+
+#[test]
+fn leaf_7_says_how_many_sub_leaves_it_has() {
+    let v2 = model("x86-64-v2");
+    assert_eq!(v2.cpuid(7, 0, &CONTEXT).eax, 2);
+    assert_eq!(v2.cpuid(7, 2, &CONTEXT), CpuidResult::new(0, 0, 0, 1 << 4));
+    let without = v2.without(Feature::BhiCtrl);
+    assert_eq!((without.cpuid(7, 0, &CONTEXT).eax, without.cpuid(7, 2, &CONTEXT).edx), (0, 0));
 }
 
 #[test]

@@ -15,6 +15,8 @@ const MISC_ENABLE_WRITABLE: u64 =
     1 | 1 << 3 | 1 << 7 | MISC_ENABLE_FIXED | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 /// SPEC_CTRL: IBRS; STIBP, which processors without it must accept too.
 const SPEC_CTRL_WRITABLE: u64 = 0b11;
+/// SPEC_CTRL with `bhi_ctrl`: BHI_DIS_S. There is no branch history to keep apart.
+const SPEC_CTRL_BHI_DIS_S: u64 = 1 << 10;
 /// DEBUGCTL: LBR and BTF are accepted; there is no branch trace, so they read as zero.
 const DEBUGCTL_IGNORED: u64 = 0b11;
 /// A microcode revision in the upper half of BIOS_SIGN_ID, as CPUID leaf 1 leaves it there.
@@ -153,7 +155,8 @@ fn write_msr(core: &mut dyn Core, index: u32, value: u64) -> Result<(), Exceptio
         msr::MISC_ENABLE => core.state_mut().msrs.misc_enable = within(value, MISC_ENABLE_WRITABLE)?,
         msr::SPEC_CTRL => {
             offered(core, Feature::SpecCtrl)?;
-            core.state_mut().msrs.spec_ctrl = within(value, SPEC_CTRL_WRITABLE)?;
+            let bhi = if core.model().has(Feature::BhiCtrl) { SPEC_CTRL_BHI_DIS_S } else { 0 };
+            core.state_mut().msrs.spec_ctrl = within(value, SPEC_CTRL_WRITABLE | bhi)?;
         }
         msr::PRED_CMD => {
             offered(core, Feature::SpecCtrl)?;

@@ -212,6 +212,10 @@ fn msrs_of_absent_features_fault() {
     core.model = core.model.clone().without(arch::x86::cpuid::Feature::SpecCtrl);
     assert_eq!(read_from(&mut core, msr::SPEC_CTRL), Err(Exception::GP0));
     refused(&mut core, Exception::GP0, write_to(msr::PRED_CMD, 1));
+    core.model = TestCore::long(0).model;
+    write_to(msr::SPEC_CTRL, 1 << 10)(&mut core).unwrap();
+    core.model = core.model.clone().without(arch::x86::cpuid::Feature::BhiCtrl);
+    refused(&mut core, Exception::GP0, write_to(msr::SPEC_CTRL, 1 << 10));
 }
 
 #[test]
