@@ -332,7 +332,7 @@ const INTEGER: &[Mnemonic] = &[
     Mnemonic::Cmovns, Mnemonic::Cmovo, Mnemonic::Cmovp, Mnemonic::Cmovs, Mnemonic::Cmp, Mnemonic::Cmpxchg,
     Mnemonic::Cmpxchg8b, Mnemonic::Cqo, Mnemonic::Crc32, Mnemonic::Cwd, Mnemonic::Cwde, Mnemonic::Dec,
     Mnemonic::Imul, Mnemonic::Inc, Mnemonic::Lahf, Mnemonic::Lfence, Mnemonic::Lzcnt, Mnemonic::Mfence,
-    Mnemonic::Mov, Mnemonic::Movbe, Mnemonic::Movnti, Mnemonic::Movsx, Mnemonic::Movsxd, Mnemonic::Movzx,
+    Mnemonic::Mov, Mnemonic::Movbe, Mnemonic::Movnti, Mnemonic::Movsx, Mnemonic::Movzx,
     Mnemonic::Mul, Mnemonic::Mulx, Mnemonic::Neg, Mnemonic::Not, Mnemonic::Or, Mnemonic::Pdep, Mnemonic::Pext,
     Mnemonic::Popcnt, Mnemonic::Rcl, Mnemonic::Rcr, Mnemonic::Rdrand, Mnemonic::Rdseed, Mnemonic::Rol,
     Mnemonic::Ror, Mnemonic::Rorx, Mnemonic::Sahf, Mnemonic::Sal, Mnemonic::Sar, Mnemonic::Sarx, Mnemonic::Sbb,
