@@ -176,6 +176,20 @@ static void apic_timer(void) {
         u64 behind;
         asm volatile("sti\n hlt\n 1: cli\n lea 1b(%%rip), %0" : "=r"(behind)::"memory");
         check_equal("TSC deadline wakes from hlt", rip_at[0x44], behind);
+        // A deadline is one of the TSC as it reads here, also of one written after the timer was armed.
+        count[0x44] = 0;
+        sti();
+        wrmsr(0x10, 0x1000);
+        deadline = rdtsc() + 1000000;
+        wrmsr(0x6e0, deadline);
+        WAIT_FOR(count[0x44]);
+        check_equal("TSC deadline after a write to the TSC", count[0x44], 1);
+        check("TSC deadline after a write to the TSC: not early", rdtsc() >= deadline);
+        wrmsr(0x6e0, rdtsc() + (1ull << 50));
+        wrmsr(0x10, rdtsc() + (1ull << 51));
+        WAIT_FOR(count[0x44] == 2);
+        check_equal("TSC written beyond an armed deadline", count[0x44], 2);
+        wrmsr(0x3b, 0);
     }
     cli();
     apic_write(APIC_LVT_TIMER, 1 << 16);

@@ -34,6 +34,9 @@ pub trait Bus: Send + Sync {
     fn msr_read(&self, vcpu: u32, index: u32) -> MsrResult;
     /// WRMSR of such an MSR.
     fn msr_write(&self, vcpu: u32, index: u32, value: u64) -> MsrResult;
+    /// The guest wrote the TSC of `vcpu` or its IA32_TSC_ADJUST: from now on it is the host's plus `offset`.
+    /// Nothing to do for a bus without clocks.
+    fn tsc_changed(&self, _vcpu: u32, _offset: u64) {}
     /// Whether [`Bus::acknowledge_interrupt`] would return a vector now.
     fn interrupt_pending(&self, vcpu: u32) -> bool;
     /// Takes the highest-priority deliverable interrupt (local APIC, else PIC) and marks it in service.

@@ -1,11 +1,14 @@
-//! The host's time-stamp counter: reading it and knowing its frequency.
+//! The time-stamp counter: the host's, its frequency, and how far each vCPU's is from it.
 //!
-//! The guest's TSC is the host's plus an offset that engines keep in `CpuState`. On hosts that are not x86 the
+//! A vCPU's TSC is the host's plus an offset that engines keep in `CpuState` and tell of when the guest changes
+//! it, because the clocks of the board count in it too. On hosts that are not x86 the
 //! counter is virtual: nanoseconds of the host's monotonic clock, so 1 GHz.
 // UNSAFETY: reads the host's time-stamp counter.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use devices::chipset::lapic;
 use rustix::time::{ClockId, clock_gettime};
 
 /// The counter now.
@@ -89,9 +92,67 @@ fn nanoseconds(clock: ClockId) -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// The TSC of every vCPU, as the local APIC's deadline timer and kvm-clock see it.
+#[derive(Debug)]
+pub struct VcpuTscs {
+    khz: u32,
+    offsets: Box<[AtomicU64]>,
+}
+
+impl VcpuTscs {
+    /// For `cpus` vCPUs that have the host's TSC, of `khz`.
+    pub fn new(khz: u32, cpus: u32) -> Self {
+        Self { khz, offsets: (0..cpus).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// What the TSC of `vcpu` is ahead of the host's.
+    pub fn offset(&self, vcpu: u32) -> u64 {
+        self.offsets.get(vcpu as usize).map_or(0, |offset| offset.load(Ordering::SeqCst))
+    }
+
+    /// The TSC of `vcpu` is `offset` ahead of the host's from now on.
+    pub fn set_offset(&self, vcpu: u32, offset: u64) {
+        if let Some(slot) = self.offsets.get(vcpu as usize) {
+            slot.store(offset, Ordering::SeqCst);
+        }
+    }
+
+    /// All have the host's, as after power-up.
+    pub fn reset(&self) {
+        self.offsets.iter().for_each(|offset| offset.store(0, Ordering::SeqCst));
+    }
+
+    /// Whether all vCPUs read the same.
+    pub fn agree(&self) -> bool {
+        self.offsets.iter().all(|offset| offset.load(Ordering::SeqCst) == self.offset(0))
+    }
+}
+
+impl lapic::GuestTsc for VcpuTscs {
+    fn tsc(&self, vcpu: u32) -> u64 {
+        host_tsc().wrapping_add(self.offset(vcpu))
+    }
+
+    fn khz(&self) -> u32 {
+        self.khz
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn vcpus_that_wrote_their_tsc_read_another() {
+        let tscs = VcpuTscs::new(1_000_000, 2);
+        tscs.set_offset(1, 1 << 60);
+        assert!(!tscs.agree());
+        assert!(lapic::GuestTsc::tsc(&tscs, 1) >= (1 << 60) && tscs.offset(0) == 0 && tscs.offset(9) == 0);
+        tscs.set_offset(0, 1 << 60);
+        assert!(tscs.agree());
+        tscs.reset();
+        assert_eq!((tscs.offset(0), tscs.offset(1)), (0, 0));
+    }
 
     #[test]
     fn the_frequency_is_plausible_and_stays_the_same() {

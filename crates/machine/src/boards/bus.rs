@@ -8,8 +8,9 @@ use engine::{BusResult, MsrResult};
 use memory::GuestRam;
 
 use crate::clock::MachineClock;
-use crate::kvmclock::KvmClock;
+use crate::kvmclock::{KvmClock, Time};
 use crate::machine::Power;
+use crate::tsc::VcpuTscs;
 
 /// `-KVM_ENOSYS`: no such hypercall (`include/uapi/linux/kvm_para.h`).
 const HYPERCALL_UNKNOWN: u64 = -1000i64 as u64;
@@ -45,12 +46,19 @@ pub struct BoardBus {
     pub ram: Arc<GuestRam>,
     /// Machine time.
     pub clock: Arc<MachineClock>,
+    /// How far the TSCs of vCPUs are from the host's.
+    pub tscs: Arc<VcpuTscs>,
     pub(crate) power: Arc<Power>,
 }
 
 impl BoardBus {
     fn apics(&self) -> &ApicBus {
         self.router.apics()
+    }
+
+    /// What kvm-clock is computed from.
+    pub fn time(&self) -> Time<'_> {
+        Time { ram: &self.ram, clock: &self.clock, tscs: &self.tscs }
     }
 
     /// After every access that may have asked for a reset or power-off.
@@ -112,7 +120,7 @@ impl engine::Bus for BoardBus {
             let done = self.apics().msr_write(vcpu, index, value);
             return done.map_or(MsrResult::Fault, |()| MsrResult::Done(value));
         }
-        if let Some(result) = self.kvm_clock.write(vcpu, index, value, &self.ram, &self.clock) {
+        if let Some(result) = self.kvm_clock.write(vcpu, index, value, self.time()) {
             return result;
         }
         if HARMLESS_MSRS.contains(&index) {
@@ -120,6 +128,12 @@ impl engine::Bus for BoardBus {
         }
         tracing::debug!(vcpu, msr = format_args!("{index:#x}"), value, "wrmsr of an unknown msr");
         MsrResult::Fault
+    }
+
+    fn tsc_changed(&self, vcpu: u32, offset: u64) {
+        self.tscs.set_offset(vcpu, offset);
+        self.apics().lapic(vcpu).tsc_changed();
+        self.kvm_clock.tsc_changed(self.time());
     }
 
     fn interrupt_pending(&self, vcpu: u32) -> bool {
@@ -140,20 +154,6 @@ impl engine::Bus for BoardBus {
 
     fn hypercall(&self, _: u32, number: u64, _: [u64; 4]) -> u64 {
         if number == HYPERCALL_POLL_IRQ { 0 } else { HYPERCALL_UNKNOWN }
-    }
-}
-
-/// The guest's TSC, for TSC-deadline timers: the host's. An offset that a guest gives itself by writing its TSC
-/// is the engine's alone and not seen here.
-pub struct HostTsc(pub u32);
-
-impl lapic::GuestTsc for HostTsc {
-    fn tsc(&self, _: u32) -> u64 {
-        crate::tsc::host_tsc()
-    }
-
-    fn khz(&self) -> u32 {
-        self.0
     }
 }
 

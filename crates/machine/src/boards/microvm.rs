@@ -17,7 +17,7 @@ use devices::{BusBuilder, DeviceId, InterruptController, IrqLine, SharedDevice, 
 use engine::VcpuSignal;
 use memory::GuestRam;
 
-use super::bus::{BoardBus, HostTsc, Wake, as_clock};
+use super::bus::{BoardBus, Wake, as_clock};
 use super::{Board, boot, layout};
 use crate::clock::MachineClock;
 use crate::config::ConsoleConfig;
@@ -25,7 +25,8 @@ use crate::console::Console;
 use crate::kvmclock::KvmClock;
 use crate::machine::Power;
 use crate::timers::{Expiry, MachineTimers};
-use crate::{Error, MachineConfig, tsc};
+use crate::tsc::{self, VcpuTscs};
+use crate::{Error, MachineConfig};
 
 /// The timer of vCPU 0's local APIC. Devices are numbered below; a board has fewer than this.
 const FIRST_LAPIC_TIMER: TimerId = TimerId(64);
@@ -90,7 +91,9 @@ impl MicroVm {
         let tsc_khz = tsc::host_tsc_khz();
         let clock = Arc::new(MachineClock::new(tsc_khz));
         let timers = Arc::new(MachineTimers::new(as_clock(&clock), FIRST_LAPIC_TIMER, parts.signals));
-        let apics = Arc::new(ApicBus::new(config.cpus, lapic_glue(config, &clock, &timers, parts.signals)));
+        let tscs = Arc::new(VcpuTscs::new(tsc_khz, config.cpus));
+        let glue = lapic_glue(config, &clock, &tscs, &timers, parts.signals);
+        let apics = Arc::new(ApicBus::new(config.cpus, glue));
         let mut maker = Maker {
             builder: BusBuilder::new(),
             router: Arc::new(InterruptRouter::new(apics)),
@@ -110,6 +113,7 @@ impl MicroVm {
             kvm_clock: KvmClock::new(config.cpus),
             ram,
             clock,
+            tscs,
             power: parts.power,
         });
         if bus.devices.device_count() > FIRST_LAPIC_TIMER.0 {
@@ -173,6 +177,7 @@ impl Board for MicroVm {
 
     fn load(&self) -> Result<CpuState, Error> {
         self.bus.devices.reset();
+        self.bus.tscs.reset();
         let apics = self.bus.router.apics();
         apics.reset();
         // There is no firmware to do it.
@@ -193,7 +198,9 @@ impl Board for MicroVm {
 
     fn resume(&self) {
         self.bus.clock.run();
-        self.bus.kvm_clock.after_rest(&self.bus.ram, &self.bus.clock);
+        self.bus.kvm_clock.after_rest(self.bus.time());
+        // Unlike the clock, the TSC has gone on.
+        self.bus.router.apics().lapics().iter().for_each(lapic::Lapic::tsc_changed);
         self.timers.resume();
         for (_, device) in self.bus.devices.devices() {
             if let Some(queued) = devices::bus::lock(device).as_queued() {
@@ -215,6 +222,7 @@ impl Board for MicroVm {
 fn lapic_glue(
     config: &MachineConfig,
     clock: &Arc<MachineClock>,
+    tscs: &Arc<VcpuTscs>,
     timers: &Arc<MachineTimers>,
     signals: &[Arc<VcpuSignal>],
 ) -> LapicGlue {
@@ -224,7 +232,7 @@ fn lapic_glue(
     let crystal_hz = model.as_ref().map_or(0, |model| model.cpuid(0x15, 0, &context).ecx);
     LapicGlue {
         clock: as_clock(clock),
-        tsc: Arc::new(HostTsc(tsc_khz)),
+        tsc: tscs.clone(),
         wake: Arc::new(Wake(signals.into())),
         timers: timers.clone(),
         first_timer: FIRST_LAPIC_TIMER,

@@ -460,7 +460,8 @@ impl Lapic {
         self.settle(timer, now);
     }
 
-    /// The guest's TSC was written: a TSC deadline is at another time now. The vCPU's thread only.
+    /// The guest's TSC was written, or went on while the machine rested: a TSC deadline is at another time now.
+    /// The vCPU's thread only, or while it is stopped.
     pub fn tsc_changed(&self) {
         let mut timer = lock(&self.timer);
         if timer.state.tsc_deadline != 0 {

@@ -205,4 +205,6 @@ fn adjust_tsc(core: &mut dyn Core, delta: u64) {
     let state = core.state_mut();
     state.tsc_offset = state.tsc_offset.wrapping_add(delta);
     state.msrs.tsc_adjust = state.msrs.tsc_adjust.wrapping_add(delta);
+    let offset = state.tsc_offset;
+    core.bus().tsc_changed(core.vcpu_index(), offset);
 }

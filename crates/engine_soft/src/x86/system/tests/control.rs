@@ -224,6 +224,7 @@ fn writing_the_tsc_moves_tsc_adjust_and_the_other_way_round() {
     write_to(msr::TSC, 5000)(&mut core).unwrap();
     assert_eq!(rdtsc(&mut core), Ok(5000));
     assert_eq!(read_from(&mut core, msr::TSC_ADJUST), Ok(4000));
+    assert_eq!(*core.bus.tsc_offset.lock().unwrap(), Some(4000));
     write_to(msr::TSC_ADJUST, 0)(&mut core).unwrap();
     assert_eq!(read_from(&mut core, msr::TSC), Ok(1000));
 }

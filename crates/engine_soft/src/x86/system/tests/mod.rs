@@ -55,6 +55,7 @@ const HANDLER: u64 = 0x1_2345;
 #[derive(Default)]
 struct TestBus {
     priority: Mutex<u8>,
+    tsc_offset: Mutex<Option<u64>>,
 }
 
 impl Bus for TestBus {
@@ -75,6 +76,9 @@ impl Bus for TestBus {
     }
     fn msr_write(&self, _: u32, _: u32, _: u64) -> MsrResult {
         MsrResult::Fault
+    }
+    fn tsc_changed(&self, _: u32, offset: u64) {
+        *self.tsc_offset.lock().unwrap() = Some(offset);
     }
     fn interrupt_pending(&self, _: u32) -> bool {
         false
