@@ -72,6 +72,21 @@ fn four_processors_work_at_once() {
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "4\n1\n"), "{ended:?}");
 }
 
+/// Nothing speculates here, so whatever a kernel does about it is time lost.
+#[test]
+fn no_kernel_pays_for_what_the_processor_does_not_do() {
+    for model in ["x86-64-v2", "host-like"] {
+        let script = "grep . /sys/devices/system/cpu/vulnerabilities/*";
+        let Some(command) = run(&["--cpu", model, "debian", "--", "sh", "-c", script]) else { return };
+        let ended = finish(command);
+        assert!(ended.stdout.contains("meltdown:Not affected"), "{ended:?}");
+        assert!(ended.stdout.contains("Enhanced / Automatic IBRS"), "{ended:?}");
+        for costly in ["Vulnerable", "etpoline", "SW loop", "PTI", "Clear"] {
+            assert!(!ended.stdout.contains(costly), "{costly}: {ended:?}");
+        }
+    }
+}
+
 #[test]
 fn two_machines_of_one_image_do_not_see_each_others_files() {
     let script = "ls /marked 2>/dev/null; touch /marked && echo written; echo ready; sleep 1";

@@ -4,9 +4,12 @@ use crate::support::{guest, pty, run};
 
 #[test]
 fn the_command_has_our_terminal_and_we_get_it_back() {
-    // Bash runs traps between commands, not inside `read`, so it waits for the new size in small steps.
+    // Bash runs traps between commands, not inside `read`, so it waits for the new size in small steps. The
+    // child that the shell waits for says so itself: a shell on the way to it may lose the interrupt, as dash
+    // does between fork and exec on any machine.
     let script = "trap 'stty size; resized=1' WINCH; stty size; tty; echo ready; \
-                  until [ \"$resized\" ]; do sleep 0.1; done; read -r line; echo line=$line; exec sleep 10000";
+                  until [ \"$resized\" ]; do sleep 0.1; done; read -r line; \
+                  sh -c \"echo line=$line; exec sleep 10000\"; echo not interrupted";
     let Some(command) = run(&["-i", "-t", "debian", "--", "bash", "-c", script]) else { return };
     let mut terminal = pty::start(command, 33, 101);
     let before = terminal.mode();
@@ -20,7 +23,24 @@ fn the_command_has_our_terminal_and_we_get_it_back() {
     terminal.wait_for("line=hello");
     terminal.types("\x03");
     assert_eq!(terminal.finish().code(), Some(128 + 2));
+    assert!(!terminal.screen().contains("not interrupted"), "{}", terminal.screen());
     assert_eq!(terminal.mode(), before);
+}
+
+/// As with docker: the command has a terminal to write to, and ours is not touched.
+#[test]
+fn without_i_our_terminal_stays_as_it_is_and_interrupts_are_signals() {
+    let script = "tty; trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.1; done";
+    let Some(command) = run(&["-t", "debian", "--", "sh", "-c", script]) else { return };
+    let mut terminal = pty::start(command, 24, 80);
+    let before = terminal.mode();
+    terminal.wait_for("ready");
+    assert!(terminal.screen().contains("/dev/"), "{}", terminal.screen());
+    assert_eq!(terminal.mode(), before);
+    let pid = rustix::process::Pid::from_child(&terminal.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(terminal.finish().code(), Some(9));
+    assert!(terminal.screen().contains("caught"), "{}", terminal.screen());
 }
 
 #[test]

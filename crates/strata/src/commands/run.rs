@@ -45,7 +45,7 @@ pub struct Options {
     /// Hand on standard input
     #[arg(short, long)]
     interactive: bool,
-    /// Give the command a terminal
+    /// Give the command a terminal; with -i every key is the command's, Ctrl-C too
     #[arg(short, long)]
     tty: bool,
     /// Kill the command after this time, counted from when the guest is up

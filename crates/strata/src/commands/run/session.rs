@@ -52,7 +52,8 @@ pub fn run(
 ) -> Outcome {
     let last_signal = Arc::new(AtomicI32::new(0));
     let _signals = watch_signals(agent.control(), last_signal.clone(), streams.tty)?;
-    // On a terminal every key is the command's, Ctrl-C too.
+    // On a terminal every key is the command's, Ctrl-C too. Without -i no key is: ours stays as it is, and
+    // Ctrl-C is a signal, which the foreground processes of the command's terminal get.
     let keys = streams.tty && streams.interactive && terminal::stdin_is_terminal();
     let raw = keys.then(Raw::enter).transpose()?;
     let workload = Workload {
