@@ -9,7 +9,7 @@ use std::mem::offset_of;
 
 use arch::x86::CpuState;
 use arch::x86::state::FxImage;
-use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register, RflagsBits};
+use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, Register, RflagsBits};
 
 use super::form::{Form, has_memory, set_address};
 use super::registers::{MEMORY, Registers, STATE};
@@ -135,7 +135,8 @@ pub(super) fn thunk(
     let x87 = matches!(form.class, Class::X87 | Class::X87Control | Class::Mmx | Class::MmxSse);
     let avx = form.class == Class::Avx;
     let reads_flags = instruction.rflags_read() & STATUS_BITS != 0;
-    let writes_flags = instruction.rflags_modified() & STATUS_BITS != 0;
+    let writes_flags =
+        instruction.rflags_modified() & STATUS_BITS != 0 || is_rotation_with_carry(instruction);
     let mut emitter = Emitter::new(address);
     if registers.use_rbx() {
         emitter.put_new(Instruction::with1(Code::Push_r64, Register::RBX));
@@ -177,6 +178,11 @@ pub(super) fn thunk(
     }
     emitter.return_value(0);
     emitter.finish().ok_or(Unsupported::NotHere)
+}
+
+/// Intel's leave the flags alone if they rotate by nothing, as by 18 of 9 bits; AMD's write an OF all the same.
+fn is_rotation_with_carry(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr)
 }
 
 const STATUS_BITS: u32 =

@@ -39,6 +39,14 @@ fn is_random(code: Code) -> bool {
     matches!(code.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed)
 }
 
+/// Hints that are #UD on AMD's processors where they name a register, and nothing on Intel's and here.
+fn may_be_undefined(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+    )
+}
+
 /// One random instruction of form `code` in both ways; `None` if the form does not compile.
 fn compare(thunks: &mut Thunks, native: &mut Native, code: Code, random: &mut Random) -> Option<()> {
     let (instruction, stub, bytes) = (0..50).find_map(|_| {
@@ -49,7 +57,11 @@ fn compare(thunks: &mut Thunks, native: &mut Native, code: Code, random: &mut Ra
     let decoded = decode(&bytes, 64);
     let thunk = thunks.compile(&decoded, 64, &bytes).ok()?;
     // Pseudo-instructions and second encodings may decode as something else.
-    if thunk.is_scattered() || !code.op_code().is_instruction() || code.op_code().fwait() {
+    if thunk.is_scattered()
+        || may_be_undefined(code)
+        || !code.op_code().is_instruction()
+        || code.op_code().fwait()
+    {
         return None;
     }
     let mut state = CpuState::power_up();
