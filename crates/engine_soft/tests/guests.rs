@@ -48,10 +48,6 @@ programs! {
     modes: 1,
     paging: 1,
     smc: 1,
+    smp: 4,
     system: 1,
-}
-
-#[test]
-fn smp() {
-    runner::run(&engine_soft::Interpreter, "smp", 4);
 }
