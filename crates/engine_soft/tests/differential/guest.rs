@@ -130,7 +130,7 @@ impl Guest {
         let fits = input.code_len.min(len - input.code_offset);
         self.ram.write(USER_PA + input.code_offset as u64, &input.code[..fits]).unwrap();
         let mut state = self.state(input);
-        if self.warm && input.bits == Bits::B64 && state.rflags & Rflags::TF.bits() == 0 {
+        if self.warm && input.bits == Bits::B64 && state.rflags & (Rflags::TF | Rflags::AC).bits() == 0 {
             self.ram.write(WARM_PA, &warm_up(&state)).unwrap();
             state.rip = WARM64;
         }
