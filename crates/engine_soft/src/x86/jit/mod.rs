@@ -53,11 +53,13 @@ pub struct Config {
     pub threshold: u32,
     /// Bytes of host code a vCPU keeps before it starts over.
     pub code_bytes: usize,
+    /// Whether flags are kept that nothing can read but what a fault saves (see [`flags`]).
+    pub exact_flags: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { threshold: 12, code_bytes: 64 << 20 }
+        Self { threshold: 12, code_bytes: 64 << 20, exact_flags: false }
     }
 }
 

@@ -191,7 +191,8 @@ impl Cpu {
         let sites = jit.sites.room(translate::max_sites(ops.len()));
         let first = sites.len();
         let tools = &mut jit.tools;
-        let job = translate::Translation::new(block, ops, start, &page, jit.stubs, tools, sites, address);
+        let how = (address, jit.config.exact_flags);
+        let job = translate::Translation::new(block, ops, start, &page, jit.stubs, tools, sites, how);
         let done = job.run()?;
         for site in &mut sites[first..] {
             site.resume = site.resume.wrapping_add(address);

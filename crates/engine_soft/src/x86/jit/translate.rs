@@ -90,6 +90,7 @@ pub(super) struct Translation<'a> {
     plans: Vec<Plan>,
     /// The flags live before each instruction, and after the last.
     pub(super) live: Vec<u32>,
+    exact_flags: bool,
     /// Bytes of the page that were looked at to find out.
     seen: (usize, usize),
     pub(super) place: Place,
@@ -128,7 +129,7 @@ impl<'a> Translation<'a> {
         stubs: Stubs,
         tools: &'a mut Tools,
         sites: &'a mut Vec<Site>,
-        address: u64,
+        (address, exact_flags): (u64, bool),
     ) -> Self {
         let bytes = &page[start as usize..(start as usize + usize::from(block.len)).min(page.len())];
         // Addresses relative to the page: targets and operands come out independent of where it is mapped.
@@ -145,6 +146,7 @@ impl<'a> Translation<'a> {
             instructions,
             plans: Vec::new(),
             live: Vec::new(),
+            exact_flags,
             seen: (usize::MAX, 0),
             place: Place { host: true, saved: false },
             vectors: Vectors::NONE,
@@ -192,6 +194,9 @@ impl<'a> Translation<'a> {
 
     /// The offset in the page of what may be live in `offset`, looked at and remembered.
     pub(super) fn live_at(&mut self, offset: i64) -> u32 {
+        if self.exact_flags {
+            return ALL;
+        }
         let Ok(offset) = u64::try_from(offset) else { return ALL };
         let mut peek = Peek::new(self.page);
         let live = peek.live_at(offset);
@@ -215,6 +220,9 @@ impl<'a> Translation<'a> {
     fn find_live_flags(&mut self) {
         let last = self.ops.len() - 1;
         self.live = vec![ALL; self.ops.len() + 1];
+        if self.exact_flags {
+            return;
+        }
         let (before_end, after) = self.live_around_end(last);
         self.live[last + 1] = after;
         self.live[last] = before_end;
