@@ -22,7 +22,7 @@ use crate::reference::Reference;
 use crate::root::Reporting;
 use crate::store::{Adding, BlobWriter, Store};
 use crate::tar::{Kind, Reader, TarError};
-use crate::{MAX_DOCUMENT_BYTES, digest_of};
+use crate::{MAX_DOCUMENT_BYTES, MAX_LAYER_BYTES, digest_of};
 
 /// Files in one archive. Attack: millions of tiny ones, each a file of the store.
 const MAX_FILES: usize = 10_000;
@@ -98,10 +98,20 @@ impl Store {
         let (_, decoded) =
             compression::decode(reader).map_err(|source| error(TarError::Io { offset: 0, source }))?;
         let mut archive = Reader::new(decoded);
+        let mut bytes = 0u64;
         while let Some(entry) = archive.next_entry().map_err(&error)? {
             let path = normal(&String::from_utf8_lossy(&entry.path));
             let item = match entry.kind {
                 Kind::File => {
+                    // Holes would be written to the store as zeros, as many as the entry claims.
+                    if entry.is_sparse() {
+                        return Err(error(entry.error("a sparse file, which no blob of an image is")));
+                    }
+                    bytes = bytes.saturating_add(entry.size);
+                    if bytes > MAX_LAYER_BYTES {
+                        let limit = MAX_LAYER_BYTES >> 30;
+                        return Err(error(entry.error(format!("files of more than {limit} GiB together"))));
+                    }
                     let mut blob = self.write_blob(adding)?;
                     let copied = copy_to(&mut archive.contents(&entry), &mut blob)?;
                     copied.map_err(|e| error(archive.contents_error(e)))?;

@@ -221,3 +221,17 @@ fn every_compression_is_imported() {
         assert!(temp.import("cut", &bytes[..bytes.len() - 600.min(bytes.len() / 2)]).is_err());
     }
 }
+
+#[test]
+fn sparse_and_endless_files_of_an_archive_are_refused_unread() {
+    let temp = temp_store();
+    let claims: Vec<(&str, &[u8])> =
+        vec![("GNU.sparse.size", b"9000000000000000000"), ("GNU.sparse.map", b"0,1")];
+    let archive = Tar::new().pax(&claims).file("blob", b"x").end();
+    let refused = load(&temp, "sparse.tar", &archive).unwrap_err();
+    assert!(refused.contains("blob") && refused.contains("sparse"), "{refused}");
+    let archive = Tar::new().file("small", b"1").entry(b"blob", b'0', b"", 1 << 60, b"x").end();
+    let refused = load(&temp, "endless.tar", &archive).unwrap_err();
+    assert!(refused.contains("blob") && refused.contains("512 GiB"), "{refused}");
+    assert!(temp.store.images().unwrap().is_empty());
+}

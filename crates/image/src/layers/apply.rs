@@ -4,15 +4,19 @@ use std::io::{self, Read};
 
 use super::tree::{Body, Meta, NodeId, ROOT, Tree, Xattr, XattrKind};
 use crate::squashfs::FileData;
-use crate::tar::{Entry, Kind, Reader, TarError};
+use crate::tar::{self, Entry, Kind, Reader, TarError};
 
 /// PATH_MAX of Linux, for symlink targets with their NUL.
 const MAX_TARGET_BYTES: usize = 4095;
 
 /// Where the contents of files go as they stream by.
 pub(crate) trait Contents {
-    /// Takes `size` bytes of `reader`. The outer error is one of the destination, the inner one of the reader.
-    fn store(&mut self, reader: &mut dyn Read, size: u64) -> Result<io::Result<FileData>, crate::Error>;
+    /// Takes the `size` bytes of `file`. The outer error is one of the destination, the inner one of the reader.
+    fn store<R: Read>(
+        &mut self,
+        file: &mut tar::Contents<'_, R>,
+        size: u64,
+    ) -> Result<io::Result<FileData>, crate::Error>;
 }
 
 /// Why a layer was not applied.

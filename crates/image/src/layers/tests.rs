@@ -11,9 +11,13 @@ use crate::tar::testing::Tar;
 struct Kept(Vec<Vec<u8>>);
 
 impl Contents for Kept {
-    fn store(&mut self, reader: &mut dyn Read, size: u64) -> Result<io::Result<FileData>, crate::Error> {
+    fn store<R: Read>(
+        &mut self,
+        file: &mut crate::tar::Contents<'_, R>,
+        size: u64,
+    ) -> Result<io::Result<FileData>, crate::Error> {
         let mut data = Vec::new();
-        if let Err(e) = reader.take(size).read_to_end(&mut data) {
+        if let Err(e) = file.take(size).read_to_end(&mut data) {
             return Ok(Err(e));
         }
         self.0.push(data);

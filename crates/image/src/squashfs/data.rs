@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use super::{BLOCK_BYTES, BLOCK_UNCOMPRESSED, SUPERBLOCK_BYTES};
 use crate::error::{Error, Result};
 use crate::layers::Contents;
+use crate::tar;
 
-/// Bytes of all files of one image, holes included. Attack: a sparse file that claims to be endless.
+/// Bytes of all files of one image, holes included. Attack: sparse files that claim to be endless, whose lists of blocks
+/// would take memory without end.
 const MAX_IMAGE_BYTES: u64 = 256 << 30;
 
 /// Where the contents of a file lie.
@@ -72,7 +74,7 @@ impl DataWriter {
 }
 
 impl Contents for DataWriter {
-    fn store(&mut self, reader: &mut dyn Read, size: u64) -> Result<io::Result<FileData>> {
+    fn store<R: Read>(&mut self, file: &mut tar::Contents<'_, R>, size: u64) -> Result<io::Result<FileData>> {
         self.total = self.total.saturating_add(size);
         if self.total > MAX_IMAGE_BYTES {
             let reason = format!("its files are larger than {} GiB together", MAX_IMAGE_BYTES >> 30);
@@ -81,8 +83,19 @@ impl Contents for DataWriter {
         let mut data = FileData { start: self.pos, size, sparse: 0, blocks: Vec::new() };
         let mut left = size;
         while left > 0 {
+            // Whole blocks of a hole are not looked at: a file of holes costs a word for each of its blocks.
+            let hole = file.hole();
+            let skipped = if hole == left { hole } else { hole - hole % BLOCK_BYTES as u64 };
+            if skipped > 0 {
+                file.skip_hole(skipped);
+                let blocks = skipped.div_ceil(BLOCK_BYTES as u64) as usize;
+                data.blocks.resize(data.blocks.len() + blocks, 0);
+                data.sparse += skipped;
+                left -= skipped;
+                continue;
+            }
             let len = left.min(BLOCK_BYTES as u64) as usize;
-            if let Err(e) = reader.read_exact(&mut self.block[..len]) {
+            if let Err(e) = file.read_exact(&mut self.block[..len]) {
                 return Ok(Err(e));
             }
             if is_zero(&self.block[..len]) {

@@ -187,3 +187,44 @@ fn replaced_files_take_no_space_and_equal_images_are_equal_files() {
     let again = temp.store.root_for_vm(&image, &NoProgress).unwrap();
     assert!(fs::read(again.path()).unwrap() == first, "two builds differ");
 }
+
+/// A sparse file in a pax archive: `segments` are (offset, bytes).
+fn sparse(tar: Tar, name: &str, size: u64, segments: &[(u64, &[u8])]) -> Tar {
+    let map: Vec<String> =
+        segments.iter().map(|(offset, bytes)| format!("{offset},{}", bytes.len())).collect();
+    let stored: Vec<u8> = segments.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
+    let (size, map) = (size.to_string(), map.join(","));
+    tar.pax(&[("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", map.as_bytes())]).file(name, &stored)
+}
+
+#[test]
+fn holes_stay_holes_wherever_they_begin_and_end() {
+    // 240 GiB of holes: read as bytes this would take minutes.
+    let huge = 240 << 30;
+    let tail = huge - 3;
+    let mut tar = sparse(Tar::new(), "huge", huge, &[(1 << 37, b"middle"), (tail, b"end")]);
+    tar = sparse(tar, "begins", 500_000, &[(0, &[7; 131_073])]);
+    tar = sparse(tar, "ends", 500_001, &[(499_990, b"0123456789")]);
+    tar = sparse(tar, "after", 10, &[(9, b"x")]);
+    let (_temp, root) = root_of(&tar.file("last", b"plain").end());
+    assert!(root.file().metadata().unwrap().blocks() * 512 < 16 << 20);
+    mounted(&root, |dir| {
+        let open = |name: &str| fs::File::open(dir.join(name)).unwrap();
+        let read = |name: &str, at: u64, len: usize| {
+            let mut bytes = vec![1; len];
+            std::os::unix::fs::FileExt::read_exact_at(&open(name), &mut bytes, at).unwrap();
+            bytes
+        };
+        assert_eq!(fs::metadata(dir.join("huge")).unwrap().len(), huge);
+        assert_eq!(read("huge", (1 << 37) - 2, 10), b"\0\0middle\0\0");
+        assert_eq!(read("huge", tail - 2, 5), b"\0\0end");
+        let begins = fs::read(dir.join("begins")).unwrap();
+        assert!(begins.len() == 500_000 && begins[..131_073].iter().all(|&b| b == 7));
+        assert!(begins[131_073..].iter().all(|&b| b == 0));
+        let ends = fs::read(dir.join("ends")).unwrap();
+        assert!(ends.len() == 500_001 && ends[..499_990].iter().all(|&b| b == 0));
+        assert_eq!(&ends[499_990..], b"0123456789\0");
+        assert_eq!(fs::read(dir.join("after")).unwrap(), b"\0\0\0\0\0\0\0\0\0x");
+        assert_eq!(fs::read(dir.join("last")).unwrap(), b"plain");
+    });
+}

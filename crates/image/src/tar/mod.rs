@@ -15,7 +15,7 @@ pub(crate) mod testing;
 mod tests;
 mod writer;
 
-pub(crate) use reader::{End, Entry, Kind, Reader};
+pub(crate) use reader::{Contents, End, Entry, Kind, Reader};
 pub(crate) use writer::Writer;
 
 use std::io;

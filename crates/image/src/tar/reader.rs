@@ -387,6 +387,22 @@ pub(crate) struct Contents<'a, R> {
     left: u64,
 }
 
+impl<R: Read> Contents<'_, R> {
+    /// Bytes of the hole that the next byte lies in; 0 where bytes are stored.
+    pub(crate) fn hole(&self) -> u64 {
+        self.expand.as_ref().map_or(0, Expand::hole)
+    }
+
+    /// Leaves out `len` bytes of that hole: what a hole costs must not grow with its size.
+    pub(crate) fn skip_hole(&mut self, len: u64) {
+        assert!(len <= self.hole(), "no more than the hole is left out");
+        if let Some(expand) = &mut self.expand {
+            expand.skip(len);
+        }
+        self.left -= len;
+    }
+}
+
 impl<R: Read> Read for Contents<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let want = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));

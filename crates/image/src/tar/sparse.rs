@@ -95,6 +95,17 @@ impl<'m> Expand<'m> {
         Expand { map, size, at: 0 }
     }
 
+    /// Bytes from here to the next stored segment, or to the end of the file.
+    pub(super) fn hole(&self) -> u64 {
+        let next = self.map.iter().find(|&&(offset, len)| offset + len > self.at);
+        next.map_or(self.size, |&(offset, _)| offset).saturating_sub(self.at)
+    }
+
+    /// Goes on `len` bytes later; all of them lie in a hole.
+    pub(super) fn skip(&mut self, len: u64) {
+        self.at += len;
+    }
+
     pub(super) fn read(&mut self, stored: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
         while self.map.first().is_some_and(|&(offset, len)| offset + len <= self.at) {
             self.map = &self.map[1..];
