@@ -89,7 +89,7 @@ pub enum Source {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// PVH if the image has the note, else the Linux 64-bit protocol.
+    /// PVH if the image has the note, else the Linux boot protocol of the image's width.
     #[default]
     Auto,
     /// PVH (Xen's `pvh.html`, 32-bit protected mode without paging).
@@ -151,7 +151,8 @@ pub enum ConsoleConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Acpi {
-    /// ACPI tables, unless the kernel was built without ACPI: then the kernel command line and an MP table.
+    /// ACPI tables, unless the kernel was built without ACPI or its command line says `acpi=off`: then that command line
+    /// and an MP table.
     #[default]
     Auto,
     /// ACPI tables.

@@ -15,7 +15,7 @@ use memory::GuestRam;
 use super::{layout, mptable};
 use crate::config::{Acpi, ConsoleConfig, Protocol, Source};
 use crate::loader::elf::{Elf, ZeroFill};
-use crate::loader::{self, initrd, linux64, pvh};
+use crate::loader::{self, initrd, linux32, linux64, pvh};
 use crate::{Error, MachineConfig};
 
 /// MTRRs enabled, default type write-back: what firmware leaves for RAM; without it Linux does not use PAT.
@@ -56,7 +56,7 @@ impl Boot {
             pieces.push(read("initrd", source, config.memory_bytes)?);
         }
         let acpi = match config.acpi {
-            Acpi::Auto => loader::has_acpi(&vmlinux),
+            Acpi::Auto => loader::has_acpi(&vmlinux) && !is_told_not_to(&config.boot.cmdline),
             Acpi::On => true,
             Acpi::Off => false,
         };
@@ -148,6 +148,7 @@ impl Boot {
         rsdp: u64,
     ) -> Result<CpuState, loader::Error> {
         let memory = layout::memory_map(self.memory_bytes);
+        let is_long = elf.class() == loader::elf::Class::Elf64;
         let pvh_entry = match self.protocol {
             Protocol::Auto => elf.pvh_entry()?,
             Protocol::Pvh => Some(elf.pvh_entry()?.ok_or(loader::Error::NoPvh)?),
@@ -158,9 +159,6 @@ impl Boot {
             info.write(ram, layout::START_INFO)?;
             return Ok(pvh::entry_state(entry, layout::START_INFO));
         }
-        if elf.class() != loader::elf::Class::Elf64 {
-            return Err(loader::Error::NotLong);
-        }
         let params = linux64::BootParams {
             cmdline: layout::CMDLINE,
             cmdline_len: self.cmdline.len() as u32,
@@ -168,6 +166,14 @@ impl Boot {
             rsdp,
             memory: &memory,
         };
+        if !is_long {
+            if self.protocol == Protocol::Linux64 {
+                return Err(loader::Error::NotLong);
+            }
+            linux32::write(ram, &layout::LINUX_PLACES, &params)?;
+            // Addresses in a 32-bit ELF file have 32 bits.
+            return Ok(linux32::entry_state(elf.entry() as u32, &layout::LINUX_PLACES));
+        }
         linux64::write(ram, &layout::LINUX_PLACES, &params)?;
         Ok(linux64::entry_state(elf.entry(), &layout::LINUX_PLACES))
     }
@@ -193,6 +199,11 @@ fn acpi_tables(config: &MachineConfig, slots: &[MmioSlot]) -> Result<AcpiTables,
         virtio: virtio.collect(),
     };
     acpi::build(&board).map_err(|source| Error::Device { name: "acpi".to_owned(), source: Box::new(source) })
+}
+
+/// A kernel that will not read ACPI tables is told of its devices in the other way.
+fn is_told_not_to(cmdline: &str) -> bool {
+    cmdline.split_whitespace().any(|word| word == "acpi=off")
 }
 
 fn name(source: &Source, otherwise: &str) -> String {

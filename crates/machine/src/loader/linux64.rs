@@ -32,10 +32,10 @@ const E820_ENTRY_BYTES: usize = 20;
 const ZERO_PAGE_BYTES: usize = 4096;
 
 /// Selectors the protocol asks for.
-const BOOT_CS: u16 = 0x10;
-const BOOT_DS: u16 = 0x18;
+pub(super) const BOOT_CS: u16 = 0x10;
+pub(super) const BOOT_DS: u16 = 0x18;
 const CODE64: u64 = 0x00af_9b00_0000_ffff;
-const DATA: u64 = 0x00cf_9300_0000_ffff;
+pub(super) const DATA: u64 = 0x00cf_9300_0000_ffff;
 
 const PTE_PRESENT_WRITE: u64 = 3;
 const PTE_LARGE: u64 = 1 << 7;
@@ -109,7 +109,12 @@ impl BootParams<'_> {
 pub fn write(ram: &GuestRam, places: &Places, params: &BootParams<'_>) -> Result<(), Error> {
     ram.write(places.zero_page, &params.to_zero_page())?;
     ram.write(places.page_tables, &page_tables(places.page_tables))?;
-    let gdt: Vec<u8> = [0, 0, CODE64, DATA].iter().flat_map(|d: &u64| d.to_le_bytes()).collect();
+    write_gdt(ram, places, CODE64)
+}
+
+/// A GDT with this code segment at [`BOOT_CS`].
+pub(super) fn write_gdt(ram: &GuestRam, places: &Places, code: u64) -> Result<(), Error> {
+    let gdt: Vec<u8> = [0, 0, code, DATA].iter().flat_map(|d: &u64| d.to_le_bytes()).collect();
     ram.write(places.gdt, &gdt)?;
     Ok(())
 }

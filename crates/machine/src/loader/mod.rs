@@ -5,7 +5,7 @@
 //! Files are hostile: every offset and length is checked, decompression is bounded ([`MAX_KERNEL_BYTES`]).
 //!
 //! Reading order: [`inspect`], [`extract_vmlinux`], [`elf`], [`bzimage`], [`decompress`], [`krunfw`]; then
-//! what goes into guest memory: [`pvh`], [`linux64`], [`initrd`].
+//! what goes into guest memory: [`pvh`], [`linux64`], [`linux32`], [`initrd`].
 //!
 //! Absent: multiboot, EFI images without a Linux setup header, kernels of other ISAs (told apart, not loaded).
 
@@ -15,6 +15,7 @@ pub mod elf;
 pub mod error;
 pub mod initrd;
 pub mod krunfw;
+pub mod linux32;
 pub mod linux64;
 pub mod memory_map;
 pub mod pvh;

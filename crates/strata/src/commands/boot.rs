@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use machine::config::{DiskConfig, Source};
+use machine::config::{ConsoleConfig, DiskConfig, Source};
 use machine::{Backends, Machine, MachineEvent};
 
 use super::sizing::{Sizing, account};
@@ -35,7 +35,7 @@ pub struct Options {
     /// Initial RAM disk; may be repeated
     #[arg(long, value_name = "FILE")]
     initrd: Vec<PathBuf>,
-    /// Kernel command line; console=ttyS0 is added unless it names a console
+    /// Kernel command line; console=ttyS0 is added unless it names a console, console=hvc0 makes it a virtio console
     #[arg(long, value_name = "STRING", default_value = "", hide_default_value = true)]
     append: String,
     /// Disk image or block device; ,ro refuses writes; may be repeated
@@ -61,6 +61,7 @@ pub fn run(options: &Options) -> Outcome {
     let mut config = options.sizing.machine(Source::File(options.kernel.clone()));
     config.boot.initrd = options.initrd.iter().cloned().map(Source::File).collect();
     config.boot.cmdline = command_line(&options.append);
+    config.console = console(&options.append);
     config.disks.clone_from(&options.disks);
     let backends = Backends { console: Some(Box::new(io::stdout())), ..Backends::default() };
     let machine = Machine::build(&config, backends, engine.as_ref())
@@ -87,6 +88,12 @@ pub fn run(options: &Options) -> Outcome {
 fn command_line(append: &str) -> String {
     let names_console = append.split_whitespace().any(|word| word.starts_with("console="));
     if names_console { append.to_owned() } else { format!("console=ttyS0 {append}").trim_end().to_owned() }
+}
+
+/// The serial port, unless the kernel is told to speak to a virtio console only: some have no serial driver.
+fn console(append: &str) -> ConsoleConfig {
+    let names = |start| append.split_whitespace().any(|word| word.starts_with(start));
+    if names("console=hvc") && !names("console=ttyS") { ConsoleConfig::Virtio } else { ConsoleConfig::Serial }
 }
 
 /// Hands what is typed to the console, on a thread that ends with the program: reading a terminal cannot be

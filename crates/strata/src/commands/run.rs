@@ -8,6 +8,7 @@ mod session;
 
 use std::time::{Duration, Instant};
 
+use image::kernels::KernelBundle;
 use image::{Config, Image, RootFile, Store};
 use machine::config::{DiskConfig, Source, VsockConfig};
 use machine::workload::AgentSession;
@@ -65,7 +66,7 @@ struct Prepared {
     hostname: String,
     root_type: &'static str,
     _root: RootFile,
-    _kernel: image::kernels::KernelBundle,
+    _kernel: KernelBundle,
 }
 
 /// Runs the command; its exit code is ours.
@@ -96,6 +97,7 @@ fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
     let image = store.image(&images::parse(&options.image)?).map_err(explain)?;
     let process = process(options, &image.config())?;
     let kernel = store.kernel(options.kernel.as_deref()).map_err(kernels::explain)?;
+    check_width(&kernel)?;
     // A kernel that changed on disk would be a guest that fails for no visible reason.
     drop(kernel.read_kernel().map_err(kernels::explain)?);
     let root = store.root_for_vm(&image, &Bar::new()).map_err(explain)?;
@@ -114,6 +116,17 @@ fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
         _root: root,
         _kernel: kernel,
     })
+}
+
+/// The agent is a 64-bit program; a kernel that cannot run it would only say that it found no init.
+fn check_width(kernel: &KernelBundle) -> Outcome<()> {
+    let info = kernel.info();
+    if matches!(info.arch.as_str(), "amd64" | "x86_64") {
+        return Ok(());
+    }
+    let failure =
+        Failure::new(format!("boot kernel {}: it is for {}, workloads need amd64", info.id, info.arch));
+    Err(failure.hint("strata kernel ls lists the others; strata boot boots this one"))
 }
 
 /// A panic is a reset at once, which ends the machine; without `-vv` the kernel says only what is wrong.
