@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test lint unit assets bench fuzz soak doc install clean packages-run packages-test packages-bench packages-fuzz
+.PHONY: help build run test test-kernels kernels lint unit assets bench fuzz soak doc install clean packages-run packages-test packages-bench packages-fuzz
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -13,6 +13,8 @@ PREFIX ?= /usr/local
 
 # The store that whole-workload tests use: a real kernel and a real image, prepared once.
 ASSETS := $(TARGET)/test-assets
+# Kernels of other makers, and a store with some of them.
+KERNELS := $(TARGET)/test-kernels
 # Random instruction sequences that are compared with the host's own processor.
 SEQUENCES ?= 200000
 FUZZ_SECONDS ?= 60
@@ -29,7 +31,7 @@ say = @printf '== %s\n' "$(1)"
 endif
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 build: packages-run ## Build the program
 	$(call say,build)
@@ -73,19 +75,28 @@ assets: build packages-test
 	if ! $(STRATA) image inspect debian >/dev/null 2>&1; then \
 	    echo "== test assets: image"; $(call refresh); $(STRATA) image bootstrap debian; fi
 
+kernels: assets
+	@tests/fetch-kernels.sh $(STRATA) $(KERNELS) $(ASSETS)/store
+
+test-kernels: kernels ## Boot kernels nobody made for Strata: Debian's generic, newer and i386, libkrunfw's, Alpine's
+	STRATA_TEST_KERNELS=$(KERNELS) $(CARGO) test --release --package strata --test workload kernels::
+
 bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_FLAGS="--rounds 5")
 	$(CARGO) xtask bench --store $(ASSETS)/store --strata $(STRATA) $(BENCH_FLAGS)
 
+# Every target runs, whatever the others find. What was found before is run first, until it is mended.
 fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is found stays below target/fuzz
 	$(call say,fuzz targets)
 	cd fuzz && $(CARGO) build --release --bins --target-dir $(TARGET)/fuzz
-	@TMPDIR=$$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d); export TMPDIR; trap 'rm -rf "$$TMPDIR"' EXIT; \
+	@TMPDIR=$$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d); export TMPDIR; trap 'rm -rf "$$TMPDIR"' EXIT; failed=""; \
 	for seeds in fuzz/seeds/*; do \
 	    name=$$(basename $$seeds); found=$(TARGET)/fuzz/found/$$name; mkdir -p $$found $(TARGET)/fuzz/corpus/$$name; \
 	    echo "== fuzz $$name for $(FUZZ_SECONDS) s"; \
-	    $(TARGET)/fuzz/x86_64-unknown-linux-gnu/release/$$name $(TARGET)/fuzz/corpus/$$name $$seeds \
-	        -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 -artifact_prefix=$$found/ -print_final_stats=1; \
-	done
+	    $(TARGET)/fuzz/x86_64-unknown-linux-gnu/release/$$name $(TARGET)/fuzz/corpus/$$name $$seeds $$found \
+	        -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 -artifact_prefix=$$found/ -print_final_stats=1 \
+	        || failed="$$failed $$name"; \
+	done; \
+	[ -z "$$failed" ] || { echo "== found something:$$failed; the inputs are below $(TARGET)/fuzz/found"; exit 1; }
 
 soak: ## The tests with millions of instruction sequences
 	$(MAKE) unit SEQUENCES=5000000
