@@ -9,6 +9,7 @@ mod boot;
 mod commands;
 mod kernels;
 mod run;
+mod sandbox;
 mod streams;
 mod support;
 mod terminal;

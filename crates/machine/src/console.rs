@@ -49,27 +49,36 @@ struct Shared {
 /// The console output of one machine.
 pub struct Console {
     shared: Arc<Shared>,
+    /// Until the writer takes it.
+    sink: Mutex<Option<Box<dyn Write + Send>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Console {
-    /// A console that hands its output to `sink` on a thread of its own; without one only the tail is kept.
-    ///
-    /// # Errors
-    /// [`Error::Thread`].
-    pub fn new(sink: Option<Box<dyn Write + Send>>) -> Result<Self, Error> {
+    /// A console that hands its output to `sink` once it is started; without one only the tail is kept.
+    pub fn new(sink: Option<Box<dyn Write + Send>>) -> Self {
         let state = State { sinkless: sink.is_none(), ..State::default() };
         let shared =
             Arc::new(Shared { state: Mutex::new(state), filled: Condvar::new(), drained: Condvar::new() });
-        let writer = sink.map(|sink| {
-            let shared = shared.clone();
-            let name = "console".to_owned();
-            std::thread::Builder::new()
-                .name(name.clone())
-                .spawn(move || shared.write_out(sink))
-                .map_err(|source| Error::Thread { name, source })
-        });
-        Ok(Self { shared, writer: Mutex::new(writer.transpose()?) })
+        Self { shared, sink: Mutex::new(sink), writer: Mutex::new(None) }
+    }
+
+    /// Starts the thread that writes to the sink.
+    ///
+    /// # Errors
+    /// [`Error::Thread`].
+    pub fn start(&self) -> Result<(), Error> {
+        let Some(sink) = self.sink.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Ok(());
+        };
+        let shared = self.shared.clone();
+        let name = "console".to_owned();
+        let writer = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || shared.write_out(sink))
+            .map_err(|source| Error::Thread { name, source })?;
+        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+        Ok(())
     }
 
     /// What a device writes its output to.
@@ -284,7 +293,8 @@ mod tests {
     #[test]
     fn everything_reaches_the_sink_in_order() {
         let sink = Collected::default();
-        let console = Console::new(Some(Box::new(sink.clone()))).unwrap();
+        let console = Console::new(Some(Box::new(sink.clone())));
+        console.start().unwrap();
         let text: Vec<u8> = (0..1_000_000u32).map(|i| i as u8).collect();
         for piece in text.chunks(70_001) {
             console.sink().write_all(piece).unwrap();
@@ -296,7 +306,8 @@ mod tests {
     #[test]
     fn a_stuck_sink_bounds_the_queue_and_release_frees_the_writer() {
         let (open, gate) = std::sync::mpsc::channel();
-        let console = Arc::new(Console::new(Some(Box::new(Gate(gate)))).unwrap());
+        let console = Arc::new(Console::new(Some(Box::new(Gate(gate)))));
+        console.start().unwrap();
         let mut sink = console.sink();
         let guest = std::thread::spawn(move || sink.write_all(&vec![b'x'; 4 * QUEUE_BYTES]).unwrap());
         while console.shared.lock().queue.len() < QUEUE_BYTES {
@@ -311,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_panic_message_is_found_across_pieces() {
-        let console = Console::new(None).unwrap();
+        let console = Console::new(None);
         for piece in ["[ 1.0] Kernel pa", "nic - not syncing: Attempted to kill ", "init!\r\n", "more\n"] {
             console.sink().write_all(piece.as_bytes()).unwrap();
         }
@@ -322,7 +333,7 @@ mod tests {
 
     #[test]
     fn output_without_end_keeps_only_a_tail() {
-        let console = Console::new(None).unwrap();
+        let console = Console::new(None);
         for _ in 0..1000 {
             console.sink().write_all(&[b'y'; 1000]).unwrap();
         }

@@ -56,6 +56,9 @@ pub enum Error {
     /// The engine refused.
     #[error("create virtual machine")]
     Engine(#[from] engine::Error),
+    /// The owner could not give up what it means to ([`crate::Backends::confine`]).
+    #[error("confine the machine")]
+    Confine(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The host gave no thread.
     #[error("start thread {name}")]
     Thread {

@@ -36,7 +36,13 @@ pub struct Backends {
     pub console: Option<Box<dyn Write + Send>>,
     /// Who answers the guest's vsock connections; needs [`MachineConfig::vsock`].
     pub vsock: Option<Box<dyn devices::virtio::VsockHost>>,
+    /// Called once everything the machine needs is open and before its first thread: the place to give up what threads
+    /// inherit, such as capabilities.
+    pub confine: Option<Confine>,
 }
+
+/// See [`Backends::confine`].
+pub type Confine = Box<dyn FnOnce() -> Result<(), Box<dyn std::error::Error + Send + Sync>>>;
 
 /// What the supervisor is told.
 enum Message {
@@ -103,8 +109,8 @@ impl Machine {
     /// Any [`Error`]; nothing is left behind.
     pub fn build(config: &MachineConfig, backends: Backends, engine: &dyn Engine) -> Result<Self, Error> {
         config.validate()?;
-        let Backends { console, vsock } = backends;
-        let console = Arc::new(Console::new(console)?);
+        let Backends { console, vsock, confine } = backends;
+        let console = Arc::new(Console::new(console));
         let (messages, inbox) = channel();
         let power = Arc::new(Power {
             messages: Mutex::new(messages.clone()),
@@ -114,6 +120,8 @@ impl Machine {
         let parts =
             microvm::Parts { console: console.clone(), vsock, power: power.clone(), signals: &signals };
         let board = Arc::new(microvm::MicroVm::build(config, parts)?);
+        confine.map_or(Ok(()), |confine| confine()).map_err(Error::Confine)?;
+        console.start()?;
         let (input, power_button) = (board.console_input(), board.power_button());
         let vm = engine.create_vm(VmConfig {
             ram: board.ram().clone(),

@@ -9,6 +9,7 @@
 
 mod cli;
 mod commands;
+mod confine;
 mod engines;
 mod exit;
 mod failure;

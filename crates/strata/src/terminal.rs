@@ -48,6 +48,15 @@ fn restore() {
     }
 }
 
+/// As [`restore`], in a signal handler: if the mode is just being changed by the thread that was interrupted, nothing is done.
+pub fn restore_in_signal() {
+    if let Ok(before) = BEFORE.try_lock()
+        && let Some(before) = before.as_ref()
+    {
+        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
+    }
+}
+
 /// Makes a panic in any thread restore the terminal before its message is printed.
 pub fn restore_on_panic() {
     let print = std::panic::take_hook();

@@ -6,7 +6,11 @@ use super::metadata::Package;
 
 /// Crate, the crates of ours it may depend on, and those its tests may depend on beside them.
 const ALLOWED: &[(&str, &[&str], &[&str])] = &[
-    ("strata", &["agent", "arch", "disk", "engine", "engine_soft", "image", "machine", "protocol"], &[]),
+    (
+        "strata",
+        &["agent", "arch", "disk", "engine", "engine_soft", "image", "machine", "protocol", "sandbox"],
+        &[],
+    ),
     ("image", &[], &[]),
     ("machine", &["arch", "devices", "disk", "engine", "memory", "net", "protocol", "state"], &[]),
     ("devices", &["disk", "memory", "net", "state"], &[]),
@@ -17,6 +21,7 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
     ("arch", &["state"], &[]),
     ("memory", &[], &[]),
     ("state", &[], &[]),
+    ("sandbox", &[], &[]),
     ("protocol", &[], &[]),
     ("agent", &["protocol"], &[]),
     ("xtask", &["image"], &[]),

@@ -187,7 +187,7 @@ fn a_guest_that_prints_without_end_into_a_stuck_terminal_can_be_stopped() {
         }
     }
     let (open, gate) = channel();
-    let backends = Backends { console: Some(Box::new(Stuck(gate))), vsock: None };
+    let backends = Backends { console: Some(Box::new(Stuck(gate))), ..Backends::default() };
     let script = Script::new(|stage| {
         print(stage, &[b'x'; 4096]);
         None
@@ -257,4 +257,12 @@ fn a_missing_kernel_and_a_long_command_line_are_named() {
     config.boot.kernel = crate::config::Source::File("/nonexistent/kernel".into());
     let error = Machine::build(&config, Backends::default(), &FakeEngine(Script::halt_for_ever()));
     assert!(chain(&error.err().unwrap()).starts_with("read kernel /nonexistent/kernel: No such file"));
+}
+
+#[test]
+fn an_owner_that_cannot_confine_itself_gets_no_machine() {
+    let confine: crate::machine::Confine = Box::new(|| Err("no way".into()));
+    let backends = Backends { confine: Some(confine), ..Backends::default() };
+    let error = Machine::build(&testing::config(), backends, &FakeEngine(Script::halt_for_ever()));
+    assert_eq!(chain(&error.err().unwrap()), "confine the machine: no way");
 }

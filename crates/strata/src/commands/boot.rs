@@ -63,7 +63,8 @@ pub fn run(options: &Options) -> Outcome {
     config.boot.cmdline = command_line(&options.append);
     config.console = console(&options.append);
     config.disks.clone_from(&options.disks);
-    let backends = Backends { console: Some(Box::new(io::stdout())), ..Backends::default() };
+    let confine = options.sizing.confine();
+    let backends = Backends { console: Some(Box::new(io::stdout())), confine, ..Backends::default() };
     let machine = Machine::build(&config, backends, engine.as_ref())
         .while_trying(|| format!("boot {}", options.kernel.display()))?;
     let machine = Arc::new(machine);
@@ -76,6 +77,7 @@ pub fn run(options: &Options) -> Outcome {
         })?
     };
     let raw = terminal::stdin_is_terminal().then(Raw::enter).transpose()?;
+    options.sizing.enter_sandbox()?;
     machine.start();
     type_into(&machine, raw.is_some())?;
     let event = machine.wait();

@@ -83,11 +83,17 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let backends = Backends {
         console: (global.verbose >= 2).then(|| Box::new(LogWriter::new()) as Box<_>),
         vsock: Some(agent.host()),
+        confine: options.sizing.confine(),
     };
     let machine = Machine::build(&prepared.config, backends, engine.as_ref())
         .while_trying(|| format!("run {:?}", options.image))?;
-    let streams = session::Streams { interactive: options.interactive, tty: options.tty };
-    let outcome = session::run(agent, &machine, &prepared, options.timeout, streams, started);
+    let session = session::Session {
+        interactive: options.interactive,
+        tty: options.tty,
+        timeout: options.timeout,
+        enter_sandbox: &|| options.sizing.enter_sandbox(),
+    };
+    let outcome = session::run(agent, &machine, &prepared, session, started);
     account(engine.name(), &machine, started);
     outcome
 }

@@ -6,11 +6,13 @@ use arch::x86::cpuid::CpuModel;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use machine::config::Source;
+use machine::machine::Confine;
 use machine::{Machine, MachineConfig};
 
-use crate::engines;
+use crate::failure::Outcome;
 use crate::host_cpu::HostCpu;
 use crate::size::parse_size;
+use crate::{confine, engines};
 
 /// What executes a machine, and how big it is.
 #[derive(Args)]
@@ -27,6 +29,9 @@ pub struct Sizing {
     /// Processor that the guest sees, e.g. x86-64-v2 [default: the best this host can give]
     #[arg(long, value_name = "MODEL", value_parser = PossibleValuesParser::new(CpuModel::names().collect::<Vec<_>>()))]
     pub cpu: Option<String>,
+    /// Keep all privileges and system calls of this process: for debugging, and hosts that know no seccomp
+    #[arg(long)]
+    pub no_sandbox: bool,
 }
 
 impl Sizing {
@@ -38,6 +43,19 @@ impl Sizing {
             cpu_model: self.cpu.clone().unwrap_or_else(|| HostCpu::look().best_model().to_owned()),
             ..MachineConfig::new(kernel)
         }
+    }
+
+    /// What is given up while the machine is being built.
+    pub fn confine(&self) -> Option<Confine> {
+        (!self.no_sandbox).then(confine::while_building)
+    }
+
+    /// What is given up once it is built, before it starts.
+    ///
+    /// # Errors
+    /// The host does not offer it.
+    pub fn enter_sandbox(&self) -> Outcome<()> {
+        if self.no_sandbox { Ok(()) } else { confine::before_start() }
     }
 }
 

@@ -24,12 +24,15 @@ const INTERRUPTS: usize = 3;
 const IMPATIENCE: Duration = Duration::from_secs(2);
 
 /// How the command is joined to the caller.
-#[derive(Clone, Copy, Debug)]
-pub struct Streams {
+pub struct Session<'a> {
     /// It reads our standard input.
     pub interactive: bool,
     /// It runs on a terminal.
     pub tty: bool,
+    /// When it is killed.
+    pub timeout: Option<Duration>,
+    /// Called when everything is open, before the guest starts.
+    pub enter_sandbox: &'a dyn Fn() -> Outcome<()>,
 }
 
 /// The size of our terminal.
@@ -46,25 +49,25 @@ pub fn run(
     agent: AgentSession,
     machine: &Machine,
     prepared: &Prepared,
-    timeout: Option<Duration>,
-    streams: Streams,
+    session: Session<'_>,
     started: Instant,
 ) -> Outcome {
     let last_signal = Arc::new(AtomicI32::new(0));
-    let _signals = watch_signals(agent.control(), last_signal.clone(), streams.tty)?;
+    let _signals = watch_signals(agent.control(), last_signal.clone(), session.tty)?;
     // On a terminal every key is the command's, Ctrl-C too. Without -i no key is: ours stays as it is, and
     // Ctrl-C is a signal, which the foreground processes of the command's terminal get.
-    let keys = streams.tty && streams.interactive && terminal::stdin_is_terminal();
+    let keys = session.tty && session.interactive && terminal::stdin_is_terminal();
     let raw = keys.then(Raw::enter).transpose()?;
     let workload = Workload {
         start: start(prepared),
-        stdin: if streams.interactive { Some(duplicate(&io::stdin(), "standard input")?) } else { None },
+        stdin: if session.interactive { Some(duplicate(&io::stdin(), "standard input")?) } else { None },
         stdout: duplicate(&io::stdout(), "standard output")?,
         stderr: duplicate(&io::stderr(), "standard error")?,
         boot_timeout: Some(BOOT_TIMEOUT),
-        timeout,
+        timeout: session.timeout,
         progress: &mut |progress| report(progress, started),
     };
+    (session.enter_sandbox)()?;
     let ended = agent.run(machine, workload);
     drop(raw);
     conclude(ended, &prepared.process.argv, last_signal.load(Ordering::Relaxed))

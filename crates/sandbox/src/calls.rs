@@ -1,0 +1,115 @@
+//! The system calls a running machine makes, after everything is open and before its end. Found by tracing whole workloads
+//! and by reading what threads, locks and memory of the C library need.
+
+use std::collections::BTreeMap;
+use std::env::consts::ARCH;
+
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+use crate::Error;
+
+/// Allowed with any arguments.
+#[rustfmt::skip]
+const ANY: &[i64] = &[
+    // Streams, disks and queues that are open.
+    libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_pread64, libc::SYS_pwrite64,
+    libc::SYS_preadv, libc::SYS_pwritev, libc::SYS_preadv2, libc::SYS_pwritev2, libc::SYS_lseek, libc::SYS_close,
+    libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_fallocate, libc::SYS_ftruncate, libc::SYS_fstat, libc::SYS_flock,
+    libc::SYS_dup, libc::SYS_dup3,
+    // Waiting for them.
+    libc::SYS_ppoll, libc::SYS_epoll_create1, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2,
+    libc::SYS_eventfd2, libc::SYS_pipe2,
+    // Both ends of what the guest's sockets are joined to, and what wakes the thread for signals.
+    libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_shutdown,
+    // Threads and locks; both clones go through the other filter.
+    libc::SYS_futex, libc::SYS_clone, libc::SYS_clone3, libc::SYS_set_robust_list, libc::SYS_rseq, libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity, libc::SYS_gettid, libc::SYS_getpid, libc::SYS_exit, libc::SYS_exit_group,
+    libc::SYS_restart_syscall, libc::SYS_membarrier,
+    // Signals.
+    libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn, libc::SYS_sigaltstack,
+    // Memory; mmap and mprotect with conditions.
+    libc::SYS_brk, libc::SYS_madvise, libc::SYS_mremap, libc::SYS_munmap,
+    // Time and chance.
+    libc::SYS_clock_gettime, libc::SYS_clock_getres, libc::SYS_clock_nanosleep, libc::SYS_nanosleep, libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+];
+
+/// What may be asked of terminals and sockets. TIOCSTI, which types into a terminal, is not among it.
+const IOCTLS: &[u64] = &[
+    libc::FIONBIO,
+    libc::FIONREAD,
+    libc::TCGETS,
+    libc::TCSETS,
+    libc::TCSETSW,
+    libc::TCSETSF,
+    libc::TCGETS2,
+    libc::TCSETS2,
+    libc::TCSETSW2,
+    libc::TCSETSF2,
+    libc::TIOCGWINSZ,
+];
+
+const FCNTLS: &[u64] = &[
+    libc::F_DUPFD_CLOEXEC as u64,
+    libc::F_GETFD as u64,
+    libc::F_SETFD as u64,
+    libc::F_GETFL as u64,
+    libc::F_SETFL as u64,
+];
+
+/// The filters, to be installed one after the other; the strictest answer counts.
+///
+/// # Errors
+/// The host's processor is not one the filter compiler knows.
+pub(crate) fn filters() -> Result<Vec<BpfProgram>, Error> {
+    let error = |source| Error::Filter { arch: ARCH, source };
+    let arch = TargetArch::try_from(ARCH).map_err(error)?;
+    let compile = |rules: Rules, otherwise, listed| -> Result<BpfProgram, BackendError> {
+        SeccompFilter::new(rules, otherwise, listed, arch)?.try_into()
+    };
+    let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
+    let absent = absent().and_then(|rules| compile(rules, SeccompAction::Allow, no_such_call));
+    let allowed = allowed().and_then(|rules| compile(rules, SeccompAction::Trap, SeccompAction::Allow));
+    Ok(vec![absent.map_err(error)?, allowed.map_err(error)?])
+}
+
+/// Answered as by a kernel that does not have them. The flags of clone3 lie in memory, where no filter sees them; the C
+/// library then takes clone. It starts processes with all signals blocked, and a violation that cannot be handled would be
+/// a death without a word: so the start fails instead.
+fn absent() -> Result<Rules, BackendError> {
+    let no_thread = rule(0, SeccompCmpOp::MaskedEq(libc::CLONE_THREAD as u64), 0)?;
+    Ok(Rules::from([(libc::SYS_clone3, Vec::new()), (libc::SYS_clone, vec![no_thread])]))
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn allowed() -> Result<Rules, BackendError> {
+    let mut rules: Rules = ANY.iter().map(|number| (*number, Vec::new())).collect();
+    let is = SeccompCmpOp::Eq;
+    let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+    rules.insert(libc::SYS_mmap, vec![rule(2, no_exec.clone(), 0)?]);
+    rules.insert(libc::SYS_mprotect, vec![rule(2, no_exec, 0)?]);
+    rules.insert(libc::SYS_socketpair, vec![rule(0, is.clone(), libc::AF_UNIX as u64)?]);
+    rules.insert(libc::SYS_prctl, vec![rule(0, is.clone(), libc::PR_SET_NAME as u64)?]);
+    // For abort(); no other process.
+    rules.insert(libc::SYS_tgkill, vec![rule(0, is.clone(), u64::from(std::process::id()))?]);
+    let socket = SeccompCondition::new(1, SeccompCmpArgLen::Dword, is.clone(), libc::SOL_SOCKET as u64)?;
+    let timeout = |option: i32| {
+        let option = SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, option as u64)?;
+        SeccompRule::new(vec![socket.clone(), option])
+    };
+    rules.insert(libc::SYS_setsockopt, vec![timeout(libc::SO_RCVTIMEO)?, timeout(libc::SO_SNDTIMEO)?]);
+    for (call, requests) in [(libc::SYS_ioctl, IOCTLS), (libc::SYS_fcntl, FCNTLS)] {
+        let allowed: Result<_, _> = requests.iter().map(|request| rule(1, is.clone(), *request)).collect();
+        rules.insert(call, allowed?);
+    }
+    Ok(rules)
+}
+
+/// An argument, compared as 32 bits: what is checked here is no wider, and the kernel looks at no more of it.
+fn rule(argument: u8, how: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, how, value)?])
+}

@@ -1,0 +1,66 @@
+//! What this process gives up before a guest's first instruction, so that whoever breaks out of the guest into it finds
+//! little: [`drop_privileges`] takes its capabilities and the way to new ones, [`forbid_system_calls`] leaves it the few
+//! system calls a running machine makes.
+//!
+//! Reading order: `privileges`, `calls` (the allow-list, each with its reason), `violation` (what a forbidden call ends in).
+//!
+//! Deliberately absent: landlock, as no path can be opened at all any more; another user id, as a process of the owner's
+//! name can be seen and ended by him, and nothing that a user id allows is left; name spaces, which need files under other
+//! names before they are opened.
+#![deny(unsafe_code)]
+
+mod calls;
+mod names;
+mod privileges;
+mod violation;
+
+pub use privileges::drop_privileges;
+pub use violation::Violation;
+
+use std::io;
+
+/// Why the process could not give something up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Capabilities or `no_new_privs`.
+    #[error("{act}")]
+    Privileges {
+        /// What was tried.
+        act: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The filter of system calls is not to be had on this processor.
+    #[error("make a filter of system calls for {arch}")]
+    Filter {
+        /// The host's processor.
+        arch: &'static str,
+        /// Why not.
+        #[source]
+        source: seccompiler::BackendError,
+    },
+    /// The host took no filter.
+    #[error("filter system calls")]
+    Install(#[source] seccompiler::Error),
+    /// No handler for what a forbidden call raises.
+    #[error("handle forbidden system calls")]
+    Handler(#[source] io::Error),
+}
+
+/// From now on a system call that no running machine makes ends the process, in all its threads: `on_violation` says so, and
+/// what it returns is the exit code. There is no way back. Everything the machine needs must be open, and executable memory
+/// mapped.
+///
+/// `on_violation` runs in a signal handler, in whatever that interrupted: it must not allocate and not wait for a lock.
+///
+/// # Errors
+/// The host has no such filter.
+pub fn forbid_system_calls(on_violation: fn(&Violation) -> i32) -> Result<(), Error> {
+    let filters = calls::filters()?;
+    violation::handle(on_violation).map_err(Error::Handler)?;
+    for filter in &filters {
+        seccompiler::apply_filter_all_threads(filter).map_err(Error::Install)?;
+    }
+    Ok(())
+}
