@@ -12,8 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
+use rustix::fs::{StatVfsMountFlags, statvfs};
+
 use crate::archive::Made;
 use crate::error::{Error, Result};
+use crate::files::TempFolder;
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::reference::Reference;
@@ -62,6 +65,8 @@ impl Store {
         if find_program("mmdebstrap").is_some() {
             let mut command = with_own_mounts("mmdebstrap")?;
             mmdebstrap_args(&mut command, &suite, &what.packages, &sources, day);
+            let work = self.work_folder()?;
+            command.envs(work.iter().map(|folder| ("TMPDIR", folder.path())));
             progress.step(&format!("make a root of {suite} with mmdebstrap"));
             return self.import_from(command, "mmdebstrap", name, &made, progress);
         }
@@ -69,6 +74,15 @@ impl Store {
             return self.debootstrap(name, &suite, &what.packages, &sources, &made, progress);
         }
         Err(Error::NoTool { act: "bootstrap", program: "mmdebstrap", package: "mmdebstrap" })
+    }
+
+    /// Where root's mmdebstrap works: what it leaves when it is killed goes with the store's other unfinished things. None
+    /// where nothing could be executed there, and for other users, whose name space may not reach the store.
+    fn work_folder(&self) -> Result<Option<TempFolder>> {
+        let folder = self.scratch.folder()?;
+        let flags = statvfs(folder.path()).map(|stat| stat.f_flag).unwrap_or(StatVfsMountFlags::NOEXEC);
+        let is_fit = !flags.intersects(StatVfsMountFlags::NOEXEC | StatVfsMountFlags::NODEV);
+        Ok((rustix::process::geteuid().is_root() && is_fit).then_some(folder))
     }
 
     fn debootstrap(
@@ -183,8 +197,12 @@ fn follow(stderr: impl Read, progress: &dyn Progress) -> String {
         tail.push_back(line);
     }
     let errors: Vec<&String> = tail.iter().filter(|line| line.starts_with("E:")).collect();
-    let lines = if errors.is_empty() { tail.iter().collect() } else { errors };
-    lines.into_iter().cloned().collect::<Vec<_>>().join("; ")
+    match errors.split_first() {
+        // The others follow from it.
+        Some((first, [])) => (*first).clone(),
+        Some((first, others)) => format!("{first} (and {} errors after it)", others.len()),
+        None => tail.into_iter().collect::<Vec<_>>().join("; "),
+    }
 }
 
 /// Runs the program of its arguments; when told to end, tells all of its group, and lets them clean up behind them.

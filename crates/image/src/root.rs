@@ -153,6 +153,10 @@ fn apply_stream(
 fn open_root(path: &Path) -> Result<Option<RootFile>> {
     let Some(file) = files::open_pinned(path)? else { return Ok(None) };
     let size_bytes = file.metadata().map_err(Error::file("stat", path))?.len();
+    // One that was cut short (a file system repaired after a crash) is made again: a guest would say "invalid argument".
+    if !squashfs::is_whole(&file, size_bytes) {
+        return Ok(None);
+    }
     Ok(Some(RootFile { file, path: path.to_path_buf(), size_bytes }))
 }
 

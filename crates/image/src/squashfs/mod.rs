@@ -14,7 +14,7 @@ mod writer;
 mod xattr;
 
 pub(crate) use data::{DataWriter, FileData};
-pub(crate) use writer::finish;
+pub(crate) use writer::{finish, is_whole};
 
 const MAGIC: u32 = 0x7371_7368;
 const SUPERBLOCK_BYTES: u64 = 96;

@@ -228,3 +228,18 @@ fn holes_stay_holes_wherever_they_begin_and_end() {
         assert_eq!(fs::read(dir.join("last")).unwrap(), b"plain");
     });
 }
+
+#[test]
+fn a_root_that_was_cut_short_is_made_again() {
+    let temp = temp_store();
+    let image = temp.import("t", &Tar::new().file("f", &noise(100_000)).end()).unwrap();
+    let root = temp.store.root_for_vm(&image, &NoProgress).unwrap();
+    let (path, whole) = (root.path().to_owned(), fs::read(root.path()).unwrap());
+    drop(root);
+    for len in [0, 50, 4096, whole.len() - 4096] {
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, &whole[..len]).unwrap();
+        drop(temp.store.root_for_vm(&image, &NoProgress).unwrap());
+        assert!(fs::read(&path).unwrap() == whole, "cut at {len}");
+    }
+}

@@ -4,6 +4,7 @@
 //! given in the same order beforehand, because a folder names its parent's number.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -53,6 +54,16 @@ pub(crate) fn finish(tree: &Tree, mut out: DataWriter) -> Result<u64> {
         let _ = fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, len);
     }
     Ok(size)
+}
+
+/// Whether a file of `size` bytes begins with a superblock that speaks of as many.
+pub(crate) fn is_whole(file: &File, size: u64) -> bool {
+    let mut sb = [0; SUPERBLOCK_BYTES as usize];
+    if file.read_exact_at(&mut sb, 0).is_err() {
+        return false;
+    }
+    let used = u64::from_le_bytes(sb[40..48].try_into().expect("eight bytes"));
+    sb[..4] == MAGIC.to_le_bytes() && used.checked_next_multiple_of(PAD_BYTES) == Some(size)
 }
 
 fn too_large() -> Error {
