@@ -7,6 +7,7 @@
 mod bad_input;
 mod boot;
 mod commands;
+mod crashes;
 mod kernels;
 mod run;
 mod sandbox;
