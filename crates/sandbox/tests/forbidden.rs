@@ -103,6 +103,9 @@ fn live() {
     assert!(sums.into_iter().all(|sum| sum.join().unwrap() == 1 << 20));
     assert_eq!(big.iter().map(|b| u64::from(*b)).sum::<u64>(), 64 << 20);
     drop(big);
+    // An arena grows by small blocks and could shrink again.
+    let small = || drop((0..300_000u32).map(|n| vec![n as u8; 100]).collect::<Vec<_>>());
+    std::thread::spawn(small).join().unwrap();
     let (mut one, mut two) = std::os::unix::net::UnixStream::pair().unwrap();
     one.write_all(b"x").unwrap();
     two.read_exact(&mut [0]).unwrap();
