@@ -40,10 +40,11 @@ impl Clock for FakeClock {
     }
 }
 
-/// Writes down everything it is told; a TSC of 2 GHz that follows its clock.
+/// Writes down everything it is told; a TSC of 2 GHz that follows its clock, ahead by `tsc_offset`.
 #[derive(Default)]
 pub(crate) struct Recorder {
     pub(crate) clock: Arc<FakeClock>,
+    pub(crate) tsc_offset: AtomicU64,
     /// Line changes: number and level.
     pub(crate) lines: Mutex<Vec<(u32, bool)>>,
     pub(crate) msis: Mutex<Vec<Msi>>,
@@ -112,7 +113,7 @@ impl VcpuWake for Recorder {
 
 impl GuestTsc for Recorder {
     fn tsc(&self, _vcpu: u32) -> u64 {
-        self.clock.now() * 2
+        (self.clock.now() * 2).wrapping_add(self.tsc_offset.load(SeqCst))
     }
 
     fn khz(&self) -> u32 {

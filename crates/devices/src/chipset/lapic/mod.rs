@@ -463,6 +463,8 @@ impl Lapic {
     /// The guest's TSC was written, or went on while the machine rested: a TSC deadline is at another time now.
     /// The vCPU's thread only, or while it is stopped.
     pub fn tsc_changed(&self) {
+        // What expired until now did so by the TSC as it was: it is not to come again.
+        self.settle(lock(&self.timer), self.glue.clock.now());
         let mut timer = lock(&self.timer);
         if timer.state.tsc_deadline != 0 {
             timer.state.tsc_deadline_ns = self.tsc_deadline_ns(timer.state.tsc_deadline);

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use super::message::{DeliveryMode, DestinationMode, Message, Trigger};
 use super::registers::reg;
@@ -339,6 +340,24 @@ fn a_tsc_deadline_fires_when_the_tsc_reaches_it() {
     // Another mode disarms too.
     apics.msr_write(0, 0x6e0, 9000).unwrap();
     write(&apics, 0, reg::LVT_TIMER, 0xec);
+    assert_eq!((apics.msr_read(0, 0x6e0), apics.lapic(0).next_deadline()), (Ok(0), None));
+}
+
+#[test]
+fn a_tsc_deadline_moves_with_the_tsc_unless_it_is_over() {
+    let (recorder, apics) = apics(1);
+    let write_tsc = |offset| {
+        recorder.tsc_offset.store(offset, SeqCst);
+        apics.lapic(0).tsc_changed();
+    };
+    write(&apics, 0, reg::LVT_TIMER, 0x4_00ec);
+    apics.msr_write(0, 0x6e0, 9000).unwrap();
+    write_tsc(1000);
+    assert_eq!(recorder.deadlines.lock().unwrap().last(), Some(&(TimerId(0), Some(4000))));
+    // The timer thread is late: the deadline has passed, and the TSC is set back before anybody looked.
+    recorder.clock.set(5000);
+    write_tsc(0u64.wrapping_sub(10_000));
+    assert_eq!(apics.lapic(0).acknowledge(), Some(0xec));
     assert_eq!((apics.msr_read(0, 0x6e0), apics.lapic(0).next_deadline()), (Ok(0), None));
 }
 
