@@ -77,7 +77,7 @@ pub struct TlbEntry {
 /// A tag that nothing looked up in `slot` matches: neither the first nor the last byte of an access that begins in
 /// a page of that slot is in a page of this one.
 const fn invalid(slot: usize) -> u64 {
-    ((slot ^ TLB_ENTRIES / 2) as u64) << PAGE_SHIFT
+    ((slot ^ (TLB_ENTRIES / 2)) as u64) << PAGE_SHIFT
 }
 
 impl TlbEntry {

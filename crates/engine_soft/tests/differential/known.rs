@@ -3,33 +3,36 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 
+use crate::amd;
 use crate::case::Output;
 use crate::compare;
 use crate::generate::{Case, Placed};
 
 /// One accepted difference.
-struct Known {
+pub struct Known {
     /// What differs, and why we leave it.
-    what: &'static str,
-    applies: fn(&Ends) -> bool,
+    pub what: &'static str,
+    pub applies: fn(&Ends) -> bool,
 }
 
 /// Both ends of a case, and the instruction at which the processor's came.
-struct Ends<'a> {
-    insn: Instruction,
+pub struct Ends<'a> {
+    pub insn: Instruction,
+    /// All instructions of the case.
+    pub all: &'a [Placed],
     /// The instructions that were completed, as far as known.
-    completed: &'a [Placed],
-    native: &'a Output,
-    guest: &'a Output,
-    lines: &'a [String],
+    pub completed: &'a [Placed],
+    pub native: &'a Output,
+    pub guest: &'a Output,
+    pub lines: &'a [String],
 }
 
 const DEBUG: u32 = 1;
-const UNDEFINED: u32 = 6;
-const STACK_FAULT: u32 = 12;
-const PROTECTION: u32 = 13;
-const PAGE_FAULT: u32 = 14;
-const ALIGNMENT: u32 = 17;
+pub const UNDEFINED: u32 = 6;
+pub const STACK_FAULT: u32 = 12;
+pub const PROTECTION: u32 = 13;
+pub const PAGE_FAULT: u32 = 14;
+pub const ALIGNMENT: u32 = 17;
 
 #[rustfmt::skip]
 const KNOWN: &[Known] = &[
@@ -82,7 +85,7 @@ const KNOWN: &[Known] = &[
 ];
 
 impl Ends<'_> {
-    fn ran(&self, mnemonic: Mnemonic) -> bool {
+    pub fn ran(&self, mnemonic: Mnemonic) -> bool {
         self.completed.iter().any(|placed| placed.insn.mnemonic() == mnemonic)
     }
 
@@ -100,11 +103,12 @@ pub fn reason(case: &Case, native: &Output, guest: &Output, lines: &[String]) ->
     let insn = Decoder::new(input.bits.count(), code, DecoderOptions::NONE).decode();
     let count = compare::completed(case, native).unwrap_or(case.instructions.len());
     let completed = &case.instructions[..count];
-    let ends = Ends { insn, completed, native, guest, lines };
-    KNOWN.iter().find(|known| (known.applies)(&ends)).map(|known| known.what)
+    let ends = Ends { insn, all: &case.instructions, completed, native, guest, lines };
+    let vendor = if amd::is_here() { amd::KNOWN } else { &[] };
+    KNOWN.iter().chain(vendor).find(|known| (known.applies)(&ends)).map(|known| known.what)
 }
 
-fn is_memory_fault(output: &Output) -> bool {
+pub fn is_memory_fault(output: &Output) -> bool {
     matches!(output.fault.vector, STACK_FAULT | PROTECTION | PAGE_FAULT | ALIGNMENT)
 }
 

@@ -7,6 +7,7 @@
 //! (where); `compare` and `known` (what must agree, and what need not); this file (in which order, and what is said about it).
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+mod amd;
 mod case;
 mod compare;
 mod forms;

@@ -135,10 +135,12 @@ impl Native {
 
 impl Drop for Native {
     fn drop(&mut self) {
-        // SAFETY: descriptors, child and mapping of this value. The child leaves at the end of its input.
+        // SAFETY: descriptors, child and mapping of this value. The child is ended rather than left to see the end of
+        // its input: workers made at the same time hold each other's pipes.
         unsafe {
             libc::close(self.to_child);
             libc::close(self.from_child);
+            libc::kill(self.pid, libc::SIGKILL);
             libc::waitpid(self.pid, ptr::null_mut(), 0);
             libc::munmap(self.shared.cast(), size_of::<Shared>());
         }

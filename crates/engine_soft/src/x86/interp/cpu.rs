@@ -159,7 +159,8 @@ impl Cpu {
             never_hits: TlbEntry::empty_view(),
         });
         let place = std::ptr::from_mut(&mut *cpu);
-        cpu.frame.attach(place);
+        let word = std::ptr::from_ref(cpu.signal.word());
+        cpu.frame.attach(place, word);
         cpu.mode_changed();
         cpu
     }

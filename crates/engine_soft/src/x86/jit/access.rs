@@ -15,9 +15,10 @@ use iced_x86::{Instruction, OpKind, Register};
 
 use super::Frame;
 use super::asm::{Alu, Condition, Label, Mem, Reg, Size};
+use super::plan::Operand;
 use super::rewrite::{GUEST_RSP, S0, S1, host_of, number};
 use super::stubs::{frame, gpr};
-use super::translate::{Operand, Translation};
+use super::translate::Translation;
 use crate::x86::interp::cpu::Cpu;
 use crate::x86::mmu::{Intent, TLB_ENTRIES, TLB_ENTRY_SHIFT, TlbEntry};
 

@@ -477,6 +477,7 @@ mod tests {
         write(&mut asm);
         let bytes = asm.finish().to_vec();
         let mut formatter = GasFormatter::new();
+        formatter.options_mut().set_uppercase_hex(false);
         let mut all = Vec::new();
         for instruction in &mut Decoder::with_ip(64, &bytes, 0x1000, DecoderOptions::NONE) {
             let mut line = String::new();
@@ -509,8 +510,8 @@ mod tests {
                 text(|a| a.store_immediate(Size::Qword, Mem::Base(r10, 0), -1)),
                 "movq $0xffffffffffffffff,(%r10)",
             ),
-            (text(|a| a.jump_indirect(Mem::Base(Reg(11), 16))), "jmp *0x10(%r11)"),
-            (text(|a| a.call_indirect(Mem::Field(64))), "call *%gs:0x40"),
+            (text(|a| a.jump_indirect(Mem::Base(Reg(11), 16))), "jmpq *0x10(%r11)"),
+            (text(|a| a.call_indirect(Mem::Field(64))), "callq *%gs:0x40"),
             (text(|a| a.load_ymm_field(9, 0x20)), "vmovaps %gs:0x20,%ymm9"),
             (text(|a| a.store_ymm_field(0x20, 3)), "vmovaps %ymm3,%gs:0x20"),
             (text(|a| a.load_xmm(11, Mem::Field(0x20))), "movaps %gs:0x20,%xmm11"),

@@ -35,7 +35,7 @@ enum End {
 fn is_usable(instruction: &iced_x86::Instruction) -> bool {
     match instruction.op0_kind() {
         OpKind::Register => instruction.op0_register().size() == 8,
-        _ => instruction.memory_size().size() == 8 && !super::translate::is_odd(instruction),
+        _ => instruction.memory_size().size() == 8 && !super::plan::is_odd(instruction),
     }
 }
 

@@ -30,8 +30,12 @@ pub struct Effect {
 impl Effect {
     /// The effect of a translated instruction.
     pub fn of(instruction: &Instruction) -> Self {
-        let reads = instruction.rflags_read() & ALL;
-        let changes = instruction.rflags_modified() & ALL;
+        let mut reads = instruction.rflags_read() & ALL;
+        let mut changes = instruction.rflags_modified() & ALL;
+        if matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) {
+            // AMD's processors write OF even where the rotation comes to nothing.
+            (reads, changes) = (reads | RflagsBits::CF, changes | RflagsBits::CF | RflagsBits::OF);
+        }
         // A count in CL may be zero, and then nothing changes.
         let last = instruction.op_count().saturating_sub(1);
         let by_cl = instruction.op_count() >= 2

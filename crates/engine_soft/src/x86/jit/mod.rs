@@ -24,13 +24,15 @@
 //! The outer entry compares the page's code generation. The inner one is reached only from code of the same
 //! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
 //!
-//! Reading order: this file, [`translate`], `access`, `branch`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `access`, `branch`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
 mod access;
 pub mod asm;
 mod branch;
 pub mod flags;
+mod keep;
+mod plan;
 pub mod rewrite;
 pub mod run;
 pub mod stubs;
@@ -152,11 +154,10 @@ impl Default for Frame {
 }
 
 impl Frame {
-    /// Makes this the frame of the vCPU at `cpu`, which will not move.
-    pub fn attach(&mut self, cpu: *mut Cpu) {
+    /// Makes this the frame of the vCPU at `cpu`, which will not move, and whose requests are in `signal`.
+    pub fn attach(&mut self, cpu: *mut Cpu, signal: *const AtomicU32) {
         self.cpu = cpu;
-        // SAFETY: the caller's vCPU, alive and borrowed through this frame's owner.
-        self.signal = unsafe { (*cpu).signal.word() };
+        self.signal = signal;
         self.slow = run::slow as *const () as u64;
     }
 

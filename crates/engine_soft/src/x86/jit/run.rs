@@ -33,7 +33,7 @@ impl GsBase {
         // SAFETY: a translator exists only where `host_has_gs_base`; neither Rust nor the C library uses GS.
         unsafe {
             asm!("rdgsbase {}", out(reg) old, options(nomem, nostack, preserves_flags));
-            asm!("wrgsbase {}", in(reg) std::ptr::from_ref(cpu), options(nomem, nostack, preserves_flags));
+            asm!("wrgsbase {}", in(reg) std::ptr::from_ref(cpu) as u64, options(nomem, nostack, preserves_flags));
         }
         Some(Self(old))
     }
@@ -192,7 +192,8 @@ impl Cpu {
         let first = sites.len();
         let tools = &mut jit.tools;
         let how = (address, jit.config.exact_flags);
-        let job = translate::Translation::new(block, ops, start, &page, jit.stubs, tools, sites, how);
+        let source = translate::Source { block, ops, start, page: &page };
+        let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run()?;
         for site in &mut sites[first..] {
             site.resume = site.resume.wrapping_add(address);

@@ -1,21 +1,21 @@
 //! One block into host code: the driver, and instructions that stay what they are.
+// UNSAFETY: reads the records and page information that blocks point to.
 
 use std::mem::offset_of;
 
 use engine::Statistics;
-use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoOptions, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 use memory::PageInfo;
 
 use super::asm::{Alu, Asm, Condition, Label, Mem, RAX, RDX, Reg, Size};
 use super::flags::{ALL, Effect, Peek};
+use super::plan::{Operand, Plan, plan_of_plain, plan_of_thunk};
 use super::rewrite::{self, Borrowed, Rewritten, S0, S1, host_of, place_memory};
-use super::stubs::{Stubs, flags, frame, gpr};
+use super::stubs::{Stubs, frame, gpr};
 use super::{Frame, Kind, Site, Tools, Vectors};
-use crate::x86::hostexec::{Access, Class};
 use crate::x86::interp::cpu::Cpu;
 use crate::x86::interp::op::{Block, Op};
 use crate::x86::interp::ops::vector::Extra;
-use crate::x86::mmu::Intent;
 
 /// More than the code of any block: 48 instructions, none of which takes more than a few hundred bytes.
 pub const MAX_CODE_BYTES: usize = 64 << 10;
@@ -27,40 +27,6 @@ pub(super) struct Place {
     pub(super) host: bool,
     /// In the vCPU's `flags`.
     pub(super) saved: bool,
-}
-
-/// How an instruction is translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Plan {
-    /// Nothing to do.
-    Nothing,
-    /// The instruction itself on host registers; its memory operand, if it has one, checked.
-    Native {
-        /// Size, intent and alignment of the memory operand.
-        memory: Option<Operand>,
-        /// Vector registers it needs: see [`Vectors`].
-        vectors: u8,
-    },
-    /// LEA
-    Address,
-    /// PUSH of a register or immediate.
-    Push,
-    /// POP of a register.
-    Pop,
-    /// LEAVE
-    Leave,
-    /// DIV and IDIV, which may trap.
-    Divide,
-    /// By the interpreter's handler.
-    Handler,
-}
-
-/// A memory operand to check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Operand {
-    pub(super) size: u32,
-    pub(super) intent: Intent,
-    pub(super) alignment: u32,
 }
 
 /// Code that is needed rarely and stands behind the rest.
@@ -80,7 +46,7 @@ pub(super) enum Cold {
 pub(super) struct Translation<'a> {
     pub(super) asm: Asm,
     pub(super) stubs: Stubs,
-    tools: &'a mut Tools,
+    pub(super) tools: &'a mut Tools,
     pub(super) block: &'a Block,
     pub(super) ops: &'a [Op],
     /// Offset of the block in its page.
@@ -99,9 +65,19 @@ pub(super) struct Translation<'a> {
     pub(super) cold: Vec<Cold>,
     pub(super) sites: &'a mut Vec<Site>,
     /// Sites and where they resume.
-    resumes: Vec<(usize, Label)>,
+    pub(super) resumes: Vec<(usize, Label)>,
     /// Sites and where the displacement of their jump is.
     patches: Vec<(usize, u32)>,
+}
+
+/// What is translated.
+pub(super) struct Source<'a> {
+    pub(super) block: &'a Block,
+    pub(super) ops: &'a [Op],
+    /// Offset of the block in its page.
+    pub(super) start: u32,
+    /// The bytes of the page.
+    pub(super) page: &'a [u8],
 }
 
 /// A finished translation.
@@ -120,17 +96,15 @@ pub(super) fn max_sites(ops: usize) -> usize {
 }
 
 impl<'a> Translation<'a> {
-    /// Prepares the translation of `block`, whose page's bytes are `page`, for host address `address`.
+    /// Prepares the translation of `source` for host address `address`.
     pub(super) fn new(
-        block: &'a Block,
-        ops: &'a [Op],
-        start: u32,
-        page: &'a [u8],
+        source: &Source<'a>,
         stubs: Stubs,
         tools: &'a mut Tools,
         sites: &'a mut Vec<Site>,
         (address, exact_flags): (u64, bool),
     ) -> Self {
+        let Source { block, ops, start, page } = *source;
         let bytes = &page[start as usize..(start as usize + usize::from(block.len)).min(page.len())];
         // Addresses relative to the page: targets and operands come out independent of where it is mapped.
         let decoder = Decoder::with_ip(64, bytes, u64::from(start), DecoderOptions::NONE);
@@ -472,272 +446,9 @@ impl<'a> Translation<'a> {
     pub(super) fn patch_here(&mut self, site: usize) {
         self.patches.push((site, self.asm.position() - 4));
     }
-
-    // Flags.
-
-    /// EFLAGS will be destroyed before instruction `i`.
-    pub(super) fn clobber(&mut self, i: usize) {
-        self.save_flags(self.live[i]);
-        self.place.host = false;
-    }
-
-    /// Sees that live flags are in memory too.
-    pub(super) fn save_flags(&mut self, live: u32) {
-        if live != 0 && !self.place.saved {
-            self.store_flags();
-            self.place.saved = true;
-        }
-    }
-
-    pub(super) fn store_flags(&mut self) {
-        self.asm.mov(Size::Qword, S1, RAX);
-        self.asm.flags_to_ax();
-        self.asm.store(Size::Word, flags(), RAX);
-        self.asm.mov(Size::Qword, RAX, S1);
-    }
-
-    /// Sees that the `live` flags are in EFLAGS; both scratch registers keep their values.
-    pub(super) fn need_host(&mut self, live: u32) {
-        if !self.place.host {
-            if live != 0 {
-                self.load_flags();
-            }
-            self.place.host = true;
-        }
-    }
-
-    pub(super) fn load_flags(&mut self) {
-        self.asm.store(Size::Qword, frame(offset_of!(Frame, saved_rax)), RAX);
-        self.asm.movzx_word(RAX, flags());
-        self.asm.flags_from_ax();
-        self.asm.load(Size::Qword, RAX, frame(offset_of!(Frame, saved_rax)));
-    }
-
-    fn flags_after(&mut self, effect: Effect) {
-        if effect.changes != 0 {
-            self.place = Place { host: true, saved: false };
-        }
-    }
-
-    fn write_cold(&mut self) {
-        // Cold code may make more of it.
-        while let Some(cold) = self.cold.pop() {
-            match cold {
-                Cold::Stub { label, site, stub, resume, restore } => {
-                    self.asm.bind(label);
-                    self.jump_with_site(site, stub);
-                    if let Some(resume) = resume {
-                        self.write_resume(site, resume, restore);
-                    }
-                }
-                Cold::Exit { label, site, save } => {
-                    self.asm.bind(label);
-                    if save {
-                        self.store_flags();
-                    }
-                    self.jump_with_site(site, self.stubs.leave);
-                }
-                Cold::FarJump { label, last, target, save } => {
-                    self.asm.bind(label);
-                    if save {
-                        self.store_flags();
-                    }
-                    self.write_far_jump(last, target, 0);
-                }
-                Cold::Unknown { label, site } => {
-                    self.asm.bind(label);
-                    self.asm.store(Size::Qword, frame(offset_of!(Frame, target)), S0);
-                    self.jump_with_site(site, self.stubs.leave);
-                }
-            }
-        }
-    }
-
-    /// Where the handler of `site` comes back to: `resume`, with the flags in EFLAGS if `restore`.
-    fn write_resume(&mut self, site: usize, resume: Label, restore: bool) {
-        if !restore {
-            self.resumes.push((site, resume));
-            return;
-        }
-        let back = self.asm.label();
-        self.asm.bind(back);
-        self.load_flags();
-        self.asm.jump(resume);
-        self.resumes.push((site, back));
-    }
 }
 
 fn sized(reg: Reg, size: Size) -> Register {
     let first = if size == Size::Qword { Register::RAX } else { Register::EAX };
     first + u32::from(reg.0)
-}
-
-/// What `hostexec` would run in a thunk runs in place, unless it is our own code or x87.
-fn plan_of_thunk(extra: &Extra, instruction: &Instruction) -> Plan {
-    let thunk = &extra.thunk;
-    let upper = matches!(instruction.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
-    if !(thunk.is_host_code() || upper) || is_odd(instruction) {
-        return Plan::Handler;
-    }
-    let vectors = match thunk.class() {
-        Class::Integer | Class::VexInteger => Vectors::NONE,
-        Class::Sse => Vectors::XMM,
-        Class::Avx => Vectors::YMM,
-        _ => return Plan::Handler,
-    };
-    let memory = thunk.memory().map(|operand| Operand {
-        size: u32::from(operand.size),
-        intent: if operand.access == Access::Read { Intent::Read } else { Intent::Write },
-        alignment: u32::from(operand.alignment),
-    });
-    if memory.is_none() && instruction.op_kinds().any(|kind| kind == OpKind::Memory) {
-        return Plan::Handler;
-    }
-    Plan::Native { memory, vectors }
-}
-
-/// Operands that have no place in a translation: addresses of 32 bits, vectors of addresses, implied operands.
-pub(super) fn is_odd(instruction: &Instruction) -> bool {
-    let in_memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
-    let far = i32::try_from(instruction.memory_displacement64() as i64).is_err();
-    let narrow = |register: Register| register != Register::None && register.size() != 8;
-    let address = narrow(instruction.memory_base()) || narrow(instruction.memory_index());
-    let truncated = instruction.memory_displ_size() == 4
-        && instruction.memory_base() == Register::None
-        && instruction.memory_index() == Register::None;
-    let other = |kind: OpKind| {
-        !matches!(
-            kind,
-            OpKind::Register
-                | OpKind::Memory
-                | OpKind::Immediate8
-                | OpKind::Immediate8_2nd
-                | OpKind::Immediate16
-                | OpKind::Immediate32
-                | OpKind::Immediate64
-                | OpKind::Immediate8to16
-                | OpKind::Immediate8to32
-                | OpKind::Immediate8to64
-                | OpKind::Immediate32to64
-        )
-    };
-    in_memory && (address || far || truncated) || instruction.op_kinds().any(other)
-}
-
-/// The integer instructions that are the same on host registers.
-fn is_plain(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    matches!(
-        mnemonic,
-        Mov | Movzx
-            | Movsx
-            | Movsxd
-            | Add
-            | Or
-            | Adc
-            | Sbb
-            | And
-            | Sub
-            | Xor
-            | Cmp
-            | Test
-            | Inc
-            | Dec
-            | Neg
-            | Not
-            | Shl
-            | Sal
-            | Shr
-            | Sar
-            | Rol
-            | Ror
-            | Rcl
-            | Rcr
-            | Shld
-            | Shrd
-            | Imul
-            | Mul
-            | Bt
-            | Bts
-            | Btr
-            | Btc
-            | Bsf
-            | Bsr
-            | Bswap
-            | Xchg
-            | Xadd
-            | Cmpxchg
-            | Cbw
-            | Cwde
-            | Cdqe
-            | Cwd
-            | Cdq
-            | Cqo
-            | Clc
-            | Stc
-            | Cmc
-            | Lahf
-            | Sahf
-            | Movnti
-    )
-}
-
-fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Plan {
-    use Mnemonic as M;
-    let wide_register = |n: u32| {
-        instruction.op_kind(n) == OpKind::Register
-            && instruction.op_register(n).is_gpr()
-            && instruction.op_register(n).size() == 8
-    };
-    match instruction.mnemonic() {
-        M::Nop | M::Endbr64 | M::Endbr32 | M::Lfence => return Plan::Nothing,
-        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => {
-            return Plan::Nothing;
-        }
-        M::Lea if !is_odd(instruction) => return Plan::Address,
-        M::Push if instruction.stack_pointer_increment() == -8 => {
-            let register = instruction.op0_kind() == OpKind::Register;
-            return match instruction.op0_kind() {
-                OpKind::Register if wide_register(0) => Plan::Push,
-                OpKind::Memory => Plan::Handler,
-                _ if register => Plan::Handler,
-                _ => Plan::Push,
-            };
-        }
-        M::Pop if instruction.stack_pointer_increment() == 8 && wide_register(0) => {
-            return if instruction.op0_register() == Register::RSP { Plan::Handler } else { Plan::Pop };
-        }
-        M::Leave if instruction.code() == iced_x86::Code::Leaveq => return Plan::Leave,
-        M::Div | M::Idiv
-            if instruction.op0_kind() == OpKind::Register && instruction.op0_register().size() >= 4 =>
-        {
-            return Plan::Divide;
-        }
-        _ => {}
-    }
-    let mnemonic = instruction.mnemonic();
-    let conditional = instruction.condition_code() != iced_x86::ConditionCode::None
-        && matches!(instruction.flow_control(), iced_x86::FlowControl::Next)
-        && instruction.op_count() <= 2;
-    let general = (0..instruction.op_count())
-        .all(|n| instruction.op_kind(n) != OpKind::Register || instruction.op_register(n).is_gpr());
-    if !(is_plain(mnemonic) || conditional) || !general || is_odd(instruction) {
-        return Plan::Handler;
-    }
-    let in_memory = (0..instruction.op_count()).find(|n| instruction.op_kind(*n) == OpKind::Memory);
-    let Some(n) = in_memory else {
-        return Plan::Native { memory: None, vectors: Vectors::NONE };
-    };
-    // A bit offset in a register reaches beyond the operand.
-    let bits = matches!(mnemonic, M::Bt | M::Bts | M::Btr | M::Btc);
-    if bits && instruction.op1_kind() == OpKind::Register {
-        return Plan::Handler;
-    }
-    let access = tools.info.info_options(instruction, InstructionInfoOptions::NO_MEMORY_USAGE).op_access(n);
-    let intent = if rewrite::writes(access) { Intent::Write } else { Intent::Read };
-    let size = instruction.memory_size().size() as u32;
-    if size == 0 {
-        return Plan::Handler;
-    }
-    Plan::Native { memory: Some(Operand { size, intent, alignment: 1 }), vectors: Vectors::NONE }
 }

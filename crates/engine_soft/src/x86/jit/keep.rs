@@ -1,0 +1,103 @@
+//! Where the flags of a translation are, and the code that stands behind it.
+
+use std::mem::offset_of;
+
+use super::Frame;
+use super::asm::{Label, RAX, Size};
+use super::flags::Effect;
+use super::rewrite::{S0, S1};
+use super::stubs::{flags, frame};
+use super::translate::{Cold, Place, Translation};
+
+impl Translation<'_> {
+    /// EFLAGS will be destroyed before instruction `i`.
+    pub(super) fn clobber(&mut self, i: usize) {
+        self.save_flags(self.live[i]);
+        self.place.host = false;
+    }
+
+    /// Sees that live flags are in memory too.
+    pub(super) fn save_flags(&mut self, live: u32) {
+        if live != 0 && !self.place.saved {
+            self.store_flags();
+            self.place.saved = true;
+        }
+    }
+
+    pub(super) fn store_flags(&mut self) {
+        self.asm.mov(Size::Qword, S1, RAX);
+        self.asm.flags_to_ax();
+        self.asm.store(Size::Word, flags(), RAX);
+        self.asm.mov(Size::Qword, RAX, S1);
+    }
+
+    /// Sees that the `live` flags are in EFLAGS; both scratch registers keep their values.
+    pub(super) fn need_host(&mut self, live: u32) {
+        if !self.place.host {
+            if live != 0 {
+                self.load_flags();
+            }
+            self.place.host = true;
+        }
+    }
+
+    pub(super) fn load_flags(&mut self) {
+        self.asm.store(Size::Qword, frame(offset_of!(Frame, saved_rax)), RAX);
+        self.asm.movzx_word(RAX, flags());
+        self.asm.flags_from_ax();
+        self.asm.load(Size::Qword, RAX, frame(offset_of!(Frame, saved_rax)));
+    }
+
+    pub(super) fn flags_after(&mut self, effect: Effect) {
+        if effect.changes != 0 {
+            self.place = Place { host: true, saved: false };
+        }
+    }
+
+    pub(super) fn write_cold(&mut self) {
+        // Cold code may make more of it.
+        while let Some(cold) = self.cold.pop() {
+            match cold {
+                Cold::Stub { label, site, stub, resume, restore } => {
+                    self.asm.bind(label);
+                    self.jump_with_site(site, stub);
+                    if let Some(resume) = resume {
+                        self.write_resume(site, resume, restore);
+                    }
+                }
+                Cold::Exit { label, site, save } => {
+                    self.asm.bind(label);
+                    if save {
+                        self.store_flags();
+                    }
+                    self.jump_with_site(site, self.stubs.leave);
+                }
+                Cold::FarJump { label, last, target, save } => {
+                    self.asm.bind(label);
+                    if save {
+                        self.store_flags();
+                    }
+                    self.write_far_jump(last, target, 0);
+                }
+                Cold::Unknown { label, site } => {
+                    self.asm.bind(label);
+                    self.asm.store(Size::Qword, frame(offset_of!(Frame, target)), S0);
+                    self.jump_with_site(site, self.stubs.leave);
+                }
+            }
+        }
+    }
+
+    /// Where the handler of `site` comes back to: `resume`, with the flags in EFLAGS if `restore`.
+    fn write_resume(&mut self, site: usize, resume: Label, restore: bool) {
+        if !restore {
+            self.resumes.push((site, resume));
+            return;
+        }
+        let back = self.asm.label();
+        self.asm.bind(back);
+        self.load_flags();
+        self.asm.jump(resume);
+        self.resumes.push((site, back));
+    }
+}

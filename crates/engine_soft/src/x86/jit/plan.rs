@@ -1,0 +1,216 @@
+//! How each instruction is translated: in place, by a sequence of ours, or by the interpreter's handler.
+
+use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpKind, Register};
+
+use super::{Tools, Vectors, rewrite};
+use crate::x86::hostexec::{Access, Class};
+use crate::x86::interp::ops::vector::Extra;
+use crate::x86::mmu::Intent;
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// Nothing to do.
+    Nothing,
+    /// The instruction itself on host registers; its memory operand, if it has one, checked.
+    Native {
+        /// Size, intent and alignment of the memory operand.
+        memory: Option<Operand>,
+        /// Vector registers it needs: see [`Vectors`].
+        vectors: u8,
+    },
+    /// LEA
+    Address,
+    /// PUSH of a register or immediate.
+    Push,
+    /// POP of a register.
+    Pop,
+    /// LEAVE
+    Leave,
+    /// DIV and IDIV, which may trap.
+    Divide,
+    /// By the interpreter's handler.
+    Handler,
+}
+
+/// A memory operand to check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Operand {
+    pub(super) size: u32,
+    pub(super) intent: Intent,
+    pub(super) alignment: u32,
+}
+
+/// What `hostexec` would run in a thunk runs in place, unless it is our own code or x87.
+pub(super) fn plan_of_thunk(extra: &Extra, instruction: &Instruction) -> Plan {
+    let thunk = &extra.thunk;
+    let upper = matches!(instruction.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
+    if !(thunk.is_host_code() || upper) || is_odd(instruction) {
+        return Plan::Handler;
+    }
+    let vectors = match thunk.class() {
+        Class::Integer | Class::VexInteger => Vectors::NONE,
+        Class::Sse => Vectors::XMM,
+        Class::Avx => Vectors::YMM,
+        _ => return Plan::Handler,
+    };
+    let memory = thunk.memory().map(|operand| Operand {
+        size: u32::from(operand.size),
+        intent: if operand.access == Access::Read { Intent::Read } else { Intent::Write },
+        alignment: u32::from(operand.alignment),
+    });
+    if memory.is_none() && instruction.op_kinds().any(|kind| kind == OpKind::Memory) {
+        return Plan::Handler;
+    }
+    Plan::Native { memory, vectors }
+}
+
+/// Operands that have no place in a translation: addresses of 32 bits, vectors of addresses, implied operands.
+pub(super) fn is_odd(instruction: &Instruction) -> bool {
+    let in_memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+    let far = i32::try_from(instruction.memory_displacement64() as i64).is_err();
+    let narrow = |register: Register| register != Register::None && register.size() != 8;
+    let address = narrow(instruction.memory_base()) || narrow(instruction.memory_index());
+    let truncated = instruction.memory_displ_size() == 4
+        && instruction.memory_base() == Register::None
+        && instruction.memory_index() == Register::None;
+    let other = |kind: OpKind| {
+        !matches!(
+            kind,
+            OpKind::Register
+                | OpKind::Memory
+                | OpKind::Immediate8
+                | OpKind::Immediate8_2nd
+                | OpKind::Immediate16
+                | OpKind::Immediate32
+                | OpKind::Immediate64
+                | OpKind::Immediate8to16
+                | OpKind::Immediate8to32
+                | OpKind::Immediate8to64
+                | OpKind::Immediate32to64
+        )
+    };
+    in_memory && (address || far || truncated) || instruction.op_kinds().any(other)
+}
+
+/// The integer instructions that are the same on host registers.
+fn is_plain(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Add
+            | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Shl
+            | Sal
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Imul
+            | Mul
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Bsf
+            | Bsr
+            | Bswap
+            | Xchg
+            | Xadd
+            | Cmpxchg
+            | Cbw
+            | Cwde
+            | Cdqe
+            | Cwd
+            | Cdq
+            | Cqo
+            | Clc
+            | Stc
+            | Cmc
+            | Lahf
+            | Sahf
+            | Movnti
+    )
+}
+
+pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Plan {
+    use Mnemonic as M;
+    let wide_register = |n: u32| {
+        instruction.op_kind(n) == OpKind::Register
+            && instruction.op_register(n).is_gpr()
+            && instruction.op_register(n).size() == 8
+    };
+    match instruction.mnemonic() {
+        M::Nop | M::Endbr64 | M::Endbr32 | M::Lfence => return Plan::Nothing,
+        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => {
+            return Plan::Nothing;
+        }
+        M::Lea if !is_odd(instruction) => return Plan::Address,
+        M::Push if instruction.stack_pointer_increment() == -8 => {
+            let register = instruction.op0_kind() == OpKind::Register;
+            return match instruction.op0_kind() {
+                OpKind::Register if wide_register(0) => Plan::Push,
+                OpKind::Memory => Plan::Handler,
+                _ if register => Plan::Handler,
+                _ => Plan::Push,
+            };
+        }
+        M::Pop if instruction.stack_pointer_increment() == 8 && wide_register(0) => {
+            return if instruction.op0_register() == Register::RSP { Plan::Handler } else { Plan::Pop };
+        }
+        M::Leave if instruction.code() == iced_x86::Code::Leaveq => return Plan::Leave,
+        M::Div | M::Idiv
+            if instruction.op0_kind() == OpKind::Register && instruction.op0_register().size() >= 4 =>
+        {
+            return Plan::Divide;
+        }
+        _ => {}
+    }
+    let mnemonic = instruction.mnemonic();
+    let conditional = instruction.condition_code() != iced_x86::ConditionCode::None
+        && matches!(instruction.flow_control(), iced_x86::FlowControl::Next)
+        && instruction.op_count() <= 2;
+    let general = (0..instruction.op_count())
+        .all(|n| instruction.op_kind(n) != OpKind::Register || instruction.op_register(n).is_gpr());
+    // With a prefix MOVSXD loads two bytes on some processors and four on others.
+    if instruction.code() == iced_x86::Code::Movsxd_r16_rm16 {
+        return Plan::Handler;
+    }
+    if !(is_plain(mnemonic) || conditional) || !general || is_odd(instruction) {
+        return Plan::Handler;
+    }
+    let in_memory = (0..instruction.op_count()).find(|n| instruction.op_kind(*n) == OpKind::Memory);
+    let Some(n) = in_memory else {
+        return Plan::Native { memory: None, vectors: Vectors::NONE };
+    };
+    // A bit offset in a register reaches beyond the operand.
+    let bits = matches!(mnemonic, M::Bt | M::Bts | M::Btr | M::Btc);
+    if bits && instruction.op1_kind() == OpKind::Register {
+        return Plan::Handler;
+    }
+    let access = tools.info.info_options(instruction, InstructionInfoOptions::NO_MEMORY_USAGE).op_access(n);
+    let intent = if rewrite::writes(access) { Intent::Write } else { Intent::Read };
+    let size = instruction.memory_size().size() as u32;
+    if size == 0 {
+        return Plan::Handler;
+    }
+    Plan::Native { memory: Some(Operand { size, intent, alignment: 1 }), vectors: Vectors::NONE }
+}
