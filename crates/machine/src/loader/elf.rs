@@ -275,6 +275,7 @@ impl<'a> Elf<'a> {
                 let memory_mib = ram.size_bytes() >> 20;
                 return Err(Error::KernelDoesNotFit { start: s.paddr, end, memory_mib });
             }
+            ram.expect_use(s.paddr, s.file_size);
             self.image.chunks(s.offset, s.file_size, CHUNK, |at, bytes| {
                 Ok(ram.write(s.paddr + (at - s.offset), bytes)?)
             })?;
