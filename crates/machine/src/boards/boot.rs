@@ -26,7 +26,8 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 0x806;
 /// A kernel and what goes with it, to be put into memory.
 ///
 /// Nothing of it stays in the host's memory between loads, for it would stay as long as the machine: at a reset
-/// the files, which are held open, are read again, as firmware would read its disk.
+/// the files, which are held open, are read again, as firmware would read its disk. By then the process may be in its
+/// sandbox, where files can be read but no longer opened, nor asked about.
 pub struct Boot {
     /// What the guest gets, until nobody will load it again.
     inputs: Mutex<Option<Inputs>>,
@@ -45,7 +46,8 @@ struct Inputs {
 
 /// A source that is there.
 enum Input {
-    File(File, PathBuf),
+    /// A file of that many bytes when it was opened.
+    File(File, u64, PathBuf),
     Bytes(Arc<[u8]>),
 }
 
@@ -88,7 +90,7 @@ impl Boot {
         // An ELF kernel goes from its file to the guest; what must be unpacked is in memory meanwhile.
         let unpacked;
         let image = match &inputs.kernel {
-            Input::File(file, _) if is_executable(file) => Image::file(file).map_err(failed)?,
+            Input::File(file, len, _) if is_executable(file, *len) => Image::File(file, *len),
             packed => {
                 let bytes = packed.read("kernel", loader::MAX_IMAGE_BYTES)?;
                 unpacked = loader::extract_vmlinux(&bytes).map_err(failed)?.into_owned();
@@ -234,9 +236,8 @@ fn name(source: &Source, otherwise: &str) -> String {
 
 /// Whether `file` is an ELF executable, the one kind of kernel that needs no unpacking. What cannot be read is
 /// none, and an error when it is read as a whole.
-fn is_executable(file: &File) -> bool {
-    let image = Image::file(file).and_then(Elf::parse);
-    image.is_ok_and(|elf| !elf.is_shared_object())
+fn is_executable(file: &File, len: u64) -> bool {
+    Elf::parse(Image::File(file, len)).is_ok_and(|elf| !elf.is_shared_object())
 }
 
 impl Input {
@@ -247,8 +248,9 @@ impl Input {
         };
         let failed = |source| Error::Read { what, path: path.clone(), source };
         let file = File::open(path).map_err(failed)?;
-        if file.metadata().map_err(failed)?.is_file() {
-            return Ok(Self::File(file, path.clone()));
+        let meta = file.metadata().map_err(failed)?;
+        if meta.is_file() {
+            return Ok(Self::File(file, meta.len(), path.clone()));
         }
         // A pipe can be read once only.
         Ok(Self::Bytes(read_all(&file, limit).map_err(failed)?.into()))
@@ -258,7 +260,7 @@ impl Input {
     fn read(&self, what: &'static str, limit: u64) -> Result<Cow<'_, [u8]>, Error> {
         let (mut file, path) = match self {
             Self::Bytes(bytes) => return Ok(Cow::Borrowed(bytes)),
-            Self::File(file, path) => (file, path),
+            Self::File(file, _, path) => (file, path),
         };
         // Not the first time, after a reset.
         let bytes = file.seek(SeekFrom::Start(0)).and_then(|_| read_all(file, limit));

@@ -26,15 +26,6 @@ impl<'a, T: AsRef<[u8]> + ?Sized> From<&'a T> for Image<'a> {
 }
 
 impl<'a> Image<'a> {
-    /// The image in `file`, as long as that is now.
-    ///
-    /// # Errors
-    /// [`Error::Read`].
-    pub fn file(file: &'a File) -> Result<Self, Error> {
-        let len = file.metadata().map_err(|source| Error::Read { offset: 0, source })?.len();
-        Ok(Self::File(file, len))
-    }
-
     /// Bytes of the image.
     pub fn len(&self) -> u64 {
         match self {
@@ -114,7 +105,7 @@ mod tests {
         let bytes: Vec<u8> = (0..1000u32).map(|n| n as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
-        for image in [Image::from(&bytes), Image::file(&file).unwrap()] {
+        for image in [Image::from(&bytes), Image::File(&file, 1000)] {
             assert_eq!(*image.read(5, 300).unwrap(), bytes[5..305]);
             let mut copy = Vec::new();
             let collect = |at: u64, part: &[u8]| {
@@ -135,7 +126,7 @@ mod tests {
     fn a_file_that_shrinks_while_it_is_read_is_an_error() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 100]).unwrap();
-        let image = Image::file(&file).unwrap();
+        let image = Image::File(&file, 100);
         file.set_len(50).unwrap();
         assert!(matches!(image.read(40, 20), Err(Error::Read { offset: 40, .. })));
     }
