@@ -2,6 +2,8 @@
 //!
 //! Sections are not looked at. 32-bit files are read too, for 32-bit PVH kernels.
 
+use std::ops::ControlFlow;
+
 use memory::GuestRam;
 
 use super::{Error, Image};
@@ -277,7 +279,8 @@ impl<'a> Elf<'a> {
             }
             ram.expect_use(s.paddr, s.file_size);
             self.image.chunks(s.offset, s.file_size, CHUNK, |at, bytes| {
-                Ok(ram.write(s.paddr + (at - s.offset), bytes)?)
+                ram.write(s.paddr + (at - s.offset), bytes)?;
+                Ok(ControlFlow::Continue(()))
             })?;
             if zero == ZeroFill::Write {
                 zero_range(ram, s.paddr + s.file_size, end)?;
@@ -302,8 +305,8 @@ impl<'a> Elf<'a> {
                 // A mark may begin in one chunk and end in the next.
                 window.drain(..window.len().saturating_sub(OVERLAP));
                 window.extend_from_slice(bytes);
-                found |= finders.iter().any(|finder| finder.find(&window).is_some());
-                Ok(())
+                found = finders.iter().any(|finder| finder.find(&window).is_some());
+                Ok(if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
             if found {
                 return Ok(true);

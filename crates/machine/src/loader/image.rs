@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 
 use super::Error;
@@ -65,7 +66,7 @@ impl<'a> Image<'a> {
         }
     }
 
-    /// Hands `len` bytes at `offset` to `each`, with where they are, at most `chunk` at once.
+    /// Hands `len` bytes at `offset` to `each`, with where they are, at most `chunk` at once, until it breaks off.
     ///
     /// # Errors
     /// [`Error::Read`], and whatever `each` says.
@@ -74,10 +75,10 @@ impl<'a> Image<'a> {
         offset: u64,
         len: u64,
         chunk: usize,
-        mut each: impl FnMut(u64, &[u8]) -> Result<(), Error>,
+        mut each: impl FnMut(u64, &[u8]) -> Result<ControlFlow<()>, Error>,
     ) -> Result<(), Error> {
         let (file, size) = match self {
-            Self::Memory(_) => return each(offset, &self.read(offset, len)?),
+            Self::Memory(_) => return each(offset, &self.read(offset, len)?).map(drop),
             Self::File(file, size) => (file, size),
         };
         let failed = |offset, source| Error::Read { offset, source };
@@ -88,7 +89,9 @@ impl<'a> Image<'a> {
         while at < end {
             let count = (end - at).min(buffer.len() as u64) as usize;
             file.read_exact_at(&mut buffer[..count], at).map_err(|source| failed(at, source))?;
-            each(at, &buffer[..count])?;
+            if each(at, &buffer[..count])?.is_break() {
+                break;
+            }
             at += count as u64;
         }
         Ok(())
@@ -111,13 +114,16 @@ mod tests {
             let collect = |at: u64, part: &[u8]| {
                 assert_eq!(at, 10 + copy.len() as u64);
                 copy.extend_from_slice(part);
-                Ok(())
+                Ok(ControlFlow::Continue(()))
             };
             image.chunks(10, 900, 64, collect).unwrap();
             assert_eq!(copy, bytes[10..910]);
             for (offset, len) in [(0, 1001), (1001, 0), (u64::MAX, 2)] {
                 assert!(matches!(image.read(offset, len), Err(Error::Read { .. })));
-                assert!(matches!(image.chunks(offset, len, 64, |_, _| Ok(())), Err(Error::Read { .. })));
+                assert!(matches!(
+                    image.chunks(offset, len, 64, |_, _| Ok(ControlFlow::Continue(()))),
+                    Err(Error::Read { .. })
+                ));
             }
         }
     }
