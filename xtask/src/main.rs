@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     let top = workspace_top();
     let outcome = match Cli::parse().command {
         Command::Tidy => tidy::run(&top),
-        Command::Bench(options) => bench::run(&top, &options),
+        Command::Bench(options) => bench::run(&top, options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

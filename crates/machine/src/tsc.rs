@@ -5,6 +5,7 @@
 //! counter is virtual: nanoseconds of the host's monotonic clock, so 1 GHz.
 // UNSAFETY: reads the host's time-stamp counter.
 
+use std::io::Read;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,7 +32,7 @@ pub fn host_tsc() -> u64 {
 /// Frequency of [`host_tsc`] in kHz, found out once a process.
 pub fn host_tsc_khz() -> u32 {
     static KHZ: OnceLock<u32> = OnceLock::new();
-    *KHZ.get_or_init(|| stated_khz().unwrap_or_else(calibrate))
+    *KHZ.get_or_init(|| stated_khz().or_else(linux_khz).unwrap_or_else(|| calibrate(10)))
 }
 
 /// What CPUID says: KVM's timing leaf when we are a guest ourselves, else the crystal's ratio (SDM vol. 3,
@@ -66,8 +67,24 @@ fn plausible(khz: u64) -> Option<u32> {
     (100_000..20_000_000).contains(&khz).then_some(khz as u32)
 }
 
-/// Counts for 10 ms. Each end is the tightest of several readings, so that being scheduled away does not count.
-fn calibrate() -> u32 {
+/// What Linux found out when it booted, to a millionth: its BogoMIPS are the TSC's frequency in another unit, where it
+/// trusts the TSC. A short count of our own says whether this is such a case.
+fn linux_khz() -> Option<u32> {
+    let mut text = String::new();
+    // One processor's part of it is enough.
+    std::fs::File::open("/proc/cpuinfo").ok()?.take(8 << 10).read_to_string(&mut text).ok()?;
+    let khz = bogomips_khz(&text)?;
+    (khz.abs_diff(calibrate(1)) < khz / 200).then_some(khz)
+}
+
+fn bogomips_khz(cpuinfo: &str) -> Option<u32> {
+    let line = cpuinfo.lines().find(|line| line.starts_with("bogomips"))?;
+    let mips: f64 = line.split_once(':')?.1.trim().parse().ok()?;
+    plausible((mips * 500.0) as u64)
+}
+
+/// Counts for some milliseconds. Each end is the tightest of several readings, so that being scheduled away does not count.
+fn calibrate(ms: u64) -> u32 {
     let reading = || {
         (0..8)
             .map(|_| {
@@ -80,7 +97,7 @@ fn calibrate() -> u32 {
             .expect("eight readings")
     };
     let (_, start_tsc, start_ns) = reading();
-    std::thread::sleep(std::time::Duration::from_millis(10));
+    std::thread::sleep(std::time::Duration::from_millis(ms));
     let (_, end_tsc, end_ns) = reading();
     let ticks = u128::from(end_tsc.wrapping_sub(start_tsc));
     let khz = ticks * 1_000_000 / u128::from((end_ns - start_ns).max(1));
@@ -158,6 +175,16 @@ mod tests {
     fn the_frequency_is_plausible_and_stays_the_same() {
         assert!(plausible(host_tsc_khz().into()).is_some());
         assert_eq!(host_tsc_khz(), host_tsc_khz());
+    }
+
+    #[test]
+    fn bogomips_are_read_as_the_frequency_they_are() {
+        assert_eq!(bogomips_khz("model name : x\nbogomips\t: 5192.28\n"), Some(2_596_140));
+        for text in
+            ["", "bogomips\t: ", "bogomips\t: -1", "bogomips : nan", "bogomips : 1e99", "bogomips : 2.0"]
+        {
+            assert_eq!(bogomips_khz(text), None, "{text}");
+        }
     }
 
     #[test]

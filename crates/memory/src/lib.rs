@@ -161,6 +161,26 @@ impl GuestRam {
         self.backend.write_slice(data, GuestAddress(gpa)).map_err(|_| Error::Access { gpa, len: data.len() })
     }
 
+    /// Says that all of `len` bytes at `gpa` are about to be written: the host gives their memory at once, instead
+    /// of by a page fault for each 4 KiB. What cannot be had is no error. Not for memory that may stay untouched.
+    ///
+    /// Huge pages would be fewer faults still, but on a host that is a virtual machine itself and reports its free
+    /// memory to its own host, it is just huge pages that must be fetched back: 40 ms became 40 or 130.
+    pub fn expect_use(&self, gpa: u64, len: u64) {
+        let inside = |(start, size): &(u64, u64)| gpa >= *start && len <= size.saturating_sub(gpa - start);
+        let (true, Some(host)) = (self.ranges().any(|range| inside(&range)), self.host(gpa)) else { return };
+        let skip = host.addr().get().wrapping_neg() & (PAGE_SIZE - 1);
+        let Some(len) = (len as usize).checked_sub(skip).map(|len| len & !(PAGE_SIZE - 1)) else { return };
+        // SAFETY: the range is page-aligned and inside one region's mapping, which lives as long as `self`;
+        // MADV_POPULATE_WRITE changes no byte, and faults that it meets are its own error.
+        let advised = unsafe {
+            let start = host.as_ptr().add(skip);
+            rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxPopulateWrite)
+        };
+        // Before Linux 5.14 pages come one by one.
+        let _ = advised;
+    }
+
     /// Copies from `gpa` into `data`.
     ///
     /// # Errors
@@ -222,6 +242,20 @@ mod tests {
         ram.write(0x103f, &[0; 2]).unwrap();
         assert_ne!(info.code_generation(), before);
         assert!(!info.holds_code());
+    }
+
+    #[test]
+    fn expected_use_changes_no_byte_and_may_be_nonsense() {
+        let ram = GuestRam::new(&[(0, 4 << 20), (1 << 32, 0x4000)]).unwrap();
+        ram.write(0x1_0ffe, &[1, 2, 3, 4]).unwrap();
+        for (gpa, len) in
+            [(0x1_0800, 3 << 20), (0, 4 << 20), (0, u64::MAX), (u64::MAX, 1), (1, 2), (1 << 32, 1)]
+        {
+            ram.expect_use(gpa, len);
+        }
+        let mut bytes = [0; 4];
+        ram.read(0x1_0ffe, &mut bytes).unwrap();
+        assert_eq!(bytes, [1, 2, 3, 4]);
     }
 
     #[test]

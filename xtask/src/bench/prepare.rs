@@ -33,6 +33,7 @@ pub fn guest(top: &Path, store: &Path) -> Outcome<Guest> {
         .args(["-O2", "-static", "-o"])
         .arg(&workloads)
         .arg(top.join("bench/workloads.c"))
+        .arg("-lm")
         .status()
         .map_err(|error| format!("run gcc: {error}"))?;
     if !status.success() {

@@ -199,9 +199,12 @@ fn what_is_no_kernel_is_called_so() {
 fn a_changed_file_of_a_bundle_is_named() {
     let temp = temp_store();
     let bundle = add(&temp, &put(&temp, "k", &bzimage("1.0")), None).unwrap();
+    bundle.verify_kernel().unwrap();
     fs::write(bundle.vmlinux_path().unwrap(), b"other").unwrap();
-    let message = chain(&bundle.read_kernel().unwrap_err());
-    assert!(message.starts_with("corrupt blob") && message.contains("kernels/1.0/vmlinux"), "{message}");
+    for error in [bundle.read_kernel().unwrap_err(), bundle.verify_kernel().unwrap_err()] {
+        let message = chain(&error);
+        assert!(message.starts_with("corrupt blob") && message.contains("kernels/1.0/vmlinux"), "{message}");
+    }
 }
 
 #[test]

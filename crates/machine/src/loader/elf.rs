@@ -2,8 +2,11 @@
 //!
 //! Sections are not looked at. 32-bit files are read too, for 32-bit PVH kernels.
 
-use super::Error;
+use std::ops::ControlFlow;
+
 use memory::GuestRam;
+
+use super::{Error, Image};
 
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
@@ -15,6 +18,10 @@ const EM_X86_64: u16 = 62;
 const PHYS32_ENTRY: u32 = 18;
 /// A kernel has 4 to 10 program headers; a file with more is no kernel.
 const MAX_PROGRAM_HEADERS: usize = 128;
+/// A kernel's notes take some hundred bytes; more is not looked at.
+const MAX_NOTES_BYTES: u64 = 1 << 20;
+/// Bytes that are moved at once: they stay in the processor's cache between file and guest.
+const CHUNK: usize = 256 << 10;
 
 /// Whether `image` starts like an ELF file.
 pub fn is_elf(image: &[u8]) -> bool {
@@ -49,7 +56,7 @@ pub struct Segment {
 /// A parsed ELF file.
 #[derive(Debug)]
 pub struct Elf<'a> {
-    image: &'a [u8],
+    image: Image<'a>,
     class: Class,
     kind: u16,
     entry: u64,
@@ -66,20 +73,22 @@ impl<'a> Elf<'a> {
     /// Reads the headers; every segment's file part is inside the file afterwards.
     ///
     /// # Errors
-    /// [`Error::Truncated`], [`Error::Header`], [`Error::OtherIsa`].
-    pub fn parse(image: &'a [u8]) -> Result<Self, Error> {
+    /// [`Error::Truncated`], [`Error::Header`], [`Error::OtherIsa`], [`Error::Read`].
+    pub fn parse(image: impl Into<Image<'a>>) -> Result<Self, Error> {
+        let image = image.into();
         let header = |field, reason: &str| Error::Header { field, reason: reason.to_owned() };
-        if !is_elf(image) || image.len() < 64 {
-            return Err(Error::Truncated { what: "ELF header", end: 64, len: image.len() as u64 });
+        let first = image.read(0, image.len().min(64))?;
+        if !is_elf(&first) || first.len() < 64 {
+            return Err(Error::Truncated { what: "ELF header", end: 64, len: image.len() });
         }
-        let class = match image[4] {
+        let class = match first[4] {
             1 => Class::Elf32,
             2 => Class::Elf64,
             _ => return Err(header("e_ident", "neither 32 nor 64 bits")),
         };
-        check_machine(image, class)?;
+        check_machine(&first, class)?;
         let word = if class == Class::Elf64 { 8 } else { 4 };
-        let field = |at, len| number(image, at, len).unwrap_or(0); // inside the 64 bytes checked above
+        let field = |at, len| number(&first, at, len).unwrap_or(0); // inside the 64 bytes checked above
         let (phoff_at, sizes_at) = if class == Class::Elf64 { (0x20, 0x36) } else { (0x1c, 0x2a) };
         let mut elf = Self {
             image,
@@ -101,14 +110,15 @@ impl<'a> Elf<'a> {
     }
 
     fn read_segments(&mut self, table: u64, size: usize, count: usize) -> Result<(), Error> {
-        let len = self.image.len() as u64;
+        let len = self.image.len();
         let end = table.saturating_add((size * count) as u64);
         if end > len {
             return Err(Error::Truncated { what: "program header table", end, len });
         }
+        let headers = self.image.read(table, (size * count) as u64)?;
         for index in 0..count {
-            let at = table as usize + index * size;
-            let field = |offset, len| number(self.image, at + offset, len).unwrap_or(0);
+            let at = index * size;
+            let field = |offset, len| number(&headers, at + offset, len).unwrap_or(0);
             let segment = match self.class {
                 Class::Elf64 => Segment {
                     kind: field(0, 4) as u32,
@@ -172,11 +182,11 @@ impl<'a> Elf<'a> {
         virtual_home.map_or(self.entry, |s| self.entry.wrapping_sub(s.vaddr).wrapping_add(s.paddr))
     }
 
-    /// Bytes of the file at virtual address `vaddr`, to the end of the segment's file part.
+    /// Bytes of an image in memory at virtual address `vaddr`, to the end of the segment's file part.
     pub fn bytes_at(&self, vaddr: u64) -> Option<&'a [u8]> {
         let segment = self.loads().find(|s| vaddr.wrapping_sub(s.vaddr) < s.file_size)?;
         let from = segment.offset + (vaddr - segment.vaddr);
-        self.image.get(from as usize..(segment.offset + segment.file_size) as usize)
+        self.image.memory()?.get(from as usize..(segment.offset + segment.file_size) as usize)
     }
 
     /// Checks that this is something to be loaded as a kernel: segments that do not overlap or wrap, and an
@@ -228,12 +238,12 @@ impl<'a> Elf<'a> {
     /// The 32-bit physical entry point of the PVH note, if there is one.
     ///
     /// # Errors
-    /// [`Error::Header`] if the note's address is in no segment.
+    /// [`Error::Header`] if the note's address is in no segment, and [`Error::Read`].
     pub fn pvh_entry(&self) -> Result<Option<u32>, Error> {
         for segment in self.segments.iter().filter(|s| s.kind == PT_NOTE) {
-            let notes = &self.image[segment.offset as usize..(segment.offset + segment.file_size) as usize];
+            let notes = self.image.read(segment.offset, segment.file_size.min(MAX_NOTES_BYTES))?;
             let Some(entry) =
-                find_note(notes, b"Xen\0", PHYS32_ENTRY).and_then(|d| number(d, 0, d.len().min(8)))
+                find_note(&notes, b"Xen\0", PHYS32_ENTRY).and_then(|d| number(d, 0, d.len().min(8)))
             else {
                 continue;
             };
@@ -259,7 +269,7 @@ impl<'a> Elf<'a> {
     /// `ram` was used before: the rest of each segment is zeroed either way if `zero` says so.
     ///
     /// # Errors
-    /// [`Error::KernelDoesNotFit`].
+    /// [`Error::KernelDoesNotFit`] and [`Error::Read`].
     pub fn load(&self, ram: &GuestRam, zero: ZeroFill) -> Result<(), Error> {
         for s in self.loads().filter(|s| s.memory_size > 0) {
             let end = s.paddr.saturating_add(s.memory_size);
@@ -267,12 +277,42 @@ impl<'a> Elf<'a> {
                 let memory_mib = ram.size_bytes() >> 20;
                 return Err(Error::KernelDoesNotFit { start: s.paddr, end, memory_mib });
             }
-            ram.write(s.paddr, &self.image[s.offset as usize..(s.offset + s.file_size) as usize])?;
+            ram.expect_use(s.paddr, s.file_size);
+            self.image.chunks(s.offset, s.file_size, CHUNK, |at, bytes| {
+                ram.write(s.paddr + (at - s.offset), bytes)?;
+                Ok(ControlFlow::Continue(()))
+            })?;
             if zero == ZeroFill::Write {
                 zero_range(ram, s.paddr + s.file_size, end)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether the kernel was built with ACPI: every such kernel has this parameter's name in it.
+    ///
+    /// # Errors
+    /// [`Error::Read`].
+    pub fn has_acpi(&self) -> Result<bool, Error> {
+        const MARKS: [&[u8]; 2] = [b"acpi_rsdp", b"ACPI: RSDP"];
+        const OVERLAP: usize = 16;
+        let finders = MARKS.map(memchr::memmem::Finder::new);
+        // What the kernel is started with is in its last segments: they are much smaller than its code.
+        for s in self.segments.iter().rev().filter(|s| s.kind == PT_LOAD) {
+            let mut found = false;
+            let mut window = Vec::with_capacity(CHUNK + OVERLAP);
+            self.image.chunks(s.offset, s.file_size, CHUNK, |_, bytes| {
+                // A mark may begin in one chunk and end in the next.
+                window.drain(..window.len().saturating_sub(OVERLAP));
+                window.extend_from_slice(bytes);
+                found = finders.iter().any(|finder| finder.find(&window).is_some());
+                Ok(if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -25,6 +25,15 @@ pub enum Error {
         /// Bytes in the file.
         len: u64,
     },
+    /// The file could not be read.
+    #[error("read kernel at byte {offset:#x}")]
+    Read {
+        /// Where.
+        offset: u64,
+        /// What the host said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A header field has a value that makes no sense.
     #[error("kernel header: {field}: {reason}")]
     Header {

@@ -4,8 +4,8 @@
 //! would run a hundred times slower under a software engine), a libkrunfw library is unwrapped.
 //! Files are hostile: every offset and length is checked, decompression is bounded ([`MAX_KERNEL_BYTES`]).
 //!
-//! Reading order: [`inspect`], [`extract_vmlinux`], [`elf`], [`bzimage`], [`decompress`], [`krunfw`]; then
-//! what goes into guest memory: [`pvh`], [`linux64`], [`linux32`], [`initrd`].
+//! Reading order: [`inspect`], [`extract_vmlinux`], [`image`], [`elf`], [`bzimage`], [`decompress`], [`krunfw`];
+//! then what goes into guest memory: [`pvh`], [`linux64`], [`linux32`], [`initrd`].
 //!
 //! Absent: multiboot, EFI images without a Linux setup header, kernels of other ISAs (told apart, not loaded).
 
@@ -13,6 +13,7 @@ pub mod bzimage;
 pub mod decompress;
 pub mod elf;
 pub mod error;
+pub mod image;
 pub mod initrd;
 pub mod krunfw;
 pub mod linux32;
@@ -27,6 +28,7 @@ use std::borrow::Cow;
 
 pub use decompress::Compression;
 pub use error::Error;
+pub use image::Image;
 pub use memory_map::{MemoryKind, MemoryRange};
 
 /// Largest decompressed kernel: five times the largest distribution kernel; more is a decompression bomb.
@@ -125,11 +127,6 @@ pub fn extract_vmlinux(image: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
     Ok(Cow::Owned(vmlinux))
 }
 
-/// Whether a vmlinux was built with ACPI: every such kernel has this parameter's name in it.
-pub fn has_acpi(vmlinux: &[u8]) -> bool {
-    contains(vmlinux, b"acpi_rsdp") || contains(vmlinux, b"ACPI: RSDP")
-}
-
 /// The version text of the banner (`Linux version …`) in an uncompressed kernel.
 fn find_banner(kernel: &[u8]) -> Option<String> {
     let mark = b"Linux version ";
@@ -159,10 +156,6 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
         from = start;
     }
     None
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    find(haystack, needle).is_some()
 }
 
 /// Text out of a file, fit to be shown: control and non-ASCII bytes become `?`.

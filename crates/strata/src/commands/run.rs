@@ -6,8 +6,11 @@
 mod initrd;
 mod session;
 
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use engine::Engine;
 use image::kernels::KernelBundle;
 use image::{Config, Image, RootFile, Store};
 use machine::config::{DiskConfig, Source, VsockConfig};
@@ -66,7 +69,9 @@ struct Prepared {
     hostname: String,
     root_type: &'static str,
     _root: RootFile,
-    _kernel: KernelBundle,
+    _kernel: Arc<KernelBundle>,
+    /// Whether the kernel's bytes are those that were stored; known before the guest starts.
+    kernel_check: Option<JoinHandle<image::Result<()>>>,
 }
 
 /// Runs the command; its exit code is ours.
@@ -77,16 +82,15 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let started = Instant::now();
     let engine = engines::open(&options.sizing.engine)?;
     let store = store::open(global)?;
-    let prepared = prepare(&store, options, global.verbose)?;
-    tracing::info!("prepared in {} ms", started.elapsed().as_millis());
+    let mut prepared = prepare(&store, options, global.verbose)?;
     let agent = AgentSession::new();
     let backends = Backends {
         console: (global.verbose >= 2).then(|| Box::new(LogWriter::new()) as Box<_>),
         vsock: Some(agent.host()),
         confine: options.sizing.confine(),
     };
-    let machine = Machine::build(&prepared.config, backends, engine.as_ref())
-        .while_trying(|| format!("run {:?}", options.image))?;
+    let machine = build(&mut prepared, backends, engine.as_ref(), &options.image)?;
+    tracing::info!("prepared in {} ms", started.elapsed().as_millis());
     let session = session::Session {
         interactive: options.interactive,
         tty: options.tty,
@@ -98,6 +102,18 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     outcome
 }
 
+/// Builds the machine. The kernel is checked meanwhile: each is half of what a start takes on the host.
+fn build(prepared: &mut Prepared, backends: Backends, engine: &dyn Engine, image: &str) -> Outcome<Machine> {
+    let machine = Machine::build(&prepared.config, backends, engine);
+    // They are in the guest now.
+    prepared.config.boot.initrd.clear();
+    if let Some(check) = prepared.kernel_check.take() {
+        let checked = check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        checked.map_err(kernels::explain)?;
+    }
+    machine.while_trying(|| format!("run {image:?}"))
+}
+
 fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
     let explain = |error| images::explain(&options.image, error);
     let image = store.image(&images::parse(&options.image)?).map_err(explain)?;
@@ -105,7 +121,9 @@ fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
     let kernel = store.kernel(options.kernel.as_deref()).map_err(kernels::explain)?;
     check_width(&kernel)?;
     // A kernel that changed on disk would be a guest that fails for no visible reason.
-    drop(kernel.read_kernel().map_err(kernels::explain)?);
+    let kernel = Arc::new(kernel);
+    let checked = kernel.clone();
+    let kernel_check = std::thread::spawn(move || checked.verify_kernel());
     let root = store.root_for_vm(&image, &Bar::new()).map_err(explain)?;
     let path = kernel.vmlinux_path().unwrap_or_else(|| kernel.kernel_path());
     let mut config = options.sizing.machine(Source::File(path));
@@ -121,6 +139,7 @@ fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
         root_type: root.fstype(),
         _root: root,
         _kernel: kernel,
+        kernel_check: Some(kernel_check),
     })
 }
 
