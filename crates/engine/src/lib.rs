@@ -107,6 +107,25 @@ pub struct Statistics {
     pub events: u64,
     /// Accesses that went to the bus.
     pub bus_accesses: u64,
+    /// What a translator did; all zero for an engine that does not translate.
+    pub translation: Translation,
+}
+
+/// Counters of a translator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translation {
+    /// Of the completed guest instructions, those that translated code executed, handlers it called included.
+    pub instructions: u64,
+    /// Handlers called for single instructions: misses of the TLB, devices, what has no translation.
+    pub handlers: u64,
+    /// Times translated code was left after a handler: faults, system calls, mode changes.
+    pub events: u64,
+    /// Times it was left because the code that follows was not known.
+    pub unknown: u64,
+    /// Times it was left because somebody wanted the vCPU's attention.
+    pub attention: u64,
+    /// How often all translations were thrown away.
+    pub clears: u64,
 }
 
 /// Why [`Vcpu::run`] returned.

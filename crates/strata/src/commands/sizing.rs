@@ -64,8 +64,23 @@ pub fn account(engine: &str, machine: &Machine, started: Instant) {
     let vcpus = machine.statistics();
     let instructions: u64 = vcpus.iter().map(|vcpu| vcpu.instructions).sum();
     let seconds = started.elapsed().as_secs_f64();
-    tracing::info!(
+    let sum = |figure: fn(&engine::Translation) -> u64| -> u64 {
+        vcpus.iter().map(|vcpu| figure(&vcpu.translation)).sum()
+    };
+    let translated = sum(|t| t.instructions);
+    let mut line = format!(
         "engine {engine}: {instructions} guest instructions on {} vCPU in {seconds:.2} s",
         vcpus.len()
     );
+    if translated != 0 {
+        let share = 100.0 * translated as f64 / instructions.max(1) as f64;
+        let (handlers, events) = (sum(|t| t.handlers), sum(|t| t.events));
+        let (unknown, attention) = (sum(|t| t.unknown), sum(|t| t.attention));
+        line += &format!(
+            ", {share:.1} % translated; {handlers} handler calls; left {events} times for events, {unknown} for \
+             code not known, {attention} for attention; {} clears",
+            sum(|t| t.clears)
+        );
+    }
+    tracing::info!("{line}");
 }

@@ -323,7 +323,8 @@ impl Cpu {
 
     /// What has been counted.
     pub fn statistics(&self) -> Statistics {
-        self.counters
+        let translation = self.jit.as_ref().map(|jit| jit.statistics()).unwrap_or_default();
+        Statistics { translation, ..self.counters }
     }
 
     /// Makes sure no vCPU can write a page without noticing the code in it.

@@ -222,21 +222,17 @@ impl Sites {
     }
 }
 
-/// What [`Cpu::statistics`] adds for a translator.
+/// What is counted.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// Blocks translated.
-    pub blocks: u64,
-    /// Guest instructions in them.
-    pub instructions: u64,
-    /// Times translated code was left, by kind: handlers, vectors, unknown successors, unknown jumps, attention.
-    pub returns: [u64; 5],
-    /// Handlers and vector loads after which translated code went on.
-    pub resumed: [u64; 2],
+struct Counters {
+    /// Times translated code was left, by [`Kind`].
+    left: [u64; 5],
+    /// Handlers after which translated code went on.
+    resumed: u64,
     /// How often all translations were thrown away.
-    pub clears: u64,
+    clears: u64,
     /// Guest instructions that translated code executed, handlers included.
-    pub translated: u64,
+    executed: u64,
 }
 
 /// The translator of one vCPU.
@@ -287,8 +283,17 @@ impl Jit {
     }
 
     /// What has been counted.
-    pub fn counters(&self) -> Counters {
-        self.counters
+    pub(super) fn statistics(&self) -> engine::Translation {
+        let Counters { left, resumed, clears, executed } = self.counters;
+        let left = |kind: Kind| left[kind as usize];
+        engine::Translation {
+            instructions: executed,
+            handlers: resumed + left(Kind::Handler),
+            events: left(Kind::Handler) + left(Kind::Vectors),
+            unknown: left(Kind::Link) + left(Kind::Jump),
+            attention: left(Kind::Leave),
+            clears,
+        }
     }
 
     /// Executions before a block is translated.

@@ -84,8 +84,8 @@ impl Cpu {
         let outcome = self.outcome(site);
         let executed = self.counters.instructions.wrapping_sub(before);
         if let Some(jit) = self.jit.as_mut() {
-            jit.counters.returns[site.kind as usize] += 1;
-            jit.counters.translated = jit.counters.translated.wrapping_add(executed);
+            jit.counters.left[site.kind as usize] += 1;
+            jit.counters.executed = jit.counters.executed.wrapping_add(executed);
         }
         outcome
     }
@@ -210,8 +210,6 @@ impl Cpu {
                 return None;
             }
         }
-        jit.counters.blocks += 1;
-        jit.counters.instructions += u64::from(done.instructions);
         block.code.set(Translated { outer: address, inner: address + u64::from(done.inner) });
         Some(address)
     }
@@ -290,8 +288,10 @@ pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, site: *const Site) -> u
             return 0;
         }
     }
-    if let Some(jit) = cpu.jit.as_mut() {
-        jit.counters.resumed[usize::from(site.kind == Kind::Vectors)] += 1;
+    if let Some(jit) = cpu.jit.as_mut()
+        && site.kind == Kind::Handler
+    {
+        jit.counters.resumed += 1;
     }
     site.resume
 }

@@ -85,7 +85,6 @@ pub(super) struct Finished {
     pub(super) code: Vec<u8>,
     /// Offset of the inner entry; the outer one is at 0.
     pub(super) inner: u32,
-    pub(super) instructions: u32,
     /// What of the page was looked at beyond the block.
     pub(super) seen: (usize, usize),
 }
@@ -152,10 +151,10 @@ impl<'a> Translation<'a> {
         }
         self.write_end(last);
         self.write_cold();
-        Some(self.finish(inner, real as u32))
+        Some(self.finish(inner))
     }
 
-    fn finish(mut self, inner: u32, instructions: u32) -> Finished {
+    fn finish(mut self, inner: u32) -> Finished {
         let code = self.asm.finish().to_vec();
         for (site, label) in &self.resumes {
             self.sites[*site].resume = u64::from(self.asm.offset_of(*label));
@@ -163,7 +162,7 @@ impl<'a> Translation<'a> {
         for (site, at) in &self.patches {
             self.sites[*site].patch = *at;
         }
-        Finished { code, inner, instructions, seen: self.seen }
+        Finished { code, inner, seen: self.seen }
     }
 
     /// The offset in the page of what may be live in `offset`, looked at and remembered.
