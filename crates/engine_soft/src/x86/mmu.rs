@@ -96,6 +96,7 @@ impl TlbEntry {
 #[derive(Clone, Copy, Debug)]
 pub struct CodePage {
     tag: u64,
+    global: bool,
     /// Guest frame number.
     pub gfn: u64,
     /// Host address of the page.
@@ -140,7 +141,8 @@ unsafe impl Send for Mmu {}
 impl Mmu {
     /// An empty TLB for a guest with `physical_bits` of physical address (CPUID 0x80000008).
     pub fn new(physical_bits: u32) -> Self {
-        let empty = CodePage { tag: NO_CODE, gfn: 0, host: std::ptr::null(), info: std::ptr::null() };
+        let empty =
+            CodePage { tag: NO_CODE, global: false, gfn: 0, host: std::ptr::null(), info: std::ptr::null() };
         Self {
             entries: Box::new([(); 3].map(|()| *TlbEntry::empty_view())),
             global: Box::new([false; 3 * TLB_ENTRIES]),
@@ -174,7 +176,7 @@ impl Mmu {
             }
             keep
         });
-        self.flush_code(|_| true);
+        self.flush_code(|entry| !entry.global);
     }
 
     /// Drops the page of `linear`.
@@ -187,7 +189,7 @@ impl Mmu {
                 (entry.read, entry.write) = (invalid(slot), invalid(slot));
             }
         }
-        self.flush_code(|tag| tag == linear & PAGE_MASK);
+        self.flush_code(|entry| entry.tag == linear & PAGE_MASK);
     }
 
     /// Takes back every permission to store on the fast path, because a page came to hold code.
@@ -197,9 +199,15 @@ impl Mmu {
         }
     }
 
-    fn flush_code(&mut self, which: impl Fn(u64) -> bool) {
+    /// Whether the page instructions at `linear` were last fetched from is known to be global.
+    pub fn is_global_code(&self, linear: u64, user: bool) -> bool {
+        let entry = &self.exec[usize::from(user)][(linear >> PAGE_SHIFT) as usize & (EXEC_ENTRIES - 1)];
+        entry.tag == linear & PAGE_MASK && entry.global
+    }
+
+    fn flush_code(&mut self, which: impl Fn(&CodePage) -> bool) {
         for entry in self.exec.as_flattened_mut() {
-            if which(entry.tag) {
+            if which(entry) {
                 entry.tag = NO_CODE;
             }
         }
@@ -310,7 +318,13 @@ impl Mmu {
         let Some(page) = ram.page(found.gpa >> PAGE_SHIFT) else {
             return Ok(None);
         };
-        let entry = CodePage { tag, gfn: found.gpa >> PAGE_SHIFT, host: page.host.as_ptr(), info: page.info };
+        let entry = CodePage {
+            tag,
+            global: found.global,
+            gfn: found.gpa >> PAGE_SHIFT,
+            host: page.host.as_ptr(),
+            info: page.info,
+        };
         self.exec[usize::from(user)][slot] = entry;
         Ok(Some(entry))
     }

@@ -6,6 +6,7 @@ use arch::x86::{CpuState, Exception};
 use engine::Bus;
 
 use super::cpu::{Cpu, Fault};
+use crate::x86::jit::Jump;
 use crate::x86::mmu::View;
 use crate::x86::system::{Access, Core, Flush, Privilege};
 
@@ -25,6 +26,14 @@ impl Cpu {
             return Ok(());
         }
         self.check_alignment_of(linear, size).map_err(|Fault| self.fault)
+    }
+}
+
+impl Cpu {
+    fn forget_jumps(&mut self, which: impl Fn(&Jump) -> bool) {
+        if let Some(jit) = self.jit.as_mut() {
+            jit.forget_jumps(which);
+        }
     }
 }
 
@@ -79,12 +88,20 @@ impl Core for Cpu {
 
     fn flush_tlb(&mut self, what: Flush) {
         match what {
-            Flush::All => self.mmu.flush_all(),
+            Flush::All => {
+                self.mmu.flush_all();
+                self.forget_jumps(|_| true);
+            }
             // Entries carry no PCID, so what belongs to one goes with the rest; and those of another PCID must
             // not survive a switch.
-            Flush::NonGlobal | Flush::Pcid(_) | Flush::Nothing => self.mmu.flush_non_global(),
+            Flush::NonGlobal | Flush::Pcid(_) | Flush::Nothing => {
+                self.mmu.flush_non_global();
+                self.forget_jumps(|jump| !jump.is_global());
+            }
             Flush::Page(linear) | Flush::PcidPage { linear, .. } => {
-                self.mmu.flush_page(linear & !((1 << PAGE_SHIFT) - 1));
+                let page = linear & !((1 << PAGE_SHIFT) - 1);
+                self.mmu.flush_page(page);
+                self.forget_jumps(|jump| jump.page() == page);
             }
         }
         self.new_epoch();

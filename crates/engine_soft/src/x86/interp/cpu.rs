@@ -60,7 +60,7 @@ pub struct Cpu {
     /// What the jump table's entries must carry: epoch, privilege and mode.
     pub(super) jump_key: u64,
     pub(super) epoch: u64,
-    pub(super) mmu: Mmu,
+    pub(in crate::x86) mmu: Mmu,
     pub(super) ram: *const GuestRam,
     ram_owner: Arc<GuestRam>,
     pub(super) bus: Arc<dyn Bus>,
@@ -251,9 +251,6 @@ impl Cpu {
     pub(super) fn new_epoch(&mut self) {
         self.epoch += 1;
         self.update_jump_key();
-        if let Some(jit) = self.jit.as_mut() {
-            jit.forget_jumps();
-        }
     }
 
     /// What CPUID answers depend on.
@@ -271,6 +268,9 @@ impl Cpu {
     pub fn forget_translations(&mut self) {
         self.mmu.flush_all();
         self.new_epoch();
+        if let Some(jit) = self.jit.as_mut() {
+            jit.forget_jumps(|_| true);
+        }
     }
 
     /// Empties the arena, and with it everything that leads into it. Only between blocks.

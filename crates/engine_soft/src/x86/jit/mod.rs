@@ -75,12 +75,23 @@ pub(super) struct Jump {
     linear: u64,
     page: u64,
     code: u64,
+    global: u64,
 }
 
 impl Jump {
     /// An entry that nothing looked up in `slot` matches: its address belongs to another slot.
     const fn none(slot: usize) -> Self {
-        Self { linear: (slot ^ 1) as u64, page: 0, code: 0 }
+        Self { linear: (slot ^ 1) as u64, page: 0, code: 0, global: 0 }
+    }
+
+    /// The linear page it leads to.
+    pub(super) fn page(&self) -> u64 {
+        self.page
+    }
+
+    /// Whether that page is the same in all address spaces.
+    pub(super) fn is_global(&self) -> bool {
+        self.global != 0
     }
 }
 
@@ -308,17 +319,23 @@ impl Jit {
 
     /// Throws all translations away; none of them may be running.
     pub(super) fn clear(&mut self) {
-        self.forget_jumps();
+        self.forget_jumps(|_| true);
         self.area.clear();
         self.sites = Sites::default();
         self.counters.clears += 1;
     }
 
-    /// Linear addresses may lead elsewhere from now on.
-    pub(super) fn forget_jumps(&mut self) {
-        for index in self.filled.drain(..).map(usize::from) {
-            self.jumps.as_flattened_mut()[index] = Jump::none(index % JUMP_ENTRIES);
-        }
+    /// Forgets the jumps that may lead elsewhere from now on.
+    pub(super) fn forget_jumps(&mut self, which: impl Fn(&Jump) -> bool) {
+        let jumps = self.jumps.as_flattened_mut();
+        self.filled.retain(|index| {
+            let index = usize::from(*index);
+            let gone = which(&jumps[index]);
+            if gone {
+                jumps[index] = Jump::none(index % JUMP_ENTRIES);
+            }
+            !gone
+        });
     }
 
     /// The jump table for user or kernel code.
@@ -327,13 +344,13 @@ impl Jit {
     }
 
     /// Lets jumps to `linear` go straight to `code`.
-    fn remember(&mut self, user: bool, linear: u64, code: u64) {
+    fn remember(&mut self, user: bool, linear: u64, code: u64, global: bool) {
         let slot = (linear as u32 ^ linear as u32 >> 12) as usize & (JUMP_ENTRIES - 1);
         let index = usize::from(user) * JUMP_ENTRIES + slot;
         let entry = &mut self.jumps.as_flattened_mut()[index];
         if entry.code == 0 {
             self.filled.push(index as u16);
         }
-        *entry = Jump { linear, page: linear & !0xfff, code };
+        *entry = Jump { linear, page: linear & !0xfff, code, global: u64::from(global) };
     }
 }

@@ -218,6 +218,7 @@ impl Cpu {
     pub(in crate::x86) fn connect(&mut self, from: Option<(*const Block, Successor)>, next: *const Block) {
         let user = self.view == View::User;
         let (linear, is_long) = (self.state.rip, self.mode == mode::LONG);
+        let global = self.mmu.is_global_code(linear, user);
         let Some(jit) = self.jit.as_mut() else { return };
         // SAFETY: the caller has just looked `next` up, and `from` is of the same contents of the arena.
         let next = unsafe { &*next };
@@ -226,7 +227,7 @@ impl Cpu {
             return;
         }
         match from {
-            None => jit.remember(user, linear, code.outer),
+            None => jit.remember(user, linear, code.outer, global),
             Some((block, successor)) => {
                 // SAFETY: as above.
                 let block = unsafe { &*block };
