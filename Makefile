@@ -81,7 +81,7 @@ kernels: assets
 test-kernels: kernels ## Boot kernels nobody made for Strata: Debian's generic, newer and i386, libkrunfw's, Alpine's
 	STRATA_TEST_KERNELS=$(KERNELS) $(CARGO) test --release --package strata --test workload kernels::
 
-bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_FLAGS="--rounds 5")
+bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_FLAGS="--engine jit --rounds 5")
 	$(CARGO) xtask bench --store $(ASSETS)/store --strata $(STRATA) $(BENCH_FLAGS)
 
 # Every target runs, whatever the others find. What was found before is run first, until it is mended.
