@@ -114,6 +114,26 @@ fn a_corrupt_blob_is_found_and_named() {
 }
 
 #[test]
+fn a_kernel_that_changed_in_the_store_does_not_run() {
+    let Some(assets) = assets() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let copied = Command::new("cp").arg("-a").arg(assets.join("store")).arg(&store).status().unwrap();
+    assert!(copied.success());
+    let bundle = fs::read_dir(store.join("kernels")).unwrap().flatten().find(|entry| entry.path().is_dir());
+    let vmlinux = bundle.unwrap().path().join("vmlinux");
+    let mut bytes = fs::read(&vmlinux).unwrap();
+    // Nothing in the guest would notice: it is behind all that is loaded.
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&vmlinux, bytes).unwrap();
+    let mut command = strata();
+    command.arg("--root").arg(&store).args(["run", "debian", "--", "echo", "runs"]);
+    let ended = finish(command);
+    ended.expect_failure(125, &["corrupt blob", "vmlinux"]);
+    assert!(ended.stdout.is_empty(), "{ended:?}");
+}
+
+#[test]
 fn a_store_that_may_not_be_written_is_an_error_with_a_next_step() {
     if !rustix::process::geteuid().is_root() {
         println!("skipped: needs root, to become somebody else");

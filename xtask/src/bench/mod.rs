@@ -100,7 +100,7 @@ pub fn run(top: &Path, mut options: Options) -> Outcome {
         speeds.push((engine.clone(), instructions_per_second(engine, &guest, &options)));
     }
     let folder = options.out.clone().map_or_else(|| report::folder(top), Ok)?;
-    report::write(&folder, &rounds, &speeds, &options)?;
+    report::write(&folder, &rounds, &speeds, &options, &guest.kernel_id)?;
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ").into()) }
 }
 

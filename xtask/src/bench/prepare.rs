@@ -13,6 +13,8 @@ use crate::Outcome;
 /// What contenders run.
 pub struct Guest {
     pub kernel: PathBuf,
+    /// Its name in the store.
+    pub kernel_id: String,
     pub initrd: PathBuf,
     /// The same programs for the host.
     pub workloads: PathBuf,
@@ -51,7 +53,8 @@ pub fn guest(top: &Path, store: &Path) -> Outcome<Guest> {
     let kernel = bundle.vmlinux_path().ok_or("the kernel of the store has no ELF form")?;
     let initrd = folder.join("init.cpio");
     pack(top, &workloads, &busybox, &initrd)?;
-    Ok(Guest { kernel, initrd, workloads, busybox, nothing, folder })
+    let kernel_id = bundle.info().id.clone();
+    Ok(Guest { kernel, kernel_id, initrd, workloads, busybox, nothing, folder })
 }
 
 fn pack(top: &Path, workloads: &Path, busybox: &Path, to: &Path) -> Outcome {
