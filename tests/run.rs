@@ -74,6 +74,19 @@ fn four_processors_work_at_once() {
 
 /// Nothing speculates here, so whatever a kernel does about it is time lost.
 #[test]
+fn each_engine_runs_the_same_command() {
+    for engine in ["interp", "jit"] {
+        let script = "nproc; seq 1000 | sort -rn | head -2; exit 5";
+        let Some(command) = run(&["--engine", engine, "--cpus", "2", "debian", "--", "sh", "-c", script])
+        else {
+            return;
+        };
+        let ended = finish(command);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (5, "2\n1000\n999\n"), "{engine}: {ended:?}");
+    }
+}
+
+#[test]
 fn no_kernel_pays_for_what_the_processor_does_not_do() {
     for model in ["x86-64-v2", "host-like"] {
         let script = "grep . /sys/devices/system/cpu/vulnerabilities/*";
