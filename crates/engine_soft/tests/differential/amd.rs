@@ -1,5 +1,6 @@
 //! What AMD's processors do otherwise than the interpreter, which follows Intel's manual where the two differ.
-//! Applies only where the tests run on such a processor.
+//! Applies only where the tests run on such a processor. The reasons are read off the cases that differed on one of
+//! them, not looked up, and some rules take in more than those cases: narrow them as more is known.
 
 use std::sync::OnceLock;
 
@@ -17,8 +18,8 @@ pub fn is_here() -> bool {
     })
 }
 
-/// Parts of the FXSAVE image that AMD's processors keep only while an unmasked x87 error is pending (APM vol. 2
-/// section 11.4.4), or fill with their own constant.
+/// Parts of the FXSAVE image that AMD's processors keep only while an unmasked x87 error is pending, or fill with
+/// their own constant.
 pub fn leaves_out(offset: usize) -> bool {
     is_here() && matches!(offset, 6 | 8 | 16 | fx::MXCSR_MASK)
 }
