@@ -163,6 +163,7 @@ impl Boot {
         let len = archive.len() as u64;
         let start = initrd::place(ram, kernel_end, len)
             .map_err(|source| Error::Load { what: "initrd".to_owned(), source })?;
+        ram.expect_use(start, len);
         ram.write(start, &archive)?;
         Ok(Some((start, len)))
     }

@@ -265,8 +265,8 @@ impl<'a> Elf<'a> {
         (start, loads().map(|s| s.paddr.saturating_add(s.memory_size)).max().unwrap_or(start))
     }
 
-    /// Copies the segments into `ram`. Memory is expected to be zero where the file has nothing, unless
-    /// `ram` was used before: the rest of each segment is zeroed either way if `zero` says so.
+    /// Copies the segments into `ram`. Fresh memory is zero already, and stays untouched where the file has only
+    /// zeros; in memory that was used before every byte of each segment is written.
     ///
     /// # Errors
     /// [`Error::KernelDoesNotFit`] and [`Error::Read`].
@@ -277,9 +277,12 @@ impl<'a> Elf<'a> {
                 let memory_mib = ram.size_bytes() >> 20;
                 return Err(Error::KernelDoesNotFit { start: s.paddr, end, memory_mib });
             }
-            ram.expect_use(s.paddr, s.file_size);
             self.image.chunks(s.offset, s.file_size, CHUNK, |at, bytes| {
-                ram.write(s.paddr + (at - s.offset), bytes)?;
+                let gpa = s.paddr + (at - s.offset);
+                match zero {
+                    ZeroFill::Fresh => write_data(ram, gpa, bytes)?,
+                    ZeroFill::Write => ram.write(gpa, bytes)?,
+                }
                 Ok(ControlFlow::Continue(()))
             })?;
             if zero == ZeroFill::Write {
@@ -316,7 +319,7 @@ impl<'a> Elf<'a> {
     }
 }
 
-/// Whether memory behind a segment's file part must be written with zeros.
+/// Whether zeros must be written where a segment has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZeroFill {
     /// The memory is fresh.
@@ -325,8 +328,24 @@ pub enum ZeroFill {
     Write,
 }
 
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Writes `bytes`, but for those blocks of them that are zeros, to memory that is zero. The file of a distribution's
+/// kernel has its .bss written out, and more such: a third of it, 15 MiB that no guest may ever use.
+fn write_data(ram: &GuestRam, gpa: u64, bytes: &[u8]) -> Result<(), memory::Error> {
+    let is_data = |block: &&[u8]| **block != ZEROS[..block.len()];
+    let mut at = 0;
+    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+        let len = rest.chunks(ZEROS.len()).take_while(is_data).map(<[u8]>::len).sum();
+        ram.expect_use(gpa + at as u64, len as u64);
+        ram.write(gpa + at as u64, &rest[..len])?;
+        // What ended the run is a block of zeros, or the end.
+        at += len + ZEROS.len();
+    }
+    Ok(())
+}
+
 fn zero_range(ram: &GuestRam, mut from: u64, to: u64) -> Result<(), memory::Error> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     while from < to {
         let count = (to - from).min(ZEROS.len() as u64);
         ram.write(from, &ZEROS[..count as usize])?;

@@ -167,6 +167,36 @@ fn a_kernel_beyond_the_end_of_memory_is_refused() {
 }
 
 #[test]
+fn zeros_of_a_kernel_are_written_to_used_memory_only() {
+    const START: u64 = 0x10_0000;
+    let mut segment = vec![0; 0x5_0123];
+    for at in [0, 0x1_ffff, 0x4_0000, 0x5_0122] {
+        segment[at] = 7;
+    }
+    let mut kernel = tiny_kernel();
+    kernel.truncate(0x1000);
+    kernel.extend_from_slice(&segment);
+    for size in [64 + 32, 64 + 40] {
+        kernel[size..size + 8].copy_from_slice(&(segment.len() as u64).to_le_bytes());
+    }
+    let ram = memory::GuestRam::new(&[(0, 0x20_0000)]).unwrap();
+    let load = |zero| {
+        elf::Elf::parse(&kernel).unwrap().load(&ram, zero).unwrap();
+        let mut found = vec![0; segment.len()];
+        ram.read(START, &mut found).unwrap();
+        assert!(found == segment);
+    };
+    load(elf::ZeroFill::Fresh);
+    let dirty = |gpa: u64| ram.page(gpa >> 12).unwrap().info.flags().contains(memory::PageFlags::DIRTY);
+    assert_eq!(
+        [0, 0x1_0000, 0x2_0000, 0x3_f000, 0x5_0000].map(|at| dirty(START + at)),
+        [true, true, false, false, true]
+    );
+    ram.write(START, &vec![9; segment.len()]).unwrap();
+    load(elf::ZeroFill::Write);
+}
+
+#[test]
 fn a_libkrunfw_bundle_becomes_an_elf_kernel() {
     let bytes = vec![0x90; 0x3000];
     let bundle = krunfw::Bundle { bytes: &bytes, load: 0x100_0000, entry: 0x100_0123 };
