@@ -156,15 +156,14 @@ impl Boot {
     ) -> Result<Option<(u64, u64)>, Error> {
         let limit = self.config.memory_bytes;
         let pieces: Result<Vec<_>, _> = pieces.iter().map(|piece| piece.read("initrd", limit)).collect();
-        let archive = initrd::join(&pieces?);
-        if archive.is_empty() {
+        let pieces = pieces?;
+        let len = initrd::size_bytes(&pieces);
+        if len == 0 {
             return Ok(None);
         }
-        let len = archive.len() as u64;
         let start = initrd::place(ram, kernel_end, len)
             .map_err(|source| Error::Load { what: "initrd".to_owned(), source })?;
-        ram.expect_use(start, len);
-        ram.write(start, &archive)?;
+        initrd::write(ram, start, &pieces)?;
         Ok(Some((start, len)))
     }
 

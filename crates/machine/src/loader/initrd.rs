@@ -7,15 +7,30 @@ use super::Error;
 /// Linux's decompressor-less entry maps at least this much; also `initrd_addr_max` of every 64-bit kernel.
 const HIGHEST_END: u64 = 0x8000_0000;
 
-/// Concatenates `pieces` on 4-byte boundaries, as the kernel's unpacker wants them.
-pub fn join(pieces: &[impl AsRef<[u8]>]) -> Vec<u8> {
-    let padded = |piece: &[u8]| piece.len().next_multiple_of(4);
-    let mut all = Vec::with_capacity(pieces.iter().map(|p| padded(p.as_ref())).sum());
-    for piece in pieces {
-        all.extend_from_slice(piece.as_ref());
-        all.resize(all.len().next_multiple_of(4), 0);
+/// Bytes that [`write`] takes for `pieces`.
+pub fn size_bytes(pieces: &[impl AsRef<[u8]>]) -> u64 {
+    pieces.iter().map(|piece| padded(piece.as_ref())).sum()
+}
+
+/// Writes `pieces` at `start`, one after the other; each begins on a 4-byte boundary with zeros before it, as the
+/// kernel's unpacker wants them.
+///
+/// # Errors
+/// It is not all inside `ram`.
+pub fn write(ram: &GuestRam, start: u64, pieces: &[impl AsRef<[u8]>]) -> Result<(), memory::Error> {
+    ram.expect_use(start, size_bytes(pieces));
+    let mut at = start;
+    for piece in pieces.iter().map(AsRef::as_ref) {
+        let len = piece.len() as u64;
+        ram.write(at, piece)?;
+        ram.write(at + len, &[0; 3][..(padded(piece) - len) as usize])?;
+        at += padded(piece);
     }
-    all
+    Ok(())
+}
+
+fn padded(piece: &[u8]) -> u64 {
+    piece.len().next_multiple_of(4) as u64
 }
 
 /// The address for an initial RAM disk of `len` bytes: as high as possible in the RAM region that starts at
@@ -33,5 +48,23 @@ pub fn place(ram: &GuestRam, kernel_end: u64, len: u64) -> Result<u64, Error> {
             initrd_mib: len.div_ceil(1 << 20),
             memory_mib: ram.size_bytes() >> 20,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_begin_on_boundaries_behind_zeros() {
+        let ram = GuestRam::new(&[(0, 0x4000)]).unwrap();
+        ram.write(0x1000, &[9; 16]).unwrap();
+        let pieces: [&[u8]; 4] = [b"abcde", b"", b"f", b"ghij"];
+        assert_eq!(size_bytes(&pieces), 16);
+        write(&ram, 0x1000, &pieces).unwrap();
+        let mut found = [0; 17];
+        ram.read(0x1000, &mut found).unwrap();
+        assert_eq!(&found, b"abcde\0\0\0f\0\0\0ghij\0");
+        assert!(write(&ram, 0x3ff8, &pieces).is_err());
     }
 }

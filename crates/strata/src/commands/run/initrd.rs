@@ -28,7 +28,9 @@ pub fn build(kernel: &KernelBundle) -> Outcome<Arc<[u8]>> {
 }
 
 fn write(modules: &[(String, Vec<u8>)]) -> io::Result<Vec<u8>> {
-    let mut archive = Cpio::new(Vec::new());
+    let files: usize = modules.iter().map(|(_, bytes)| bytes.len()).sum();
+    // With room for headers, so that it does not grow by copies.
+    let mut archive = Cpio::new(Vec::with_capacity(agent::AGENT.len() + files + (16 << 10)));
     archive.dir("dev", 0o755)?;
     archive.file("init", 0o755, agent::AGENT)?;
     archive.dir("modules", 0o755)?;
