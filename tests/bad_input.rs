@@ -187,6 +187,59 @@ fn a_full_disk_leaves_the_store_as_it_was() {
 }
 
 #[test]
+fn a_disk_that_is_full_when_the_root_is_made_is_named() {
+    let Some(assets) = assets() else { return };
+    let source = assets.join("store");
+    let used = Command::new("du").args(["-sm", "--exclude=roots"]).arg(&source).output().unwrap().stdout;
+    let used = String::from_utf8_lossy(&used);
+    let used: u64 = used.split_whitespace().next().unwrap().parse().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    // Kernel and image fit, the image's files beside them do not.
+    let size = format!("size={}m", used + 40);
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(folder.path()).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        println!("skipped: no small file system can be mounted here");
+        return;
+    }
+    let store = folder.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let parts = ["blobs", "kernels", "index.json", "oci-layout"].map(|name| source.join(name));
+    let copied = Command::new("cp").arg("-a").args(parts).arg(&store).status();
+    let mut command = strata();
+    command.arg("--root").arg(&store).args(["run", "debian", "--", "true"]);
+    let ended = finish(command);
+    let left = ["tmp", "roots"].map(|name| fs::read_dir(store.join(name)).map_or(0, Iterator::count));
+    let unmounted = Command::new("umount").arg(folder.path()).status().unwrap();
+    assert!(copied.unwrap().success() && unmounted.success());
+    ended.expect_failure(125, &["debian", "No space left on device"]);
+    assert_eq!(left, [0, 0], "something unfinished is left");
+}
+
+#[test]
+fn a_host_without_descriptors_is_named_at_every_step() {
+    let Some(assets) = assets() else { return };
+    let mut enough = false;
+    for limit in (5..40).step_by(3) {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")])
+            .arg(env!("CARGO_BIN_EXE_strata"))
+            .arg("--root")
+            .arg(assets.join("store"))
+            .args(["run", "debian", "--", "echo", "hi"]);
+        let ended = finish(command);
+        enough = ended.code() == 0;
+        if enough {
+            assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("hi\n", ""));
+            break;
+        }
+        ended.expect_failure(125, &["Too many open files"]);
+    }
+    assert!(enough, "40 descriptors are too few");
+}
+
+#[test]
 fn an_image_for_another_processor_is_refused() {
     let Some(folder) = assets() else { return };
     let scratch = tempfile::tempdir().unwrap();

@@ -129,9 +129,20 @@ impl Store {
     }
 
     fn take_folder(&self, adding: &Adding, folder: &Path, contents: &mut Contents) -> Result<()> {
+        let mut bytes = 0u64;
         let mut take = |relative: String| -> Result<()> {
             let path = folder.join(&relative);
-            let mut file = File::open(&path).map_err(Error::file("open", &path))?;
+            let meta = fs::metadata(&path).map_err(Error::file("open", &path))?;
+            // A pipe or a device might have no end, a file of holes one far away.
+            if !meta.is_file() {
+                return Err(contents.invalid(format!("{relative} is no regular file")));
+            }
+            bytes = bytes.saturating_add(meta.len());
+            if bytes > MAX_LAYER_BYTES {
+                let limit = MAX_LAYER_BYTES >> 30;
+                return Err(contents.invalid(format!("files of more than {limit} GiB together")));
+            }
+            let mut file = File::open(&path).map_err(Error::file("open", &path))?.take(meta.len());
             let mut blob = self.write_blob(adding)?;
             copy_to(&mut file, &mut blob)?.map_err(Error::file("read", &path))?;
             let (digest, size) = blob.finish()?;

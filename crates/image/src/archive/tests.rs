@@ -235,3 +235,20 @@ fn sparse_and_endless_files_of_an_archive_are_refused_unread() {
     assert!(refused.contains("blob") && refused.contains("512 GiB"), "{refused}");
     assert!(temp.store.images().unwrap().is_empty());
 }
+
+#[test]
+fn a_layout_with_a_pipe_or_a_file_of_holes_is_refused_unread() {
+    let temp = temp_store();
+    let folder = temp.dir.path().join("layout");
+    fs::create_dir_all(folder.join("blobs/sha256")).unwrap();
+    fs::write(folder.join("oci-layout"), "{}").unwrap();
+    fs::write(folder.join("index.json"), "{}").unwrap();
+    let blob = folder.join("blobs/sha256/x");
+    let refused = || chain(&temp.store.load(&folder, &NoProgress).unwrap_err());
+    rustix::fs::mknodat(rustix::fs::CWD, &blob, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(refused().contains("blobs/sha256/x is no regular file"), "{}", refused());
+    fs::remove_file(&blob).unwrap();
+    fs::File::create(&blob).unwrap().set_len(1 << 42).unwrap();
+    assert!(refused().contains("512 GiB"), "{}", refused());
+    assert_eq!(fs::read_dir(temp.store.root().join("blobs/sha256")).unwrap().count(), 0);
+}

@@ -31,13 +31,20 @@ impl VsockHost for Connector {
         if !known || (is_control && self.control_open) || self.connections >= MAX_CONNECTIONS {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        let (theirs, ours) = UnixStream::pair()?;
+        // The guest only hears of a reset; the owner is told why.
+        let (theirs, ours) = UnixStream::pair().inspect_err(|error| {
+            let _ = self.events.send(Event::NoSocket(copy_of(error)));
+        })?;
         let event = Event::Connected { port, socket: ours };
         self.events.send(event).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
         self.connections += 1;
         self.control_open |= is_control;
         Ok(theirs)
     }
+}
+
+fn copy_of(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 #[cfg(test)]

@@ -107,10 +107,21 @@ impl Control {
 
 /// What [`AgentSession::run`] waits for.
 enum Event {
-    Connected { port: u32, socket: UnixStream },
-    StreamOpened { hello: Hello, socket: UnixStream },
+    Connected {
+        port: u32,
+        socket: UnixStream,
+    },
+    /// The host has none for a connection of the agent.
+    NoSocket(std::io::Error),
+    StreamOpened {
+        hello: Hello,
+        socket: UnixStream,
+    },
     Agent(Result<Option<AgentMessage>, protocol::Error>),
-    StreamEnded { stream: Stream, result: Result<(), pump::Error> },
+    StreamEnded {
+        stream: Stream,
+        result: Result<(), pump::Error>,
+    },
     MachineEnded(MachineEvent),
     Signal(u8),
     Resize(WinSize),
@@ -209,6 +220,7 @@ impl<'a> Run<'a> {
             }
             match self.next_event()? {
                 Event::Connected { port, socket } => self.connected(port, socket)?,
+                Event::NoSocket(error) => return Err(Error::Host(error)),
                 Event::StreamOpened { hello, socket } => self.stream_opened(hello, socket)?,
                 Event::Agent(message) => self.agent_said(message)?,
                 Event::StreamEnded { stream, result } => self.pumps.ended(stream, result),
