@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
@@ -12,6 +13,36 @@ use crate::support::{elf, file, strata};
 fn field(status: &str, name: &str) -> String {
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
+}
+
+/// The threads of every running machine, by the names that they give themselves.
+const NAMES: [&str; 6] = ["vcpu0", "vcpu1", "console", "timers", "machine", "signals"];
+
+/// The statuses of all threads of a process, once those of a machine have their names: a thread has that of its
+/// maker at first.
+fn named_threads(process: u32) -> Vec<String> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let statuses = threads(process);
+        let named = |name: &&str| statuses.iter().any(|status| field(status, "Name") == **name);
+        if NAMES.iter().all(|name| named(name)) || Instant::now() > deadline {
+            return statuses;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The statuses of all threads of a process.
+fn threads(process: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let status = |task: std::io::Result<fs::DirEntry>| {
+        match fs::read_to_string(task.unwrap().path().join("status")) {
+            // It ended between being listed and being looked at (ENOENT, ESRCH); all else is a failure.
+            Err(error) if matches!(error.raw_os_error(), Some(2 | 3)) => None,
+            status => Some(status.unwrap()),
+        }
+    };
+    tasks.filter_map(status).collect()
 }
 
 /// Boots a guest that writes without end, looks at every thread once it runs, and ends it.
@@ -24,15 +55,7 @@ fn threads_of_a_machine(arguments: &[&str]) -> Vec<String> {
     command.args(["boot", "--memory", "32M", "--cpus", "2", "--kernel"]).arg(kernel).args(arguments);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-    let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
-    // A thread may end between being listed and being looked at; (ENOENT, ESRCH); all else is a failure.
-    let statuses: Vec<String> = tasks
-        .filter_map(|task| match fs::read_to_string(task.unwrap().path().join("status")) {
-            Err(error) if matches!(error.raw_os_error(), Some(2 | 3)) => None,
-            status => Some(status.unwrap()),
-        })
-        .collect();
-    assert!(statuses.len() >= 3, "two vCPUs and their supervisor run: {statuses:?}");
+    let statuses = named_threads(child.id());
     rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
@@ -43,7 +66,7 @@ fn threads_of_a_machine(arguments: &[&str]) -> Vec<String> {
 fn every_thread_of_a_running_machine_is_confined() {
     let threads = threads_of_a_machine(&[]);
     let names: Vec<String> = threads.iter().map(|status| field(status, "Name")).collect();
-    for name in ["vcpu0", "vcpu1", "console", "timers", "machine", "signals"] {
+    for name in NAMES {
         assert!(names.iter().any(|have| have == name), "no {name} in {names:?}");
     }
     for status in &threads {
