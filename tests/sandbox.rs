@@ -25,7 +25,7 @@ fn named_threads(process: u32) -> Vec<String> {
     loop {
         let statuses = threads(process);
         let named = |name: &&str| statuses.iter().any(|status| field(status, "Name") == **name);
-        if NAMES.iter().all(|name| named(name)) || Instant::now() > deadline {
+        if NAMES.iter().all(named) || Instant::now() > deadline {
             return statuses;
         }
         std::thread::sleep(Duration::from_millis(5));
