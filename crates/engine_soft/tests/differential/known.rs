@@ -4,7 +4,7 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 
 use crate::amd;
-use crate::case::Output;
+use crate::case::{Bits, Output};
 use crate::compare;
 use crate::generate::{Case, Placed};
 
@@ -13,6 +13,13 @@ pub struct Known {
     /// What differs, and why we leave it.
     pub what: &'static str,
     pub applies: fn(&Ends) -> bool,
+}
+
+/// Something left behind that may differ, whatever else does.
+pub struct Part {
+    pub what: &'static str,
+    /// Whether it is what the line of this name is about.
+    pub explains: fn(&Ends, &str) -> bool,
 }
 
 /// Both ends of a case, and the instruction at which the processor's came.
@@ -25,14 +32,19 @@ pub struct Ends<'a> {
     pub native: &'a Output,
     pub guest: &'a Output,
     pub lines: &'a [String],
+    /// Whether the case began as 64-bit code.
+    pub wide: bool,
+    /// The bytes of all instructions: a branch may lead into the middle of one.
+    pub code: &'a [u8],
 }
 
-const DEBUG: u32 = 1;
+pub const DEBUG: u32 = 1;
 pub const UNDEFINED: u32 = 6;
 pub const STACK_FAULT: u32 = 12;
 pub const PROTECTION: u32 = 13;
 pub const PAGE_FAULT: u32 = 14;
 pub const ALIGNMENT: u32 = 17;
+pub const SIMD: u32 = 19;
 
 #[rustfmt::skip]
 const KNOWN: &[Known] = &[
@@ -91,7 +103,12 @@ impl Ends<'_> {
 
     /// Whether `name` is all that differs.
     fn only(&self, name: &str) -> bool {
-        self.lines.iter().all(|line| line.split(':').next() == Some(name))
+        self.every(|other| other == name)
+    }
+
+    /// Whether all that differs is `accepted`.
+    pub fn every(&self, accepted: impl Fn(&str) -> bool) -> bool {
+        self.lines.iter().all(|line| accepted(name_of(line)))
     }
 }
 
@@ -100,12 +117,39 @@ pub fn reason(case: &Case, native: &Output, guest: &Output, lines: &[String]) ->
     let input = &case.input;
     let at = usize::try_from(native.registers.rip.wrapping_sub(input.registers.rip)).ok()?;
     let code = input.code.get(at..input.code_len).unwrap_or_default();
-    let insn = Decoder::new(input.bits.count(), code, DecoderOptions::NONE).decode();
+    let ip = native.registers.rip;
+    let insn = Decoder::with_ip(input.bits.count(), code, ip, DecoderOptions::NONE).decode();
     let count = compare::completed(case, native).unwrap_or(case.instructions.len());
     let completed = &case.instructions[..count];
-    let ends = Ends { insn, all: &case.instructions, completed, native, guest, lines };
-    let vendor = if amd::is_here() { amd::KNOWN } else { &[] };
-    KNOWN.iter().chain(vendor).find(|known| (known.applies)(&ends)).map(|known| known.what)
+    let wide = input.bits == Bits::B64;
+    let code = &input.code[..input.code_len];
+    let mut ends = Ends { insn, all: &case.instructions, completed, native, guest, lines, wide, code };
+    let found = |ends: &Ends, known: &[Known]| {
+        let found = known.iter().find(|known| (known.applies)(ends));
+        found.map(|known| known.what)
+    };
+    let anywhere = found(&ends, KNOWN);
+    if anywhere.is_some() || !amd::is_here() {
+        return anywhere;
+    }
+    let mut explained = None;
+    let mut rest = Vec::new();
+    for line in lines {
+        match amd::PARTS.iter().find(|part| (part.explains)(&ends, name_of(line))) {
+            Some(part) => explained = Some(part.what),
+            None => rest.push(line.clone()),
+        }
+    }
+    if rest.is_empty() {
+        return explained;
+    }
+    ends.lines = &rest;
+    found(&ends, KNOWN).or_else(|| found(&ends, amd::KNOWN))
+}
+
+/// What a line is about.
+fn name_of(line: &str) -> &str {
+    line.split(':').next().unwrap_or_default()
 }
 
 pub fn is_memory_fault(output: &Output) -> bool {
@@ -118,7 +162,7 @@ fn is_in_pieces(insn: &Instruction) -> bool {
         && matches!(insn.memory_size().size(), 10 | 14 | 28 | 94 | 108 | 512)
 }
 
-fn is_gather(insn: &Instruction) -> bool {
+pub fn is_gather(insn: &Instruction) -> bool {
     insn.is_vsib()
 }
 
