@@ -9,7 +9,7 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use crate::case::{Output, fx};
 use crate::known::{
     ALIGNMENT, DEBUG, Ends, Known, PAGE_FAULT, PROTECTION, Part, SIMD, STACK_FAULT, UNDEFINED, is_gather,
-    is_memory_fault,
+    is_masked, is_memory_fault,
 };
 use crate::layout;
 
@@ -28,17 +28,47 @@ pub fn leaves_out(offset: usize) -> bool {
     is_here() && matches!(offset, 6 | 8 | 16 | fx::MXCSR_MASK)
 }
 
-/// Whether a near branch is longer than it need be.
-fn is_prefixed_branch(insn: &Instruction) -> bool {
-    let plain = match insn.flow_control() {
-        FlowControl::ConditionalBranch if insn.is_jcc_near() => 6,
-        FlowControl::ConditionalBranch => 2,
-        FlowControl::UnconditionalBranch if insn.is_jmp_short() => 2,
-        FlowControl::UnconditionalBranch | FlowControl::Call if insn.near_branch_target() != 0 => 5,
-        FlowControl::Return => 1 + 2 * insn.op_count() as usize,
-        _ => return false,
+fn is_prefix(byte: &u8) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f)
+}
+
+/// The prefixes of the instruction at `at`, those of 64-bit code included, and what follows them.
+fn prefixes<'a>(ends: &Ends<'a>, at: usize) -> (&'a [u8], &'a [u8]) {
+    let code = ends.code.get(at..).unwrap_or_default();
+    code.split_at(code.iter().take_while(|byte| is_prefix(byte)).count())
+}
+
+fn branches(ends: &Ends) -> bool {
+    ends.all.iter().any(|placed| placed.insn.flow_control() != FlowControl::Next)
+}
+
+/// The case has a near branch of 64-bit code with an operand size.
+fn has_short_branch(ends: &Ends) -> bool {
+    let near = |insn: &Instruction| {
+        let near = insn.is_jcc_short_or_near() || insn.is_jmp_short_or_near() || insn.is_call_near();
+        let indirect = insn.is_jmp_near_indirect() || insn.is_call_near_indirect();
+        let near = near || indirect || insn.is_loop() || insn.is_loopcc() || insn.is_jcx_short();
+        near || insn.mnemonic() == Mnemonic::Ret
     };
-    insn.len() > plain
+    ends.wide
+        && ends.all.iter().any(|placed| near(&placed.insn) && prefixes(ends, placed.at).0.contains(&0x66))
+}
+
+/// The case has LOOP or JCXZ with REP, perhaps where a branch into the middle of an instruction leads.
+fn has_repeated_loop(ends: &Ends) -> bool {
+    branches(ends)
+        && (0..ends.code.len()).any(|at| {
+            let (prefixes, rest) = prefixes(ends, at);
+            matches!(rest, [0xe0..=0xe3, ..]) && prefixes.iter().any(|byte| matches!(byte, 0xf2 | 0xf3))
+        })
+}
+
+/// The interpreter ended at VERW of memory with LOCK.
+fn is_locked_verw(ends: &Ends) -> bool {
+    let at = ends.guest.registers.rip.wrapping_sub(ends.start);
+    let (prefixes, rest) = prefixes(ends, usize::try_from(at).unwrap_or(usize::MAX));
+    let verw = matches!(rest, [0x0f, 0x00, modrm, ..] if modrm >> 3 & 7 == 5 && *modrm < 0xc0);
+    verw && prefixes.contains(&0xf0)
 }
 
 fn is_x87(insn: &Instruction) -> bool {
@@ -63,17 +93,11 @@ fn only_which_fault(ends: &Ends) -> bool {
     ends.every(|name| matches!(name, "vector" | "error code" | "cr2"))
 }
 
-/// The instruction that faulted has a vector in memory, whole or of half precision, that is not aligned.
-fn is_misaligned(ends: &Ends) -> bool {
-    let size = ends.insn.memory_size().size() as u64;
-    let operand = (0..ends.insn.op_count()).find(|i| ends.insn.op_kind(*i) == OpKind::Memory);
-    let Some(operand) = operand else { return false };
-    let half = matches!(ends.insn.mnemonic(), Mnemonic::Vcvtps2ph | Mnemonic::Vcvtph2ps);
-    if !(matches!(size, 16 | 32) || size == 8 && half) {
-        return false;
-    }
+/// Where the operand in memory is of the instruction that faulted.
+fn address(ends: &Ends) -> Option<u64> {
+    let operand = (0..ends.insn.op_count()).find(|i| ends.insn.op_kind(*i) == OpKind::Memory)?;
     let registers = &ends.native.registers;
-    let address = ends.insn.virtual_address(operand, 0, |register, _, _| {
+    ends.insn.virtual_address(operand, 0, |register, _, _| {
         let base = |i: usize| u64::from(layout::base_of(registers.selectors[i]));
         Some(match register {
             Register::FS if ends.wide => registers.fs_base,
@@ -90,25 +114,49 @@ fn is_misaligned(ends: &Ends) -> bool {
                 if register.size() < 8 { value & ((1 << (8 * register.size())) - 1) } else { value }
             }
         })
-    });
-    address.is_some_and(|address| address % size != 0)
+    })
 }
 
-fn is_string_operation(insn: &Instruction, of: &[Mnemonic]) -> bool {
-    insn.is_string_instruction()
-        && (insn.has_rep_prefix() || insn.has_repne_prefix())
-        && of.contains(&insn.mnemonic())
+/// The instruction that faulted has a vector in memory, whole or of half precision, that is not aligned.
+fn is_misaligned(ends: &Ends) -> bool {
+    let size = ends.insn.memory_size().size() as u64;
+    let half = matches!(ends.insn.mnemonic(), Mnemonic::Vcvtps2ph | Mnemonic::Vcvtph2ps);
+    (matches!(size, 16 | 32) || size == 8 && half) && address(ends).is_some_and(|at| at % size != 0)
+}
+
+/// What the instruction that faulted reads or writes goes over the end of 4 GiB.
+fn is_over_the_end(ends: &Ends) -> bool {
+    const LONGEST: u64 = 32;
+    let near_the_end = |at: u64| at as u32 >= (LONGEST as u32).wrapping_neg();
+    match ends.guest.fault.vector {
+        PAGE_FAULT => ends.guest.fault.address >> 32 == 0 && near_the_end(ends.guest.fault.address),
+        ALIGNMENT => match address(ends) {
+            Some(at) => near_the_end(at),
+            None => {
+                ends.native.registers.gpr[4] as u32 <= LONGEST as u32
+                    || near_the_end(ends.native.registers.gpr[4])
+            }
+        },
+        _ => false,
+    }
+}
+
+fn is_repeated(insn: &Instruction) -> bool {
+    insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix())
+}
+
+fn is_cmps(insn: &Instruction) -> bool {
+    matches!(insn.code(), Code::Cmpsb_m8_m8 | Code::Cmpsw_m16_m16 | Code::Cmpsd_m32_m32 | Code::Cmpsq_m64_m64)
 }
 
 fn is_comparison(insn: &Instruction) -> bool {
-    use Mnemonic::{Cmpsb, Cmpsd, Cmpsq, Cmpsw, Scasb, Scasd, Scasq, Scasw};
-    is_string_operation(insn, &[Cmpsb, Cmpsw, Cmpsd, Cmpsq, Scasb, Scasw, Scasd, Scasq])
+    use Mnemonic::{Scasb, Scasd, Scasq, Scasw};
+    is_repeated(insn) && (is_cmps(insn) || matches!(insn.mnemonic(), Scasb | Scasw | Scasd | Scasq))
 }
 
 /// A repeated string instruction of 64-bit code that addresses by 32 bits.
 fn is_short_string(insn: &Instruction) -> bool {
-    insn.is_string_instruction()
-        && (insn.has_rep_prefix() || insn.has_repne_prefix())
+    is_repeated(insn)
         && (0..insn.op_count()).any(|i| matches!(insn.op_kind(i), OpKind::MemorySegESI | OpKind::MemoryESEDI))
 }
 
@@ -120,25 +168,30 @@ fn is_segment_push(insn: &Instruction) -> bool {
 
 #[rustfmt::skip]
 fn is_segment_pop(insn: &Instruction) -> bool {
-    matches!(insn.code(), Code::Popd_DS | Code::Popd_ES | Code::Popd_FS | Code::Popd_GS | Code::Popd_SS)
+    use Code::{Popd_DS, Popd_ES, Popd_FS, Popd_GS, Popd_SS, Popq_FS, Popq_GS};
+    matches!(insn.code(), Popd_DS | Popd_ES | Popd_FS | Popd_GS | Popd_SS | Popq_FS | Popq_GS)
 }
 
-/// How many segment registers may have been pushed. After a branch into the middle of an instruction nobody has
-/// decoded what ran, so bytes that could be such a push count.
+/// How many segment registers may have been pushed. Where a branch leads, nobody has decoded what ran and counted
+/// how often: there, bytes that could be such a push stand for any number.
 fn segment_pushes(ends: &Ends) -> usize {
-    let known = completed(ends, is_segment_push);
-    if ends.all.iter().all(|placed| placed.insn.flow_control() == FlowControl::Next) {
-        return known;
+    let short = |byte: &u8| matches!(byte, 0x06 | 0x0e | 0x16 | 0x1e);
+    let long = |pair: &[u8]| matches!(pair, [0x0f, 0xa0 | 0xa8]);
+    if branches(ends) && (ends.code.iter().any(short) || ends.code.windows(2).any(long)) {
+        return ends.native.memory.len();
     }
-    let short = ends.code.iter().filter(|byte| matches!(byte, 0x06 | 0x0e | 0x16 | 0x1e)).count();
-    let long = ends.code.windows(2).filter(|pair| matches!(pair, [0x0f, 0xa0 | 0xa8])).count();
-    known.max(short + long)
+    completed(ends, is_segment_push)
 }
 
 /// All bytes of memory that differ are upper halves of segment registers the processor pushed.
 fn differs_in_pushes(ends: &Ends) -> bool {
     let different = different_bytes(ends);
     different.iter().all(|byte| *byte == 0) && different.len() <= 2 * segment_pushes(ends)
+}
+
+/// All bytes of memory that differ are pointers in x87 images, or such halves.
+fn differs_in_images(ends: &Ends) -> bool {
+    pointer_bytes(ends) > 0 && different_bytes(ends).len() <= pointer_bytes(ends) + 2 * segment_pushes(ends)
 }
 
 /// Bytes of memory that differ, as the processor left them.
@@ -151,11 +204,23 @@ fn completed(ends: &Ends, is: impl Fn(&Instruction) -> bool) -> usize {
     ends.completed.iter().filter(|placed| is(&placed.insn)).count()
 }
 
-/// Bytes of pointers, and of the mask of MXCSR, that the completed instructions wrote.
+/// Bytes of pointers, and of the mask of MXCSR, that the completed instructions wrote. As with
+/// [`segment_pushes`], after a branch what could be such an instruction counts.
 fn pointer_bytes(ends: &Ends) -> usize {
+    const ENVIRONMENT: usize = 14;
+    const STATE: usize = 22;
     use Mnemonic::{Fnsave, Fnstenv, Fxsave, Fxsave64};
-    14 * completed(ends, |insn| matches!(insn.mnemonic(), Fnsave | Fnstenv))
-        + 22 * completed(ends, |insn| matches!(insn.mnemonic(), Fxsave | Fxsave64))
+    if branches(ends) {
+        let stores = |modrm: u8, number: u8| modrm < 0xc0 && modrm >> 3 & 7 == number;
+        let written = (0..ends.code.len()).map(|at| match ends.code[at..] {
+            [0x0f, 0xae, modrm, ..] if stores(modrm, 0) => STATE,
+            [0xd9 | 0xdd, modrm, ..] if stores(modrm, 6) => ENVIRONMENT,
+            _ => 0,
+        });
+        return written.sum();
+    }
+    ENVIRONMENT * completed(ends, |insn| matches!(insn.mnemonic(), Fnsave | Fnstenv))
+        + STATE * completed(ends, |insn| matches!(insn.mnemonic(), Fxsave | Fxsave64))
 }
 
 fn status_word(output: &Output) -> u16 {
@@ -196,7 +261,7 @@ pub const PARTS: &[Part] = &[
         what: "AMD: a gather that faults leaves the elements of its mask it did not come to as they are",
         explains: |ends, name| {
             let mask = ends.insn.op_register(2).number();
-            is_gather(&ends.insn) && one_fault(ends)
+            is_gather(&ends.insn) && at_one(ends) && is_memory_fault(ends.native) && is_memory_fault(ends.guest)
                 && (name == format!("xmm{mask}") || name == format!("ymm{mask} high"))
         },
     },
@@ -229,8 +294,8 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         what: "AMD: CMPS looks at its operands in the other order",
-        explains: |ends, name| matches!(name, "cr2") && one_fault(ends)
-            && matches!(ends.insn.mnemonic(), Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq),
+        explains: |ends, name| name == "cr2" && one_fault(ends)
+            && is_cmps(&ends.insn),
     },
     Part {
         what: "AMD: VCVTPS2PH that faults has noted fewer exceptions",
@@ -251,8 +316,7 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         what: "AMD: x87 images in memory without pointers",
-        explains: |ends, name| name.starts_with("data") && pointer_bytes(ends) > 0
-            && different_bytes(ends).len() <= pointer_bytes(ends) + 2 * segment_pushes(ends),
+        explains: |ends, name| name.starts_with("data") && differs_in_images(ends),
     },
 ];
 
@@ -269,19 +333,25 @@ pub const KNOWN: &[Known] = &[
             && (ends.native.fault.vector != ends.guest.fault.vector || !at_one(ends)),
     },
     Known {
-        what: "AMD: what was pushed of a segment register, loaded again",
-        applies: |ends| !different_bytes(ends).is_empty() && pointer_bytes(ends) == 0 && differs_in_pushes(ends),
+        what: "AMD: what was pushed of a segment register, or is a pointer in an x87 image, loaded again",
+        applies: |ends| !different_bytes(ends).is_empty()
+            && (differs_in_images(ends) || pointer_bytes(ends) == 0 && differs_in_pushes(ends)),
     },
     Known {
-        what: "AMD: far returns look at the stack before the selector",
-        applies: |ends| ends.insn.mnemonic() == Mnemonic::Retf
-            && at_one(ends) && only_which_fault(ends) && ends.guest.fault.vector == PROTECTION
-            && matches!(ends.native.fault.vector, STACK_FAULT | PAGE_FAULT | ALIGNMENT),
+        what: "AMD: far returns look at the stack, and at its alignment, before the selector",
+        applies: |ends| ends.insn.mnemonic() == Mnemonic::Retf && at_one(ends) && only_which_fault(ends)
+            && matches!((ends.native.fault.vector, ends.guest.fault.vector),
+                (STACK_FAULT | PAGE_FAULT | ALIGNMENT, PROTECTION) | (ALIGNMENT, PAGE_FAULT)),
+    },
+    Known {
+        what: "AMD: IRET compares the instruction pointer with its segment's limit before it looks at SS",
+        applies: |ends| matches!(ends.insn.mnemonic(), Mnemonic::Iretd | Mnemonic::Iretq) && ends.wide
+            && at_one(ends) && ends.every(|name| name == "error code")
+            && ends.native.fault.vector == PROTECTION && ends.native.fault.code == 0,
     },
     Known {
         what: "AMD: an operand over the end of 4 GiB is outside a flat segment",
-        applies: |ends| at_one(ends) && only_which_fault(ends) && ends.guest.fault.vector == PAGE_FAULT
-            && ends.guest.fault.address as u32 >= 0xffff_ffe0 && ends.guest.fault.address >> 32 == 0
+        applies: |ends| at_one(ends) && only_which_fault(ends) && !ends.wide && is_over_the_end(ends)
             && matches!(ends.native.fault.vector, STACK_FAULT | PROTECTION),
     },
     Known {
@@ -309,8 +379,40 @@ pub const KNOWN: &[Known] = &[
             && ends.native.registers.rip.wrapping_add(ends.insn.len() as u64) == ends.guest.registers.rip,
     },
     Known {
-        what: "AMD: near branches heed prefixes: an operand size truncates the target, REP takes part in LOOP",
-        applies: |ends| ends.all.iter().any(|placed| is_prefixed_branch(&placed.insn)),
+        what: "AMD: an operand size truncates the target of a near branch in 64-bit code",
+        applies: has_short_branch,
+    },
+    Known {
+        what: "AMD: REP takes part in LOOP",
+        applies: has_repeated_loop,
+    },
+    Known {
+        what: "AMD: VERW is executed with LOCK",
+        applies: |ends| ends.guest.fault.vector == UNDEFINED && is_locked_verw(ends),
+    },
+    Known {
+        what: "AMD: MXCSR has a bit for misaligned operands",
+        applies: |ends| ends.guest.fault.vector == PROTECTION && ends.native.registers.fx[fx::MXCSR + 2] & 2 != 0,
+    },
+    Known {
+        what: "AMD: F3 90 with REX.B is no PAUSE but an exchange",
+        applies: |ends| ends.wide && ends.all.iter().any(|placed| placed.insn.mnemonic() == Mnemonic::Pause
+            && prefixes(ends, placed.at).0.last().is_some_and(|rex| rex & 0xf1 == 0x41)),
+    },
+    Known {
+        what: "AMD: a repeated string instruction of no elements left wide registers as they are, and they were used",
+        applies: |ends| ends.wide && completed(ends, is_short_string) > 0,
+    },
+    Known {
+        what: "AMD: CMPS looks at its operands in the other order",
+        applies: |ends| is_cmps(&ends.insn) && at_one(ends) && only_which_fault(ends)
+            && is_memory_fault(ends.native) && is_memory_fault(ends.guest),
+    },
+    Known {
+        what: "AMD: a masked store over the end of a page reports the page it begins in",
+        applies: |ends| ends.native.fault.vector == PAGE_FAULT && ends.guest.fault.vector == PAGE_FAULT
+            && is_masked(&ends.insn) && at_one(ends) && only_which_fault(ends)
+            && ends.guest.fault.address.wrapping_sub(ends.native.fault.address) < 32,
     },
     Known {
         what: "AMD: VCVTPS2PH looks at its operand before it computes",
@@ -324,8 +426,8 @@ pub const KNOWN: &[Known] = &[
             && (status_word(ends.guest) & ERROR != 0 || may_forget_errors(ends)),
     },
     Known {
-        what: "AMD: UD0 has no operands",
-        applies: |ends| ends.insn.mnemonic() == Mnemonic::Ud0 && at_one(ends) && only_which_fault(ends)
+        what: "AMD: UD0 and UD1 have no operands",
+        applies: |ends| matches!(ends.insn.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1) && at_one(ends) && only_which_fault(ends)
             && ends.native.fault.vector == UNDEFINED,
     },
 ];

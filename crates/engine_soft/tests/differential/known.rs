@@ -7,6 +7,7 @@ use crate::amd;
 use crate::case::{Bits, Output};
 use crate::compare;
 use crate::generate::{Case, Placed};
+use crate::layout::PAGE;
 
 /// One accepted difference.
 pub struct Known {
@@ -36,6 +37,8 @@ pub struct Ends<'a> {
     pub wide: bool,
     /// The bytes of all instructions: a branch may lead into the middle of one.
     pub code: &'a [u8],
+    /// Where the first of them is.
+    pub start: u64,
 }
 
 pub const DEBUG: u32 = 1;
@@ -51,7 +54,7 @@ const KNOWN: &[Known] = &[
     Known {
         what: "CR2 of a masked store that faults: microcode reports another byte of the operand",
         applies: |ends| is_masked(&ends.insn) && ends.native.fault.vector == PAGE_FAULT
-            && (ends.native.fault.address as u32).abs_diff(ends.guest.fault.address as u32) < 32 && ends.only("cr2"),
+            && distance(ends.native.fault.address, ends.guest.fault.address) < 32 && ends.only("cr2"),
     },
     Known {
         what: "upper half of a 128-bit gather's destination once it has faulted: cleared at some element or other",
@@ -122,8 +125,8 @@ pub fn reason(case: &Case, native: &Output, guest: &Output, lines: &[String]) ->
     let count = compare::completed(case, native).unwrap_or(case.instructions.len());
     let completed = &case.instructions[..count];
     let wide = input.bits == Bits::B64;
-    let code = &input.code[..input.code_len];
-    let mut ends = Ends { insn, all: &case.instructions, completed, native, guest, lines, wide, code };
+    let (code, start) = (&input.code[..input.code_len], input.registers.rip);
+    let mut ends = Ends { insn, all: &case.instructions, completed, native, guest, lines, wide, code, start };
     let found = |ends: &Ends, known: &[Known]| {
         let found = known.iter().find(|known| (known.applies)(ends));
         found.map(|known| known.what)
@@ -131,6 +134,11 @@ pub fn reason(case: &Case, native: &Output, guest: &Output, lines: &[String]) ->
     let anywhere = found(&ends, KNOWN);
     if anywhere.is_some() || !amd::is_here() {
         return anywhere;
+    }
+    if insn.is_invalid() && input.code_offset + input.code.len() <= PAGE as usize {
+        // A branch into the middle of the last instruction made one of its end and the breakpoints behind it.
+        let code = input.code.get(at..).unwrap_or_default();
+        ends.insn = Decoder::with_ip(input.bits.count(), code, ip, DecoderOptions::NONE).decode();
     }
     let mut explained = None;
     let mut rest = Vec::new();
@@ -145,6 +153,12 @@ pub fn reason(case: &Case, native: &Output, guest: &Output, lines: &[String]) ->
     }
     ends.lines = &rest;
     found(&ends, KNOWN).or_else(|| found(&ends, amd::KNOWN))
+}
+
+/// How far two addresses are apart, also over the end of 4 GiB.
+fn distance(a: u64, b: u64) -> u32 {
+    let ahead = (a as u32).wrapping_sub(b as u32);
+    ahead.min(ahead.wrapping_neg())
 }
 
 /// What a line is about.
@@ -167,7 +181,7 @@ pub fn is_gather(insn: &Instruction) -> bool {
 }
 
 /// VMASKMOV, VPMASKMOV and MASKMOV.
-fn is_masked(insn: &Instruction) -> bool {
+pub fn is_masked(insn: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(
         insn.mnemonic(),
