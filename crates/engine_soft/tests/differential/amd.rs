@@ -98,7 +98,7 @@ fn address(ends: &Ends) -> Option<u64> {
     let operand = (0..ends.insn.op_count()).find(|i| ends.insn.op_kind(*i) == OpKind::Memory)?;
     let registers = &ends.native.registers;
     ends.insn.virtual_address(operand, 0, |register, _, _| {
-        let base = |i: usize| u64::from(layout::base_of(registers.selectors[i]));
+        let base = |i: usize| layout::base_of(registers.selectors[i]);
         Some(match register {
             Register::FS if ends.wide => registers.fs_base,
             Register::GS if ends.wide => registers.gs_base,
