@@ -32,10 +32,6 @@ impl Effect {
     pub fn of(instruction: &Instruction) -> Self {
         let mut reads = instruction.rflags_read() & ALL;
         let mut changes = instruction.rflags_modified() & ALL;
-        if matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) {
-            // AMD's processors write OF even where the rotation comes to nothing.
-            (reads, changes) = (reads | RflagsBits::CF, changes | RflagsBits::CF | RflagsBits::OF);
-        }
         // A count in CL may be zero, and then nothing changes.
         let last = instruction.op_count().saturating_sub(1);
         let by_cl = instruction.op_count() >= 2
@@ -44,6 +40,10 @@ impl Effect {
             && is_shift(instruction.mnemonic());
         let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
         let replaces = if by_cl || repeated { 0 } else { changes };
+        if matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) {
+            // Where the rotation comes to nothing AMD's processors write OF, and Intel's leave it as it is.
+            (reads, changes) = (reads | RflagsBits::CF, changes | RflagsBits::CF | RflagsBits::OF);
+        }
         Self { reads, replaces, changes }
     }
 
@@ -181,6 +181,15 @@ mod tests {
     fn increments_leave_the_carry_and_shifts_by_cl_everything() {
         assert_eq!(live(&[0x48, 0xff, 0xc0, 0xc3]), RflagsBits::CF | ALL & RflagsBits::CF); // inc rax; ret
         assert_eq!(live(&[0x48, 0xd3, 0xe0, 0xc3]), ALL); // shl rax, cl; ret
+    }
+
+    #[test]
+    fn a_rotation_that_comes_to_nothing_may_write_overflow_or_leave_it() {
+        let bytes = [0x66, 0xc1, 0xd0, 17]; // rcl ax, 17
+        let effect = Effect::of(&Decoder::new(64, &bytes, DecoderOptions::NONE).decode());
+        assert_eq!(effect.replaces, 0);
+        assert_eq!(effect.changes, RflagsBits::CF | RflagsBits::OF);
+        assert_eq!(effect.before(RflagsBits::OF), RflagsBits::CF | RflagsBits::OF);
     }
 
     #[test]
