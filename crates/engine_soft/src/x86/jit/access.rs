@@ -14,7 +14,7 @@ use arch::x86::{CpuState, Segment};
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::Frame;
-use super::asm::{Alu, Condition, Label, Mem, Reg, Size};
+use super::asm::{Alu, Condition, Label, Mem, RBP, Reg, Size};
 use super::plan::Operand;
 use super::rewrite::{GUEST_RSP, S0, S1, host_of, number};
 use super::stubs::{frame, gpr};
@@ -24,7 +24,6 @@ use crate::x86::mmu::{Intent, TLB_ENTRIES, TLB_ENTRY_SHIFT, TlbEntry};
 
 /// Where an entry has the host address of its page.
 pub(super) const HOST: i32 = offset_of!(TlbEntry, host) as i32;
-const RBP: Reg = Reg(5);
 
 fn segment_base(register: Register) -> Mem {
     let index = register.number() * size_of::<Segment>();
@@ -101,7 +100,7 @@ impl Translation<'_> {
     }
 
     /// As [`Self::write_check`], then the host address in S0.
-    fn write_check_to_host(&mut self, operand: Operand, miss: Label) {
+    pub(super) fn write_check_to_host(&mut self, operand: Operand, miss: Label) {
         self.write_check(operand, miss);
         self.asm.alu_load(Size::Qword, Alu::Add, S0, Mem::Base(S1, HOST));
     }

@@ -9,8 +9,6 @@ pub struct Reg(pub u8);
 
 /// RAX
 pub const RAX: Reg = Reg(0);
-/// RCX
-pub const RCX: Reg = Reg(1);
 /// RDX
 pub const RDX: Reg = Reg(2);
 /// RSP
@@ -63,6 +61,8 @@ impl Condition {
     pub const E: Self = Self(4);
     /// Not equal.
     pub const NE: Self = Self(5);
+    /// Below or equal (unsigned).
+    pub const BE: Self = Self(6);
     /// Above (unsigned).
     pub const A: Self = Self(7);
 
@@ -111,11 +111,6 @@ impl Asm {
     /// Bytes written so far: the place of the next instruction.
     pub fn position(&self) -> u32 {
         self.bytes.len() as u32
-    }
-
-    /// Forgets everything from `position` on; no label may have been bound or used there.
-    pub fn rewind(&mut self, position: u32) {
-        self.bytes.truncate(position as usize);
     }
 
     /// A label to be bound later.

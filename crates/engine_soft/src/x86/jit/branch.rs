@@ -11,6 +11,7 @@ use super::rewrite::{GUEST_RSP, S0, S1};
 use super::stubs::frame;
 use super::translate::{Cold, Translation};
 use super::{Frame, JUMP_ENTRIES, Jump, Kind};
+use crate::x86::interp::select;
 
 /// The ways a block ends; targets are relative to the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +61,7 @@ impl Translation<'_> {
                 End::Return(instruction.immediate16())
             }
             _ if instruction.is_jcc_short_or_near() && direct => {
-                let condition = Condition(condition_code(instruction));
+                let condition = Condition(select::condition(instruction));
                 End::Conditional(condition, target, instruction.next_ip() as i64)
             }
             _ => End::Handler,
@@ -104,7 +105,7 @@ impl Translation<'_> {
     /// At `label`: the whole last operation by its handler, which ends the block.
     fn cold_end(&mut self, last: usize, label: Label) {
         let site = self.site(Kind::Handler, last, self.start as i32);
-        self.cold.push(Cold::Stub { label, site, stub: self.stubs.slow, resume: None, restore: false });
+        self.cold.push(Cold::Slow { label, site, resume: None, restore: false });
     }
 
     /// Goes on at `target`, which is successor number `link`.
@@ -256,9 +257,4 @@ impl Translation<'_> {
 
 fn is_in_page(target: i64) -> bool {
     (0..4096).contains(&target)
-}
-
-/// The low four bits of a Jcc's opcode.
-fn condition_code(instruction: &iced_x86::Instruction) -> u8 {
-    crate::x86::interp::select::condition(instruction)
 }

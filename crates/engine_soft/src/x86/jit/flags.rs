@@ -127,32 +127,14 @@ impl<'a> Peek<'a> {
 /// Whether the flags an instruction reads and writes are all that its execution depends on and changes. Those
 /// of the system are not: they may save or inspect RFLAGS as a whole, or give control to others.
 fn is_transparent(instruction: &Instruction) -> bool {
-    !instruction.is_privileged()
-        && !instruction.is_stack_instruction_with_flags()
-        && !matches!(
-            instruction.flow_control(),
-            FlowControl::Interrupt | FlowControl::Exception | FlowControl::XbeginXabortXend
-        )
-}
-
-trait StackFlags {
-    fn is_stack_instruction_with_flags(&self) -> bool;
-}
-
-impl StackFlags for Instruction {
-    fn is_stack_instruction_with_flags(&self) -> bool {
-        matches!(
-            self.code(),
-            Code::Pushfw
-                | Code::Pushfd
-                | Code::Pushfq
-                | Code::Popfw
-                | Code::Popfd
-                | Code::Popfq
-                | Code::Syscall
-                | Code::Sysenter
-        )
-    }
+    use Code::{Popfd, Popfq, Popfw, Pushfd, Pushfq, Pushfw, Syscall, Sysenter};
+    let whole =
+        matches!(instruction.code(), Pushfw | Pushfd | Pushfq | Popfw | Popfd | Popfq | Syscall | Sysenter);
+    let elsewhere = matches!(
+        instruction.flow_control(),
+        FlowControl::Interrupt | FlowControl::Exception | FlowControl::XbeginXabortXend
+    );
+    !instruction.is_privileged() && !whole && !elsewhere
 }
 
 #[cfg(test)]

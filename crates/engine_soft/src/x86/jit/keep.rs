@@ -58,9 +58,9 @@ impl Translation<'_> {
         // Cold code may make more of it.
         while let Some(cold) = self.cold.pop() {
             match cold {
-                Cold::Stub { label, site, stub, resume, restore } => {
+                Cold::Slow { label, site, resume, restore } => {
                     self.asm.bind(label);
-                    self.jump_with_site(site, stub);
+                    self.jump_with_site(site, self.stubs.slow);
                     if let Some(resume) = resume {
                         self.write_resume(site, resume, restore);
                     }

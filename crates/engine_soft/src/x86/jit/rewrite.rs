@@ -48,7 +48,7 @@ pub fn is_high_byte(register: Register) -> bool {
 }
 
 /// Host register `reg` in the width of `like`.
-fn sized(reg: Reg, like: Register) -> Register {
+pub(super) fn sized(reg: Reg, like: Register) -> Register {
     let n = u32::from(reg.0);
     match like.size() {
         1 if n < 4 => Register::AL + n,

@@ -4,10 +4,10 @@
 use std::mem::offset_of;
 
 use engine::Statistics;
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 use memory::PageInfo;
 
-use super::asm::{Alu, Asm, Condition, Label, Mem, RAX, RDX, Reg, Size};
+use super::asm::{Alu, Asm, Condition, Label, Mem, RAX, RDX, Size};
 use super::flags::{ALL, Effect, Peek};
 use super::plan::{Operand, Plan, plan_of_plain, plan_of_thunk};
 use super::rewrite::{self, Borrowed, Rewritten, S0, S1, host_of, place_memory};
@@ -31,9 +31,9 @@ pub(super) struct Place {
 
 /// Code that is needed rarely and stands behind the rest.
 pub(super) enum Cold {
-    /// At `label`: go to a stub with site number `site`. If that resumes, it is at `resume`, with the live
-    /// flags in EFLAGS if `restore`.
-    Stub { label: Label, site: usize, stub: u64, resume: Option<Label>, restore: bool },
+    /// At `label`: go to the slow stub with site number `site`. If that resumes, it is at `resume`, with the
+    /// live flags in EFLAGS if `restore`.
+    Slow { label: Label, site: usize, resume: Option<Label>, restore: bool },
     /// At `label`: save the flags first if they are in EFLAGS only, then leave with the site.
     Exit { label: Label, site: usize, save: bool },
     /// At `label`: a jump out of the page to `target`, relative to the page.
@@ -136,7 +136,7 @@ impl<'a> Translation<'a> {
             usize::from(op.len) == instruction.len()
                 && u64::from(op.offset) + u64::from(self.start) == instruction.ip()
         };
-        let real = self.ops.iter().take_while(|op| op.len != 0).count();
+        let real = self.block.instructions() as usize;
         if self.instructions.len() != real || !self.ops.iter().zip(&self.instructions).all(agrees) {
             return None;
         }
@@ -165,7 +165,7 @@ impl<'a> Translation<'a> {
         Finished { code, inner, seen: self.seen }
     }
 
-    /// The offset in the page of what may be live in `offset`, looked at and remembered.
+    /// The flags live at `offset` of the page; what was looked at to find out is remembered.
     pub(super) fn live_at(&mut self, offset: i64) -> u32 {
         if self.exact_flags {
             return ALL;
@@ -247,7 +247,7 @@ impl<'a> Translation<'a> {
 
     /// From the same page: counts, and sees that vector registers are loaded.
     fn write_inner_entry(&mut self) {
-        let count = self.ops.iter().filter(|op| op.len != 0).count() as i32;
+        let count = self.block.instructions() as i32; // what leaving in the middle takes back
         let counter = Mem::Field((offset_of!(Cpu, counters) + offset_of!(Statistics, instructions)) as i32);
         if self.live[0] == 0 {
             self.asm.alu_memory_immediate(Size::Qword, Alu::Add, counter, count);
@@ -266,8 +266,7 @@ impl<'a> Translation<'a> {
         self.asm.jump_if(Condition::B, missing);
         self.asm.bind(resume);
         let site = self.site(Kind::Vectors, 0, self.start as i32);
-        let stub = self.stubs.slow;
-        self.cold.push(Cold::Stub { label: missing, site, stub, resume: Some(resume), restore: false });
+        self.cold.push(Cold::Slow { label: missing, site, resume: Some(resume), restore: false });
     }
 
     fn write_instruction(&mut self, i: usize) {
@@ -290,19 +289,14 @@ impl<'a> Translation<'a> {
         let Some(made) = rewrite::registers(&instruction, &mut self.tools.info, &[S0, S1]) else {
             return self.write_handler(i);
         };
-        let effect = Effect::of(&instruction);
-        if effect.reads != 0 || effect.keeps_some(self.live[i + 1]) {
-            self.need_host(self.live[i]);
-        }
-        let position = self.asm.position();
-        if made.verbatim {
+        let bytes = if made.verbatim {
             let at = instruction.ip() as usize;
-            self.asm.raw(&self.page[at..at + instruction.len()]);
-        } else if !self.write_rewritten(&made) {
-            self.asm.rewind(position);
-            return self.write_handler(i);
-        }
-        self.flags_after(effect);
+            Some(self.page[at..at + instruction.len()].to_vec())
+        } else {
+            self.encoded(&made.instruction)
+        };
+        let Some(bytes) = bytes else { return self.write_handler(i) };
+        self.write_encoded(i, &made, &bytes);
     }
 
     /// An instruction with one operand in memory.
@@ -313,44 +307,40 @@ impl<'a> Translation<'a> {
         };
         let alone = made.borrowed[0].is_some();
         place_memory(&mut made.instruction, S0, (!alone).then_some(S1));
-        if self.encoded(&made.instruction).is_none() {
+        let Some(bytes) = self.encoded(&made.instruction) else {
             return self.write_handler(i); // AH..BH beside a scratch register
-        }
+        };
         self.clobber(i);
         let miss = self.asm.label();
         self.write_operand_address(&instruction);
-        self.write_check(operand, miss);
-        let host = Mem::Base(S1, super::access::HOST);
         if alone {
-            self.asm.alu_load(Size::Qword, Alu::Add, S0, host);
+            self.write_check_to_host(operand, miss);
         } else {
-            self.asm.load(Size::Qword, S1, host);
+            self.write_check(operand, miss);
+            self.asm.load(Size::Qword, S1, Mem::Base(S1, super::access::HOST));
         }
-        let effect = Effect::of(&instruction);
-        if effect.reads != 0 || effect.keeps_some(self.live[i + 1]) {
-            self.need_host(self.live[i]);
-        }
-        let written = self.write_rewritten(&made);
-        debug_assert!(written, "encoded before");
-        self.flags_after(effect);
+        self.write_encoded(i, &made, &bytes);
         self.cold_handler(i, miss);
     }
 
-    /// A rewritten instruction with its registers from memory around it.
-    fn write_rewritten(&mut self, made: &Rewritten) -> bool {
-        let Some(bytes) = self.encoded(&made.instruction) else { return false };
+    /// Instruction `i` as `bytes`, with the flags it needs and its registers from memory around it.
+    fn write_encoded(&mut self, i: usize, made: &Rewritten, bytes: &[u8]) {
+        let effect = Effect::of(&self.instructions[i]);
+        if effect.reads != 0 || effect.keeps_some(self.live[i + 1]) {
+            self.need_host(self.live[i]);
+        }
         for Borrowed { guest, host, read, .. } in made.borrowed.iter().flatten() {
             if *read {
                 self.asm.load(Size::Qword, *host, gpr(*guest));
             }
         }
-        self.asm.raw(&bytes);
+        self.asm.raw(bytes);
         for Borrowed { guest, host, written, .. } in made.borrowed.iter().flatten() {
             if *written {
                 self.asm.store(Size::Qword, gpr(*guest), *host);
             }
         }
-        true
+        self.flags_after(effect);
     }
 
     fn encoded(&mut self, instruction: &Instruction) -> Option<Vec<u8>> {
@@ -363,17 +353,18 @@ impl<'a> Translation<'a> {
     /// dividend that is one sign-extended register and a divisor that is neither 0 nor -1.
     fn write_divide(&mut self, i: usize) {
         let instruction = self.instructions[i];
-        let size = if instruction.op0_register().size() == 8 { Size::Qword } else { Size::Dword };
-        let number = rewrite::number(instruction.op0_register());
+        let register = instruction.op0_register();
+        let size = if register.size() == 8 { Size::Qword } else { Size::Dword };
+        let home = host_of(rewrite::number(register));
+        let divisor = home.unwrap_or(S1);
+        let mut host = instruction;
+        host.set_op0_register(rewrite::sized(divisor, register));
+        let Some(bytes) = self.encoded(&host) else { return self.write_handler(i) };
         let slow = self.asm.label();
         self.clobber(i);
-        let divisor = match host_of(number) {
-            Some(host) => host,
-            None => {
-                self.asm.load(size, S1, gpr(number));
-                S1
-            }
-        };
+        if home.is_none() {
+            self.asm.load(size, S1, gpr(rewrite::number(register)));
+        }
         if instruction.mnemonic() == Mnemonic::Div {
             self.asm.alu(size, Alu::Cmp, RDX, divisor);
             self.asm.jump_if(Condition::AE, slow);
@@ -384,13 +375,8 @@ impl<'a> Translation<'a> {
             self.asm.jump_if(Condition::NE, slow);
             self.asm.lea(size, S0, Mem::Base(divisor, 1));
             self.asm.alu_immediate(size, Alu::Cmp, S0, 1);
-            self.asm.jump_if(Condition(6), slow);
+            self.asm.jump_if(Condition::BE, slow);
         }
-        let mut host = instruction;
-        host.set_op0_register(sized(divisor, size));
-        let Some(bytes) = self.encoded(&host) else {
-            unreachable!("a division by a register has an encoding")
-        };
         self.asm.raw(&bytes);
         self.flags_after(Effect::of(&instruction));
         self.cold_handler(i, slow);
@@ -413,8 +399,7 @@ impl<'a> Translation<'a> {
         let resume = self.asm.label();
         self.asm.bind(resume);
         let restore = self.live[i + 1] != 0 && self.place.host;
-        let stub = self.stubs.slow;
-        self.cold.push(Cold::Stub { label, site, stub, resume: Some(resume), restore });
+        self.cold.push(Cold::Slow { label, site, resume: Some(resume), restore });
     }
 
     /// A new site for operation `i`.
@@ -445,9 +430,4 @@ impl<'a> Translation<'a> {
     pub(super) fn patch_here(&mut self, site: usize) {
         self.patches.push((site, self.asm.position() - 4));
     }
-}
-
-fn sized(reg: Reg, size: Size) -> Register {
-    let first = if size == Size::Qword { Register::RAX } else { Register::EAX };
-    first + u32::from(reg.0)
 }
