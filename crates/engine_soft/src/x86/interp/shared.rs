@@ -18,6 +18,17 @@ struct Slot {
     revocation: AtomicBool,
 }
 
+impl Slot {
+    /// Asks the vCPU for its attention, unless it is between two calls of `run`.
+    fn post_if_running(&self) {
+        if let Some(signal) = self.signal.get()
+            && self.running.load(Ordering::SeqCst)
+        {
+            signal.post(Request::ENGINE);
+        }
+    }
+}
+
 /// Shared by all vCPUs of a machine.
 pub struct Shared {
     /// Held for locked accesses that cross a page or reach a device. Taken with no other lock held; device
@@ -62,19 +73,14 @@ impl Shared {
     pub fn request_revocation(&self, from: u32) {
         for (_, slot) in self.others(from) {
             slot.revocation.store(true, Ordering::SeqCst);
-            if let Some(signal) = slot.signal.get()
-                && slot.running.load(Ordering::SeqCst)
-            {
-                signal.post(Request::ENGINE);
-            }
+            slot.post_if_running();
         }
     }
 
-    /// Code was overwritten by `from`: the others leave what they run of it at their next boundary.
+    /// Code was overwritten by `from`: the others leave what they run of it at their next boundary. One that does
+    /// not run looks its code up, and sees the new generation, when it does again.
     pub fn code_changed(&self, from: u32) {
-        for signal in self.others(from).filter_map(|(_, slot)| slot.signal.get()) {
-            signal.post(Request::ENGINE);
-        }
+        self.others(from).for_each(|(_, slot)| slot.post_if_running());
     }
 
     /// Whether no running vCPU but `from` has yet to answer.
