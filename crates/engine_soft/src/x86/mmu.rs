@@ -105,6 +105,17 @@ pub struct CodePage {
     pub info: *const PageInfo,
 }
 
+/// The page that translated code last found its stack in, writable, in the view that is in force. Invalid while the
+/// addend is zero.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct StackPage {
+    /// Linear address.
+    pub page: u64,
+    /// Host address minus linear address.
+    pub addend: u64,
+}
+
 /// A translation as the walker finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
@@ -131,6 +142,8 @@ pub struct Mmu {
     /// Indices (view * TLB_ENTRIES + slot) in use, so that a flush touches only those.
     filled: Vec<u16>,
     exec: Box<[[CodePage; EXEC_ENTRIES]; 2]>,
+    /// Goes with the first entry that goes.
+    pub(super) stack: StackPage,
     physical_bits: u32,
 }
 
@@ -148,6 +161,7 @@ impl Mmu {
             global: Box::new([false; 3 * TLB_ENTRIES]),
             filled: Vec::new(),
             exec: Box::new([[empty; EXEC_ENTRIES]; 2]),
+            stack: StackPage::default(),
             physical_bits,
         }
     }
@@ -157,8 +171,21 @@ impl Mmu {
         self.entries[view as usize].as_ptr()
     }
 
+    /// Whether the entry for `linear` allows `intent`, which is a load or a store.
+    pub fn allows(&self, linear: u64, view: View, intent: Intent) -> bool {
+        let entry = &self.entries[view as usize][slot(linear)];
+        let tag = if intent == Intent::Write { entry.write } else { entry.read };
+        tag == linear & PAGE_MASK
+    }
+
+    /// Another view is in force, or entries went.
+    pub fn forget_stack(&mut self) {
+        self.stack.addend = 0;
+    }
+
     /// Drops everything.
     pub fn flush_all(&mut self) {
+        self.forget_stack();
         for index in self.filled.drain(..).map(usize::from) {
             self.entries.as_flattened_mut()[index] = TlbEntry::empty(index % TLB_ENTRIES);
         }
@@ -167,6 +194,7 @@ impl Mmu {
 
     /// Drops all but global pages.
     pub fn flush_non_global(&mut self) {
+        self.forget_stack();
         let entries = self.entries.as_flattened_mut();
         self.filled.retain(|&index| {
             let index = usize::from(index);
@@ -181,6 +209,7 @@ impl Mmu {
 
     /// Drops the page of `linear`.
     pub fn flush_page(&mut self, linear: u64) {
+        self.forget_stack();
         let slot = slot(linear);
         for view in self.entries.iter_mut() {
             let entry = &mut view[slot];
@@ -194,6 +223,7 @@ impl Mmu {
 
     /// Takes back every permission to store on the fast path, because a page came to hold code.
     pub fn revoke_writes(&mut self) {
+        self.forget_stack();
         for index in self.filled.iter().copied().map(usize::from) {
             self.entries.as_flattened_mut()[index].write = invalid(index % TLB_ENTRIES);
         }

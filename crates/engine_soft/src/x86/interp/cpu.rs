@@ -62,7 +62,7 @@ pub struct Cpu {
     pub(super) epoch: u64,
     pub(in crate::x86) mmu: Mmu,
     pub(super) ram: *const GuestRam,
-    ram_owner: Arc<GuestRam>,
+    pub(in crate::x86) ram_owner: Arc<GuestRam>,
     pub(super) bus: Arc<dyn Bus>,
     pub(in crate::x86) signal: Arc<VcpuSignal>,
     pub(super) shared: Arc<Shared>,
@@ -76,7 +76,7 @@ pub struct Cpu {
     /// The bus may have an interrupt for us.
     pub(super) interrupt_hint: bool,
     /// Misaligned user accesses fault.
-    pub(super) alignment_checks: bool,
+    pub(in crate::x86) alignment_checks: bool,
     /// Vector instructions of these classes are known to be enabled (see `vector::run`).
     pub(in crate::x86) enabled_classes: u16,
     /// Data breakpoints the current instruction hit, as in DR6.
@@ -234,6 +234,7 @@ impl Cpu {
     /// Recomputes what depends on privilege and RFLAGS.AC only.
     pub fn update_view(&mut self) {
         self.view = View::of(&self.state);
+        self.mmu.forget_stack();
         self.alignment_checks = self.wants_alignment_checks();
         if let Some(jit) = &self.jit {
             self.frame.set_jumps(jit.jump_table(self.view == View::User));

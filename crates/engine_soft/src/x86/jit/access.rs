@@ -135,27 +135,37 @@ impl Translation<'_> {
     pub(super) fn write_push(&mut self, i: usize) {
         let instruction = self.instructions[i];
         let miss = self.asm.label();
-        self.clobber(i);
-        self.write_slot_below(miss);
-        let slot = Mem::Base(S0, 0);
+        let slot = self.write_slot_below(i, miss);
         if instruction.op0_kind() == OpKind::Register {
-            let value = self.in_host(instruction.op0_register(), S1);
+            let free = if slot == Mem::Base(S0, 0) { S1 } else { S0 };
+            let value = self.in_host(instruction.op0_register(), free);
             self.asm.store(Size::Qword, slot, value);
         } else {
             self.asm.store_immediate(Size::Qword, slot, instruction.immediate(0) as i32);
         }
         self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, -8));
-        self.cold_handler(i, miss);
+        self.cold_access(i, miss);
     }
 
-    /// The host address of the eight bytes below the stack pointer, into S0; S1 is free then.
-    pub(super) fn write_slot_below(&mut self, miss: Label) {
+    /// Where instruction `i` stores the eight bytes below the stack pointer: by S0 alone, or by S1 and the stack
+    /// pointer.
+    pub(super) fn write_slot_below(&mut self, i: usize, miss: Label) -> Mem {
+        if self.load_addend(i) {
+            return Mem::Indexed(GUEST_RSP, S1, 0, -8);
+        }
+        self.clobber(i);
         self.asm.lea(Size::Qword, S0, Mem::Base(GUEST_RSP, -8));
         self.write_check_to_host(Operand { size: 8, intent: Intent::Write, alignment: 1 }, miss);
+        Mem::Base(S0, 0)
     }
 
-    /// The eight bytes at the linear address in `at`, into S0.
-    pub(super) fn write_load_from(&mut self, at: Reg, miss: Label) {
+    /// The eight bytes at the linear address in `at`, which instruction `i` loads, into S0.
+    pub(super) fn write_load_from(&mut self, i: usize, at: Reg, miss: Label) {
+        if self.load_addend(i) {
+            self.asm.load(Size::Qword, S0, Mem::Indexed(at, S1, 0, 0));
+            return;
+        }
+        self.clobber(i);
         self.asm.mov(Size::Qword, S0, at);
         self.write_load(miss);
     }
@@ -171,23 +181,28 @@ impl Translation<'_> {
     pub(super) fn write_pop(&mut self, i: usize) {
         let number = number(self.instructions[i].op0_register());
         let miss = self.asm.label();
-        self.clobber(i);
-        self.write_load_from(GUEST_RSP, miss);
+        self.write_load_from(i, GUEST_RSP, miss);
         match host_of(number) {
             Some(host) => self.asm.mov(Size::Qword, host, S0),
             None => self.asm.store(Size::Qword, gpr(number), S0),
         }
         self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, 8));
-        self.cold_handler(i, miss);
+        self.cold_access(i, miss);
     }
 
     /// LEAVE
     pub(super) fn write_leave(&mut self, i: usize) {
         let miss = self.asm.label();
-        self.clobber(i);
-        self.write_load_from(RBP, miss);
+        self.write_load_from(i, RBP, miss);
         self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(RBP, 8));
         self.asm.mov(Size::Qword, RBP, S0);
-        self.cold_handler(i, miss);
+        self.cold_access(i, miss);
+    }
+
+    /// At `miss`: instruction `i` by its handler, unless its group has checked the access.
+    fn cold_access(&mut self, i: usize, miss: Label) {
+        if !self.groups.has(i) {
+            self.cold_handler(i, miss);
+        }
     }
 }

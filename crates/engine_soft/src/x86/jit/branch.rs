@@ -15,7 +15,7 @@ use crate::x86::interp::select;
 
 /// The ways a block ends; targets are relative to the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     /// Execution goes on at this place.
     Jump(i64),
     /// Jcc: taken, not taken.
@@ -41,7 +41,7 @@ fn is_usable(instruction: &iced_x86::Instruction) -> bool {
 }
 
 impl Translation<'_> {
-    fn end(&self, last: usize) -> End {
+    pub(super) fn end(&self, last: usize) -> End {
         let Some(instruction) = self.instructions.get(last) else {
             return End::Jump(i64::from(self.start) + i64::from(self.ops[last].offset));
         };
@@ -108,6 +108,13 @@ impl Translation<'_> {
         self.cold.push(Cold::Slow { label, site, resume: None, restore: false });
     }
 
+    /// At `label`: the last operation by its handler, unless its group has checked its access to the stack.
+    fn cold_stack_access(&mut self, last: usize, label: Label) {
+        if !self.groups.has(last) {
+            self.cold_end(last, label);
+        }
+    }
+
     /// Goes on at `target`, which is successor number `link`.
     fn write_direct(&mut self, last: usize, target: i64, link: u8, moved: i32) {
         if !is_in_page(target) {
@@ -172,18 +179,18 @@ impl Translation<'_> {
     /// Pushes the address behind the call.
     fn write_push_return(&mut self, last: usize, miss: Label) {
         let next = self.instructions[last].next_ip() as i32;
-        self.write_slot_below(miss);
-        self.asm.load(Size::Qword, S1, frame(offset_of!(Frame, page)));
-        self.asm.lea(Size::Qword, S1, Mem::Base(S1, next));
-        self.asm.store(Size::Qword, Mem::Base(S0, 0), S1);
+        let slot = self.write_slot_below(last, miss);
+        let value = if slot == Mem::Base(S0, 0) { S1 } else { S0 };
+        self.asm.load(Size::Qword, value, frame(offset_of!(Frame, page)));
+        self.asm.lea(Size::Qword, value, Mem::Base(value, next));
+        self.asm.store(Size::Qword, slot, value);
         self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, -8));
     }
 
     fn write_call(&mut self, last: usize, target: i64) {
         let miss = self.asm.label();
-        self.clobber(last);
         self.write_push_return(last, miss);
-        self.cold_end(last, miss);
+        self.cold_stack_access(last, miss);
         self.write_direct(last, target, 0, -8);
     }
 
@@ -210,7 +217,7 @@ impl Translation<'_> {
         self.asm.store(Size::Qword, target, S0);
         let miss = self.asm.label();
         self.write_push_return(last, miss);
-        self.cold_end(last, miss);
+        self.cold_stack_access(last, miss);
         self.asm.load(Size::Qword, S0, target);
         self.write_lookup(last, -8);
     }
@@ -218,8 +225,8 @@ impl Translation<'_> {
     fn write_return(&mut self, last: usize, bytes: u16) {
         let miss = self.asm.label();
         self.clobber(last);
-        self.write_load_from(GUEST_RSP, miss);
-        self.cold_end(last, miss);
+        self.write_load_from(last, GUEST_RSP, miss);
+        self.cold_stack_access(last, miss);
         let moved = 8 + i32::from(bytes);
         self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, moved));
         self.write_lookup(last, moved);
@@ -250,7 +257,7 @@ impl Translation<'_> {
         self.asm.store(Size::Qword, frame(offset_of!(Frame, page)), S0);
         self.asm.jump_indirect(Mem::Base(S1, offset_of!(Jump, code) as i32));
         let site = self.site(Kind::Jump, last, self.start as i32);
-        self.sites[site].moved = moved;
+        self.sites[site].distance = moved;
         self.cold.push(Cold::Unknown { label: unknown, site });
     }
 }

@@ -79,6 +79,7 @@ impl Translation<'_> {
                     }
                     self.write_far_jump(last, target, 0);
                 }
+                Cold::Group { label, index, retry } => self.write_failed_group(label, index, retry),
                 Cold::Unknown { label, site } => {
                     self.asm.bind(label);
                     self.asm.store(Size::Qword, frame(offset_of!(Frame, target)), S0);

@@ -24,13 +24,14 @@
 //! The outer entry compares the page's code generation. The inner one is reached only from code of the same
 //! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
 //!
-//! Reading order: this file, [`translate`], `plan`, `access`, `branch`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `branch`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
 mod access;
 pub mod asm;
 mod branch;
 pub mod flags;
+mod group;
 mod keep;
 mod plan;
 pub mod rewrite;
@@ -46,6 +47,7 @@ use iced_x86::{Encoder, InstructionInfoFactory};
 use super::code::CodeArea;
 use super::interp::cpu::Cpu;
 use super::interp::op::{Block, Flow, Op};
+use group::GROUPS;
 use stubs::Stubs;
 
 /// How a translator behaves; the default is right unless a test wants to provoke something.
@@ -109,6 +111,8 @@ pub struct Frame {
     jumps: *const Jump,
     /// The host's stack pointer inside generated code.
     host_stack: u64,
+    /// What the groups of the running block add to their addresses.
+    addends: [u64; GROUPS],
     /// Host address that code goes on at.
     resume: u64,
     /// A guest address in transit: target of a call, or of a jump the table does not know.
@@ -151,6 +155,7 @@ impl Default for Frame {
             signal: std::ptr::null(),
             jumps: std::ptr::null(),
             host_stack: 0,
+            addends: [0; GROUPS],
             resume: 0,
             target: 0,
             saved_rax: 0,
@@ -192,6 +197,16 @@ pub(super) enum Kind {
     Jump,
     /// Somebody wants the vCPU's attention; or the block is stale.
     Leave,
+    /// See that the TLB has the page at `register` + `distance` for loads, then resume.
+    Fill,
+    /// The same for stores.
+    FillForStores,
+    /// Go on in the variant of the block without groups.
+    Variant,
+}
+
+impl Kind {
+    const COUNT: usize = Self::Variant as usize + 1;
 }
 
 /// A place in translated code from which Rust is reached.
@@ -200,15 +215,17 @@ pub(super) struct Site {
     kind: Kind,
     /// `Link`: which of the block's successors.
     link: u8,
+    /// `Fill`: the base register's number.
+    register: u8,
     /// Vector registers the code needs when it resumes.
     vectors: u8,
-    /// `Jump`: how far the guest's stack pointer has moved already.
-    moved: i32,
+    /// `Jump`: how far the guest's stack pointer has moved already. `Fill`: the lowest byte, from the base.
+    distance: i32,
     /// Where the guest goes on, relative to the page (`Link`, `Leave`, `Vectors`); the block's start (`Handler`, `Jump`).
     ip: i32,
-    /// Place of the jump's displacement in the code area (`Link`).
+    /// Place of the jump's displacement in the code area (`Link`, `Variant`, `Fill`).
     patch: u32,
-    /// Host address at which to go on (`Handler`, `Vectors`).
+    /// Host address at which to go on (`Handler`, `Vectors`, `Fill`).
     resume: u64,
     block: *const Block,
     op: *const Op,
@@ -237,7 +254,7 @@ impl Sites {
 #[derive(Clone, Copy, Debug, Default)]
 struct Counters {
     /// Times translated code was left, by [`Kind`].
-    left: [u64; 5],
+    left: [u64; Kind::COUNT],
     /// Handlers after which translated code went on.
     resumed: u64,
     /// How often all translations were thrown away.
@@ -300,7 +317,7 @@ impl Jit {
         engine::Translation {
             instructions: executed,
             handlers: resumed + left(Kind::Handler),
-            events: left(Kind::Handler) + left(Kind::Vectors),
+            events: left(Kind::Handler) + left(Kind::Vectors) + left(Kind::Variant),
             unknown: left(Kind::Link) + left(Kind::Jump),
             attention: left(Kind::Leave),
             clears,

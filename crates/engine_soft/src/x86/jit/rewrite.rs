@@ -146,14 +146,14 @@ fn borrow(
     Some(host)
 }
 
-/// Makes the memory operand `[base]` or `[base + index]`.
-pub fn place_memory(instruction: &mut Instruction, base: Reg, index: Option<Reg>) {
+/// Makes the memory operand `[base + displacement]` or `[base + index + displacement]`.
+pub fn place_memory(instruction: &mut Instruction, base: Reg, index: Option<Reg>, displacement: i32) {
     let wide = |reg: Reg| Register::RAX + u32::from(reg.0);
     instruction.set_memory_base(wide(base));
     instruction.set_memory_index(index.map_or(Register::None, wide));
     instruction.set_memory_index_scale(1);
-    instruction.set_memory_displacement64(0);
-    instruction.set_memory_displ_size(0);
+    instruction.set_memory_displacement64(i64::from(displacement) as u64);
+    instruction.set_memory_displ_size(u32::from(displacement != 0));
     instruction.set_segment_prefix(Register::None);
 }
 

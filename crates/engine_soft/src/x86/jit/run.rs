@@ -11,7 +11,7 @@ use super::{Jit, Kind, Site, Vectors, translate};
 use crate::x86::hostexec::Class;
 use crate::x86::interp::cpu::{Cpu, mode};
 use crate::x86::interp::op::{Block, Flow, Op, Translated};
-use crate::x86::mmu::View;
+use crate::x86::mmu::{Intent, View};
 
 /// AT_HWCAP2 bit: programs may use RDGSBASE and WRGSBASE.
 const HWCAP2_FSGSBASE: u64 = 1 << 1;
@@ -93,7 +93,7 @@ impl Cpu {
     fn outcome(&mut self, site: &Site) -> Outcome {
         let here = self.frame.page.wrapping_add(site.ip as i64 as u64);
         match site.kind {
-            Kind::Handler => self.ended(site, self.frame.flow),
+            Kind::Handler | Kind::Variant => self.ended(site, self.frame.flow),
             Kind::Vectors => {
                 self.uncount(site);
                 self.state.rip = here;
@@ -109,7 +109,7 @@ impl Cpu {
                 self.state.rip = self.frame.target;
                 Outcome::Elsewhere
             }
-            Kind::Leave => {
+            Kind::Leave | Kind::Fill | Kind::FillForStores => {
                 self.state.rip = here;
                 Outcome::Elsewhere
             }
@@ -137,7 +137,7 @@ impl Cpu {
 
     /// A branch to an address that cannot be: executed again by its handler, which faults as it must.
     fn refused_jump(&mut self, site: &Site) -> Outcome {
-        self.state.gpr[4] = self.state.gpr[4].wrapping_sub(site.moved as i64 as u64);
+        self.state.gpr[4] = self.state.gpr[4].wrapping_sub(site.distance as i64 as u64);
         self.block_ip = self.frame.page.wrapping_add(site.ip as i64 as u64);
         // SAFETY: as in `uncount`.
         let op = unsafe { &*site.op };
@@ -171,12 +171,20 @@ impl Cpu {
             self.signal.post(Request::ENGINE); // which leads to where the area can be emptied
             return None;
         }
-        let code = self.translate_with(&mut jit, block);
+        let start = (self.state.rip & 0xfff) as u32;
+        let code = self.translate_with(&mut jit, block, start, None);
         self.jit = Some(jit);
         code
     }
 
-    fn translate_with(&mut self, jit: &mut Jit, block: &Block) -> Option<u64> {
+    /// Translates `block`, which starts at `start` of its page, or its variant from operation `variant_from` on.
+    fn translate_with(
+        &mut self,
+        jit: &mut Jit,
+        block: &Block,
+        start: u32,
+        variant_from: Option<usize>,
+    ) -> Option<u64> {
         let mut page = [0u8; 4096];
         let host = self.guest_ram().page(block.gfn)?.host;
         // SAFETY: a whole page of guest RAM.
@@ -186,7 +194,6 @@ impl Cpu {
         }
         // SAFETY: the block's operations stand in the arena.
         let ops = unsafe { std::slice::from_raw_parts(block.ops, usize::from(block.count)) };
-        let start = (self.state.rip & 0xfff) as u32;
         let address = jit.area.next_address();
         let sites = jit.sites.room(translate::max_sites(ops.len()));
         let first = sites.len();
@@ -194,7 +201,7 @@ impl Cpu {
         let how = (address, jit.config.exact_flags);
         let source = translate::Source { block, ops, start, page: &page };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
-        let done = job.run()?;
+        let done = job.run(variant_from)?;
         for site in &mut sites[first..] {
             site.resume = site.resume.wrapping_add(address);
         }
@@ -210,7 +217,9 @@ impl Cpu {
                 return None;
             }
         }
-        block.code.set(Translated { outer: address, inner: address + u64::from(done.inner) });
+        if variant_from.is_none() {
+            block.code.set(Translated { outer: address, inner: address + u64::from(done.inner) });
+        }
         Some(address)
     }
 
@@ -236,6 +245,49 @@ impl Cpu {
                 }
             }
         }
+    }
+
+    /// Sees that the TLB allows what the group of `site` checks, and returns where the check is made again; or
+    /// where the variant goes on if that cannot be.
+    fn fill(&mut self, site: &Site) -> u64 {
+        let base = self.state.gpr[usize::from(site.register)];
+        let linear = base.wrapping_add(site.distance as i64 as u64);
+        let intent = if site.kind == Kind::FillForStores { Intent::Write } else { Intent::Read };
+        let ram = self.ram_owner.clone();
+        // Dirty bits are for the access itself to set, so this is a load whatever follows.
+        let placed = self.mmu.place(&ram, &self.state, linear, self.view, Intent::Read);
+        if placed.is_ok() && self.has_in_tlb(linear, intent) {
+            return site.resume;
+        }
+        match self.jit.as_ref() {
+            Some(jit) => jit.area.address(site.patch) - 1, // the opcode before the displacement
+            None => 0,
+        }
+    }
+
+    /// Whether generated code finds `linear` in the TLB now.
+    fn has_in_tlb(&self, linear: u64, intent: Intent) -> bool {
+        !self.alignment_checks && self.mmu.allows(linear, self.view, intent)
+    }
+
+    /// The variant of the block of `site`, to which the failing check jumps from now on. `None` if there is no
+    /// room for it or the block is stale.
+    #[cold]
+    fn variant(&mut self, site: &Site) -> Option<u64> {
+        let mut jit = self.jit.take()?;
+        let code = if jit.has_room() {
+            // SAFETY: a site's block and operation are in the arena as long as the site exists.
+            let (block, from) = unsafe { (&*site.block, site.op.offset_from((*site.block).ops)) };
+            self.translate_with(&mut jit, block, site.ip as u32, Some(from as usize))
+        } else {
+            self.signal.post(Request::ENGINE); // which leads to where the area can be emptied
+            None
+        };
+        if let Some(code) = code {
+            jit.patch(site.patch, code);
+        }
+        self.jit = Some(jit);
+        code
     }
 
     /// What to load for code that needs `level`; [`Vectors::NONE`] if the guest may not use it, or expects
@@ -272,16 +324,29 @@ impl Jit {
 pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, site: *const Site) -> u64 {
     // SAFETY: the caller's promise.
     let (cpu, site) = unsafe { (&mut *cpu, &*site) };
-    if site.kind == Kind::Handler {
-        cpu.block_ip = cpu.frame.page.wrapping_add(site.ip as i64 as u64);
-        // SAFETY: a site's operation is in the arena as long as the site exists.
-        let op = unsafe { &*site.op };
-        let flow = (op.run)(cpu, op);
-        cpu.frame.flow = flow;
-        if flow != Flow::Next || cpu.frame.code_written || cpu.must_stop() {
-            return 0;
+    let resume = match site.kind {
+        Kind::Handler => {
+            cpu.block_ip = cpu.frame.page.wrapping_add(site.ip as i64 as u64);
+            // SAFETY: a site's operation is in the arena as long as the site exists.
+            let op = unsafe { &*site.op };
+            let flow = (op.run)(cpu, op);
+            cpu.frame.flow = flow;
+            if flow != Flow::Next || cpu.frame.code_written || cpu.must_stop() {
+                return 0;
+            }
+            site.resume
         }
-    }
+        Kind::Fill | Kind::FillForStores => cpu.fill(site),
+        Kind::Variant => match cpu.variant(site) {
+            Some(code) => code,
+            None => {
+                cpu.block_ip = cpu.frame.page.wrapping_add(site.ip as i64 as u64);
+                cpu.frame.flow = Flow::Retry;
+                return 0;
+            }
+        },
+        _ => site.resume,
+    };
     cpu.frame.wanted = Vectors::NONE;
     if site.vectors != Vectors::NONE {
         cpu.frame.wanted = cpu.vectors_for(site.vectors);
@@ -294,5 +359,5 @@ pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, site: *const Site) -> u
     {
         jit.counters.resumed += 1;
     }
-    site.resume
+    resume
 }

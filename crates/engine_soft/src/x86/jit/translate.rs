@@ -9,6 +9,7 @@ use memory::PageInfo;
 
 use super::asm::{Alu, Asm, Condition, Label, Mem, RAX, RDX, Size};
 use super::flags::{ALL, Effect, Peek};
+use super::group::Groups;
 use super::plan::{Operand, Plan, plan_of_plain, plan_of_thunk};
 use super::rewrite::{self, Borrowed, Rewritten, S0, S1, host_of, place_memory};
 use super::stubs::{Stubs, frame, gpr};
@@ -40,6 +41,8 @@ pub(super) enum Cold {
     FarJump { label: Label, last: usize, target: i64, save: bool },
     /// At `label`: leave with the site and the address in S0.
     Unknown { label: Label, site: usize },
+    /// At `label`: the check of group `index` failed; `retry` is where it begins.
+    Group { label: Label, index: usize, retry: Label },
 }
 
 /// A block being translated.
@@ -53,7 +56,8 @@ pub(super) struct Translation<'a> {
     pub(super) start: u32,
     page: &'a [u8],
     pub(super) instructions: Vec<Instruction>,
-    plans: Vec<Plan>,
+    pub(super) plans: Vec<Plan>,
+    pub(super) groups: Groups,
     /// The flags live before each instruction, and after the last.
     pub(super) live: Vec<u32>,
     exact_flags: bool,
@@ -91,7 +95,7 @@ pub(super) struct Finished {
 
 /// Sites a block of `ops` operations may need.
 pub(super) fn max_sites(ops: usize) -> usize {
-    2 * ops + 8
+    4 * ops + 8
 }
 
 impl<'a> Translation<'a> {
@@ -118,6 +122,7 @@ impl<'a> Translation<'a> {
             page,
             instructions,
             plans: Vec::new(),
+            groups: Groups::default(),
             live: Vec::new(),
             exact_flags,
             seen: (usize::MAX, 0),
@@ -130,8 +135,9 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Translates. `None` if the bytes are not those of the operations any more.
-    pub(super) fn run(mut self) -> Option<Finished> {
+    /// Translates; or only the variant without groups from operation `variant_from` on, which is entered with
+    /// the live flags saved. `None` if the bytes are not those of the operations any more.
+    pub(super) fn run(mut self, variant_from: Option<usize>) -> Option<Finished> {
         let agrees = |(op, instruction): (&Op, &Instruction)| {
             usize::from(op.len) == instruction.len()
                 && u64::from(op.offset) + u64::from(self.start) == instruction.ip()
@@ -142,13 +148,22 @@ impl<'a> Translation<'a> {
         }
         self.plan();
         self.find_live_flags();
-        self.write_outer_entry();
+        if variant_from.is_none() {
+            self.find_groups();
+            self.write_outer_entry();
+        } else {
+            self.place = Place { host: false, saved: true };
+        }
         let inner = self.asm.position();
-        self.write_inner_entry();
+        if variant_from.is_none() {
+            self.write_inner_entry();
+        }
         let last = self.ops.len() - 1;
-        for i in 0..last {
+        for i in variant_from.unwrap_or(0)..last {
+            self.write_group_check(i);
             self.write_instruction(i);
         }
+        self.write_group_check(last);
         self.write_end(last);
         self.write_cold();
         Some(self.finish(inner))
@@ -273,6 +288,7 @@ impl<'a> Translation<'a> {
         match self.plans[i] {
             Plan::Nothing => {}
             Plan::Native { memory: None, .. } => self.write_native(i),
+            Plan::Native { memory: Some(operand), .. } if self.groups.has(i) => self.write_in_group(i, operand),
             Plan::Native { memory: Some(operand), .. } => self.write_with_memory(i, operand),
             Plan::Address => self.write_address(i),
             Plan::Push => self.write_push(i),
@@ -306,7 +322,7 @@ impl<'a> Translation<'a> {
             return self.write_handler(i);
         };
         let alone = made.borrowed[0].is_some();
-        place_memory(&mut made.instruction, S0, (!alone).then_some(S1));
+        place_memory(&mut made.instruction, S0, (!alone).then_some(S1), 0);
         let Some(bytes) = self.encoded(&made.instruction) else {
             return self.write_handler(i); // AH..BH beside a scratch register
         };
@@ -321,6 +337,30 @@ impl<'a> Translation<'a> {
         }
         self.write_encoded(i, &made, &bytes);
         self.cold_handler(i, miss);
+    }
+
+    /// An instruction whose operand in memory its group has checked.
+    fn write_in_group(&mut self, i: usize, operand: Operand) {
+        let instruction = self.instructions[i];
+        let base = instruction.memory_base();
+        let home = host_of(rewrite::number(base));
+        let made = rewrite::registers(&instruction, &mut self.tools.info, &[S0]).zip(home);
+        let Some((mut made, base)) = made else { return self.write_handler(i) };
+        let displacement = instruction.memory_displacement64() as i32;
+        place_memory(&mut made.instruction, base, Some(S1), displacement);
+        let Some(bytes) = self.encoded(&made.instruction) else { return self.write_handler(i) };
+        if operand.alignment <= 1 {
+            self.load_addend(i);
+            return self.write_encoded(i, &made, &bytes);
+        }
+        self.clobber(i);
+        let misaligned = self.asm.label();
+        self.asm.lea(Size::Qword, S0, Mem::Base(base, displacement));
+        self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
+        self.asm.jump_if(Condition::NE, misaligned);
+        self.load_addend(i);
+        self.write_encoded(i, &made, &bytes);
+        self.cold_handler(i, misaligned);
     }
 
     /// Instruction `i` as `bytes`, with the flags it needs and its registers from memory around it.
@@ -408,8 +448,9 @@ impl<'a> Translation<'a> {
         self.sites.push(Site {
             kind,
             link: 0,
+            register: 0,
             vectors: self.vectors,
-            moved: 0,
+            distance: 0,
             ip,
             patch: 0,
             resume: 0,

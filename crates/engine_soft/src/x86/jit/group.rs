@@ -1,0 +1,332 @@
+//! Accesses of a block that one check covers.
+//!
+//! Instructions that address `[base + displacement]` with the same value of the base form a group if all their
+//! bytes lie close together: one check in front of the first makes sure that the whole range is in one page which
+//! the TLB has, and leaves what is to be added to a linear address of that page. Every access of the group then is
+//! the instruction itself with that addend as its index. PUSH, POP, CALL and RET belong to the groups of RSP, whose
+//! movements by constants are followed.
+//!
+//! The addend of RSP's groups is kept for all blocks in [`StackPage`], since the stack hardly ever leaves its page;
+//! that of other groups in one of the [`GROUPS`] places for the rest of the block.
+//!
+//! A check that fails changes nothing: the rest of the block goes on in a *variant* translated without groups.
+//! Whatever may change the TLB or the view in the middle of a block (a handler that is not the other half of a
+//! memory access) ends all groups.
+
+use std::mem::offset_of;
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::asm::{Alu, Condition, Label, Mem, Size};
+use super::plan::{Operand, Plan};
+use super::branch::End;
+use super::rewrite::{self, S0, S1, host_of};
+use super::stubs::frame;
+use super::translate::{Cold, Translation};
+use super::{Frame, Kind};
+use crate::x86::interp::cpu::Cpu;
+use crate::x86::mmu::{Intent, Mmu, StackPage, TlbEntry};
+
+/// Addends of groups that a block may have beside those of the stack.
+pub const GROUPS: usize = 8;
+/// The longest range a group may cover; longer ones leave their page too often.
+const MAX_RANGE: i32 = 512;
+/// Distances of less than this can be added up without care.
+const NEAR: i32 = 1 << 28;
+/// Numbers of RSP and RBP.
+const RSP: usize = 4;
+const RBP: usize = 5;
+
+/// Where a group's addend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Addend {
+    /// In the [`StackPage`].
+    Stack,
+    /// In this one of the frame's places.
+    Place(usize),
+}
+
+impl Addend {
+    fn field(self) -> Mem {
+        match self {
+            Self::Stack => stack_page(offset_of!(StackPage, addend)),
+            Self::Place(n) => frame(offset_of!(Frame, addends) + n * size_of::<u64>()),
+        }
+    }
+}
+
+/// Accesses that one check covers.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    /// The number of the base register.
+    base: usize,
+    /// The first instruction that belongs to it.
+    first: usize,
+    /// The range, relative to the base at the first instruction: start, and end exclusive.
+    range: (i32, i32),
+    writes: bool,
+    accesses: u32,
+    addend: Addend,
+}
+
+/// The groups of a block.
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    groups: Vec<Group>,
+    /// By instruction: the group its access belongs to.
+    of: Vec<Option<usize>>,
+}
+
+/// One access relative to a base register.
+#[derive(Clone, Copy)]
+struct Reach {
+    base: usize,
+    start: i32,
+    size: i32,
+    writes: bool,
+}
+
+/// The groups being made.
+#[derive(Default)]
+struct Maker {
+    made: Groups,
+    /// By register: the group new accesses may join.
+    open: [Option<usize>; 16],
+    /// How far RSP has moved since its open group began.
+    moved: i32,
+}
+
+impl Maker {
+    fn join(&mut self, i: usize, reach: Reach) {
+        let shift = if reach.base == RSP { self.moved } else { 0 };
+        let (start, end) = (reach.start + shift, reach.start + shift + reach.size);
+        let group = self.open[reach.base].filter(|known| {
+            let range = self.made.groups[*known].range;
+            range.1.max(end) - range.0.min(start) <= MAX_RANGE
+        });
+        let index = group.unwrap_or_else(|| {
+            if reach.base == RSP {
+                self.moved = 0;
+            }
+            let range = (reach.start, reach.start + reach.size);
+            let (base, writes) = (reach.base, reach.writes);
+            let addend = Addend::Stack;
+            self.made.groups.push(Group { base, first: i, range, writes, accesses: 0, addend });
+            self.made.groups.len() - 1
+        });
+        self.open[reach.base] = Some(index);
+        let known = &mut self.made.groups[index];
+        if group.is_some() {
+            known.range = (known.range.0.min(start), known.range.1.max(end));
+        }
+        known.writes |= reach.writes;
+        known.accesses += 1;
+        self.made.of[i] = Some(index);
+    }
+
+    /// Gives each group worth it a place for its addend, and forgets the others.
+    fn finish(mut self) -> Groups {
+        let mut places = 0;
+        let kept: Vec<bool> = self.made.groups.iter_mut().map(|group| {
+            if group.base == RSP {
+                return true;
+            }
+            group.addend = Addend::Place(places);
+            let keep = group.accesses > 1 && places < GROUPS;
+            places += usize::from(keep);
+            keep
+        }).collect();
+        for of in &mut self.made.of {
+            *of = of.filter(|group| kept[*group]);
+        }
+        self.made
+    }
+}
+
+impl Translation<'_> {
+    /// Finds the groups of the block.
+    pub(super) fn find_groups(&mut self) {
+        let mut maker = Maker::default();
+        maker.made.of = vec![None; self.ops.len()];
+        for i in 0..self.instructions.len() {
+            if let Some(reach) = self.reach(i) {
+                maker.join(i, reach);
+            }
+            self.close_groups(i, &mut maker);
+        }
+        self.groups = maker.finish();
+    }
+
+    /// The access of instruction `i`, if it is of the kind that groups are made of.
+    fn reach(&self, i: usize) -> Option<Reach> {
+        let instruction = &self.instructions[i];
+        let on_stack = |start: i32, writes| Some(Reach { base: RSP, start, size: 8, writes });
+        let Some(plan) = self.plans.get(i) else {
+            return match self.end(i) {
+                End::Call(_) | End::CallIndirect => on_stack(-8, true),
+                End::Return(_) => on_stack(0, false),
+                _ => None,
+            };
+        };
+        match plan {
+            Plan::Push => on_stack(-8, true),
+            Plan::Pop => on_stack(0, false),
+            Plan::Leave => Some(Reach { base: RBP, start: 0, size: 8, writes: false }),
+            Plan::Native { memory: Some(operand), .. } => reach_of_operand(instruction, *operand),
+            _ => None,
+        }
+    }
+
+    /// Ends the groups whose base instruction `i` changes.
+    fn close_groups(&mut self, i: usize, maker: &mut Maker) {
+        let instruction = &self.instructions[i];
+        if matches!(self.plans.get(i), None | Some(Plan::Handler)) {
+            maker.open = [None; 16];
+            return;
+        }
+        let shift = stack_shift(instruction);
+        for used in self.tools.info.info(instruction).used_registers() {
+            let register = used.register();
+            if !register.is_gpr() || !rewrite::writes(used.access()) {
+                continue;
+            }
+            match (usize::from(rewrite::number(register)), shift) {
+                (RSP, Some(shift)) if (-NEAR..NEAR).contains(&(maker.moved + shift)) => maker.moved += shift,
+                (number, _) => maker.open[number] = None,
+            }
+        }
+    }
+
+    /// If the access of instruction `i` is checked by its group, loads the addend into S1.
+    pub(super) fn load_addend(&mut self, i: usize) -> bool {
+        let Some(index) = self.groups.of(i) else { return false };
+        let addend = self.groups.groups[index].addend;
+        self.asm.load(Size::Qword, S1, addend.field());
+        true
+    }
+
+    /// Checks the group that begins with instruction `i`, if one does.
+    pub(super) fn write_group_check(&mut self, i: usize) {
+        let Some(index) = self.groups.of(i) else { return };
+        let group = self.groups.groups[index];
+        if group.first != i {
+            return;
+        }
+        let Some(base) = host_of(group.base as u8) else { return };
+        self.clobber(i);
+        let (retry, failed) = (self.asm.label(), self.asm.label());
+        self.asm.bind(retry);
+        let size = group.range.1 - group.range.0;
+        self.asm.lea(Size::Qword, S0, Mem::Base(base, group.range.0));
+        if group.addend == Addend::Stack {
+            self.asm.alu_load(Size::Qword, Alu::Sub, S0, stack_page(offset_of!(StackPage, page)));
+            self.asm.alu_immediate(Size::Qword, Alu::Cmp, S0, 4096 - size);
+            self.asm.jump_if(Condition::A, failed);
+            self.asm.alu_memory_immediate(Size::Qword, Alu::Cmp, group.addend.field(), 0);
+            self.asm.jump_if(Condition::E, failed);
+        } else {
+            self.write_check(group.operand(), failed);
+            self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
+            self.asm.store(Size::Qword, group.addend.field(), S0);
+        }
+        self.cold.push(Cold::Group { label: failed, index, retry });
+    }
+
+    /// At `label`: the check of a group failed. If the TLB has the page of the stack after all, it is remembered
+    /// and the check made again at `retry`; else Rust walks; and a range in two pages is for the variant.
+    pub(super) fn write_failed_group(&mut self, label: Label, index: usize, retry: Label) {
+        let group = self.groups.groups[index];
+        let Some(base) = host_of(group.base as u8) else { return };
+        let operand = group.operand();
+        let (absent, split, unknown) = (self.asm.label(), self.asm.label(), self.asm.label());
+        self.asm.bind(label);
+        self.asm.lea(Size::Qword, S0, Mem::Base(base, group.range.0));
+        self.asm.mov(Size::Dword, S1, S0);
+        self.asm.alu_immediate(Size::Dword, Alu::And, S1, 4095);
+        self.asm.alu_immediate(Size::Dword, Alu::Cmp, S1, 4096 - operand.size as i32);
+        self.asm.jump_if(Condition::A, split);
+        if group.addend == Addend::Stack {
+            self.write_check(operand, absent);
+            self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(TlbEntry, write) as i32));
+            self.asm.store(Size::Qword, stack_page(offset_of!(StackPage, page)), S0);
+            self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
+            self.asm.store(Size::Qword, group.addend.field(), S0);
+            self.asm.jump(retry);
+        }
+        self.asm.bind(absent);
+        let kind = if operand.intent == Intent::Write { Kind::FillForStores } else { Kind::Fill };
+        let fill = self.site(kind, group.first, self.start as i32);
+        self.sites[fill].register = group.base as u8;
+        self.sites[fill].distance = group.range.0;
+        self.resumes.push((fill, retry));
+        self.jump_with_site(fill, self.stubs.slow);
+        self.asm.bind(split);
+        self.asm.jump(unknown);
+        let variant = self.site(Kind::Variant, group.first, self.start as i32);
+        self.patch_here(fill);
+        self.patch_here(variant);
+        self.asm.bind(unknown);
+        self.jump_with_site(variant, self.stubs.slow);
+    }
+}
+
+impl Groups {
+    /// The group that the access of instruction `i` belongs to.
+    fn of(&self, i: usize) -> Option<usize> {
+        self.of.get(i).copied().flatten()
+    }
+
+    /// Whether the access of instruction `i` is checked by a group.
+    pub(super) fn has(&self, i: usize) -> bool {
+        self.of(i).is_some()
+    }
+}
+
+impl Group {
+    /// The whole range as an operand. The stack's page is kept for stores and loads alike.
+    fn operand(&self) -> Operand {
+        let intent = if self.writes || self.addend == Addend::Stack { Intent::Write } else { Intent::Read };
+        Operand { size: (self.range.1 - self.range.0) as u32, intent, alignment: 1 }
+    }
+}
+
+/// A field of the stack's page.
+fn stack_page(offset: usize) -> Mem {
+    Mem::Field((offset_of!(Cpu, mmu) + offset_of!(Mmu, stack) + offset) as i32)
+}
+
+/// `[base + displacement]` with a base that lives in a host register.
+fn reach_of_operand(instruction: &Instruction, operand: Operand) -> Option<Reach> {
+    let base = instruction.memory_base();
+    let plain = base.is_gpr64()
+        && instruction.memory_index() == Register::None
+        && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    if !plain || host_of(rewrite::number(base)).is_none() || operand.size as i32 > MAX_RANGE {
+        return None;
+    }
+    let start = i32::try_from(instruction.memory_displacement64() as i64).ok()?;
+    let near = (-NEAR..NEAR).contains(&start);
+    let (base, size) = (usize::from(rewrite::number(base)), operand.size as i32);
+    near.then_some(Reach { base, start, size, writes: operand.intent == Intent::Write })
+}
+
+/// How far an instruction moves RSP, if by a constant.
+fn stack_shift(instruction: &Instruction) -> Option<i32> {
+    let on_rsp = instruction.op0_kind() == OpKind::Register && instruction.op0_register() == Register::RSP;
+    let by_immediate = || {
+        let kind = instruction.try_op_kind(1).ok()?;
+        let value = matches!(kind, OpKind::Immediate8to64 | OpKind::Immediate32to64);
+        value.then(|| instruction.immediate(1) as i32)
+    };
+    let shift = match instruction.mnemonic() {
+        Mnemonic::Push | Mnemonic::Pop if !on_rsp => Some(instruction.stack_pointer_increment()),
+        Mnemonic::Add if on_rsp => by_immediate(),
+        Mnemonic::Sub if on_rsp => by_immediate().map(i32::wrapping_neg),
+        Mnemonic::Lea if on_rsp && instruction.memory_base() == Register::RSP => {
+            let plain = instruction.memory_index() == Register::None;
+            plain.then_some(instruction.memory_displacement64() as i32)
+        }
+        _ => None,
+    };
+    shift.filter(|shift| (-NEAR..NEAR).contains(shift))
+}
