@@ -18,17 +18,19 @@ use engine::{Engine, Error, Exit, Statistics, Vcpu, VcpuSignal, Vm, VmConfig};
 use x86::hostexec::{Thunks, host_features};
 use x86::interp::cpu::Cpu;
 use x86::interp::shared::Shared;
-use x86::jit::{Config, Jit};
+use x86::jit::{Config, Jit, Trace};
 
 /// The interpreter.
 #[derive(Debug, Default)]
 pub struct Interpreter;
 
 /// The translator: the interpreter with its hot blocks as host code.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Translator {
     /// How it translates.
     pub config: Config,
+    /// Where it lists what it translates.
+    pub trace: Option<Trace>,
 }
 
 impl Engine for Interpreter {
@@ -47,14 +49,14 @@ impl Engine for Translator {
     }
 
     fn create_vm(&self, config: VmConfig) -> Result<Box<dyn Vm>, Error> {
-        SoftVm::create(self.name(), config, Some(self.config))
+        SoftVm::create(self.name(), config, Some(self.clone()))
     }
 }
 
 struct SoftVm {
     engine: &'static str,
     config: VmConfig,
-    translator: Option<Config>,
+    translator: Option<Translator>,
     shared: Arc<Shared>,
 }
 
@@ -62,7 +64,7 @@ impl SoftVm {
     fn create(
         engine: &'static str,
         mut config: VmConfig,
-        translator: Option<Config>,
+        translator: Option<Translator>,
     ) -> Result<Box<dyn Vm>, Error> {
         let host = host_features();
         let model = CpuModel::clone(&config.cpu_model).fitted_to(host);
@@ -92,7 +94,8 @@ impl Vm for SoftVm {
         }
         let model = self.config.cpu_model.clone();
         let thunks = Thunks::new(|feature| model.has(feature)).map_err(|source| self.refused(source))?;
-        let jit = self.translator.map(Jit::new).transpose().map_err(|source| self.refused(source))?;
+        let translator = self.translator.as_ref();
+        let jit = translator.map(|t| Jit::new(t.config, t.trace.clone())).transpose().map_err(|source| self.refused(source))?;
         self.shared.register(index, signal.clone());
         Ok(Box::new(SoftVcpu(Cpu::new(&self.config, index, signal, self.shared.clone(), thunks, jit))))
     }

@@ -1,6 +1,10 @@
 //! The engines this program has. The only file that names one.
 
+use std::fs::File;
+use std::io::LineWriter;
+
 use engine::Engine;
+use engine_soft::x86::jit::{Config, Trace};
 
 use crate::failure::{Failure, Outcome};
 
@@ -8,13 +12,22 @@ use crate::failure::{Failure, Outcome};
 pub struct Choice {
     /// What `--engine` takes.
     pub name: &'static str,
-    make: fn() -> Box<dyn Engine>,
+    make: fn(Wishes) -> Box<dyn Engine>,
+}
+
+/// What a caller wants of an engine beside its work.
+#[derive(Default)]
+pub struct Wishes {
+    /// That it counts instructions, although that costs time.
+    pub count: bool,
+    /// A file for what it makes of the guest's code.
+    pub trace: Option<File>,
 }
 
 /// Every engine built in.
 pub const ALL: &[Choice] = &[
-    Choice { name: "jit", make: || Box::new(engine_soft::Translator::default()) },
-    Choice { name: "interp", make: || Box::new(engine_soft::Interpreter) },
+    Choice { name: "jit", make: translator },
+    Choice { name: "interp", make: |_| Box::new(engine_soft::Interpreter) },
 ];
 
 /// What `auto` chooses.
@@ -24,10 +37,16 @@ pub const AUTO: &str = "jit";
 ///
 /// # Errors
 /// There is no such engine.
-pub fn open(name: &str) -> Outcome<Box<dyn Engine>> {
+pub fn open(name: &str, wishes: Wishes) -> Outcome<Box<dyn Engine>> {
     let wanted = if name == "auto" { AUTO } else { name };
     let choice = ALL.iter().find(|choice| choice.name == wanted);
-    choice.map(|choice| (choice.make)()).ok_or_else(|| Failure::new(format!("no engine is called {name:?}")))
+    choice.map(|choice| (choice.make)(wishes)).ok_or_else(|| Failure::new(format!("no engine is called {name:?}")))
+}
+
+fn translator(wishes: Wishes) -> Box<dyn Engine> {
+    let config = Config { count: wishes.count, ..Config::default() };
+    let trace = wishes.trace.map(|file| Trace::new(LineWriter::new(file)));
+    Box::new(engine_soft::Translator { config, trace })
 }
 
 /// What `--engine` takes.

@@ -12,7 +12,6 @@ use machine::config::{ConsoleConfig, DiskConfig, Source};
 use machine::{Backends, Machine, MachineEvent};
 
 use super::sizing::{Sizing, account};
-use crate::engines;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::signals::{ENDING, Watch};
@@ -57,7 +56,7 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
 /// The machine cannot be built.
 pub fn run(options: &Options) -> Outcome {
     let started = Instant::now();
-    let engine = engines::open(&options.sizing.engine)?;
+    let engine = options.sizing.open_engine()?;
     let mut config = options.sizing.machine(Source::File(options.kernel.clone()));
     config.boot.initrd = options.initrd.iter().cloned().map(Source::File).collect();
     config.boot.cmdline = command_line(&options.append);

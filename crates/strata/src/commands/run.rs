@@ -24,7 +24,7 @@ use crate::failure::{Failure, Outcome, While};
 use crate::progress::Bar;
 use crate::size::parse_duration;
 use crate::terminal::LogWriter;
-use crate::{engines, store};
+use crate::store;
 
 /// Run a command in a microVM made from an image
 ///
@@ -80,7 +80,7 @@ struct Prepared {
 /// Image, kernel, engine or machine are not as they should be; the message says which.
 pub fn run(global: &Global, options: &Options) -> Outcome {
     let started = Instant::now();
-    let engine = engines::open(&options.sizing.engine)?;
+    let engine = options.sizing.open_engine()?;
     let store = store::open(global)?;
     let mut prepared = prepare(&store, options, global.verbose)?;
     let agent = AgentSession::new();

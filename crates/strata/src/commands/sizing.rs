@@ -1,15 +1,18 @@
 //! The flags that every machine has: what executes it, and how big it is.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use arch::x86::cpuid::CpuModel;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use engine::Engine;
 use machine::config::Source;
 use machine::machine::Confine;
 use machine::{Machine, MachineConfig};
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::host_cpu::HostCpu;
 use crate::size::parse_size;
 use crate::{confine, engines};
@@ -32,6 +35,9 @@ pub struct Sizing {
     /// Keep all privileges and system calls of this process: for debugging, and hosts that know no seccomp
     #[arg(long)]
     pub no_sandbox: bool,
+    /// Write what the translator makes of the guest's code to FILE: for its developers
+    #[arg(long, value_name = "FILE")]
+    pub trace_jit: Option<PathBuf>,
 }
 
 impl Sizing {
@@ -43,6 +49,19 @@ impl Sizing {
             cpu_model: self.cpu.clone().unwrap_or_else(|| HostCpu::look().best_model().to_owned()),
             ..MachineConfig::new(kernel)
         }
+    }
+
+    /// The engine chosen. One that translates counts instructions only for the account that `-v` ends with.
+    ///
+    /// # Errors
+    /// The trace cannot be written.
+    pub fn open_engine(&self) -> Outcome<Box<dyn Engine>> {
+        let create = |path: &PathBuf| {
+            File::create(path).map_err(|error| Failure::new(format!("write {}: {error}", path.display())))
+        };
+        let trace = self.trace_jit.as_ref().map(create).transpose()?;
+        let count = tracing::enabled!(tracing::Level::INFO);
+        engines::open(&self.engine, engines::Wishes { count, trace })
     }
 
     /// What is given up while the machine is being built.

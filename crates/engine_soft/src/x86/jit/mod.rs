@@ -33,14 +33,16 @@ mod branch;
 pub mod flags;
 mod group;
 mod keep;
+pub mod listing;
 mod plan;
 pub mod rewrite;
 pub mod run;
 pub mod stubs;
 pub mod translate;
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use iced_x86::{Encoder, InstructionInfoFactory};
 
@@ -59,11 +61,35 @@ pub struct Config {
     pub code_bytes: usize,
     /// Whether flags are kept that nothing can read but what a fault saves (see [`flags`]).
     pub exact_flags: bool,
+    /// Whether translated code counts the instructions it executes, which costs it time.
+    pub count: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { threshold: 12, code_bytes: 64 << 20, exact_flags: false }
+        Self { threshold: 12, code_bytes: 64 << 20, exact_flags: false, count: false }
+    }
+}
+
+/// Where listings of translations go (see [`listing`]).
+#[derive(Clone)]
+pub struct Trace(Arc<Mutex<dyn Write + Send>>);
+
+impl std::fmt::Debug for Trace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Trace")
+    }
+}
+
+impl Trace {
+    /// To `to`, from all vCPUs.
+    pub fn new(to: impl Write + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(to)))
+    }
+
+    fn write(&self, text: &str) {
+        // A listing that cannot be written is no reason to stop a guest.
+        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(text.as_bytes());
     }
 }
 
@@ -259,13 +285,14 @@ struct Counters {
     resumed: u64,
     /// How often all translations were thrown away.
     clears: u64,
-    /// Guest instructions that translated code executed, handlers included.
+    /// Guest instructions that translated code executed, handlers included; if it counts.
     executed: u64,
 }
 
 /// The translator of one vCPU.
 pub struct Jit {
     config: Config,
+    trace: Option<Trace>,
     area: CodeArea,
     stubs: Stubs,
     sites: Sites,
@@ -287,11 +314,11 @@ struct Tools {
 }
 
 impl Jit {
-    /// A translator with no translations.
+    /// A translator with no translations, which lists those it makes in `trace`.
     ///
     /// # Errors
     /// If the host does not give executable memory, or code cannot reach its data through GS.
-    pub fn new(config: Config) -> io::Result<Self> {
+    pub fn new(config: Config, trace: Option<Trace>) -> io::Result<Self> {
         if !run::host_has_gs_base() {
             return Err(io::Error::other("the host does not let programs set the GS base (FSGSBASE)"));
         }
@@ -300,6 +327,7 @@ impl Jit {
         area.seal_prologue();
         Ok(Self {
             config,
+            trace,
             area,
             stubs,
             sites: Sites::default(),

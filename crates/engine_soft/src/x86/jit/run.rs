@@ -7,6 +7,7 @@ use arch::x86::paging::is_canonical;
 use arch::x86::state::FxImage;
 use engine::Request;
 
+use super::listing::Listing;
 use super::{Jit, Kind, Site, Vectors, translate};
 use crate::x86::hostexec::Class;
 use crate::x86::interp::cpu::{Cpu, mode};
@@ -118,6 +119,9 @@ impl Cpu {
 
     /// The block's instructions were counted when it was entered; whoever handles its end counts them again.
     fn uncount(&mut self, site: &Site) {
+        if !self.jit.as_ref().is_some_and(|jit| jit.config.count) {
+            return;
+        }
         // SAFETY: a site's block is in the arena as long as the site exists.
         let count = unsafe { (*site.block).instructions() };
         self.counters.instructions = self.counters.instructions.wrapping_sub(count);
@@ -172,6 +176,7 @@ impl Cpu {
             return None;
         }
         let start = (self.state.rip & 0xfff) as u32;
+        self.frame.page = self.state.rip & !0xfff;
         let code = self.translate_with(&mut jit, block, start, None);
         self.jit = Some(jit);
         code
@@ -198,12 +203,17 @@ impl Cpu {
         let sites = jit.sites.room(translate::max_sites(ops.len()));
         let first = sites.len();
         let tools = &mut jit.tools;
-        let how = (address, jit.config.exact_flags);
+        let how = (address, jit.config);
         let source = translate::Source { block, ops, start, page: &page };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run(variant_from)?;
         for site in &mut sites[first..] {
             site.resume = site.resume.wrapping_add(address);
+        }
+        if let Some(trace) = &jit.trace {
+            let (page, gfn) = (self.frame.page, block.gfn);
+            let (guest, code, marks) = (&done.instructions[..], &done.code[..], &done.marks[..]);
+            trace.write(&Listing { page, gfn, guest, code, address, marks }.text());
         }
         let offset = jit.area.push(&done.code).ok()??;
         for site in &mut sites[first..] {

@@ -10,10 +10,11 @@ use memory::PageInfo;
 use super::asm::{Alu, Asm, Condition, Label, Mem, RAX, RDX, Size};
 use super::flags::{ALL, Effect, Peek};
 use super::group::Groups;
+use super::listing::{Mark, Stretch};
 use super::plan::{Operand, Plan, plan_of_plain, plan_of_thunk};
 use super::rewrite::{self, Borrowed, Rewritten, S0, S1, host_of, place_memory};
 use super::stubs::{Stubs, frame, gpr};
-use super::{Frame, Kind, Site, Tools, Vectors};
+use super::{Config, Frame, Kind, Site, Tools, Vectors};
 use crate::x86::interp::cpu::Cpu;
 use crate::x86::interp::op::{Block, Op};
 use crate::x86::interp::ops::vector::Extra;
@@ -60,7 +61,8 @@ pub(super) struct Translation<'a> {
     pub(super) groups: Groups,
     /// The flags live before each instruction, and after the last.
     pub(super) live: Vec<u32>,
-    exact_flags: bool,
+    config: Config,
+    marks: Vec<Mark>,
     /// Bytes of the page that were looked at to find out.
     seen: (usize, usize),
     pub(super) place: Place,
@@ -91,6 +93,9 @@ pub(super) struct Finished {
     pub(super) inner: u32,
     /// What of the page was looked at beyond the block.
     pub(super) seen: (usize, usize),
+    /// For a listing.
+    pub(super) instructions: Vec<Instruction>,
+    pub(super) marks: Vec<Mark>,
 }
 
 /// Sites a block of `ops` operations may need.
@@ -105,7 +110,7 @@ impl<'a> Translation<'a> {
         stubs: Stubs,
         tools: &'a mut Tools,
         sites: &'a mut Vec<Site>,
-        (address, exact_flags): (u64, bool),
+        (address, config): (u64, Config),
     ) -> Self {
         let Source { block, ops, start, page } = *source;
         let bytes = &page[start as usize..(start as usize + usize::from(block.len)).min(page.len())];
@@ -124,7 +129,8 @@ impl<'a> Translation<'a> {
             plans: Vec::new(),
             groups: Groups::default(),
             live: Vec::new(),
-            exact_flags,
+            config,
+            marks: Vec::new(),
             seen: (usize::MAX, 0),
             place: Place { host: true, saved: false },
             vectors: Vectors::NONE,
@@ -150,21 +156,26 @@ impl<'a> Translation<'a> {
         self.find_live_flags();
         if variant_from.is_none() {
             self.find_groups();
+            self.mark(Stretch::Outer);
             self.write_outer_entry();
         } else {
             self.place = Place { host: false, saved: true };
         }
         let inner = self.asm.position();
         if variant_from.is_none() {
+            self.mark(Stretch::Inner);
             self.write_inner_entry();
         }
         let last = self.ops.len() - 1;
         for i in variant_from.unwrap_or(0)..last {
+            self.mark(Stretch::Instruction(i));
             self.write_group_check(i);
             self.write_instruction(i);
         }
+        self.mark(Stretch::Instruction(last));
         self.write_group_check(last);
         self.write_end(last);
+        self.mark(Stretch::Cold);
         self.write_cold();
         Some(self.finish(inner))
     }
@@ -177,12 +188,12 @@ impl<'a> Translation<'a> {
         for (site, at) in &self.patches {
             self.sites[*site].patch = *at;
         }
-        Finished { code, inner, seen: self.seen }
+        Finished { code, inner, seen: self.seen, instructions: self.instructions, marks: self.marks }
     }
 
     /// The flags live at `offset` of the page; what was looked at to find out is remembered.
     pub(super) fn live_at(&mut self, offset: i64) -> u32 {
-        if self.exact_flags {
+        if self.config.exact_flags {
             return ALL;
         }
         let Ok(offset) = u64::try_from(offset) else { return ALL };
@@ -208,7 +219,7 @@ impl<'a> Translation<'a> {
     fn find_live_flags(&mut self) {
         let last = self.ops.len() - 1;
         self.live = vec![ALL; self.ops.len() + 1];
-        if self.exact_flags {
+        if self.config.exact_flags {
             return;
         }
         let (before_end, after) = self.live_around_end(last);
@@ -260,13 +271,15 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// From the same page: counts, and sees that vector registers are loaded.
+    fn mark(&mut self, what: Stretch) {
+        self.marks.push(Mark { at: self.asm.position(), what });
+    }
+
+    /// From the same page: counts if asked to, and sees that vector registers are loaded.
     fn write_inner_entry(&mut self) {
-        let count = self.block.instructions() as i32; // what leaving in the middle takes back
-        let counter = Mem::Field((offset_of!(Cpu, counters) + offset_of!(Statistics, instructions)) as i32);
-        if self.live[0] == 0 {
-            self.asm.alu_memory_immediate(Size::Qword, Alu::Add, counter, count);
-        } else {
+        if self.config.count {
+            let count = self.block.instructions() as i32; // what leaving in the middle takes back
+            let counter = Mem::Field((offset_of!(Cpu, counters) + offset_of!(Statistics, instructions)) as i32);
             self.asm.load(Size::Qword, S0, counter);
             self.asm.lea(Size::Qword, S0, Mem::Base(S0, count));
             self.asm.store(Size::Qword, counter, S0);
