@@ -95,7 +95,10 @@ impl Vm for SoftVm {
         let model = self.config.cpu_model.clone();
         let thunks = Thunks::new(|feature| model.has(feature)).map_err(|source| self.refused(source))?;
         let translator = self.translator.as_ref();
-        let jit = translator.map(|t| Jit::new(t.config, t.trace.clone())).transpose().map_err(|source| self.refused(source))?;
+        let jit = translator
+            .map(|t| Jit::new(t.config, t.trace.clone()))
+            .transpose()
+            .map_err(|source| self.refused(source))?;
         self.shared.register(index, signal.clone());
         Ok(Box::new(SoftVcpu(Cpu::new(&self.config, index, signal, self.shared.clone(), thunks, jit))))
     }

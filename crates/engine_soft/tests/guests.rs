@@ -39,10 +39,11 @@ macro_rules! programs {
 }
 
 fn at_once() -> Translator {
-    Translator { config: Config { threshold: 1, ..Config::default() } }
+    Translator { config: Config { threshold: 1, ..Config::default() }, ..Translator::default() }
 }
 
 programs! {
+    calls: 1,
     exceptions: 1,
     interrupts: 1,
     modes: 1,

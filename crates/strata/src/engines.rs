@@ -40,7 +40,9 @@ pub const AUTO: &str = "jit";
 pub fn open(name: &str, wishes: Wishes) -> Outcome<Box<dyn Engine>> {
     let wanted = if name == "auto" { AUTO } else { name };
     let choice = ALL.iter().find(|choice| choice.name == wanted);
-    choice.map(|choice| (choice.make)(wishes)).ok_or_else(|| Failure::new(format!("no engine is called {name:?}")))
+    choice
+        .map(|choice| (choice.make)(wishes))
+        .ok_or_else(|| Failure::new(format!("no engine is called {name:?}")))
 }
 
 fn translator(wishes: Wishes) -> Box<dyn Engine> {

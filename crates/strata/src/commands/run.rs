@@ -23,8 +23,8 @@ use crate::cli::Global;
 use crate::failure::{Failure, Outcome, While};
 use crate::progress::Bar;
 use crate::size::parse_duration;
-use crate::terminal::LogWriter;
 use crate::store;
+use crate::terminal::LogWriter;
 
 /// Run a command in a microVM made from an image
 ///

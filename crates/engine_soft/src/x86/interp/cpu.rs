@@ -160,7 +160,8 @@ impl Cpu {
         });
         let place = std::ptr::from_mut(&mut *cpu);
         let word = std::ptr::from_ref(cpu.signal.word());
-        cpu.frame.attach(place, word);
+        let no_returns = cpu.jit.as_ref().map_or(0, |jit| jit.empty_returns());
+        cpu.frame.attach(place, word, no_returns);
         cpu.mode_changed();
         cpu
     }
@@ -250,6 +251,7 @@ impl Cpu {
 
     /// After a TLB flush: linear addresses may lead to other blocks.
     pub(super) fn new_epoch(&mut self) {
+        self.frame.forget_returns();
         self.epoch += 1;
         self.update_jump_key();
     }

@@ -316,6 +316,12 @@ impl Asm {
         self.encode(size, None, &[0x85], b.0, Operand::Register(a));
     }
 
+    /// `test register, value` of the register's low 32 bits.
+    pub fn test_immediate(&mut self, register: Reg, value: i32) {
+        self.encode(Size::Dword, None, &[0xf7], 0, Operand::Register(register));
+        self.dword(value);
+    }
+
     /// `test register, value` of the register's low byte.
     pub fn test_low_byte(&mut self, register: Reg, value: u8) {
         self.encode(Size::Byte, None, &[0xf6], 0, Operand::Register(register));
@@ -398,6 +404,12 @@ impl Asm {
             self.byte(0x41);
         }
         self.byte(0x58 | register.0 & 7);
+    }
+
+    /// `call label`
+    pub fn call(&mut self, label: Label) {
+        self.byte(0xe8);
+        self.fixup(label);
     }
 
     /// `ret`

@@ -5,12 +5,12 @@ use std::mem::offset_of;
 
 use iced_x86::{Code, Mnemonic, OpKind};
 
-use super::asm::{Alu, Condition, Label, Mem, Size};
+use super::asm::{Alu, Condition, Label, Mem, RSP, Size};
 use super::flags::{ALL, Effect};
 use super::rewrite::{GUEST_RSP, S0, S1};
 use super::stubs::frame;
-use super::translate::{Cold, Translation};
-use super::{Frame, JUMP_ENTRIES, Jump, Kind};
+use super::translate::{Cold, Place, Translation};
+use super::{Frame, JUMP_ENTRIES, Jump, Kind, returns};
 use crate::x86::interp::select;
 
 /// The ways a block ends; targets are relative to the page.
@@ -30,6 +30,13 @@ pub(super) enum End {
     Return(u16),
     /// By the interpreter's handler.
     Handler,
+}
+
+/// How another block is gone to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Jump,
+    Call,
 }
 
 /// The first operand of an indirect branch is fine for us.
@@ -90,7 +97,7 @@ impl Translation<'_> {
             End::Call(target) => self.write_call(last, target),
             End::JumpIndirect => {
                 self.write_branch_operand(last);
-                self.write_lookup(last, 0);
+                self.write_lookup(last, 0, Way::Jump);
             }
             End::CallIndirect => self.write_call_indirect(last),
             End::Return(bytes) => self.write_return(last, bytes),
@@ -185,13 +192,50 @@ impl Translation<'_> {
         self.asm.lea(Size::Qword, value, Mem::Base(value, next));
         self.asm.store(Size::Qword, slot, value);
         self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, -8));
+        self.asm.push(value);
+    }
+
+    /// Goes to `full` if no more calls can be remembered. Destroys EFLAGS.
+    fn write_call_limit(&mut self, full: Label) {
+        self.asm.test_immediate(RSP, returns::FULL_MASK);
+        self.asm.jump_if(Condition::E, full);
+    }
+
+    /// Behind a host `call`: where the return comes to, with the guest's address in S0 and the flags saved.
+    fn write_return_site(&mut self, last: usize) {
+        self.asm.lea(Size::Qword, RSP, Mem::Base(RSP, 8));
+        self.place = Place { host: false, saved: true };
+        let next = self.instructions[last].next_ip() as i64;
+        if !is_in_page(next) {
+            return self.write_lookup(last, 0, Way::Jump);
+        }
+        self.asm.alu_immediate(Size::Qword, Alu::And, S0, -4096);
+        self.asm.store(Size::Qword, frame(offset_of!(Frame, page)), S0);
+        self.write_direct(last, next, 1, 0);
     }
 
     fn write_call(&mut self, last: usize, target: i64) {
         let miss = self.asm.label();
         self.write_push_return(last, miss);
         self.cold_stack_access(last, miss);
-        self.write_direct(last, target, 0, -8);
+        if !is_in_page(target) {
+            self.save_flags(ALL);
+            self.write_far_address(target);
+            self.write_lookup(last, -8, Way::Call);
+            return self.write_return_site(last);
+        }
+        // Calls that never return fill the stack of returns, so no loop of calls goes unnoticed.
+        let live = self.live_at(target);
+        let (full, unknown) = (self.asm.label(), self.asm.label());
+        self.save_flags(live);
+        self.place.host = false;
+        self.write_call_limit(full);
+        let site = self.site(Kind::Leave, last, target as i32);
+        self.cold.push(Cold::Exit { label: full, site, save: false });
+        self.need_host(live);
+        self.asm.call(unknown);
+        self.link(last, target, 0, live, unknown);
+        self.write_return_site(last);
     }
 
     /// The target of an indirect branch, into S0.
@@ -219,7 +263,8 @@ impl Translation<'_> {
         self.write_push_return(last, miss);
         self.cold_stack_access(last, miss);
         self.asm.load(Size::Qword, S0, target);
-        self.write_lookup(last, -8);
+        self.write_lookup(last, -8, Way::Call);
+        self.write_return_site(last);
     }
 
     fn write_return(&mut self, last: usize, bytes: u16) {
@@ -229,19 +274,38 @@ impl Translation<'_> {
         self.cold_stack_access(last, miss);
         let moved = 8 + i32::from(bytes);
         self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, moved));
-        self.write_lookup(last, moved);
+        let other = self.asm.label();
+        self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(RSP, 8));
+        self.asm.jump_if(Condition::NE, other);
+        self.asm.ret();
+        self.cold.push(Cold::Unexpected { label: other, last, moved });
     }
 
     /// A jump out of the page; the flags are saved.
     pub(super) fn write_far_jump(&mut self, last: usize, target: i64, moved: i32) {
-        self.asm.load(Size::Qword, S0, frame(offset_of!(Frame, page)));
-        self.asm.lea(Size::Qword, S0, Mem::Base(S0, target as i32));
-        self.write_lookup(last, moved);
+        self.write_far_address(target);
+        self.write_lookup(last, moved, Way::Jump);
     }
 
-    /// Jumps to the linear address in S0 through the jump table; RSP has moved by `moved`. The flags are saved.
-    fn write_lookup(&mut self, last: usize, moved: i32) {
+    /// The linear address of `target` into S0.
+    fn write_far_address(&mut self, target: i64) {
+        self.asm.load(Size::Qword, S0, frame(offset_of!(Frame, page)));
+        self.asm.lea(Size::Qword, S0, Mem::Base(S0, target as i32));
+    }
+
+    /// At `label`: a return to S0 where the stack of returns says otherwise.
+    pub(super) fn write_unexpected(&mut self, label: Label, last: usize, moved: i32) {
+        self.asm.bind(label);
+        self.asm.load(Size::Qword, RSP, frame(offset_of!(Frame, no_returns)));
+        self.write_lookup(last, moved, Way::Jump);
+    }
+
+    /// Goes to the linear address in S0 through the jump table; RSP has moved by `moved`. The flags are saved.
+    fn write_lookup(&mut self, last: usize, moved: i32, way: Way) {
         let unknown = self.asm.label();
+        if way == Way::Call {
+            self.write_call_limit(unknown);
+        }
         self.asm.load(Size::Qword, S1, frame(offset_of!(Frame, signal)));
         self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S1, 0), 0);
         self.asm.jump_if(Condition::NE, unknown);
@@ -255,7 +319,11 @@ impl Translation<'_> {
         self.asm.jump_if(Condition::NE, unknown);
         self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(Jump, page) as i32));
         self.asm.store(Size::Qword, frame(offset_of!(Frame, page)), S0);
-        self.asm.jump_indirect(Mem::Base(S1, offset_of!(Jump, code) as i32));
+        let code = Mem::Base(S1, offset_of!(Jump, code) as i32);
+        match way {
+            Way::Jump => self.asm.jump_indirect(code),
+            Way::Call => self.asm.call_indirect(code),
+        }
         let site = self.site(Kind::Jump, last, self.start as i32);
         self.sites[site].distance = moved;
         self.cold.push(Cold::Unknown { label: unknown, site });

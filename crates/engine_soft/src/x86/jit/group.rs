@@ -18,8 +18,8 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::asm::{Alu, Condition, Label, Mem, Size};
-use super::plan::{Operand, Plan};
 use super::branch::End;
+use super::plan::{Operand, Plan};
 use super::rewrite::{self, S0, S1, host_of};
 use super::stubs::frame;
 use super::translate::{Cold, Translation};
@@ -127,15 +127,20 @@ impl Maker {
     /// Gives each group worth it a place for its addend, and forgets the others.
     fn finish(mut self) -> Groups {
         let mut places = 0;
-        let kept: Vec<bool> = self.made.groups.iter_mut().map(|group| {
-            if group.base == RSP {
-                return true;
-            }
-            group.addend = Addend::Place(places);
-            let keep = group.accesses > 1 && places < GROUPS;
-            places += usize::from(keep);
-            keep
-        }).collect();
+        let kept: Vec<bool> = self
+            .made
+            .groups
+            .iter_mut()
+            .map(|group| {
+                if group.base == RSP {
+                    return true;
+                }
+                group.addend = Addend::Place(places);
+                let keep = group.accesses > 1 && places < GROUPS;
+                places += usize::from(keep);
+                keep
+            })
+            .collect();
         for of in &mut self.made.of {
             *of = of.filter(|group| kept[*group]);
         }

@@ -79,6 +79,7 @@ impl Translation<'_> {
                     }
                     self.write_far_jump(last, target, 0);
                 }
+                Cold::Unexpected { label, last, moved } => self.write_unexpected(label, last, moved),
                 Cold::Group { label, index, retry } => self.write_failed_group(label, index, retry),
                 Cold::Unknown { label, site } => {
                     self.asm.bind(label);

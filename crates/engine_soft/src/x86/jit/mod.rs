@@ -24,7 +24,7 @@
 //! The outer entry compares the page's code generation. The inner one is reached only from code of the same
 //! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
 //!
-//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `branch`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `branch`, `returns`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
 mod access;
@@ -35,6 +35,7 @@ mod group;
 mod keep;
 pub mod listing;
 mod plan;
+mod returns;
 pub mod rewrite;
 pub mod run;
 pub mod stubs;
@@ -50,6 +51,7 @@ use super::code::CodeArea;
 use super::interp::cpu::Cpu;
 use super::interp::op::{Block, Flow, Op};
 use group::GROUPS;
+use returns::ReturnStack;
 use stubs::Stubs;
 
 /// How a translator behaves; the default is right unless a test wants to provoke something.
@@ -139,6 +141,10 @@ pub struct Frame {
     host_stack: u64,
     /// What the groups of the running block add to their addresses.
     addends: [u64; GROUPS],
+    /// The stack pointer of translated code while a handler runs: in the [`ReturnStack`].
+    returns: u64,
+    /// That of an empty stack.
+    no_returns: u64,
     /// Host address that code goes on at.
     resume: u64,
     /// A guest address in transit: target of a call, or of a jump the table does not know.
@@ -182,6 +188,8 @@ impl Default for Frame {
             jumps: std::ptr::null(),
             host_stack: 0,
             addends: [0; GROUPS],
+            returns: 0,
+            no_returns: 0,
             resume: 0,
             target: 0,
             saved_rax: 0,
@@ -196,11 +204,18 @@ impl Default for Frame {
 }
 
 impl Frame {
-    /// Makes this the frame of the vCPU at `cpu`, which will not move, and whose requests are in `signal`.
-    pub fn attach(&mut self, cpu: *mut Cpu, signal: *const AtomicU32) {
+    /// Makes this the frame of the vCPU at `cpu`, which will not move, whose requests are in `signal`, and whose
+    /// empty [`ReturnStack`] has stack pointer `no_returns`.
+    pub fn attach(&mut self, cpu: *mut Cpu, signal: *const AtomicU32, no_returns: u64) {
+        (self.returns, self.no_returns) = (no_returns, no_returns);
         self.cpu = cpu;
         self.signal = signal;
         self.slow = run::slow as *const () as u64;
+    }
+
+    /// Returns go where the guest's stack says: which code is where has changed.
+    pub fn forget_returns(&mut self) {
+        self.returns = self.no_returns;
     }
 
     /// Jumps go through `table` from now on.
@@ -257,6 +272,24 @@ pub(super) struct Site {
     op: *const Op,
 }
 
+impl Site {
+    /// A jump to a canonical address from nowhere in particular.
+    fn lost() -> Self {
+        Self {
+            kind: Kind::Jump,
+            link: 0,
+            register: 0,
+            vectors: Vectors::NONE,
+            distance: 0,
+            ip: 0,
+            patch: 0,
+            resume: 0,
+            block: std::ptr::null(),
+            op: std::ptr::null(),
+        }
+    }
+}
+
 /// Sites in chunks, so that their addresses stay.
 #[derive(Default)]
 struct Sites {
@@ -296,6 +329,9 @@ pub struct Jit {
     area: CodeArea,
     stubs: Stubs,
     sites: Sites,
+    returns: ReturnStack,
+    /// Where the bottom of `returns` leads to: a jump to wherever.
+    _lost: Box<Site>,
     /// `[kernel, user]`
     jumps: Box<[[Jump; JUMP_ENTRIES]; 2]>,
     /// Entries of `jumps` in use, so that forgetting them touches only those.
@@ -323,7 +359,8 @@ impl Jit {
             return Err(io::Error::other("the host does not let programs set the GS base (FSGSBASE)"));
         }
         let mut area = CodeArea::new(config.code_bytes)?;
-        let stubs = Stubs::push(&mut area)?;
+        let lost = Box::new(Site::lost());
+        let stubs = Stubs::push(&mut area, &lost)?;
         area.seal_prologue();
         Ok(Self {
             config,
@@ -331,6 +368,8 @@ impl Jit {
             area,
             stubs,
             sites: Sites::default(),
+            returns: ReturnStack::new(stubs.bottom),
+            _lost: lost,
             jumps: Box::new([(); 2].map(|()| std::array::from_fn(Jump::none))),
             filled: Vec::new(),
             tools: Tools { encoder: Encoder::new(64), info: InstructionInfoFactory::new() },
@@ -360,6 +399,11 @@ impl Jit {
     /// Whether the area can take the translation of any block.
     pub(super) fn has_room(&self) -> bool {
         self.area.left() > translate::MAX_CODE_BYTES
+    }
+
+    /// The stack pointer of translated code that has made no calls.
+    pub(super) fn empty_returns(&self) -> u64 {
+        self.returns.empty()
     }
 
     /// Throws all translations away; none of them may be running.

@@ -9,7 +9,7 @@ use arch::x86::state::FxImage;
 
 use super::asm::{Alu, Asm, Condition, Label, Mem, RAX, RDI, RSI, RSP, Reg, Size};
 use super::rewrite::{MAPPED, S0};
-use super::{Frame, Vectors};
+use super::{Frame, Site, Vectors};
 use crate::x86::code::CodeArea;
 use crate::x86::interp::cpu::Cpu;
 
@@ -26,6 +26,8 @@ pub struct Stubs {
     pub slow: u64,
     /// Jumped to with a site in S0: stores the guest's registers and returns from `enter` with the site.
     pub leave: u64,
+    /// Returned to with the guest's target in S0 by a RET for which no CALL is known.
+    pub bottom: u64,
 }
 
 /// A field of the frame.
@@ -52,8 +54,8 @@ fn mxcsr() -> Mem {
 }
 
 impl Stubs {
-    /// Writes the stubs at the start of `area`.
-    pub(super) fn push(area: &mut CodeArea) -> io::Result<Self> {
+    /// Writes the stubs at the start of `area`; `lost` stays where it is as long as they.
+    pub(super) fn push(area: &mut CodeArea, lost: &Site) -> io::Result<Self> {
         let base = area.next_address();
         let mut asm = Asm::new(base);
         let avx = std::arch::is_x86_feature_detected!("avx");
@@ -65,10 +67,19 @@ impl Stubs {
         let slow = asm.label();
         asm.bind(slow);
         write_slow(&mut asm, avx);
+        let bottom = asm.position();
+        asm.store(Size::Qword, frame(offset_of!(Frame, target)), S0);
+        asm.load_immediate(S0, std::ptr::from_ref(lost) as u64);
+        asm.jump(leave);
         let code = asm.finish().to_vec();
         area.push(&code)?.ok_or_else(|| io::Error::other("no room for the stubs"))?;
         let at = |offset: u32| base + u64::from(offset);
-        Ok(Self { enter: at(enter), slow: at(asm.offset_of(slow)), leave: at(asm.offset_of(leave)) })
+        Ok(Self {
+            enter: at(enter),
+            slow: at(asm.offset_of(slow)),
+            leave: at(asm.offset_of(leave)),
+            bottom: at(bottom),
+        })
     }
 }
 
@@ -91,6 +102,7 @@ fn write_enter(asm: &mut Asm) {
     // Six pushes and the return address: eight more bytes make calls from here aligned.
     asm.lea(Size::Qword, RSP, Mem::Base(RSP, -8));
     asm.store(Size::Qword, frame(offset_of!(Frame, host_stack)), RSP);
+    asm.load(Size::Qword, RSP, frame(offset_of!(Frame, no_returns)));
     asm.store(Size::Qword, frame(offset_of!(Frame, resume)), RSI);
     load_registers(asm);
     asm.jump_indirect(frame(offset_of!(Frame, resume)));
@@ -119,6 +131,8 @@ fn write_slow(asm: &mut Asm, avx: bool) {
     asm.mov(Size::Qword, RSI, S0);
     // The site again, for the way out: a register the call keeps.
     asm.mov(Size::Qword, CALLEE_SAVED[0], S0);
+    asm.store(Size::Qword, frame(offset_of!(Frame, returns)), RSP);
+    asm.load(Size::Qword, RSP, frame(offset_of!(Frame, host_stack)));
     asm.call_indirect(frame(offset_of!(Frame, slow)));
     asm.test(Size::Qword, RAX, RAX);
     let resume = asm.label();
@@ -128,6 +142,7 @@ fn write_slow(asm: &mut Asm, avx: bool) {
     asm.bind(resume);
     asm.store(Size::Qword, frame(offset_of!(Frame, resume)), RAX);
     load_vectors(asm, avx);
+    asm.load(Size::Qword, RSP, frame(offset_of!(Frame, returns)));
     load_registers(asm);
     asm.jump_indirect(frame(offset_of!(Frame, resume)));
 }

@@ -42,6 +42,8 @@ pub(super) enum Cold {
     FarJump { label: Label, last: usize, target: i64, save: bool },
     /// At `label`: leave with the site and the address in S0.
     Unknown { label: Label, site: usize },
+    /// At `label`: RET, which moved RSP by `moved`, to another place than expected, in S0.
+    Unexpected { label: Label, last: usize, moved: i32 },
     /// At `label`: the check of group `index` failed; `retry` is where it begins.
     Group { label: Label, index: usize, retry: Label },
 }
@@ -279,7 +281,8 @@ impl<'a> Translation<'a> {
     fn write_inner_entry(&mut self) {
         if self.config.count {
             let count = self.block.instructions() as i32; // what leaving in the middle takes back
-            let counter = Mem::Field((offset_of!(Cpu, counters) + offset_of!(Statistics, instructions)) as i32);
+            let counter =
+                Mem::Field((offset_of!(Cpu, counters) + offset_of!(Statistics, instructions)) as i32);
             self.asm.load(Size::Qword, S0, counter);
             self.asm.lea(Size::Qword, S0, Mem::Base(S0, count));
             self.asm.store(Size::Qword, counter, S0);
@@ -301,7 +304,9 @@ impl<'a> Translation<'a> {
         match self.plans[i] {
             Plan::Nothing => {}
             Plan::Native { memory: None, .. } => self.write_native(i),
-            Plan::Native { memory: Some(operand), .. } if self.groups.has(i) => self.write_in_group(i, operand),
+            Plan::Native { memory: Some(operand), .. } if self.groups.has(i) => {
+                self.write_in_group(i, operand)
+            }
             Plan::Native { memory: Some(operand), .. } => self.write_with_memory(i, operand),
             Plan::Address => self.write_address(i),
             Plan::Push => self.write_push(i),
