@@ -74,7 +74,7 @@ pub struct Cpu {
     pub(super) cache: BlockCache,
     pub(in crate::x86) current: *const Block,
     /// The bus may have an interrupt for us.
-    pub(super) interrupt_hint: bool,
+    pub(in crate::x86) interrupt_hint: bool,
     /// Misaligned user accesses fault.
     pub(in crate::x86) alignment_checks: bool,
     /// Vector instructions of these classes are known to be enabled (see `vector::run`).

@@ -83,6 +83,8 @@ const UNBOUND: u32 = u32::MAX;
 pub enum Alu {
     /// ADD
     Add = 0,
+    /// OR
+    Or = 1,
     /// AND
     And = 4,
     /// SUB
@@ -320,6 +322,22 @@ impl Asm {
     pub fn test_immediate(&mut self, register: Reg, value: i32) {
         self.encode(Size::Dword, None, &[0xf7], 0, Operand::Register(register));
         self.dword(value);
+    }
+
+    /// `test dword [memory], value`
+    pub fn test_memory(&mut self, memory: Mem, value: i32) {
+        self.encode(Size::Dword, None, &[0xf7], 0, Operand::Memory(memory));
+        self.dword(value);
+    }
+
+    /// `movsxd to, from`
+    pub fn movsxd(&mut self, to: Reg, from: Reg) {
+        self.encode(Size::Qword, None, &[0x63], to.0, Operand::Register(from));
+    }
+
+    /// `rdtsc`
+    pub fn rdtsc(&mut self) {
+        self.raw(&[0x0f, 0x31]);
     }
 
     /// `test register, value` of the register's low byte.

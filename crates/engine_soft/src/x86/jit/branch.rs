@@ -28,6 +28,8 @@ pub(super) enum End {
     CallIndirect,
     /// RET, with the bytes it drops beside the address.
     Return(u16),
+    /// STI, with the place where execution goes on.
+    SetInterrupts(i64),
     /// By the interpreter's handler.
     Handler,
 }
@@ -67,6 +69,7 @@ impl Translation<'_> {
             Mnemonic::Ret if matches!(instruction.code(), Code::Retnq_imm16) => {
                 End::Return(instruction.immediate16())
             }
+            Mnemonic::Sti => End::SetInterrupts(instruction.next_ip() as i64),
             _ if instruction.is_jcc_short_or_near() && direct => {
                 let condition = Condition(select::condition(instruction));
                 End::Conditional(condition, target, instruction.next_ip() as i64)
@@ -78,7 +81,7 @@ impl Translation<'_> {
     /// The flags live before and after the last operation.
     pub(super) fn live_around_end(&mut self, last: usize) -> (u32, u32) {
         match self.end(last) {
-            End::Jump(target) | End::Call(target) => {
+            End::Jump(target) | End::Call(target) | End::SetInterrupts(target) => {
                 let live = self.live_at(target);
                 (live, live)
             }
@@ -101,6 +104,7 @@ impl Translation<'_> {
             }
             End::CallIndirect => self.write_call_indirect(last),
             End::Return(bytes) => self.write_return(last, bytes),
+            End::SetInterrupts(next) => self.write_set_interrupts(last, next),
             End::Handler => {
                 self.save_flags(ALL);
                 let site = self.site(Kind::Handler, last, self.start as i32);
@@ -110,7 +114,7 @@ impl Translation<'_> {
     }
 
     /// At `label`: the whole last operation by its handler, which ends the block.
-    fn cold_end(&mut self, last: usize, label: Label) {
+    pub(super) fn cold_end(&mut self, last: usize, label: Label) {
         let site = self.site(Kind::Handler, last, self.start as i32);
         self.cold.push(Cold::Slow { label, site, resume: None, restore: false });
     }
@@ -123,7 +127,7 @@ impl Translation<'_> {
     }
 
     /// Goes on at `target`, which is successor number `link`.
-    fn write_direct(&mut self, last: usize, target: i64, link: u8, moved: i32) {
+    pub(super) fn write_direct(&mut self, last: usize, target: i64, link: u8, moved: i32) {
         if !is_in_page(target) {
             self.save_flags(ALL);
             return self.write_far_jump(last, target, moved);

@@ -174,7 +174,7 @@ impl Translation<'_> {
             };
         };
         match plan {
-            Plan::Push => on_stack(-8, true),
+            Plan::Push | Plan::PushFlags => on_stack(-8, true),
             Plan::Pop => on_stack(0, false),
             Plan::Leave => Some(Reach { base: RBP, start: 0, size: 8, writes: false }),
             Plan::Native { memory: Some(operand), .. } => reach_of_operand(instruction, *operand),
@@ -324,7 +324,9 @@ fn stack_shift(instruction: &Instruction) -> Option<i32> {
         value.then(|| instruction.immediate(1) as i32)
     };
     let shift = match instruction.mnemonic() {
-        Mnemonic::Push | Mnemonic::Pop if !on_rsp => Some(instruction.stack_pointer_increment()),
+        Mnemonic::Push | Mnemonic::Pop | Mnemonic::Pushfq if !on_rsp => {
+            Some(instruction.stack_pointer_increment())
+        }
         Mnemonic::Add if on_rsp => by_immediate(),
         Mnemonic::Sub if on_rsp => by_immediate().map(i32::wrapping_neg),
         Mnemonic::Lea if on_rsp && instruction.memory_base() == Register::RSP => {

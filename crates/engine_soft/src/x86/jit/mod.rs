@@ -24,7 +24,7 @@
 //! The outer entry compares the page's code generation. The inner one is reached only from code of the same
 //! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
 //!
-//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `branch`, `returns`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `branch`, `returns`, `system`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
 mod access;
@@ -39,6 +39,7 @@ mod returns;
 pub mod rewrite;
 pub mod run;
 pub mod stubs;
+mod system;
 pub mod translate;
 
 use std::io::{self, Write};

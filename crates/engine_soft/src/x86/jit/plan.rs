@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpKind, Register};
 
-use super::{Tools, Vectors, rewrite};
+use super::{Tools, Vectors, rewrite, system};
 use crate::x86::hostexec::{Access, Class};
 use crate::x86::interp::ops::vector::Extra;
 use crate::x86::mmu::Intent;
@@ -28,7 +28,20 @@ pub(super) enum Plan {
     /// LEAVE
     Leave,
     /// DIV and IDIV, which may trap.
-    Divide,
+    Divide {
+        /// The divisor, if it is in memory.
+        memory: Option<Operand>,
+    },
+    /// CLI
+    ClearInterrupts,
+    /// PUSHFQ
+    PushFlags,
+    /// MOV from a segment register.
+    ReadSegment,
+    /// RDTSC
+    TimeStamp,
+    /// BT and relatives with a bit number in a register.
+    BitString(Operand),
     /// By the interpreter's handler.
     Handler,
 }
@@ -136,6 +149,8 @@ fn is_plain(mnemonic: Mnemonic) -> bool {
             | Xchg
             | Xadd
             | Cmpxchg
+            | Cmpxchg8b
+            | Cmpxchg16b
             | Cbw
             | Cwde
             | Cdqe
@@ -180,7 +195,21 @@ pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Pla
         M::Div | M::Idiv
             if instruction.op0_kind() == OpKind::Register && instruction.op0_register().size() >= 4 =>
         {
-            return Plan::Divide;
+            return Plan::Divide { memory: None };
+        }
+        M::Div | M::Idiv if instruction.memory_size().size() >= 4 && !is_odd(instruction) => {
+            let size = instruction.memory_size().size() as u32;
+            return Plan::Divide { memory: Some(Operand { size, intent: Intent::Read, alignment: 1 }) };
+        }
+        M::Cli => return Plan::ClearInterrupts,
+        M::Pushfq => return Plan::PushFlags,
+        M::Rdtsc => return Plan::TimeStamp,
+        M::Mov
+            if instruction.op1_kind() == OpKind::Register
+                && instruction.op1_register().is_segment_register()
+                && instruction.op0_kind() == OpKind::Register =>
+        {
+            return Plan::ReadSegment;
         }
         _ => {}
     }
@@ -203,7 +232,7 @@ pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Pla
     };
     // A bit offset in a register reaches beyond the operand.
     let bits = matches!(mnemonic, M::Bt | M::Bts | M::Btr | M::Btc);
-    if bits && instruction.op1_kind() == OpKind::Register {
+    if bits && instruction.op1_kind() == OpKind::Register && !system::is_bit_string(instruction) {
         return Plan::Handler;
     }
     let access = tools.info.info_options(instruction, InstructionInfoOptions::NO_MEMORY_USAGE).op_access(n);
@@ -212,5 +241,10 @@ pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Pla
     if size == 0 {
         return Plan::Handler;
     }
-    Plan::Native { memory: Some(Operand { size, intent, alignment: 1 }), vectors: Vectors::NONE }
+    let alignment = if mnemonic == M::Cmpxchg16b { size } else { 1 };
+    let operand = Operand { size, intent, alignment };
+    if bits && instruction.op1_kind() == OpKind::Register {
+        return Plan::BitString(operand);
+    }
+    Plan::Native { memory: Some(operand), vectors: Vectors::NONE }
 }

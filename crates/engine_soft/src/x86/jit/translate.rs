@@ -4,7 +4,7 @@
 use std::mem::offset_of;
 
 use engine::Statistics;
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use memory::PageInfo;
 
 use super::asm::{Alu, Asm, Condition, Label, Mem, RAX, RDX, Size};
@@ -240,7 +240,11 @@ impl<'a> Translation<'a> {
                 Effect { replaces: 0, ..Effect::of(&self.instructions[i]) }
             }
             Plan::Handler => Effect::OPAQUE,
-            Plan::Native { .. } | Plan::Divide => Effect::of(&self.instructions[i]),
+            Plan::ClearInterrupts | Plan::ReadSegment | Plan::TimeStamp => Effect::default(),
+            Plan::PushFlags => Effect { reads: ALL, ..Effect::default() },
+            Plan::Native { .. } | Plan::Divide { .. } | Plan::BitString(_) => {
+                Effect::of(&self.instructions[i])
+            }
         }
     }
 
@@ -312,7 +316,12 @@ impl<'a> Translation<'a> {
             Plan::Push => self.write_push(i),
             Plan::Pop => self.write_pop(i),
             Plan::Leave => self.write_leave(i),
-            Plan::Divide => self.write_divide(i),
+            Plan::Divide { memory } => self.write_divide(i, memory),
+            Plan::ClearInterrupts => self.write_clear_interrupts(i),
+            Plan::PushFlags => self.write_push_flags(i),
+            Plan::ReadSegment => self.write_read_segment(i),
+            Plan::TimeStamp => self.write_time_stamp(i),
+            Plan::BitString(operand) => self.write_bit_string(i, operand),
             Plan::Handler => self.write_handler(i),
         }
     }
@@ -401,7 +410,7 @@ impl<'a> Translation<'a> {
         self.flags_after(effect);
     }
 
-    fn encoded(&mut self, instruction: &Instruction) -> Option<Vec<u8>> {
+    pub(super) fn encoded(&mut self, instruction: &Instruction) -> Option<Vec<u8>> {
         let done = self.tools.encoder.encode(instruction, 0).is_ok();
         let bytes = self.tools.encoder.take_buffer();
         done.then_some(bytes)
@@ -409,19 +418,32 @@ impl<'a> Translation<'a> {
 
     /// DIV and IDIV natively where the quotient surely fits: the high half below the divisor, or for IDIV a
     /// dividend that is one sign-extended register and a divisor that is neither 0 nor -1.
-    fn write_divide(&mut self, i: usize) {
+    fn write_divide(&mut self, i: usize, memory: Option<Operand>) {
         let instruction = self.instructions[i];
-        let register = instruction.op0_register();
-        let size = if register.size() == 8 { Size::Qword } else { Size::Dword };
-        let home = host_of(rewrite::number(register));
+        let wide = memory.map_or(instruction.op0_register().size(), |operand| operand.size as usize) == 8;
+        let (size, like) = if wide { (Size::Qword, Register::RAX) } else { (Size::Dword, Register::EAX) };
+        let home = match memory {
+            None => host_of(rewrite::number(instruction.op0_register())),
+            Some(_) => None,
+        };
         let divisor = home.unwrap_or(S1);
         let mut host = instruction;
-        host.set_op0_register(rewrite::sized(divisor, register));
+        host.set_op0_kind(OpKind::Register);
+        host.set_op0_register(rewrite::sized(divisor, like));
         let Some(bytes) = self.encoded(&host) else { return self.write_handler(i) };
         let slow = self.asm.label();
         self.clobber(i);
-        if home.is_none() {
-            self.asm.load(size, S1, gpr(rewrite::number(register)));
+        match memory {
+            None if home.is_none() => {
+                self.asm.load(size, S1, gpr(rewrite::number(instruction.op0_register())));
+            }
+            None => {}
+            Some(operand) => {
+                self.write_operand_address(&instruction);
+                self.write_check(operand, slow);
+                self.asm.load(Size::Qword, S1, Mem::Base(S1, super::access::HOST));
+                self.asm.load(size, S1, Mem::Indexed(S0, S1, 0, 0));
+            }
         }
         if instruction.mnemonic() == Mnemonic::Div {
             self.asm.alu(size, Alu::Cmp, RDX, divisor);
