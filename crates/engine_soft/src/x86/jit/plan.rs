@@ -166,52 +166,55 @@ fn is_plain(mnemonic: Mnemonic) -> bool {
     )
 }
 
-pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Plan {
+/// The plan for an instruction that has a sequence of its own; `None` for others.
+fn plan_of_special(instruction: &Instruction) -> Option<Plan> {
     use Mnemonic as M;
     let wide_register = |n: u32| {
         instruction.op_kind(n) == OpKind::Register
             && instruction.op_register(n).is_gpr()
             && instruction.op_register(n).size() == 8
     };
-    match instruction.mnemonic() {
-        M::Nop | M::Endbr64 | M::Endbr32 | M::Lfence => return Plan::Nothing,
-        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => {
-            return Plan::Nothing;
-        }
-        M::Lea if !is_odd(instruction) => return Plan::Address,
-        M::Push if instruction.stack_pointer_increment() == -8 => {
-            let register = instruction.op0_kind() == OpKind::Register;
-            return match instruction.op0_kind() {
-                OpKind::Register if wide_register(0) => Plan::Push,
-                OpKind::Memory => Plan::Handler,
-                _ if register => Plan::Handler,
-                _ => Plan::Push,
-            };
-        }
+    let plan = match instruction.mnemonic() {
+        M::Nop | M::Endbr64 | M::Endbr32 | M::Lfence => Plan::Nothing,
+        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => Plan::Nothing,
+        M::Lea if !is_odd(instruction) => Plan::Address,
+        M::Push if instruction.stack_pointer_increment() == -8 => match instruction.op0_kind() {
+            OpKind::Memory => Plan::Handler,
+            OpKind::Register if !wide_register(0) => Plan::Handler,
+            _ => Plan::Push,
+        },
         M::Pop if instruction.stack_pointer_increment() == 8 && wide_register(0) => {
-            return if instruction.op0_register() == Register::RSP { Plan::Handler } else { Plan::Pop };
+            if instruction.op0_register() == Register::RSP { Plan::Handler } else { Plan::Pop }
         }
-        M::Leave if instruction.code() == iced_x86::Code::Leaveq => return Plan::Leave,
+        M::Leave if instruction.code() == iced_x86::Code::Leaveq => Plan::Leave,
         M::Div | M::Idiv
             if instruction.op0_kind() == OpKind::Register && instruction.op0_register().size() >= 4 =>
         {
-            return Plan::Divide { memory: None };
+            Plan::Divide { memory: None }
         }
         M::Div | M::Idiv if instruction.memory_size().size() >= 4 && !is_odd(instruction) => {
             let size = instruction.memory_size().size() as u32;
-            return Plan::Divide { memory: Some(Operand { size, intent: Intent::Read, alignment: 1 }) };
+            Plan::Divide { memory: Some(Operand { size, intent: Intent::Read, alignment: 1 }) }
         }
-        M::Cli => return Plan::ClearInterrupts,
-        M::Pushfq => return Plan::PushFlags,
-        M::Rdtsc => return Plan::TimeStamp,
+        M::Cli => Plan::ClearInterrupts,
+        M::Pushfq => Plan::PushFlags,
+        M::Rdtsc => Plan::TimeStamp,
         M::Mov
             if instruction.op1_kind() == OpKind::Register
                 && instruction.op1_register().is_segment_register()
                 && instruction.op0_kind() == OpKind::Register =>
         {
-            return Plan::ReadSegment;
+            Plan::ReadSegment
         }
-        _ => {}
+        _ => return None,
+    };
+    Some(plan)
+}
+
+pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Plan {
+    use Mnemonic as M;
+    if let Some(plan) = plan_of_special(instruction) {
+        return plan;
     }
     let mnemonic = instruction.mnemonic();
     let conditional = instruction.condition_code() != iced_x86::ConditionCode::None
