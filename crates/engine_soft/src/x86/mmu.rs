@@ -116,6 +116,28 @@ pub struct StackPage {
     pub addend: u64,
 }
 
+/// By base register, for loads and stores (`2 * register + store`): the page that translated code last found in the
+/// TLB by it, in the view that is in force.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct KnownPages {
+    /// Linear address.
+    pub page: [u64; 32],
+    /// What offsets in the page must be below; 0 while no page is known.
+    pub limit: [u64; 32],
+    /// Host address minus linear address.
+    pub addend: [u64; 32],
+}
+
+impl KnownPages {
+    /// The bytes an access may have.
+    pub const MAX_SIZE: u64 = 32;
+    /// The `limit` of a page that is known: of its last bytes only the TLB can tell if they are enough.
+    pub const LIMIT: u64 = PAGE_SIZE - Self::MAX_SIZE + 1;
+
+    const NONE: Self = Self { page: [0; 32], limit: [0; 32], addend: [0; 32] };
+}
+
 /// A translation as the walker finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
@@ -142,8 +164,9 @@ pub struct Mmu {
     /// Indices (view * TLB_ENTRIES + slot) in use, so that a flush touches only those.
     filled: Vec<u16>,
     exec: Box<[[CodePage; EXEC_ENTRIES]; 2]>,
-    /// Goes with the first entry that goes.
+    /// Both go with the first entry that goes.
     pub(super) stack: StackPage,
+    pub(super) known: KnownPages,
     physical_bits: u32,
 }
 
@@ -162,6 +185,7 @@ impl Mmu {
             filled: Vec::new(),
             exec: Box::new([[empty; EXEC_ENTRIES]; 2]),
             stack: StackPage::default(),
+            known: KnownPages::NONE,
             physical_bits,
         }
     }
@@ -179,13 +203,14 @@ impl Mmu {
     }
 
     /// Another view is in force, or entries went.
-    pub fn forget_stack(&mut self) {
+    pub fn forget_known(&mut self) {
         self.stack.addend = 0;
+        self.known.limit = [0; 32];
     }
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
-        self.forget_stack();
+        self.forget_known();
         for index in self.filled.drain(..).map(usize::from) {
             self.entries.as_flattened_mut()[index] = TlbEntry::empty(index % TLB_ENTRIES);
         }
@@ -194,7 +219,7 @@ impl Mmu {
 
     /// Drops all but global pages.
     pub fn flush_non_global(&mut self) {
-        self.forget_stack();
+        self.forget_known();
         let entries = self.entries.as_flattened_mut();
         self.filled.retain(|&index| {
             let index = usize::from(index);
@@ -209,7 +234,7 @@ impl Mmu {
 
     /// Drops the page of `linear`.
     pub fn flush_page(&mut self, linear: u64) {
-        self.forget_stack();
+        self.forget_known();
         let slot = slot(linear);
         for view in self.entries.iter_mut() {
             let entry = &mut view[slot];
@@ -223,7 +248,7 @@ impl Mmu {
 
     /// Takes back every permission to store on the fast path, because a page came to hold code.
     pub fn revoke_writes(&mut self) {
-        self.forget_stack();
+        self.forget_known();
         for index in self.filled.iter().copied().map(usize::from) {
             self.entries.as_flattened_mut()[index].write = invalid(index % TLB_ENTRIES);
         }

@@ -235,7 +235,7 @@ impl Cpu {
     /// Recomputes what depends on privilege and RFLAGS.AC only.
     pub fn update_view(&mut self) {
         self.view = View::of(&self.state);
-        self.mmu.forget_stack();
+        self.mmu.forget_known();
         self.alignment_checks = self.wants_alignment_checks();
         if let Some(jit) = &self.jit {
             self.frame.set_jumps(jit.jump_table(self.view == View::User));

@@ -330,7 +330,7 @@ impl Translation<'_> {
         }
         let site = self.site(Kind::Jump, last, self.start as i32);
         self.sites[site].distance = moved;
-        self.cold.push(Cold::Unknown { label: unknown, site });
+        self.cold.push(Cold::UnknownTarget { label: unknown, site });
     }
 }
 

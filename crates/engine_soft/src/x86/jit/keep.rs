@@ -81,7 +81,8 @@ impl Translation<'_> {
                 }
                 Cold::Unexpected { label, last, moved } => self.write_unexpected(label, last, moved),
                 Cold::Group { label, index, retry } => self.write_failed_group(label, index, retry),
-                Cold::Unknown { label, site } => {
+                Cold::Unknown(label, unknown) => self.write_unknown_page(label, unknown),
+                Cold::UnknownTarget { label, site } => {
                     self.asm.bind(label);
                     self.asm.store(Size::Qword, frame(offset_of!(Frame, target)), S0);
                     self.jump_with_site(site, self.stubs.leave);

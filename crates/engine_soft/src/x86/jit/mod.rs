@@ -24,7 +24,7 @@
 //! The outer entry compares the page's code generation. The inner one is reached only from code of the same
 //! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
 //!
-//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `branch`, `returns`, `system`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
 mod access;
@@ -34,6 +34,7 @@ pub mod flags;
 mod group;
 mod keep;
 pub mod listing;
+mod operand;
 mod plan;
 mod returns;
 pub mod rewrite;

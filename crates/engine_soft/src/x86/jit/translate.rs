@@ -11,8 +11,9 @@ use super::asm::{Alu, Asm, Condition, Label, Mem, RAX, RDX, Size};
 use super::flags::{ALL, Effect, Peek};
 use super::group::Groups;
 use super::listing::{Mark, Stretch};
+use super::operand::Unknown;
 use super::plan::{Operand, Plan, plan_of_plain, plan_of_thunk};
-use super::rewrite::{self, Borrowed, Rewritten, S0, S1, host_of, place_memory};
+use super::rewrite::{self, Borrowed, Rewritten, S0, S1, host_of};
 use super::stubs::{Stubs, frame, gpr};
 use super::{Config, Frame, Kind, Site, Tools, Vectors};
 use crate::x86::interp::cpu::Cpu;
@@ -41,7 +42,9 @@ pub(super) enum Cold {
     /// At `label`: a jump out of the page to `target`, relative to the page.
     FarJump { label: Label, last: usize, target: i64, save: bool },
     /// At `label`: leave with the site and the address in S0.
-    Unknown { label: Label, site: usize },
+    UnknownTarget { label: Label, site: usize },
+    /// At `label`: an access that is not in the known page.
+    Unknown(Label, Unknown),
     /// At `label`: RET, which moved RSP by `moved`, to another place than expected, in S0.
     Unexpected { label: Label, last: usize, moved: i32 },
     /// At `label`: the check of group `index` failed; `retry` is where it begins.
@@ -308,9 +311,6 @@ impl<'a> Translation<'a> {
         match self.plans[i] {
             Plan::Nothing => {}
             Plan::Native { memory: None, .. } => self.write_native(i),
-            Plan::Native { memory: Some(operand), .. } if self.groups.has(i) => {
-                self.write_in_group(i, operand)
-            }
             Plan::Native { memory: Some(operand), .. } => self.write_with_memory(i, operand),
             Plan::Address => self.write_address(i),
             Plan::Push => self.write_push(i),
@@ -342,56 +342,8 @@ impl<'a> Translation<'a> {
         self.write_encoded(i, &made, &bytes);
     }
 
-    /// An instruction with one operand in memory.
-    fn write_with_memory(&mut self, i: usize, operand: Operand) {
-        let instruction = self.instructions[i];
-        let Some(mut made) = rewrite::registers(&instruction, &mut self.tools.info, &[S1]) else {
-            return self.write_handler(i);
-        };
-        let alone = made.borrowed[0].is_some();
-        place_memory(&mut made.instruction, S0, (!alone).then_some(S1), 0);
-        let Some(bytes) = self.encoded(&made.instruction) else {
-            return self.write_handler(i); // AH..BH beside a scratch register
-        };
-        self.clobber(i);
-        let miss = self.asm.label();
-        self.write_operand_address(&instruction);
-        if alone {
-            self.write_check_to_host(operand, miss);
-        } else {
-            self.write_check(operand, miss);
-            self.asm.load(Size::Qword, S1, Mem::Base(S1, super::access::HOST));
-        }
-        self.write_encoded(i, &made, &bytes);
-        self.cold_handler(i, miss);
-    }
-
-    /// An instruction whose operand in memory its group has checked.
-    fn write_in_group(&mut self, i: usize, operand: Operand) {
-        let instruction = self.instructions[i];
-        let base = instruction.memory_base();
-        let home = host_of(rewrite::number(base));
-        let made = rewrite::registers(&instruction, &mut self.tools.info, &[S0]).zip(home);
-        let Some((mut made, base)) = made else { return self.write_handler(i) };
-        let displacement = instruction.memory_displacement64() as i32;
-        place_memory(&mut made.instruction, base, Some(S1), displacement);
-        let Some(bytes) = self.encoded(&made.instruction) else { return self.write_handler(i) };
-        if operand.alignment <= 1 {
-            self.load_addend(i);
-            return self.write_encoded(i, &made, &bytes);
-        }
-        self.clobber(i);
-        let misaligned = self.asm.label();
-        self.asm.lea(Size::Qword, S0, Mem::Base(base, displacement));
-        self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
-        self.asm.jump_if(Condition::NE, misaligned);
-        self.load_addend(i);
-        self.write_encoded(i, &made, &bytes);
-        self.cold_handler(i, misaligned);
-    }
-
     /// Instruction `i` as `bytes`, with the flags it needs and its registers from memory around it.
-    fn write_encoded(&mut self, i: usize, made: &Rewritten, bytes: &[u8]) {
+    pub(super) fn write_encoded(&mut self, i: usize, made: &Rewritten, bytes: &[u8]) {
         let effect = Effect::of(&self.instructions[i]);
         if effect.reads != 0 || effect.keeps_some(self.live[i + 1]) {
             self.need_host(self.live[i]);

@@ -1,0 +1,183 @@
+//! Instructions with one operand in memory: how they find it.
+//!
+//! What a base register points to is mostly in the page it pointed to before, so each has a [`KnownPages`] entry for
+//! loads and one for stores, which is tried before the TLB:
+//!
+//! ```text
+//!   lea  S0, [base + disp]        cmp  S0, gs:[limit]       another page, or its last bytes, or forgotten
+//!   sub  S0, gs:[page]            jae  other                the TLB; what it says is known from then on
+//!   mov  S1, gs:[addend]          op   [base + S1 + disp]
+//! ```
+//! The check is beside the way of the data, not in it. An operand whose address has more parts, or whose base lives in
+//! memory, is computed into S0 and checked by way of S1. What a group has checked needs only the addend.
+
+use std::mem::offset_of;
+
+use iced_x86::{Instruction, Register};
+
+use super::Frame;
+use super::asm::{Alu, Condition, Label, Mem, Reg, Size};
+use super::plan::Operand;
+use super::rewrite::{self, S0, S1, host_of, place_memory};
+use super::stubs::frame;
+use super::translate::{Cold, Translation};
+use crate::x86::interp::cpu::Cpu;
+use crate::x86::mmu::{Intent, KnownPages, Mmu, TlbEntry};
+
+/// A place in [`KnownPages`].
+#[derive(Clone, Copy, Debug)]
+struct Known(usize);
+
+impl Known {
+    /// For an operand with this base.
+    fn of(base: Register, intent: Intent) -> Self {
+        Self(2 * usize::from(rewrite::number(base)) + usize::from(intent == Intent::Write))
+    }
+
+    fn field(self, offset: usize) -> Mem {
+        let pages = offset_of!(Cpu, mmu) + offset_of!(Mmu, known);
+        Mem::Field((pages + offset + self.0 * size_of::<u64>()) as i32)
+    }
+
+    fn page(self) -> Mem {
+        self.field(offset_of!(KnownPages, page))
+    }
+
+    fn limit(self) -> Mem {
+        self.field(offset_of!(KnownPages, limit))
+    }
+
+    fn addend(self) -> Mem {
+        self.field(offset_of!(KnownPages, addend))
+    }
+}
+
+/// An access that a known page did not serve.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unknown {
+    known: Known,
+    operand: Operand,
+    /// `[base + displacement]` if the address has to be computed again.
+    address: Option<(Reg, i32)>,
+    /// Where the access goes on, with its addend in S1; or without `address`, its host address in S0.
+    access: Label,
+    /// Where it goes if the TLB does not serve it either.
+    miss: Label,
+}
+
+/// The base and displacement of an operand that has no other parts, if the base lives in a host register.
+fn simple(instruction: &Instruction) -> Option<(Reg, i32)> {
+    let base = instruction.memory_base();
+    let plain = base.is_gpr64()
+        && instruction.memory_index() == Register::None
+        && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    let home = host_of(rewrite::number(base)).filter(|_| plain);
+    home.map(|home| (home, instruction.memory_displacement64() as i32))
+}
+
+/// Whether [`KnownPages`] may serve it.
+fn is_short(operand: Operand) -> bool {
+    u64::from(operand.size) <= KnownPages::MAX_SIZE
+}
+
+impl Translation<'_> {
+    /// An instruction with one operand in memory.
+    pub(super) fn write_with_memory(&mut self, i: usize, operand: Operand) {
+        let instruction = self.instructions[i];
+        let Some((base, displacement)) = simple(&instruction).filter(|_| is_short(operand)) else {
+            return self.write_by_address(i, operand);
+        };
+        let Some(mut made) = rewrite::registers(&instruction, &mut self.tools.info, &[S0]) else {
+            return self.write_handler(i);
+        };
+        place_memory(&mut made.instruction, base, Some(S1), displacement);
+        let Some(bytes) = self.encoded(&made.instruction) else {
+            return self.write_handler(i); // AH..BH beside a scratch register
+        };
+        if self.groups.has(i) && operand.alignment <= 1 {
+            self.load_addend(i);
+            return self.write_encoded(i, &made, &bytes);
+        }
+        self.clobber(i);
+        let miss = self.asm.label();
+        self.asm.lea(Size::Qword, S0, Mem::Base(base, displacement));
+        if operand.alignment > 1 {
+            self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
+            self.asm.jump_if(Condition::NE, miss);
+        }
+        if !self.load_addend(i) {
+            let known = Known::of(instruction.memory_base(), operand.intent);
+            let (other, access) = (self.asm.label(), self.asm.label());
+            self.asm.alu_load(Size::Qword, Alu::Sub, S0, known.page());
+            self.asm.alu_load(Size::Qword, Alu::Cmp, S0, known.limit());
+            self.asm.jump_if(Condition::AE, other);
+            self.asm.load(Size::Qword, S1, known.addend());
+            self.asm.bind(access);
+            let address = Some((base, displacement));
+            self.cold.push(Cold::Unknown(other, Unknown { known, operand, address, access, miss }));
+        }
+        self.write_encoded(i, &made, &bytes);
+        self.cold_handler(i, miss);
+    }
+
+    /// The same for any address.
+    fn write_by_address(&mut self, i: usize, operand: Operand) {
+        let instruction = self.instructions[i];
+        let Some(mut made) = rewrite::registers(&instruction, &mut self.tools.info, &[S1]) else {
+            return self.write_handler(i);
+        };
+        place_memory(&mut made.instruction, S0, None, 0);
+        let Some(bytes) = self.encoded(&made.instruction) else { return self.write_handler(i) };
+        self.clobber(i);
+        let miss = self.asm.label();
+        self.write_operand_address(&instruction);
+        let base = instruction.memory_base();
+        if !base.is_gpr64() || !is_short(operand) {
+            self.write_check_to_host(operand, miss);
+        } else {
+            if operand.alignment > 1 {
+                self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
+                self.asm.jump_if(Condition::NE, miss);
+            }
+            let known = Known::of(base, operand.intent);
+            let (other, access) = (self.asm.label(), self.asm.label());
+            self.asm.mov(Size::Qword, S1, S0);
+            self.asm.alu_load(Size::Qword, Alu::Sub, S1, known.page());
+            self.asm.alu_load(Size::Qword, Alu::Cmp, S1, known.limit());
+            self.asm.jump_if(Condition::AE, other);
+            self.asm.alu_load(Size::Qword, Alu::Add, S0, known.addend());
+            self.asm.bind(access);
+            self.cold.push(Cold::Unknown(other, Unknown { known, operand, address: None, access, miss }));
+        }
+        self.write_encoded(i, &made, &bytes);
+        self.cold_handler(i, miss);
+    }
+
+    /// At `label`: asks the TLB, and remembers what it says.
+    pub(super) fn write_unknown_page(&mut self, label: Label, unknown: Unknown) {
+        let Unknown { known, operand, address, access, miss } = unknown;
+        let tag = match operand.intent {
+            Intent::Write => offset_of!(TlbEntry, write),
+            _ => offset_of!(TlbEntry, read),
+        };
+        self.asm.bind(label);
+        if let Some((base, displacement)) = address {
+            self.asm.lea(Size::Qword, S0, Mem::Base(base, displacement));
+        }
+        self.write_check(Operand { alignment: 1, ..operand }, miss);
+        let parked = frame(offset_of!(Frame, target));
+        if address.is_none() {
+            self.asm.alu_load(Size::Qword, Alu::Add, S0, Mem::Base(S1, super::access::HOST));
+            self.asm.store(Size::Qword, parked, S0);
+        }
+        self.asm.load(Size::Qword, S0, Mem::Base(S1, tag as i32));
+        self.asm.store(Size::Qword, known.page(), S0);
+        self.asm.load(Size::Qword, S1, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
+        self.asm.store(Size::Qword, known.addend(), S1);
+        self.asm.store_immediate(Size::Qword, known.limit(), KnownPages::LIMIT as i32);
+        if address.is_none() {
+            self.asm.load(Size::Qword, S0, parked);
+        }
+        self.asm.jump(access);
+    }
+}
