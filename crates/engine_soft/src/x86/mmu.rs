@@ -116,7 +116,7 @@ pub struct StackPage {
     pub addend: u64,
 }
 
-/// By base register, for loads and stores (`2 * register + store`): the page that translated code last found in the
+/// By the host register of an operand's base, for loads and stores (`2 * register + store`): the page that translated code last found in the
 /// TLB by it, in the view that is in force.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]

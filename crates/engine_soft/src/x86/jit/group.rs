@@ -19,6 +19,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::asm::{Alu, Condition, Label, Mem, Size};
 use super::branch::End;
+use super::operand::is_short;
 use super::plan::{Operand, Plan};
 use super::rewrite::{self, S0, S1, host_of};
 use super::stubs::frame;
@@ -92,22 +93,20 @@ struct Maker {
     made: Groups,
     /// By register: the group new accesses may join.
     open: [Option<usize>; 16],
-    /// How far RSP has moved since its open group began.
-    moved: i32,
+    /// How far each register has moved since its open group began.
+    moved: [i32; 16],
 }
 
 impl Maker {
     fn join(&mut self, i: usize, reach: Reach) {
-        let shift = if reach.base == RSP { self.moved } else { 0 };
+        let shift = self.moved[reach.base];
         let (start, end) = (reach.start + shift, reach.start + shift + reach.size);
         let group = self.open[reach.base].filter(|known| {
             let range = self.made.groups[*known].range;
             range.1.max(end) - range.0.min(start) <= MAX_RANGE
         });
         let index = group.unwrap_or_else(|| {
-            if reach.base == RSP {
-                self.moved = 0;
-            }
+            self.moved[reach.base] = 0;
             let range = (reach.start, reach.start + reach.size);
             let (base, writes) = (reach.base, reach.writes);
             let addend = Addend::Stack;
@@ -189,15 +188,18 @@ impl Translation<'_> {
             maker.open = [None; 16];
             return;
         }
-        let shift = stack_shift(instruction);
+        let shift = shift(instruction);
         for used in self.tools.info.info(instruction).used_registers() {
             let register = used.register();
             if !register.is_gpr() || !rewrite::writes(used.access()) {
                 continue;
             }
-            match (usize::from(rewrite::number(register)), shift) {
-                (RSP, Some(shift)) if (-NEAR..NEAR).contains(&(maker.moved + shift)) => maker.moved += shift,
-                (number, _) => maker.open[number] = None,
+            let number = usize::from(rewrite::number(register));
+            match shift.filter(|shift| shift.0 == number) {
+                Some((_, by)) if (-NEAR..NEAR).contains(&(maker.moved[number] + by)) => {
+                    maker.moved[number] += by;
+                }
+                _ => maker.open[number] = None,
             }
         }
     }
@@ -229,6 +231,9 @@ impl Translation<'_> {
             self.asm.jump_if(Condition::A, failed);
             self.asm.alu_memory_immediate(Size::Qword, Alu::Cmp, group.addend.field(), 0);
             self.asm.jump_if(Condition::E, failed);
+        } else if is_short(group.operand()) {
+            self.write_find((base, group.range.0), group.operand(), failed);
+            self.asm.store(Size::Qword, group.addend.field(), S1);
         } else {
             self.write_check(group.operand(), failed);
             self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
@@ -315,25 +320,31 @@ fn reach_of_operand(instruction: &Instruction, operand: Operand) -> Option<Reach
     near.then_some(Reach { base, start, size, writes: operand.intent == Intent::Write })
 }
 
-/// How far an instruction moves RSP, if by a constant.
-fn stack_shift(instruction: &Instruction) -> Option<i32> {
-    let on_rsp = instruction.op0_kind() == OpKind::Register && instruction.op0_register() == Register::RSP;
+/// The register an instruction moves by a constant, and how far.
+fn shift(instruction: &Instruction) -> Option<(usize, i32)> {
+    let first = instruction.op0_register();
+    let moves = instruction.op0_kind() == OpKind::Register && first.is_gpr64();
     let by_immediate = || {
         let kind = instruction.try_op_kind(1).ok()?;
         let value = matches!(kind, OpKind::Immediate8to64 | OpKind::Immediate32to64);
         value.then(|| instruction.immediate(1) as i32)
     };
-    let shift = match instruction.mnemonic() {
-        Mnemonic::Push | Mnemonic::Pop | Mnemonic::Pushfq if !on_rsp => {
-            Some(instruction.stack_pointer_increment())
+    let (register, by) = match instruction.mnemonic() {
+        Mnemonic::Push | Mnemonic::Pop | Mnemonic::Pushfq if first != Register::RSP || !moves => {
+            (Register::RSP, instruction.stack_pointer_increment())
         }
-        Mnemonic::Add if on_rsp => by_immediate(),
-        Mnemonic::Sub if on_rsp => by_immediate().map(i32::wrapping_neg),
-        Mnemonic::Lea if on_rsp && instruction.memory_base() == Register::RSP => {
-            let plain = instruction.memory_index() == Register::None;
-            plain.then_some(instruction.memory_displacement64() as i32)
+        Mnemonic::Add if moves => (first, by_immediate()?),
+        Mnemonic::Sub if moves => (first, by_immediate()?.wrapping_neg()),
+        Mnemonic::Inc if moves => (first, 1),
+        Mnemonic::Dec if moves => (first, -1),
+        Mnemonic::Lea
+            if moves
+                && instruction.memory_base() == first
+                && instruction.memory_index() == Register::None =>
+        {
+            (first, instruction.memory_displacement64() as i32)
         }
-        _ => None,
+        _ => return None,
     };
-    shift.filter(|shift| (-NEAR..NEAR).contains(shift))
+    (-NEAR..NEAR).contains(&by).then(|| (usize::from(rewrite::number(register)), by))
 }

@@ -29,9 +29,9 @@ use crate::x86::mmu::{Intent, KnownPages, Mmu, TlbEntry};
 struct Known(usize);
 
 impl Known {
-    /// For an operand with this base.
-    fn of(base: Register, intent: Intent) -> Self {
-        Self(2 * usize::from(rewrite::number(base)) + usize::from(intent == Intent::Write))
+    /// For an operand with a base in this host register.
+    fn of(base: Reg, intent: Intent) -> Self {
+        Self(2 * usize::from(base.0) + usize::from(intent == Intent::Write))
     }
 
     fn field(self, offset: usize) -> Mem {
@@ -76,7 +76,7 @@ fn simple(instruction: &Instruction) -> Option<(Reg, i32)> {
 }
 
 /// Whether [`KnownPages`] may serve it.
-fn is_short(operand: Operand) -> bool {
+pub(super) fn is_short(operand: Operand) -> bool {
     u64::from(operand.size) <= KnownPages::MAX_SIZE
 }
 
@@ -106,21 +106,26 @@ impl Translation<'_> {
             self.asm.jump_if(Condition::NE, miss);
         }
         if !self.load_addend(i) {
-            let known = Known::of(instruction.memory_base(), operand.intent);
-            let (other, access) = (self.asm.label(), self.asm.label());
-            self.asm.alu_load(Size::Qword, Alu::Sub, S0, known.page());
-            self.asm.alu_load(Size::Qword, Alu::Cmp, S0, known.limit());
-            self.asm.jump_if(Condition::AE, other);
-            self.asm.load(Size::Qword, S1, known.addend());
-            self.asm.bind(access);
-            let address = Some((base, displacement));
-            self.cold.push(Cold::Unknown(other, Unknown { known, operand, address, access, miss }));
+            self.write_find((base, displacement), operand, miss);
         }
         self.write_encoded(i, &made, &bytes);
         self.cold_handler(i, miss);
     }
 
-    /// The same for any address.
+    /// With the linear address `[base + displacement]` in S0: what to add to one in its page, into S1. Destroys S0.
+    pub(super) fn write_find(&mut self, address: (Reg, i32), operand: Operand, miss: Label) {
+        let known = Known::of(address.0, operand.intent);
+        let (other, access) = (self.asm.label(), self.asm.label());
+        self.asm.alu_load(Size::Qword, Alu::Sub, S0, known.page());
+        self.asm.alu_load(Size::Qword, Alu::Cmp, S0, known.limit());
+        self.asm.jump_if(Condition::AE, other);
+        self.asm.load(Size::Qword, S1, known.addend());
+        self.asm.bind(access);
+        let address = Some(address);
+        self.cold.push(Cold::Unknown(other, Unknown { known, operand, address, access, miss }));
+    }
+
+    /// As [`Self::write_with_memory`], for any address.
     fn write_by_address(&mut self, i: usize, operand: Operand) {
         let instruction = self.instructions[i];
         let Some(mut made) = rewrite::registers(&instruction, &mut self.tools.info, &[S1]) else {
@@ -139,7 +144,7 @@ impl Translation<'_> {
                 self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
                 self.asm.jump_if(Condition::NE, miss);
             }
-            let known = Known::of(base, operand.intent);
+            let known = Known::of(host_of(rewrite::number(base)).unwrap_or(S0), operand.intent);
             let (other, access) = (self.asm.label(), self.asm.label());
             self.asm.mov(Size::Qword, S1, S0);
             self.asm.alu_load(Size::Qword, Alu::Sub, S1, known.page());
