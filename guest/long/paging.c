@@ -137,6 +137,20 @@ static void sizes(void) {
     *(volatile u64 *)(WINDOW + (4 << 20) - 8) = 5;
     check_equal("2 MiB page, D", table2[1] & 0xfff, PTE_P | PTE_W | PTE_PS | PTE_A | PTE_D);
     check_equal("2 MiB page, last word", *(volatile u64 *)(PHYSICAL + (2 << 20) - 8), 5);
+    // INVLPG of any address in it drops all of it.
+    volatile u64 *first = (u64 *)(WINDOW + (2 << 20)), *last = (u64 *)(WINDOW + (4 << 20) - 4096);
+    int ok = 1;
+    for (u64 i = 0; i < 40; i++) {
+        u64 physical = PHYSICAL + (i & 1) * (2 << 20);
+        *(volatile u64 *)physical = 100 + i;
+        *(volatile u64 *)(physical + (2 << 20) - 4096) = 200 + i;
+        table2[1] = physical | PTE_P | PTE_W | PTE_PS;
+        invlpg(first + 0x10000);
+        ok &= *first == 100 + i && *last == 200 + i;
+        *last = 300 + i;
+        ok &= *(volatile u64 *)(physical + (2 << 20) - 4096) == 300 + i;
+    }
+    check("invlpg drops a 2 MiB page as a whole", ok);
     table2[2] = PHYSICAL | PTE_P | PTE_W | PTE_PS | 1 << 13;
     flush();
     PROBE("mov (%0), %%rax", "b"(WINDOW + (4 << 20)));

@@ -12,6 +12,7 @@ use arch::x86::paging::{PAGE_SHIFT, PAGE_SIZE, Pte, is_canonical};
 use arch::x86::{CpuState, Cr4, Exception};
 use memory::{GuestRam, PageFlags, PageInfo};
 
+use super::known::Known;
 use super::walk::Walk;
 
 /// Entries a view of the TLB has; a power of two.
@@ -105,39 +106,6 @@ pub struct CodePage {
     pub info: *const PageInfo,
 }
 
-/// The page that translated code last found its stack in, writable, in the view that is in force. Invalid while the
-/// addend is zero.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct StackPage {
-    /// Linear address.
-    pub page: u64,
-    /// Host address minus linear address.
-    pub addend: u64,
-}
-
-/// By the host register of an operand's base, for loads and stores (`2 * register + store`): the page that translated code last found in the
-/// TLB by it, in the view that is in force.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct KnownPages {
-    /// Linear address.
-    pub page: [u64; 32],
-    /// What offsets in the page must be below; 0 while no page is known.
-    pub limit: [u64; 32],
-    /// Host address minus linear address.
-    pub addend: [u64; 32],
-}
-
-impl KnownPages {
-    /// The bytes an access may have.
-    pub const MAX_SIZE: u64 = 32;
-    /// The `limit` of a page that is known: of its last bytes only the TLB can tell if they are enough.
-    pub const LIMIT: u64 = PAGE_SIZE - Self::MAX_SIZE + 1;
-
-    const NONE: Self = Self { page: [0; 32], limit: [0; 32], addend: [0; 32] };
-}
-
 /// A translation as the walker finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
@@ -145,6 +113,8 @@ pub struct Translation {
     pub gpa: u64,
     pub(super) writable: bool,
     pub(super) global: bool,
+    /// Logarithm of the size of the page that the entry is for: 12, or more for a large one.
+    pub(super) page_bits: u32,
 }
 
 /// Where a page of guest linear memory lives.
@@ -156,6 +126,30 @@ pub enum Place<'a> {
     Bus(u64),
 }
 
+/// The logarithms of the sizes of large pages; one of 4 MiB counts as two of 2 MiB.
+const LARGE_BITS: [u32; 2] = [21, 30];
+
+/// Numbers, of which some that were never added may be found as well.
+#[derive(Clone, Copy, Debug, Default)]
+struct Regions([u64; 16]);
+
+impl Regions {
+    fn place(number: u64) -> (usize, u64) {
+        let hash = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
+        (hash as usize >> 6, 1 << (hash & 63))
+    }
+
+    fn add(&mut self, number: u64) {
+        let (word, bit) = Self::place(number);
+        self.0[word] |= bit;
+    }
+
+    fn has(&self, number: u64) -> bool {
+        let (word, bit) = Self::place(number);
+        self.0[word] & bit != 0
+    }
+}
+
 /// The TLB of one vCPU.
 pub struct Mmu {
     entries: Box<[[TlbEntry; TLB_ENTRIES]; 3]>,
@@ -164,9 +158,10 @@ pub struct Mmu {
     /// Indices (view * TLB_ENTRIES + slot) in use, so that a flush touches only those.
     filled: Vec<u16>,
     exec: Box<[[CodePage; EXEC_ENTRIES]; 2]>,
-    /// Both go with the first entry that goes.
-    pub(super) stack: StackPage,
-    pub(super) known: KnownPages,
+    /// What translated code knows: `[kernel, user]`.
+    pub(super) known: [Known; 2],
+    /// Where entries came from larger pages than 4 KiB: of 2 MiB, of 1 GiB.
+    large: [Regions; 2],
     physical_bits: u32,
 }
 
@@ -184,8 +179,8 @@ impl Mmu {
             global: Box::new([false; 3 * TLB_ENTRIES]),
             filled: Vec::new(),
             exec: Box::new([[empty; EXEC_ENTRIES]; 2]),
-            stack: StackPage::default(),
-            known: KnownPages::NONE,
+            known: [Known::NONE; 2],
+            large: [Regions::default(); 2],
             physical_bits,
         }
     }
@@ -202,15 +197,23 @@ impl Mmu {
         tag == linear & PAGE_MASK
     }
 
-    /// Another view is in force, or entries went.
+    /// Forgets what translated code knows.
     pub fn forget_known(&mut self) {
-        self.stack.addend = 0;
-        self.known.limit = [0; 32];
+        self.known.iter_mut().for_each(Known::forget);
+    }
+
+    /// Another view is in force than `before`.
+    pub fn view_changed(&mut self, before: View, now: View) {
+        // What was found with RFLAGS.AC set may be out of bounds without it.
+        if before == View::KernelAc && now != before {
+            self.known[0].forget();
+        }
     }
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
         self.forget_known();
+        self.large = [Regions::default(); 2];
         for index in self.filled.drain(..).map(usize::from) {
             self.entries.as_flattened_mut()[index] = TlbEntry::empty(index % TLB_ENTRIES);
         }
@@ -232,9 +235,27 @@ impl Mmu {
         self.flush_code(|entry| !entry.global);
     }
 
-    /// Drops the page of `linear`.
-    pub fn flush_page(&mut self, linear: u64) {
-        self.forget_known();
+    /// Drops the page of `linear`, which may be a large one, and returns the logarithm of its size.
+    pub fn flush_page(&mut self, linear: u64) -> u32 {
+        let large = self.large.iter().zip(LARGE_BITS).rev().find(|(seen, bits)| seen.has(linear >> bits));
+        let Some((_, bits)) = large else {
+            self.flush_small_page(linear);
+            return PAGE_SHIFT;
+        };
+        let within = |tag: u64| (tag ^ linear) >> bits == 0;
+        let entries = self.entries.as_flattened_mut();
+        for index in self.filled.iter().copied().map(usize::from) {
+            let (entry, slot) = (&mut entries[index], index % TLB_ENTRIES);
+            if within(entry.read) || within(entry.write) {
+                (entry.read, entry.write) = (invalid(slot), invalid(slot));
+            }
+        }
+        self.known.iter_mut().for_each(|known| known.forget_region(linear, bits));
+        self.flush_code(|entry| within(entry.tag));
+        bits
+    }
+
+    fn flush_small_page(&mut self, linear: u64) {
         let slot = slot(linear);
         for view in self.entries.iter_mut() {
             let entry = &mut view[slot];
@@ -243,7 +264,17 @@ impl Mmu {
                 (entry.read, entry.write) = (invalid(slot), invalid(slot));
             }
         }
+        self.known.iter_mut().for_each(|known| known.forget_region(linear, PAGE_SHIFT));
         self.flush_code(|entry| entry.tag == linear & PAGE_MASK);
+    }
+
+    /// Remembers that an entry for `linear` is a part of a larger page.
+    fn note_size(&mut self, linear: u64, found: &Translation) {
+        for (seen, bits) in self.large.iter_mut().zip(LARGE_BITS) {
+            if found.page_bits == bits {
+                seen.add(linear >> bits);
+            }
+        }
     }
 
     /// Takes back every permission to store on the fast path, because a page came to hold code.
@@ -281,7 +312,12 @@ impl Mmu {
         intent: Intent,
     ) -> Result<Translation, Exception> {
         if !state.is_paging() {
-            return Ok(Translation { gpa: linear & 0xffff_ffff, writable: true, global: false });
+            return Ok(Translation {
+                gpa: linear & 0xffff_ffff,
+                writable: true,
+                global: false,
+                page_bits: PAGE_SHIFT,
+            });
         }
         let walk = Walk { ram, state, linear, view, intent, physical_bits: self.physical_bits };
         if state.is_long_mode() {
@@ -336,6 +372,7 @@ impl Mmu {
         }
         let plain = !info.holds_code() && !info.flags().intersects(PageFlags::ROM | PageFlags::WATCH);
         let index = view as usize * TLB_ENTRIES + slot;
+        self.note_size(linear, &found);
         let entry = &mut self.entries[view as usize][slot];
         if entry.host == 0 {
             self.filled.push(index as u16);
@@ -381,6 +418,7 @@ impl Mmu {
             info: page.info,
         };
         self.exec[usize::from(user)][slot] = entry;
+        self.note_size(linear, &found);
         Ok(Some(entry))
     }
 }

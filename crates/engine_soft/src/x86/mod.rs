@@ -7,6 +7,7 @@ mod code;
 pub mod hostexec;
 pub mod interp;
 pub mod jit;
+mod known;
 pub mod mmu;
 pub mod system;
 mod walk;

@@ -89,6 +89,7 @@ impl Walk<'_> {
         Ok(Translation {
             gpa: (base & !mask) | (self.linear & mask),
             writable: dirty && self.may_write(rights),
+            page_bits,
             global: leaf & Pte::GLOBAL != 0 && self.state.cr4 & Cr4::PGE.bits() != 0,
         })
     }

@@ -100,8 +100,8 @@ impl Core for Cpu {
             }
             Flush::Page(linear) | Flush::PcidPage { linear, .. } => {
                 let page = linear & !((1 << PAGE_SHIFT) - 1);
-                self.mmu.flush_page(page);
-                self.forget_jumps(|jump| jump.page() == page);
+                let bits = self.mmu.flush_page(page);
+                self.forget_jumps(|jump| (jump.page() ^ page) >> bits == 0);
             }
         }
         self.new_epoch();

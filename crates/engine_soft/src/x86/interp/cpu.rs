@@ -234,9 +234,12 @@ impl Cpu {
 
     /// Recomputes what depends on privilege and RFLAGS.AC only.
     pub fn update_view(&mut self) {
-        self.view = View::of(&self.state);
-        self.mmu.forget_known();
+        let before = std::mem::replace(&mut self.view, View::of(&self.state));
+        self.mmu.view_changed(before, self.view);
         self.alignment_checks = self.wants_alignment_checks();
+        if self.alignment_checks {
+            self.mmu.forget_known();
+        }
         if let Some(jit) = &self.jit {
             self.frame.set_jumps(jit.jump_table(self.view == View::User));
         }

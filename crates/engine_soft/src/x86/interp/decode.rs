@@ -126,7 +126,7 @@ fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, page: &CodePage) -> Result<*cons
             links: [NO_BLOCK; 2],
             ops: std::ptr::null_mut(),
             heat: Cell::new(0),
-            code: Cell::default(),
+            codes: Default::default(),
         };
         return Ok(finish(cpu, gpa, block, draft));
     }
@@ -189,7 +189,7 @@ fn straddling(
             links: [NO_BLOCK; 2],
             ops: std::ptr::null_mut(),
             heat: Cell::new(0),
-            code: Cell::default(),
+            codes: Default::default(),
         };
         return Ok(finish(cpu, gpa, block, draft));
     }

@@ -125,8 +125,8 @@ pub struct Block {
     pub ops: *mut Op,
     /// How often the interpreter has executed it, if a translator wants to know.
     pub heat: Cell<u32>,
-    /// Its translation.
-    pub code: Cell<Translated>,
+    /// Its translations: `[kernel, user]`.
+    pub codes: [Cell<Translated>; 2],
 }
 
 /// Host addresses of a block's translation; zero if there is none.
@@ -144,6 +144,11 @@ impl Block {
     pub fn is_fresh(&self) -> bool {
         // SAFETY: page information lives as long as guest RAM, which the engine holds.
         unsafe { (*self.info).code_generation() == self.generation }
+    }
+
+    /// Its translation for user or kernel code.
+    pub fn code(&self, user: bool) -> &Cell<Translated> {
+        &self.codes[usize::from(user)]
     }
 
     /// Guest instructions in the block.

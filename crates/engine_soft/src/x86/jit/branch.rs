@@ -334,6 +334,7 @@ impl Translation<'_> {
     }
 }
 
-fn is_in_page(target: i64) -> bool {
+/// Whether a place relative to the page is in it.
+pub(super) fn is_in_page(target: i64) -> bool {
     (0..4096).contains(&target)
 }

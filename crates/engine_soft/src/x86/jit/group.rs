@@ -19,14 +19,13 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::asm::{Alu, Condition, Label, Mem, Size};
 use super::branch::End;
-use super::operand::is_short;
 use super::plan::{Operand, Plan};
 use super::rewrite::{self, S0, S1, host_of};
 use super::stubs::frame;
 use super::translate::{Cold, Translation};
 use super::{Frame, Kind};
-use crate::x86::interp::cpu::Cpu;
-use crate::x86::mmu::{Intent, Mmu, StackPage, TlbEntry};
+use crate::x86::known::{Known, StackPage};
+use crate::x86::mmu::{Intent, TlbEntry};
 
 /// Addends of groups that a block may have beside those of the stack.
 pub const GROUPS: usize = 8;
@@ -45,15 +44,6 @@ enum Addend {
     Stack,
     /// In this one of the frame's places.
     Place(usize),
-}
-
-impl Addend {
-    fn field(self) -> Mem {
-        match self {
-            Self::Stack => stack_page(offset_of!(StackPage, addend)),
-            Self::Place(n) => frame(offset_of!(Frame, addends) + n * size_of::<u64>()),
-        }
-    }
 }
 
 /// Accesses that one check covers.
@@ -204,11 +194,24 @@ impl Translation<'_> {
         }
     }
 
+    /// A field of the stack's page.
+    fn stack_page(&self, offset: usize) -> Mem {
+        Mem::Field((super::known(self.user) + offset_of!(Known, stack) + offset) as i32)
+    }
+
+    fn addend_field(&self, addend: Addend) -> Mem {
+        match addend {
+            Addend::Stack => self.stack_page(offset_of!(StackPage, addend)),
+            Addend::Place(n) => frame(offset_of!(Frame, addends) + n * size_of::<u64>()),
+        }
+    }
+
     /// If the access of instruction `i` is checked by its group, loads the addend into S1.
     pub(super) fn load_addend(&mut self, i: usize) -> bool {
         let Some(index) = self.groups.of(i) else { return false };
         let addend = self.groups.groups[index].addend;
-        self.asm.load(Size::Qword, S1, addend.field());
+        let field = self.addend_field(addend);
+        self.asm.load(Size::Qword, S1, field);
         true
     }
 
@@ -224,20 +227,21 @@ impl Translation<'_> {
         let (retry, failed) = (self.asm.label(), self.asm.label());
         self.asm.bind(retry);
         let size = group.range.1 - group.range.0;
+        let (field, page) = (self.addend_field(group.addend), self.stack_page(offset_of!(StackPage, page)));
         self.asm.lea(Size::Qword, S0, Mem::Base(base, group.range.0));
         if group.addend == Addend::Stack {
-            self.asm.alu_load(Size::Qword, Alu::Sub, S0, stack_page(offset_of!(StackPage, page)));
+            self.asm.alu_load(Size::Qword, Alu::Sub, S0, page);
             self.asm.alu_immediate(Size::Qword, Alu::Cmp, S0, 4096 - size);
             self.asm.jump_if(Condition::A, failed);
-            self.asm.alu_memory_immediate(Size::Qword, Alu::Cmp, group.addend.field(), 0);
+            self.asm.alu_memory_immediate(Size::Qword, Alu::Cmp, field, 0);
             self.asm.jump_if(Condition::E, failed);
-        } else if is_short(group.operand()) {
+        } else if self.tries_known(group.operand()) {
             self.write_find((base, group.range.0), group.operand(), failed);
-            self.asm.store(Size::Qword, group.addend.field(), S1);
+            self.asm.store(Size::Qword, field, S1);
         } else {
             self.write_check(group.operand(), failed);
             self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
-            self.asm.store(Size::Qword, group.addend.field(), S0);
+            self.asm.store(Size::Qword, field, S0);
         }
         self.cold.push(Cold::Group { label: failed, index, retry });
     }
@@ -248,6 +252,7 @@ impl Translation<'_> {
         let group = self.groups.groups[index];
         let Some(base) = host_of(group.base as u8) else { return };
         let operand = group.operand();
+        let (field, page) = (self.addend_field(group.addend), self.stack_page(offset_of!(StackPage, page)));
         let (absent, split, unknown) = (self.asm.label(), self.asm.label(), self.asm.label());
         self.asm.bind(label);
         self.asm.lea(Size::Qword, S0, Mem::Base(base, group.range.0));
@@ -258,9 +263,9 @@ impl Translation<'_> {
         if group.addend == Addend::Stack {
             self.write_check(operand, absent);
             self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(TlbEntry, write) as i32));
-            self.asm.store(Size::Qword, stack_page(offset_of!(StackPage, page)), S0);
+            self.asm.store(Size::Qword, page, S0);
             self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
-            self.asm.store(Size::Qword, group.addend.field(), S0);
+            self.asm.store(Size::Qword, field, S0);
             self.asm.jump(retry);
         }
         self.asm.bind(absent);
@@ -286,6 +291,11 @@ impl Groups {
         self.of.get(i).copied().flatten()
     }
 
+    /// Whether the check of a group stands before instruction `i`.
+    pub(super) fn starts(&self, i: usize) -> bool {
+        self.of(i).is_some_and(|group| self.groups[group].first == i)
+    }
+
     /// Whether the access of instruction `i` is checked by a group.
     pub(super) fn has(&self, i: usize) -> bool {
         self.of(i).is_some()
@@ -298,11 +308,6 @@ impl Group {
         let intent = if self.writes || self.addend == Addend::Stack { Intent::Write } else { Intent::Read };
         Operand { size: (self.range.1 - self.range.0) as u32, intent, alignment: 1 }
     }
-}
-
-/// A field of the stack's page.
-fn stack_page(offset: usize) -> Mem {
-    Mem::Field((offset_of!(Cpu, mmu) + offset_of!(Mmu, stack) + offset) as i32)
 }
 
 /// `[base + displacement]` with a base that lives in a host register.

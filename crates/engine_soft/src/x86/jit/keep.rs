@@ -2,18 +2,49 @@
 
 use std::mem::offset_of;
 
-use super::Frame;
 use super::asm::{Label, RAX, Size};
+use super::branch::{End, is_in_page};
 use super::flags::Effect;
+use super::plan::Plan;
 use super::rewrite::{S0, S1};
 use super::stubs::{flags, frame};
 use super::translate::{Cold, Place, Translation};
+use super::{Frame, Vectors};
 
 impl Translation<'_> {
     /// EFLAGS will be destroyed before instruction `i`.
     pub(super) fn clobber(&mut self, i: usize) {
         self.save_flags(self.live[i]);
         self.place.host = false;
+    }
+
+    /// Whether EFLAGS are needed for something else before the block's instructions look at them or set them.
+    pub(super) fn clobbers_first(&self) -> bool {
+        if self.vectors != Vectors::NONE {
+            return true;
+        }
+        for (i, plan) in self.plans.iter().enumerate() {
+            let checks = self.groups.starts(i) || !self.groups.has(i);
+            match plan {
+                Plan::Nothing | Plan::Address | Plan::ReadSegment => {}
+                Plan::Push | Plan::Pop | Plan::Leave if !checks => {}
+                Plan::Native { memory, .. } => {
+                    if memory.is_some_and(|operand| checks || operand.alignment > 1) {
+                        return true;
+                    }
+                    let effect = Effect::of(&self.instructions[i]);
+                    if effect.reads | effect.changes != 0 {
+                        return false;
+                    }
+                }
+                _ => return true,
+            }
+        }
+        match self.end(self.ops.len() - 1) {
+            End::Jump(target) => !is_in_page(target),
+            End::Conditional(..) => false,
+            _ => true,
+        }
     }
 
     /// Sees that live flags are in memory too.
@@ -81,6 +112,11 @@ impl Translation<'_> {
                 }
                 Cold::Unexpected { label, last, moved } => self.write_unexpected(label, last, moved),
                 Cold::Group { label, index, retry } => self.write_failed_group(label, index, retry),
+                Cold::Save { label, joined } => {
+                    self.asm.bind(label);
+                    self.store_flags();
+                    self.asm.jump(joined);
+                }
                 Cold::Unknown(label, unknown) => self.write_unknown_page(label, unknown),
                 Cold::UnknownTarget { label, site } => {
                     self.asm.bind(label);

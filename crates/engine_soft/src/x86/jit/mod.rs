@@ -44,6 +44,7 @@ mod system;
 pub mod translate;
 
 use std::io::{self, Write};
+use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -52,6 +53,8 @@ use iced_x86::{Encoder, InstructionInfoFactory};
 use super::code::CodeArea;
 use super::interp::cpu::Cpu;
 use super::interp::op::{Block, Flow, Op};
+use super::known::Known;
+use super::mmu::Mmu;
 use group::GROUPS;
 use returns::ReturnStack;
 use stubs::Stubs;
@@ -95,6 +98,11 @@ impl Trace {
         // A listing that cannot be written is no reason to stop a guest.
         let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(text.as_bytes());
     }
+}
+
+/// Offset in the vCPU of what code of a privilege knows of pages.
+fn known(user: bool) -> usize {
+    offset_of!(Cpu, mmu) + offset_of!(Mmu, known) + usize::from(user) * size_of::<Known>()
 }
 
 /// Entries of a jump table; a power of two.

@@ -1,6 +1,6 @@
 //! Instructions with one operand in memory: how they find it.
 //!
-//! What a base register points to is mostly in the page it pointed to before, so each has a [`KnownPages`] entry for
+//! What a base register points to is mostly in the page it pointed to before, so each has a [`OperandPages`] entry for
 //! loads and one for stores, which is tried before the TLB:
 //!
 //! ```text
@@ -21,34 +21,49 @@ use super::plan::Operand;
 use super::rewrite::{self, S0, S1, host_of, place_memory};
 use super::stubs::frame;
 use super::translate::{Cold, Translation};
-use crate::x86::interp::cpu::Cpu;
-use crate::x86::mmu::{Intent, KnownPages, Mmu, TlbEntry};
+use crate::x86::known::{Known as KnownSet, OperandPages};
+use crate::x86::mmu::{Intent, TlbEntry};
 
-/// A place in [`KnownPages`].
+/// A place in the [`OperandPages`] of a privilege.
 #[derive(Clone, Copy, Debug)]
-struct Known(usize);
+struct Known {
+    user: bool,
+    n: usize,
+}
 
 impl Known {
     /// For an operand with a base in this host register.
-    fn of(base: Reg, intent: Intent) -> Self {
-        Self(2 * usize::from(base.0) + usize::from(intent == Intent::Write))
+    fn of(user: bool, base: Reg, intent: Intent) -> Self {
+        Self { user, n: 2 * usize::from(base.0) + usize::from(intent == Intent::Write) }
+    }
+
+    /// For an operand of any form, whose page is `page` where the address is relative to RIP: such an operand is
+    /// always in the same, so those of different pages keep out of each other's way.
+    fn of_operand(user: bool, instruction: &Instruction, page: u64, intent: Intent) -> Self {
+        let base = instruction.memory_base();
+        let n = match base {
+            Register::RIP => 16 + (page >> 12) as usize % 8,
+            _ if base.is_gpr64() => usize::from(host_of(rewrite::number(base)).unwrap_or(S0).0),
+            _ => 4, // the number of RSP, whose guest's lives elsewhere
+        };
+        Self { user, n: 2 * n + usize::from(intent == Intent::Write) }
     }
 
     fn field(self, offset: usize) -> Mem {
-        let pages = offset_of!(Cpu, mmu) + offset_of!(Mmu, known);
-        Mem::Field((pages + offset + self.0 * size_of::<u64>()) as i32)
+        let set = super::known(self.user) + offset_of!(KnownSet, operands);
+        Mem::Field((set + offset + self.n * size_of::<u64>()) as i32)
     }
 
     fn page(self) -> Mem {
-        self.field(offset_of!(KnownPages, page))
+        self.field(offset_of!(OperandPages, page))
     }
 
     fn limit(self) -> Mem {
-        self.field(offset_of!(KnownPages, limit))
+        self.field(offset_of!(OperandPages, limit))
     }
 
     fn addend(self) -> Mem {
-        self.field(offset_of!(KnownPages, addend))
+        self.field(offset_of!(OperandPages, addend))
     }
 }
 
@@ -75,16 +90,18 @@ fn simple(instruction: &Instruction) -> Option<(Reg, i32)> {
     home.map(|home| (home, instruction.memory_displacement64() as i32))
 }
 
-/// Whether [`KnownPages`] may serve it.
-pub(super) fn is_short(operand: Operand) -> bool {
-    u64::from(operand.size) <= KnownPages::MAX_SIZE
-}
-
 impl Translation<'_> {
+    /// Whether the page of an operand is looked for among those known. Kernels follow pointers to ever other pages.
+    pub(super) fn tries_known(&self, operand: Operand) -> bool {
+        self.user && u64::from(operand.size) <= OperandPages::MAX_SIZE
+    }
+
     /// An instruction with one operand in memory.
     pub(super) fn write_with_memory(&mut self, i: usize, operand: Operand) {
         let instruction = self.instructions[i];
-        let Some((base, displacement)) = simple(&instruction).filter(|_| is_short(operand)) else {
+        let Some((base, displacement)) =
+            simple(&instruction).filter(|_| self.groups.has(i) || self.tries_known(operand))
+        else {
             return self.write_by_address(i, operand);
         };
         let Some(mut made) = rewrite::registers(&instruction, &mut self.tools.info, &[S0]) else {
@@ -114,7 +131,7 @@ impl Translation<'_> {
 
     /// With the linear address `[base + displacement]` in S0: what to add to one in its page, into S1. Destroys S0.
     pub(super) fn write_find(&mut self, address: (Reg, i32), operand: Operand, miss: Label) {
-        let known = Known::of(address.0, operand.intent);
+        let known = Known::of(self.user, address.0, operand.intent);
         let (other, access) = (self.asm.label(), self.asm.label());
         self.asm.alu_load(Size::Qword, Alu::Sub, S0, known.page());
         self.asm.alu_load(Size::Qword, Alu::Cmp, S0, known.limit());
@@ -136,15 +153,15 @@ impl Translation<'_> {
         self.clobber(i);
         let miss = self.asm.label();
         self.write_operand_address(&instruction);
-        let base = instruction.memory_base();
-        if !base.is_gpr64() || !is_short(operand) {
+        if !self.tries_known(operand) {
             self.write_check_to_host(operand, miss);
         } else {
             if operand.alignment > 1 {
                 self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
                 self.asm.jump_if(Condition::NE, miss);
             }
-            let known = Known::of(host_of(rewrite::number(base)).unwrap_or(S0), operand.intent);
+            let page = self.linear.wrapping_add(instruction.memory_displacement64());
+            let known = Known::of_operand(self.user, &instruction, page, operand.intent);
             let (other, access) = (self.asm.label(), self.asm.label());
             self.asm.mov(Size::Qword, S1, S0);
             self.asm.alu_load(Size::Qword, Alu::Sub, S1, known.page());
@@ -179,7 +196,7 @@ impl Translation<'_> {
         self.asm.store(Size::Qword, known.page(), S0);
         self.asm.load(Size::Qword, S1, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
         self.asm.store(Size::Qword, known.addend(), S1);
-        self.asm.store_immediate(Size::Qword, known.limit(), KnownPages::LIMIT as i32);
+        self.asm.store_immediate(Size::Qword, known.limit(), OperandPages::LIMIT as i32);
         if address.is_none() {
             self.asm.load(Size::Qword, S0, parked);
         }

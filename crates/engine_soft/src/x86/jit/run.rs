@@ -155,13 +155,13 @@ impl Cpu {
         let jit = self.jit.as_ref()?;
         // SAFETY: the caller just looked the block up.
         let block = unsafe { &*block };
-        let code = block.code.get().outer;
+        let code = block.code(self.view == View::User).get().outer;
         if code != 0 {
             return (self.mode == mode::LONG).then_some(code);
         }
         let heat = block.heat.get() + 1;
         block.heat.set(heat);
-        if heat != jit.threshold() || self.mode != mode::LONG || block.straddles() {
+        if !heat.is_multiple_of(jit.threshold()) || self.mode != mode::LONG || block.straddles() {
             return None;
         }
         self.translate(block)
@@ -199,12 +199,13 @@ impl Cpu {
         }
         // SAFETY: the block's operations stand in the arena.
         let ops = unsafe { std::slice::from_raw_parts(block.ops, usize::from(block.count)) };
+        let user = self.view == View::User;
         let address = jit.area.next_address();
         let sites = jit.sites.room(translate::max_sites(ops.len()));
         let first = sites.len();
         let tools = &mut jit.tools;
         let how = (address, jit.config);
-        let source = translate::Source { block, ops, start, page: &page };
+        let source = translate::Source { block, ops, start, page: &page, linear: self.frame.page, user };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run(variant_from)?;
         for site in &mut sites[first..] {
@@ -228,7 +229,7 @@ impl Cpu {
             }
         }
         if variant_from.is_none() {
-            block.code.set(Translated { outer: address, inner: address + u64::from(done.inner) });
+            block.code(user).set(Translated { outer: address, inner: address + u64::from(done.inner) });
         }
         Some(address)
     }
@@ -241,7 +242,7 @@ impl Cpu {
         let Some(jit) = self.jit.as_mut() else { return };
         // SAFETY: the caller has just looked `next` up, and `from` is of the same contents of the arena.
         let next = unsafe { &*next };
-        let code = next.code.get();
+        let code = next.code(user).get();
         if code.outer == 0 || !is_long {
             return;
         }

@@ -47,6 +47,8 @@ pub(super) enum Cold {
     Unknown(Label, Unknown),
     /// At `label`: RET, which moved RSP by `moved`, to another place than expected, in S0.
     Unexpected { label: Label, last: usize, moved: i32 },
+    /// At `label`: save the flags, then go to `joined`.
+    Save { label: Label, joined: Label },
     /// At `label`: the check of group `index` failed; `retry` is where it begins.
     Group { label: Label, index: usize, retry: Label },
 }
@@ -61,6 +63,10 @@ pub(super) struct Translation<'a> {
     /// Offset of the block in its page.
     pub(super) start: u32,
     page: &'a [u8],
+    /// The page's linear address now.
+    pub(super) linear: u64,
+    /// Whether it is code of privilege level 3.
+    pub(super) user: bool,
     pub(super) instructions: Vec<Instruction>,
     pub(super) plans: Vec<Plan>,
     pub(super) groups: Groups,
@@ -89,12 +95,16 @@ pub(super) struct Source<'a> {
     pub(super) start: u32,
     /// The bytes of the page.
     pub(super) page: &'a [u8],
+    /// Its linear address now; it may be mapped elsewhere too.
+    pub(super) linear: u64,
+    /// Whether it is to run at privilege level 3, or at the others.
+    pub(super) user: bool,
 }
 
 /// A finished translation.
 pub(super) struct Finished {
     pub(super) code: Vec<u8>,
-    /// Offset of the inner entry; the outer one is at 0.
+    /// Offset of the inner entry; the outer one, or that of a variant, is at 0.
     pub(super) inner: u32,
     /// What of the page was looked at beyond the block.
     pub(super) seen: (usize, usize),
@@ -117,7 +127,7 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { block, ops, start, page } = *source;
+        let Source { block, ops, start, page, linear, user } = *source;
         let bytes = &page[start as usize..(start as usize + usize::from(block.len)).min(page.len())];
         // Addresses relative to the page: targets and operands come out independent of where it is mapped.
         let decoder = Decoder::with_ip(64, bytes, u64::from(start), DecoderOptions::NONE);
@@ -130,6 +140,8 @@ impl<'a> Translation<'a> {
             ops,
             start,
             page,
+            linear,
+            user,
             instructions,
             plans: Vec::new(),
             groups: Groups::default(),
@@ -159,16 +171,17 @@ impl<'a> Translation<'a> {
         }
         self.plan();
         self.find_live_flags();
+        let mut inner = None;
         if variant_from.is_none() {
             self.find_groups();
             self.mark(Stretch::Outer);
             self.write_outer_entry();
+            inner = Some(self.join_entries());
+            self.mark(Stretch::Inner);
         } else {
             self.place = Place { host: false, saved: true };
         }
-        let inner = self.asm.position();
         if variant_from.is_none() {
-            self.mark(Stretch::Inner);
             self.write_inner_entry();
         }
         let last = self.ops.len() - 1;
@@ -185,8 +198,9 @@ impl<'a> Translation<'a> {
         Some(self.finish(inner))
     }
 
-    fn finish(mut self, inner: u32) -> Finished {
+    fn finish(mut self, inner: Option<Label>) -> Finished {
         let code = self.asm.finish().to_vec();
+        let inner = inner.map_or(0, |label| self.asm.offset_of(label));
         for (site, label) in &self.resumes {
             self.sites[*site].resume = u64::from(self.asm.offset_of(*label));
         }
@@ -275,9 +289,24 @@ impl<'a> Translation<'a> {
         self.asm.jump_if(Condition::NE, stale);
         let site = self.site(Kind::Leave, 0, self.start as i32);
         self.cold.push(Cold::Exit { label: stale, site, save: false });
-        if self.live[0] != 0 {
-            self.load_flags();
+    }
+
+    /// Both ways in meet where the flags are in the same place: in EFLAGS, or, if the block needs them out of its
+    /// way first of all, in memory. Returns the inner one.
+    fn join_entries(&mut self) -> Label {
+        let inner = self.asm.label();
+        if self.live[0] == 0 || !self.clobbers_first() {
+            if self.live[0] != 0 {
+                self.load_flags();
+            }
+            self.asm.bind(inner);
+            return inner;
         }
+        let joined = self.asm.label();
+        self.asm.bind(joined);
+        self.cold.push(Cold::Save { label: inner, joined });
+        self.place = Place { host: false, saved: true };
+        inner
     }
 
     fn mark(&mut self, what: Stretch) {
