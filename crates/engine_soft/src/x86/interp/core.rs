@@ -101,7 +101,9 @@ impl Core for Cpu {
             Flush::Page(linear) | Flush::PcidPage { linear, .. } => {
                 let page = linear & !((1 << PAGE_SHIFT) - 1);
                 let bits = self.mmu.flush_page(page);
-                self.forget_jumps(|jump| (jump.page() ^ page) >> bits == 0);
+                if let Some(jit) = self.jit.as_mut() {
+                    jit.forget_jumps_into(page, bits);
+                }
             }
         }
         self.new_epoch();

@@ -307,12 +307,15 @@ impl Translation<'_> {
     /// Goes to the linear address in S0 through the jump table; RSP has moved by `moved`. The flags are saved.
     fn write_lookup(&mut self, last: usize, moved: i32, way: Way) {
         let unknown = self.asm.label();
-        if way == Way::Call {
-            self.write_call_limit(unknown);
+        match way {
+            // Fills the stack of returns, so no loop of calls goes unnoticed.
+            Way::Call => self.write_call_limit(unknown),
+            Way::Jump => {
+                self.asm.load(Size::Qword, S1, frame(offset_of!(Frame, signal)));
+                self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S1, 0), 0);
+                self.asm.jump_if(Condition::NE, unknown);
+            }
         }
-        self.asm.load(Size::Qword, S1, frame(offset_of!(Frame, signal)));
-        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S1, 0), 0);
-        self.asm.jump_if(Condition::NE, unknown);
         self.asm.mov(Size::Dword, S1, S0);
         self.asm.shr(Size::Dword, S1, 12);
         self.asm.alu(Size::Dword, Alu::Xor, S1, S0);

@@ -124,11 +124,6 @@ impl Jump {
         Self { linear: (slot ^ 1) as u64, page: 0, code: 0, global: 0 }
     }
 
-    /// The linear page it leads to.
-    pub(super) fn page(&self) -> u64 {
-        self.page
-    }
-
     /// Whether that page is the same in all address spaces.
     pub(super) fn is_global(&self) -> bool {
         self.global != 0
@@ -345,7 +340,9 @@ pub struct Jit {
     /// `[kernel, user]`
     jumps: Box<[[Jump; JUMP_ENTRIES]; 2]>,
     /// Entries of `jumps` in use, so that forgetting them touches only those.
-    filled: Vec<u16>,
+    filled: [Vec<u16>; 2],
+    /// There may be jumps of kernel code into the lower half of the address space.
+    kernel_below: bool,
     tools: Tools,
     counters: Counters,
 }
@@ -381,7 +378,8 @@ impl Jit {
             returns: ReturnStack::new(stubs.bottom),
             _lost: lost,
             jumps: Box::new([(); 2].map(|()| std::array::from_fn(Jump::none))),
-            filled: Vec::new(),
+            filled: [Vec::new(), Vec::new()],
+            kernel_below: false,
             tools: Tools { encoder: Encoder::new(64), info: InstructionInfoFactory::new() },
             counters: Counters::default(),
         })
@@ -426,15 +424,32 @@ impl Jit {
 
     /// Forgets the jumps that may lead elsewhere from now on.
     pub(super) fn forget_jumps(&mut self, which: impl Fn(&Jump) -> bool) {
-        let jumps = self.jumps.as_flattened_mut();
-        self.filled.retain(|index| {
-            let index = usize::from(*index);
-            let gone = which(&jumps[index]);
+        self.forget_jumps_of(false, &which);
+        self.forget_jumps_of(true, &which);
+        self.kernel_below &= !self.filled[0].is_empty();
+    }
+
+    /// The same for kernel or user code only.
+    fn forget_jumps_of(&mut self, user: bool, which: impl Fn(&Jump) -> bool) {
+        let jumps = &mut self.jumps[usize::from(user)];
+        self.filled[usize::from(user)].retain(|slot| {
+            let slot = usize::from(*slot);
+            let gone = which(&jumps[slot]);
             if gone {
-                jumps[index] = Jump::none(index % JUMP_ENTRIES);
+                jumps[slot] = Jump::none(slot);
             }
             !gone
         });
+    }
+
+    /// Forgets the jumps into the region of 2 to the `bits` bytes around `linear`.
+    pub(super) fn forget_jumps_into(&mut self, linear: u64, bits: u32) {
+        let within = |jump: &Jump| (jump.page ^ linear) >> bits == 0;
+        self.forget_jumps_of(true, within);
+        // Kernels keep their code in the upper half, and take many a user page away.
+        if linear >> 63 != 0 || self.kernel_below {
+            self.forget_jumps_of(false, within);
+        }
     }
 
     /// The jump table for user or kernel code.
@@ -445,11 +460,11 @@ impl Jit {
     /// Lets jumps to `linear` go straight to `code`.
     fn remember(&mut self, user: bool, linear: u64, code: u64, global: bool) {
         let slot = (linear as u32 ^ linear as u32 >> 12) as usize & (JUMP_ENTRIES - 1);
-        let index = usize::from(user) * JUMP_ENTRIES + slot;
-        let entry = &mut self.jumps.as_flattened_mut()[index];
+        let entry = &mut self.jumps[usize::from(user)][slot];
         if entry.code == 0 {
-            self.filled.push(index as u16);
+            self.filled[usize::from(user)].push(slot as u16);
         }
+        self.kernel_below |= !user && linear >> 63 == 0;
         *entry = Jump { linear, page: linear & !0xfff, code, global: u64::from(global) };
     }
 }
