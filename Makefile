@@ -102,7 +102,7 @@ soak: ## The tests with millions of instruction sequences
 	$(MAKE) unit SEQUENCES=5000000
 
 doc: ## Build the documentation of every crate
-	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --no-deps --workspace --document-private-items
+	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --release --no-deps --workspace --document-private-items
 
 install: build ## Install program, manual pages and completions below PREFIX
 	install -D -m 755 $(STRATA) $(DESTDIR)$(PREFIX)/bin/strata

@@ -1,6 +1,6 @@
 //! The project's own tools: `cargo xtask tidy` and `cargo xtask bench`.
 //!
-//! Reading order: [`tidy`], the rules of the house that no compiler checks; [`bench`], macro benchmarks
+//! Reading order: [`tidy`], the rules of the house that no compiler checks; [`mod@bench`], macro benchmarks
 //! beside other virtual machines on the same host.
 //!
 //! Deliberately absent: anything a user of Strata needs.

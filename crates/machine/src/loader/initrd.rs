@@ -7,7 +7,7 @@ use super::Error;
 /// Linux's decompressor-less entry maps at least this much; also `initrd_addr_max` of every 64-bit kernel.
 const HIGHEST_END: u64 = 0x8000_0000;
 
-/// Bytes that [`write`] takes for `pieces`.
+/// Bytes that [`write()`] takes for `pieces`.
 pub fn size_bytes(pieces: &[impl AsRef<[u8]>]) -> u64 {
     pieces.iter().map(|piece| padded(piece.as_ref())).sum()
 }
