@@ -23,6 +23,22 @@ fn help_lists_commands_and_exit_codes() {
 }
 
 #[test]
+fn the_help_of_a_command_says_all_that_is_written_about_it() {
+    for (command, words) in [
+        ("run", &["three interrupts", "-i only", "90s", "Exit codes", "127", "Options of every command"][..]),
+        ("boot", &["Ctrl-] x leaves", "Exit codes", "triple fault"]),
+        ("check", &["Exit code 1 means"]),
+    ] {
+        let mut help = strata();
+        help.args([command, "--help"]);
+        let help = finish(help).stdout;
+        for word in words {
+            assert!(help.contains(word), "no {word} in {help}");
+        }
+    }
+}
+
+#[test]
 fn check_says_what_is_there_in_both_forms() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = strata();
@@ -48,7 +64,9 @@ fn manual_pages_and_completions_come_from_the_same_declarations() {
     assert_eq!(finish(command).code(), 0);
     for page in ["strata.1", "strata-run.1", "strata-image-bootstrap.1"] {
         let text = std::fs::read_to_string(folder.path().join(page)).unwrap();
-        assert!(text.contains(".SH"), "{page}");
+        assert!(text.contains(".SH") && text.contains("STRATA_ROOT"), "{page}: {text}");
+        let has_codes = text.contains(".SH \"EXIT STATUS\"");
+        assert_eq!(has_codes, page != "strata-image-bootstrap.1", "{page}: {text}");
     }
     for shell in ["bash", "zsh", "fish"] {
         let mut command = strata();

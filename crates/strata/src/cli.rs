@@ -25,6 +25,7 @@ pub struct Cli {
 
 /// What every command understands.
 #[derive(Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Folder that holds images and kernels [default: /var/lib/strata for root, else ~/.local/share/strata]
     #[arg(long, global = true, env = "STRATA_ROOT", value_name = "DIR", hide_env_values = true)]
@@ -37,11 +38,9 @@ pub struct Global {
 /// The verbs.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Run a command in a microVM made from an image
+    // Text here would hide the longer one that stands with the options.
     Run(run::Options),
-    /// Boot a bare machine with its serial console on this terminal
     Boot(boot::Options),
-    /// Say what this host offers for each layer of isolation
     Check(check::Options),
     /// Kernels that microVMs boot
     #[command(subcommand)]

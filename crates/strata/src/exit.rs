@@ -45,6 +45,29 @@ Exit codes:
   127      `run`: there is no such command in the image
   128 + n  signal n ended the command, or Strata";
 
+/// The part of [`TABLE`] that `strata run --help` shows.
+pub const OF_RUN: &str = "\
+Exit codes:
+  n        the command's own
+  2        the command line makes no sense
+  124      the time of --timeout is over, the command was killed
+  125      Strata itself failed: host, image, kernel, machine
+  126      the command exists in the image and cannot be executed
+  127      there is no such command in the image
+  128 + n  signal n ended the command, or Strata";
+
+/// The part of [`TABLE`] that `strata boot --help` shows.
+pub const OF_BOOT: &str = "\
+Exit codes:
+  0        the guest turned itself off, or the user left
+  2        the command line makes no sense
+  3        the guest reset the machine
+  4        the guest's kernel panicked
+  5        triple fault
+  6        the machine cannot go on (engine or device)
+  125      Strata itself failed: host, kernel, machine
+  128 + n  signal n ended Strata";
+
 impl Exit {
     /// The number the parent process sees.
     pub fn code(self) -> u8 {

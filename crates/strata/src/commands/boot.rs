@@ -12,7 +12,7 @@ use machine::config::{ConsoleConfig, DiskConfig, Source};
 use machine::{Backends, Machine, MachineEvent};
 
 use super::sizing::{Sizing, account};
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
 use crate::failure::{Failure, Outcome, While};
 use crate::signals::{ENDING, Watch};
 use crate::terminal::{self, Raw};
@@ -25,6 +25,7 @@ const LAST_OUTPUT: Duration = Duration::from_secs(2);
 ///
 /// Ctrl-] x leaves, Ctrl-] ? lists the other keys.
 #[derive(clap::Args)]
+#[command(after_long_help = exit::OF_BOOT)]
 pub struct Options {
     #[command(flatten)]
     sizing: Sizing,

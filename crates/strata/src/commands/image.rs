@@ -47,7 +47,7 @@ pub struct BootstrapOptions {
 
 #[derive(Args)]
 pub struct ImportOptions {
-    /// Tar archive of a root file system, compressed or not
+    /// Tar archive of a root file system, as it is or compressed with gzip, xz or zstd
     rootfs: PathBuf,
     /// Name for the image
     name: String,

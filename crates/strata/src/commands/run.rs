@@ -23,14 +23,15 @@ use crate::cli::Global;
 use crate::failure::{Failure, Outcome, While};
 use crate::progress::Bar;
 use crate::size::parse_duration;
-use crate::store;
 use crate::terminal::LogWriter;
+use crate::{exit, store};
 
 /// Run a command in a microVM made from an image
 ///
 /// Without a command the image's own is run. Standard input is handed on with -i only. Signals reach the command;
-/// three interrupts within two seconds end the machine at once.
+/// three interrupts within two seconds end the machine at once. Files that the command writes are gone when it ends.
 #[derive(clap::Args)]
+#[command(after_long_help = exit::OF_RUN)]
 pub struct Options {
     #[command(flatten)]
     sizing: Sizing,
@@ -40,10 +41,10 @@ pub struct Options {
     /// Set a variable for the command; without a value take the one from here
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
-    /// Folder to run the command in
+    /// Folder to run the command in; made if it is not there
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
-    /// User to run it as
+    /// User to run it as, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
     /// Hand on standard input
@@ -52,7 +53,7 @@ pub struct Options {
     /// Give the command a terminal; with -i every key is the command's, Ctrl-C too
     #[arg(short, long)]
     tty: bool,
-    /// Kill the command after this time, counted from when the guest is up
+    /// Kill the command after this time, e.g. 90s or 5m, counted from when the guest is up
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
     /// Name of the image

@@ -26,7 +26,7 @@ pub struct Sizing {
     /// Virtual processors
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub cpus: u32,
-    /// Guest memory
+    /// Guest memory, e.g. 512M or 2G
     #[arg(long, default_value = "512M", value_name = "SIZE", value_parser = parse_size)]
     pub memory: u64,
     /// Processor that the guest sees, e.g. x86-64-v2 [default: the best this host can give]
