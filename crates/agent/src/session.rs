@@ -26,6 +26,9 @@ use crate::fault::Fault;
 use crate::spawn::{Spawned, resize, spawn};
 use crate::sys;
 
+/// Signals that are a key of a terminal, or its end: SIGHUP, SIGINT, SIGQUIT.
+const KEYS: [u8; 3] = [1, 2, 3];
+
 /// What surrounds the loop: a microVM, or a test.
 pub trait Guest {
     /// Opens a connection to a port of the host. It blocks until [`streams`](crate::streams) says otherwise.
@@ -219,9 +222,12 @@ impl<'a> Session<'a> {
     fn signal(&mut self, exec: u32, number: u8) {
         let Some(running) = self.running(exec) else { return };
         let pid = running.process.pid.as_raw_nonzero().get();
-        let foreground =
-            running.process.terminal.as_ref().and_then(|terminal| tcgetpgrp(&terminal.master).ok());
-        let target = foreground.map_or(pid, |group| -group.as_raw_nonzero().get());
+        let target = match &running.process.terminal {
+            Some(terminal) => tcgetpgrp(&terminal.master).map_or(pid, |group| -group.as_raw_nonzero().get()),
+            // The user's terminal would send them to all of a job, whose leader this process is here.
+            None if KEYS.contains(&number) => -pid,
+            None => pid,
+        };
         match sys::kill(target, number) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(errno) => {

@@ -257,6 +257,18 @@ fn a_signal_reaches_the_process() {
     host.shut_down();
 }
 
+/// A shell waits for what it runs, so an interrupt of the shell alone would be nothing to see.
+#[test]
+fn an_interrupt_reaches_what_the_command_has_started() {
+    let mut host = Host::new();
+    let (mut stdout, _stderr) = host.run(shell("sh -c 'echo up; exec sleep 10000'; echo over"));
+    let mut up = [0; 3];
+    stdout.read_exact(&mut up).unwrap();
+    host.send(&HostMessage::Signal { exec: 1, number: 2 });
+    assert_eq!(host.expect_exit(1), Exit::Signal(2));
+    host.shut_down();
+}
+
 #[test]
 fn closing_stdin_ends_a_reader() {
     let mut host = Host::new();
