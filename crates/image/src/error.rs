@@ -81,10 +81,10 @@ pub enum Error {
         source: crate::tar::TarError,
     },
     /// A kernel that is not in the store.
-    #[error("no kernel {id} in {}", store.display())]
+    #[error("no kernel {}in {}", id.as_ref().map(|id| format!("{id} ")).unwrap_or_default(), store.display())]
     NoKernel {
-        /// The kernel asked for, or `(default)`.
-        id: String,
+        /// The kernel asked for; nothing where any would do.
+        id: Option<String>,
         /// The root of the store.
         store: PathBuf,
     },

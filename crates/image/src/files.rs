@@ -13,7 +13,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, FileType, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, RenameFlags, StatxAttributes, StatxFlags, renameat_with, statx};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
@@ -172,6 +173,22 @@ impl TempFolder {
         self.handle.unlock().map_err(Error::file("unlock", &self.path))?;
         fs::rename(&self.path, dest).map_err(Error::file("create", dest))?;
         sync_parent(dest)
+    }
+
+    /// As [`Self::publish`] where the name is taken: what has it vanishes. Whoever is killed meanwhile leaves the old folder
+    /// or the new one, never none; but on a file system that cannot exchange names.
+    pub(crate) fn exchange(self, dest: &Path) -> Result<()> {
+        self.handle.sync_all().map_err(Error::file("write", &self.path))?;
+        let gate = lock_shared(&self.scratch.gate)?;
+        match renameat_with(CWD, &self.path, CWD, dest, RenameFlags::EXCHANGE) {
+            Ok(()) => sync_parent(dest),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                drop(gate);
+                self.scratch.folder()?.bury(dest)?;
+                self.publish(dest)
+            }
+            Err(errno) => Err(Error::file("replace", dest)(errno.into())),
+        }
     }
 
     /// Moves an existing folder in here, to vanish with this one.

@@ -110,19 +110,11 @@ impl Store {
         let _lock = files::lock(&self.root().join("locks/kernels"))?;
         let dest = self.kernel_dir(id);
         if dest.exists() {
-            if self.kernel(Some(id)).is_ok() {
-                let default = self.default_kernel()?;
-                self.remove_kernel(id)?;
-                if default.as_deref() == Some(id) {
-                    folder.publish(&dest)?;
-                    self.set_default_kernel(id)?;
-                    return self.kernel(Some(id));
-                }
-            } else {
-                self.scratch.folder()?.bury(&dest)?;
-            }
+            let _claim = self.claim(id)?;
+            folder.exchange(&dest)?;
+        } else {
+            folder.publish(&dest)?;
         }
-        folder.publish(&dest)?;
         if make_default || self.kernel(None).is_err() {
             self.set_default_kernel(id)?;
         }

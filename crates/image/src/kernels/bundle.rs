@@ -178,21 +178,39 @@ impl Store {
         self.kernels_dir().join(id)
     }
 
-    /// All kernels, the newest first.
+    /// All kernels that can be used, the newest first.
     ///
     /// # Errors
-    /// The store cannot be read, or a bundle makes no sense.
+    /// The store cannot be read.
     pub fn kernels(&self) -> Result<Vec<KernelBundle>> {
+        let mut found: Vec<KernelBundle> =
+            self.bundles()?.into_iter().filter_map(|(_, bundle)| bundle.ok()).collect();
+        found.sort_by(|a, b| (b.info.added_s, &b.info.id).cmp(&(a.info.added_s, &a.info.id)));
+        Ok(found)
+    }
+
+    /// The kernels whose bundles make no sense, by their ids, and why. They can be removed and replaced.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn broken_kernels(&self) -> Result<Vec<(String, Error)>> {
+        let bundles = self.bundles()?.into_iter();
+        Ok(bundles.filter_map(|(id, bundle)| bundle.err().map(|error| (id, error))).collect())
+    }
+
+    fn bundles(&self) -> Result<Vec<(String, Result<KernelBundle>)>> {
         let dir = self.kernels_dir();
         let default = self.default_kernel()?;
         let mut found = Vec::new();
         for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
             let entry = entry.map_err(Error::file("list", &dir))?;
-            if entry.path().is_dir() {
-                found.extend(open_bundle(&entry.path(), default.as_deref())?);
+            let id = entry.file_name().to_string_lossy().into_owned();
+            if entry.path().is_dir()
+                && let Some(bundle) = open_bundle(&entry.path(), default.as_deref()).transpose()
+            {
+                found.push((id, bundle));
             }
         }
-        found.sort_by(|a, b| (b.info.added_s, &b.info.id).cmp(&(a.info.added_s, &a.info.id)));
         Ok(found)
     }
 
@@ -202,8 +220,7 @@ impl Store {
     /// There is no such kernel, or its bundle makes no sense.
     pub fn kernel(&self, id: Option<&str>) -> Result<KernelBundle> {
         let default = self.default_kernel()?;
-        let no_kernel =
-            || Error::NoKernel { id: id.unwrap_or("(default)").to_string(), store: self.root().into() };
+        let no_kernel = || Error::NoKernel { id: id.map(str::to_string), store: self.root().into() };
         let id = id.or(default.as_deref()).filter(|id| valid_id(id)).ok_or_else(no_kernel)?;
         open_bundle(&self.kernel_dir(id), default.as_deref())?.ok_or_else(no_kernel)
     }
@@ -217,27 +234,45 @@ impl Store {
         self.scratch.replace(&self.kernels_dir().join("default"), id.as_bytes())
     }
 
-    /// Removes a kernel. If it was the default, the newest other one is from now on.
+    /// Removes a kernel, also a broken one. If it was the default, the newest other one is from now on.
     ///
     /// # Errors
     /// There is no such kernel, or somebody is reading it just now.
     pub fn remove_kernel(&self, id: &str) -> Result<()> {
-        let bundle = self.kernel(Some(id))?;
-        let (folder, was_default) = (bundle.folder.clone(), bundle.is_default);
-        drop(bundle);
-        let pin = folder.join("bundle.json");
-        let lock = File::open(&pin).map_err(Error::file("open", &pin))?;
-        if lock.try_lock().is_err() {
-            return Err(Error::InUse { what: format!("kernel {id}") });
+        let folder = self.kernel_dir(id);
+        if !valid_id(id) || !folder.is_dir() {
+            return Err(Error::NoKernel { id: Some(id.to_string()), store: self.root().into() });
         }
-        self.scratch.folder()?.bury(&folder)?;
-        if was_default {
-            match self.kernels()?.first() {
-                Some(next) => self.set_default_kernel(&next.info.id)?,
+        // Two that remove each other's next default would wait for each other.
+        let _lock = files::lock(&self.root().join("locks/kernels"))?;
+        // Before this one is claimed: listing the kernels looks at it too.
+        let next = self.kernels()?.into_iter().map(|other| other.info.id).find(|other| other != id);
+        let _claim = self.claim(id)?;
+        if self.default_kernel()?.as_deref() == Some(id) {
+            // First the new default: whoever is killed in between leaves one that is there.
+            match next {
+                Some(next) => self.set_default_kernel(&next)?,
                 None => files::remove_any(&self.kernels_dir().join("default")),
             }
         }
-        Ok(())
+        self.scratch.folder()?.bury(&folder)
+    }
+
+    /// Holds the bundle of `id` for this process alone; nothing where it has lost the file that is held.
+    ///
+    /// # Errors
+    /// Somebody is reading it just now.
+    pub(super) fn claim(&self, id: &str) -> Result<Option<File>> {
+        let pin = self.kernel_dir(id).join("bundle.json");
+        let file = match File::open(&pin) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::file("open", &pin)(e)),
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(_) => Err(Error::InUse { what: format!("kernel {id}") }),
+        }
     }
 
     pub(super) fn default_kernel(&self) -> Result<Option<String>> {

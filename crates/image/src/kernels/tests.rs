@@ -150,6 +150,48 @@ fn bundles_are_listed_replaced_and_removed() {
     assert_eq!(fs::read_dir(temp.store.root().join("tmp")).unwrap().count(), 0);
 }
 
+/// Whoever replaces a kernel may be killed at any moment, so there must be one at every moment.
+#[test]
+fn a_kernel_is_replaced_at_once_and_stays_the_default() {
+    let temp = temp_store();
+    let kernel = put(&temp, "one", &bzimage("1.0-one"));
+    drop(add(&temp, &kernel, None).unwrap());
+    drop(add(&temp, &put(&temp, "two", &bzimage("2.0-two")), None).unwrap());
+    let kernels = temp.store.root().join("kernels");
+    std::thread::scope(|scope| {
+        let replacing = scope.spawn(|| (0..100).for_each(|_| drop(add(&temp, &kernel, None).unwrap())));
+        while !replacing.is_finished() {
+            assert!(kernels.join("1.0-one/bundle.json").exists());
+            assert_eq!(fs::read_to_string(kernels.join("default")).unwrap(), "1.0-one");
+        }
+    });
+    assert_eq!(fs::read_dir(temp.store.root().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_broken_bundle_hides_no_other_and_can_be_removed_or_replaced() {
+    let temp = temp_store();
+    let one = put(&temp, "one", &bzimage("1.0-one"));
+    drop(add(&temp, &one, None).unwrap());
+    drop(add(&temp, &put(&temp, "two", &bzimage("2.0-two")), None).unwrap());
+    for by_adding in [true, false] {
+        fs::write(temp.store.root().join("kernels/1.0-one/bundle.json"), "{}").unwrap();
+        let names: Vec<String> =
+            temp.store.kernels().unwrap().iter().map(|bundle| bundle.info().id.clone()).collect();
+        assert_eq!(names, ["2.0-two"]);
+        let broken = temp.store.broken_kernels().unwrap();
+        assert_eq!(broken.len(), 1);
+        assert!(broken[0].0 == "1.0-one" && chain(&broken[0].1).contains("1.0-one/bundle.json"));
+        if by_adding {
+            drop(add(&temp, &one, None).unwrap());
+            assert!(temp.store.broken_kernels().unwrap().is_empty());
+        } else {
+            temp.store.remove_kernel("1.0-one").unwrap();
+            assert_eq!(temp.store.kernel(None).unwrap().info().id, "2.0-two");
+        }
+    }
+}
+
 #[test]
 fn a_folder_of_modules_uses_what_depmod_wrote() {
     let temp = temp_store();
