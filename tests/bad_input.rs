@@ -85,14 +85,21 @@ fn names_that_are_not_there_come_with_the_next_step() {
     let mut command = strata();
     command.arg("--root").arg(folder.path()).args(["run", "nowhere", "--", "true"]);
     let ended = finish(command);
-    ended.expect_failure(125, &["nowhere"]);
-    assert!(ended.stderr.contains("strata image"), "{ended:?}");
+    ended.expect_failure(125, &["run \"nowhere\": no image named nowhere:latest in"]);
+    assert!(ended.stderr.contains("strata image bootstrap nowhere"), "{ended:?}");
     let store = small_store(folder.path());
     let mut command = strata();
     command.arg("--root").arg(&store).args(["run", "small", "--", "true"]);
     let ended = finish(command);
-    ended.expect_failure(125, &["kernel"]);
+    ended.expect_failure(125, &["run \"small\": no kernel in"]);
     assert!(ended.stderr.contains("strata kernel fetch"), "{ended:?}");
+    for (verb, act) in [("image", "remove image \"nowhere\""), ("kernel", "remove kernel nowhere")] {
+        let mut command = strata();
+        command.arg("--root").arg(&store).args([verb, "rm", "nowhere", "there"]);
+        let ended = finish(command);
+        ended.expect_failure(125, &["there"]);
+        assert!(ended.stderr.contains(act) && !ended.stderr.contains("bootstrap"), "{ended:?}");
+    }
 }
 
 #[test]
@@ -108,9 +115,40 @@ fn a_corrupt_blob_is_found_and_named() {
     fs::write(&layer, bytes).unwrap();
     let mut command = strata();
     command.arg("--root").arg(&store).args(["image", "save", "small"]).arg(folder.path().join("out.tar"));
-    finish(command)
-        .expect_failure(125, &["small", "corrupt blob", layer.file_name().unwrap().to_str().unwrap()]);
+    let ended = finish(command);
+    ended.expect_failure(125, &["small", "corrupt blob", layer.file_name().unwrap().to_str().unwrap()]);
     assert!(!folder.path().join("out.tar").exists());
+    assert!(ended.stderr.contains("next: load, import or bootstrap it once more"), "{ended:?}");
+    // So it is done, and it helps.
+    let again = |arguments: &[&str]| {
+        let mut command = strata();
+        command.arg("--root").arg(&store).args(arguments);
+        assert_eq!(finish(command).code(), 0, "{arguments:?}");
+    };
+    let [tar, out] = ["root.tar", "out.tar"].map(|name| folder.path().join(name).display().to_string());
+    again(&["image", "import", &tar, "small"]);
+    again(&["image", "save", "small", &out]);
+}
+
+#[test]
+fn a_broken_kernel_is_listed_as_such_and_can_be_removed() {
+    let Some(kernel) = guest::kernel() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let on = |arguments: &[&str]| {
+        let mut command = strata();
+        command.arg("--root").arg(&store).args(arguments);
+        finish(command)
+    };
+    let file = kernel.kernel_path().display().to_string();
+    let id = on(&["kernel", "add", &file]).stdout.trim().to_owned();
+    fs::write(store.join("kernels").join(&id).join("bundle.json"), "{}").unwrap();
+    let listed = on(&["kernel", "ls"]);
+    assert!(listed.code() == 0 && listed.stdout.contains("broken: "), "{listed:?}");
+    let json: serde_json::Value = serde_json::from_str(&on(&["kernel", "ls", "--json"]).stdout).unwrap();
+    assert!(json[0]["id"] == id.as_str() && json[0]["broken"].is_string(), "{json}");
+    assert_eq!(on(&["kernel", "rm", &id]).code(), 0);
+    assert_eq!(on(&["kernel", "ls", "--json"]).stdout.trim(), "[]");
 }
 
 #[test]
@@ -129,7 +167,8 @@ fn a_kernel_that_changed_in_the_store_does_not_run() {
     let mut command = strata();
     command.arg("--root").arg(&store).args(["run", "debian", "--", "echo", "runs"]);
     let ended = finish(command);
-    ended.expect_failure(125, &["corrupt blob", "vmlinux"]);
+    ended.expect_failure(125, &["run \"debian\"", "corrupt blob", "vmlinux"]);
+    assert!(ended.stderr.contains("next: strata kernel fetch"), "{ended:?}");
     assert!(ended.stdout.is_empty(), "{ended:?}");
 }
 
@@ -183,6 +222,7 @@ fn a_full_disk_leaves_the_store_as_it_was() {
     let unmounted = Command::new("umount").arg(folder.path()).status().unwrap();
     assert!(unmounted.success());
     ended.expect_failure(125, &["big", "No space left on device"]);
+    assert!(ended.stderr.contains("next: free some space"), "{ended:?}");
     assert_eq!((left.code(), left.stdout.as_str()), (0, ""), "{left:?}");
 }
 

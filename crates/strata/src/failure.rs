@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 
 use crate::exit::Exit;
 
@@ -46,10 +47,43 @@ impl Failure {
     /// Prints the whole chain on one line, and the next step on another.
     pub fn print(&self) {
         eprintln!("strata: {self}");
-        if let Some(hint) = &self.hint {
+        if let Some(hint) = self.next_step() {
             eprintln!("  next: {hint}");
         }
     }
+
+    /// What the user can do about it, if anybody knows.
+    fn next_step(&self) -> Option<&str> {
+        let full = "free some space there, or name a place that has some";
+        self.hint.as_deref().or_else(|| self.is_full_disk().then_some(full))
+    }
+
+    fn is_full_disk(&self) -> bool {
+        let mut next: Option<&dyn Error> = self.source.as_ref().map(|source| source.as_ref() as &dyn Error);
+        while let Some(cause) = next {
+            if cause.downcast_ref().is_some_and(|e: &io::Error| e.kind() == io::ErrorKind::StorageFull) {
+                return true;
+            }
+            next = cause.source();
+        }
+        false
+    }
+}
+
+/// Does `act` to each of `names`. Where it fails that is told, and the others come all the same.
+///
+/// # Errors
+/// The last failure.
+pub fn each<'a>(names: &'a [String], mut act: impl FnMut(&'a str) -> Outcome<()>) -> Outcome {
+    let mut last: Option<Failure> = None;
+    for name in names {
+        if let Err(failure) = act(name)
+            && let Some(before) = last.replace(failure)
+        {
+            before.print();
+        }
+    }
+    last.map_or(Ok(Exit::Success), Err)
 }
 
 impl fmt::Display for Failure {
@@ -93,6 +127,26 @@ mod tests {
         let failure = Failure::because("open \"x\"", cause);
         assert_eq!(failure.to_string(), "open \"x\": no such file");
         assert_eq!(failure.exit_code().code(), 125);
+    }
+
+    #[test]
+    fn a_full_disk_has_a_next_step_of_its_own() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        assert!(Failure::because("write x", full()).next_step().unwrap().contains("space"));
+        assert_eq!(Failure::because("write x", full()).hint("other").next_step(), Some("other"));
+        assert_eq!(Failure::because("write x", io::Error::other("broken")).next_step(), None);
+    }
+
+    #[test]
+    fn what_fails_keeps_nothing_else_from_being_done() {
+        let names = ["a", "b", "c"].map(str::to_owned);
+        let mut done = Vec::new();
+        let ended = each(&names, |name| {
+            done.push(name);
+            if name == "c" { Ok(()) } else { Err(Failure::new(name)) }
+        });
+        assert_eq!(done, ["a", "b", "c"]);
+        assert_eq!(ended.unwrap_err().to_string(), "b");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use image::{Bootstrap, Reference, SaveFormat, Store};
 
 use crate::cli::Global;
 use crate::exit::Exit;
-use crate::failure::{Failure, Outcome, While};
+use crate::failure::{Failure, Outcome, While, each};
 use crate::output::{self, Table};
 use crate::progress::Bar;
 use crate::store;
@@ -118,11 +118,12 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
         Command::Save(options) => save(&store, options)?,
         Command::Ls(options) => list(&store, options)?,
         Command::Inspect(options) => {
-            let value =
-                store.inspect(&parse(&options.name)?).map_err(|error| explain(&options.name, error))?;
+            let value = store
+                .inspect(&parse(&options.name)?)
+                .map_err(|error| explain(format!("inspect {:?}", options.name), &options.name, error))?;
             output::json(&value)?;
         }
-        Command::Rm(options) => remove(&store, options)?,
+        Command::Rm(options) => return each(&options.names, |name| remove(&store, name)),
     }
     Ok(Exit::Success)
 }
@@ -137,15 +138,18 @@ pub fn parse(name: &str) -> Outcome<Reference> {
     })
 }
 
-/// What went wrong with an image, and what to do about it.
-pub fn explain(name: &str, error: image::Error) -> Failure {
-    let is_not_found = error.is_not_found();
-    let failure = Failure::because(format!("image {name:?}"), error);
-    if is_not_found {
-        let hint = format!("strata image ls shows what there is; make one: strata image bootstrap {name}");
-        return failure.hint(hint);
-    }
-    failure
+/// What went wrong when `act` needed an image, and what to do about it.
+pub fn explain(act: String, name: &str, error: image::Error) -> Failure {
+    let hint = match &error {
+        image::Error::NoImage { .. } => {
+            format!("strata image ls shows what there is; make one: strata image bootstrap {name}")
+        }
+        image::Error::CorruptBlob { .. } | image::Error::MissingBlob { .. } => format!(
+            "load, import or bootstrap it once more, which mends it; strata image rm {name} removes it"
+        ),
+        _ => return Failure::because(act, error),
+    };
+    Failure::because(act, error).hint(hint)
 }
 
 fn bootstrap(store: &Store, options: &BootstrapOptions) -> Outcome<()> {
@@ -170,13 +174,16 @@ fn load(store: &Store, options: &LoadOptions) -> Outcome<()> {
 }
 
 fn save(store: &Store, options: &SaveOptions) -> Outcome<()> {
-    let image = store.image(&parse(&options.name)?).map_err(|error| explain(&options.name, error))?;
+    let explain = |error| {
+        let act = format!("save image {:?} to {}", options.name, options.file.display());
+        explain(act, &options.name, error)
+    };
+    let image = store.image(&parse(&options.name)?).map_err(explain)?;
     let format = match options.format {
         Format::Oci => SaveFormat::OciArchive,
         Format::Docker => SaveFormat::DockerArchive,
     };
-    let saved = store.save(&image, &options.file, format, &Bar::new());
-    saved.while_trying(|| format!("save image {:?} to {}", options.name, options.file.display()))
+    store.save(&image, &options.file, format, &Bar::new()).map_err(explain)
 }
 
 fn list(store: &Store, options: &LsOptions) -> Outcome<()> {
@@ -201,9 +208,10 @@ fn list(store: &Store, options: &LsOptions) -> Outcome<()> {
     table.print()
 }
 
-fn remove(store: &Store, options: &RmOptions) -> Outcome<()> {
-    options
-        .names
-        .iter()
-        .try_for_each(|name| store.remove(&parse(name)?).map_err(|error| explain(name, error)))
+fn remove(store: &Store, name: &str) -> Outcome<()> {
+    store.remove(&parse(name)?).map_err(|error| {
+        let is_not_found = error.is_not_found();
+        let failure = Failure::because(format!("remove image {name:?}"), error);
+        if is_not_found { failure.hint("strata image ls shows what there is") } else { failure }
+    })
 }

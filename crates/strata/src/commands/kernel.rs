@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::cli::Global;
 use crate::exit::Exit;
-use crate::failure::{Failure, Outcome, While};
+use crate::failure::{Failure, Outcome, While, each};
 use crate::output::{self, Table};
 use crate::progress::Bar;
 use crate::store;
@@ -79,6 +79,7 @@ struct Row<'a> {
     origin: &'a str,
     modules: usize,
     size_bytes: u64,
+    broken: Option<String>,
 }
 
 /// Does what the verb says.
@@ -92,19 +93,31 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
         Command::Add(options) => add(&store, options)?,
         Command::Ls(options) => list(&store, options)?,
         Command::Rm(options) => {
-            for id in &options.ids {
-                store.remove_kernel(id).map_err(explain)?;
-            }
+            return each(&options.ids, |id| {
+                let listed = "strata kernel ls shows what there is";
+                store.remove_kernel(id).map_err(|error| {
+                    let is_not_found = error.is_not_found();
+                    let failure = Failure::because(format!("remove kernel {id}"), error);
+                    if is_not_found { failure.hint(listed) } else { failure }
+                })
+            });
         }
     }
     Ok(Exit::Success)
 }
 
-/// What went wrong with a kernel of the store, and what to do about it.
-pub fn explain(error: image::Error) -> Failure {
-    let is_not_found = error.is_not_found();
-    let failure = Failure::because("find the kernel", error);
-    if is_not_found { failure.hint("strata kernel fetch, or strata kernel add FILE") } else { failure }
+/// What went wrong with the kernel that `act` needs, and what to do about it.
+pub fn explain(act: String, id: Option<&str>, error: image::Error) -> Failure {
+    let hint = match (&error, id) {
+        (image::Error::NoKernel { .. }, Some(_)) => "strata kernel ls shows what there is".to_owned(),
+        (image::Error::NoKernel { .. }, None) => "strata kernel fetch, or strata kernel add FILE".to_owned(),
+        (image::Error::CorruptBlob { .. } | image::Error::Json { .. }, _) => {
+            "strata kernel fetch or strata kernel add FILE puts a whole one in its place; strata kernel rm removes it"
+                .to_owned()
+        }
+        _ => return Failure::because(act, error),
+    };
+    Failure::because(act, error).hint(hint)
 }
 
 /// Decompresses on the host, once, what the guest would decompress at each boot.
@@ -147,7 +160,11 @@ fn said(bundle: &KernelBundle) -> Outcome<()> {
 
 fn list(store: &Store, options: &LsOptions) -> Outcome<()> {
     let bundles = store.kernels().while_trying(|| "list kernels".to_owned())?;
-    let rows: Vec<Row<'_>> = bundles.iter().map(row).collect();
+    let broken = store.broken_kernels().while_trying(|| "list kernels".to_owned())?;
+    let broken: Vec<(String, String)> =
+        broken.into_iter().map(|(id, error)| (id, Failure::because("open it", error).to_string())).collect();
+    let mut rows: Vec<Row<'_>> = bundles.iter().map(row).collect();
+    rows.extend(broken.iter().map(|(id, reason)| broken_row(id, reason)));
     if options.json {
         return output::json(&rows);
     }
@@ -158,7 +175,10 @@ fn list(store: &Store, options: &LsOptions) -> Outcome<()> {
     for row in rows {
         let mark = if row.default { "*" } else { "" };
         let size = output::bytes(row.size_bytes);
-        let origin = output::visible(row.origin);
+        let origin = match &row.broken {
+            Some(reason) => format!("broken: {}", output::visible(reason)),
+            None => output::visible(row.origin),
+        };
         table.row([mark.into(), row.id.into(), row.arch.into(), row.modules.to_string(), size, origin]);
     }
     table.print()
@@ -174,5 +194,19 @@ fn row(bundle: &KernelBundle) -> Row<'_> {
         origin: &info.origin,
         modules: info.modules.len(),
         size_bytes: files.map(|file| file.size_bytes).sum(),
+        broken: None,
+    }
+}
+
+/// A kernel nothing is known of but that it is no good.
+fn broken_row<'a>(id: &'a str, reason: &str) -> Row<'a> {
+    Row {
+        id,
+        default: false,
+        arch: "-",
+        origin: "-",
+        modules: 0,
+        size_bytes: 0,
+        broken: Some(reason.to_owned()),
     }
 }

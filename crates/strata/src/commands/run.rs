@@ -90,7 +90,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         vsock: Some(agent.host()),
         confine: options.sizing.confine(),
     };
-    let machine = build(&mut prepared, backends, engine.as_ref(), &options.image)?;
+    let machine = build(&mut prepared, backends, engine.as_ref(), options)?;
     tracing::info!("prepared in {} ms", started.elapsed().as_millis());
     let session = session::Session {
         interactive: options.interactive,
@@ -104,22 +104,31 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
 }
 
 /// Builds the machine. The kernel is checked meanwhile: each is half of what a start takes on the host.
-fn build(prepared: &mut Prepared, backends: Backends, engine: &dyn Engine, image: &str) -> Outcome<Machine> {
+fn build(
+    prepared: &mut Prepared,
+    backends: Backends,
+    engine: &dyn Engine,
+    options: &Options,
+) -> Outcome<Machine> {
     let machine = Machine::build(&prepared.config, backends, engine);
     // They are in the guest now.
     prepared.config.boot.initrd.clear();
     if let Some(check) = prepared.kernel_check.take() {
         let checked = check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        checked.map_err(kernels::explain)?;
+        checked.map_err(|error| explain_kernel(options, error))?;
     }
-    machine.while_trying(|| format!("run {image:?}"))
+    machine.while_trying(|| format!("run {:?}", options.image))
+}
+
+fn explain_kernel(options: &Options, error: image::Error) -> Failure {
+    kernels::explain(format!("run {:?}", options.image), options.kernel.as_deref(), error)
 }
 
 fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
-    let explain = |error| images::explain(&options.image, error);
+    let explain = |error| images::explain(format!("run {:?}", options.image), &options.image, error);
     let image = store.image(&images::parse(&options.image)?).map_err(explain)?;
     let process = process(options, &image.config())?;
-    let kernel = store.kernel(options.kernel.as_deref()).map_err(kernels::explain)?;
+    let kernel = store.kernel(options.kernel.as_deref()).map_err(|error| explain_kernel(options, error))?;
     check_width(&kernel)?;
     // A kernel that changed on disk would be a guest that fails for no visible reason.
     let kernel = Arc::new(kernel);
@@ -128,7 +137,7 @@ fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
     let root = store.root_for_vm(&image, &Bar::new()).map_err(explain)?;
     let path = kernel.vmlinux_path().unwrap_or_else(|| kernel.kernel_path());
     let mut config = options.sizing.machine(Source::File(path));
-    config.boot.initrd = vec![Source::Bytes(initrd::build(&kernel)?)];
+    config.boot.initrd = vec![Source::Bytes(initrd::build(&kernel, |error| explain_kernel(options, error))?)];
     config.boot.cmdline = command_line(verbose);
     config.disks =
         vec![DiskConfig { path: root.path().to_owned(), read_only: true, serial: "root".to_owned() }];

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use image::cpio::Cpio;
 use image::kernels::KernelBundle;
 
-use crate::failure::{Outcome, While};
+use crate::failure::{Failure, Outcome, While};
 
 /// What a guest needs before the root is mounted. Those built into the kernel are no files, and no loss.
 const MODULES: [&str; 6] =
@@ -15,12 +15,11 @@ const MODULES: [&str; 6] =
 /// Builds it as one newc archive.
 ///
 /// # Errors
-/// A module of the kernel cannot be read, or is not what was stored.
-pub fn build(kernel: &KernelBundle) -> Outcome<Arc<[u8]>> {
+/// A module of the kernel cannot be read, or is not what was stored: `explain` says what that means.
+pub fn build(kernel: &KernelBundle, explain: impl Fn(image::Error) -> Failure) -> Outcome<Arc<[u8]>> {
     let mut modules = Vec::new();
     for module in kernel.modules_for(&MODULES) {
-        let bytes =
-            kernel.read_module(module).while_trying(|| format!("read kernel module {}", module.name))?;
+        let bytes = kernel.read_module(module).map_err(&explain)?;
         modules.push((format!("{}.ko", module.name), bytes));
     }
     let archive = write(&modules).while_trying(|| "build the initial ram disk".to_owned())?;
