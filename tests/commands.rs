@@ -4,8 +4,13 @@ use crate::support::{finish, strata};
 
 #[test]
 fn nonsense_on_the_command_line_is_code_2() {
-    for arguments in [&["run"][..], &["fly"], &["run", "--cpus", "0", "x"], &["run", "--memory", "much", "x"]]
-    {
+    for arguments in [
+        &["run"][..],
+        &["fly"],
+        &["run", "--cpus", "0", "x"],
+        &["run", "--memory", "much", "x"],
+        &["run", "-e", "=x", "x"],
+    ] {
         let mut command = strata();
         command.args(arguments);
         assert_eq!(finish(command).code(), 2, "{arguments:?}");

@@ -5,11 +5,12 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use image::Store;
 use image::kernels::{AddKernel, DEFAULT_PACKAGE, KernelBundle};
+use image::{Progress, Store};
 use machine::loader;
 use serde::Serialize;
 
+use super::run::initrd;
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While, each};
@@ -150,7 +151,15 @@ fn add(store: &Store, options: &AddOptions) -> Outcome<()> {
         make_default: options.default,
     };
     let name = options.files.first().map(|file| file.display().to_string()).unwrap_or_default();
-    let bundle = store.add_kernel(&add, &Bar::new()).while_trying(|| format!("add kernel {name}"))?;
+    let bar = Bar::new();
+    let bundle = store.add_kernel(&add, &bar).while_trying(|| format!("add kernel {name}"))?;
+    let absent = initrd::absent(&bundle);
+    if !absent.is_empty() {
+        bar.note(&format!(
+            "it came without modules that `strata run` needs unless they are built in: {}; --modules DIR adds them",
+            absent.join(", ")
+        ));
+    }
     said(&bundle)
 }
 

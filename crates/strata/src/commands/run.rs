@@ -3,7 +3,7 @@
 //! The guest boots a kernel of the store with an initial RAM disk of the agent and its modules. Its root is the
 //! image's read-only squashfs on a virtio disk, under an overlay in guest memory that is gone with the machine.
 
-mod initrd;
+pub mod initrd;
 mod session;
 
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub struct Options {
     #[arg(long, value_name = "ID")]
     kernel: Option<String>,
     /// Set a variable for the command; without a value take the one from here
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = parse_variable)]
     env: Vec<String>,
     /// Folder to run the command in; made if it is not there
     #[arg(short, long, value_name = "DIR")]
@@ -63,6 +63,13 @@ pub struct Options {
     command: Vec<String>,
 }
 
+fn parse_variable(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.starts_with('=') {
+        return Err("a variable has a name, e.g. NAME or NAME=value".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// All that a machine for a workload is made of, held open until it has ended.
 struct Prepared {
     config: MachineConfig,
@@ -70,7 +77,7 @@ struct Prepared {
     hostname: String,
     root_type: &'static str,
     _root: RootFile,
-    _kernel: Arc<KernelBundle>,
+    kernel: Arc<KernelBundle>,
     /// Whether the kernel's bytes are those that were stored; known before the guest starts.
     kernel_check: Option<JoinHandle<image::Result<()>>>,
 }
@@ -148,7 +155,7 @@ fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
         hostname: hostname(&image),
         root_type: root.fstype(),
         _root: root,
-        _kernel: kernel,
+        kernel,
         kernel_check: Some(kernel_check),
     })
 }

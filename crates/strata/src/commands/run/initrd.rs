@@ -12,6 +12,16 @@ use crate::failure::{Failure, Outcome, While};
 const MODULES: [&str; 6] =
     ["virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport", "squashfs", "overlay", "virtio_rng"];
 
+/// Modules that [`build`] would have taken and that came neither with the kernel nor, as far as anybody can tell,
+/// inside it. A guest does without randomness from its host.
+pub fn absent(kernel: &KernelBundle) -> Vec<&'static str> {
+    let absent = &kernel.info().absent;
+    MODULES
+        .into_iter()
+        .filter(|name| *name != "virtio_rng" && absent.iter().any(|other| other == name))
+        .collect()
+}
+
 /// Builds it as one newc archive.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use machine::{Machine, MachineEvent};
 use protocol::{Root, Start, WinSize, Writable};
 use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
 
-use super::Prepared;
+use super::{Prepared, initrd};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::signals::{ENDING, SIGWINCH, Watch};
@@ -58,6 +58,7 @@ pub fn run(
     // Ctrl-C is a signal, which the foreground processes of the command's terminal get.
     let keys = session.tty && session.interactive && terminal::stdin_is_terminal();
     let raw = keys.then(Raw::enter).transpose()?;
+    let mut is_running = false;
     let workload = Workload {
         start: start(prepared),
         stdin: if session.interactive { Some(duplicate(&io::stdin(), "standard input")?) } else { None },
@@ -65,12 +66,25 @@ pub fn run(
         stderr: duplicate(&io::stderr(), "standard error")?,
         boot_timeout: Some(BOOT_TIMEOUT),
         timeout: session.timeout,
-        progress: &mut |progress| report(progress, started),
+        progress: &mut |progress| {
+            is_running |= matches!(progress, Progress::Started { .. });
+            report(progress, started);
+        },
     };
     (session.enter_sandbox)()?;
     let ended = agent.run(machine, workload);
     drop(raw);
-    conclude(ended, &prepared.process.argv, last_signal.load(Ordering::Relaxed))
+    let absent = if is_running { Vec::new() } else { initrd::absent(&prepared.kernel) };
+    conclude(ended, &prepared.process.argv, last_signal.load(Ordering::Relaxed)).map_err(|failure| {
+        if absent.is_empty() || failure.exit_code() != Exit::Strata {
+            return failure;
+        }
+        failure.hint(format!(
+            "kernel {} came without {}: strata kernel add FILE --modules DIR, or strata kernel fetch",
+            prepared.kernel.info().id,
+            absent.join(", ")
+        ))
+    })
 }
 
 fn start(prepared: &Prepared) -> Start {
