@@ -179,23 +179,75 @@ fn a_store_that_may_not_be_written_is_an_error_with_a_next_step() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // The build folder may be out of reach for others.
-    let program = folder.path().join("strata");
-    fs::copy(env!("CARGO_BIN_EXE_strata"), &program).unwrap();
     let closed = folder.path().join("closed");
     fs::create_dir(&closed).unwrap();
-    let mut command = Command::new(&program);
-    command
-        .arg("--root")
-        .arg(closed.join("store"))
-        .args(["image", "ls"])
-        .stdin(Stdio::null())
-        .uid(65534)
-        .gid(65534);
-    let ended = finish(command);
+    let ended = finish(as_nobody(folder.path(), &closed.join("store"), &["image", "ls"]));
     ended.expect_failure(125, &["open store", "ermission denied"]);
     assert!(ended.stderr.contains("--root"), "{ended:?}");
+}
+
+/// The program with a store in `store`, run as the user nobody; `folder` is made one that this user can reach.
+fn as_nobody(folder: &Path, store: &Path, arguments: &[&str]) -> Command {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    // The build folder may be out of reach for others.
+    let program = folder.join("strata");
+    fs::copy(env!("CARGO_BIN_EXE_strata"), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.arg("--root").arg(store).args(arguments).stdin(Stdio::null()).uid(NOBODY).gid(NOBODY);
+    command
+}
+
+/// The user nobody, who has no ids to map, so that no tool can make a root file system.
+const NOBODY: u32 = 65534;
+
+#[test]
+fn a_user_who_cannot_bootstrap_is_told_before_and_after() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/usr/bin/mmdebstrap").exists() {
+        println!("skipped: needs root, to become somebody else, and mmdebstrap");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    fs::create_dir(&store).unwrap();
+    std::os::unix::fs::chown(&store, Some(NOBODY), Some(NOBODY)).unwrap();
+    let checked = finish(as_nobody(folder.path(), &store, &["check"]));
+    assert!(checked.stdout.contains("cannot work here without root"), "{checked:?}");
+    let ended = finish(as_nobody(folder.path(), &store, &["image", "bootstrap", "x"]));
+    ended.expect_failure(125, &["bootstrap image \"x\"", "mmdebstrap"]);
+    assert!(ended.stderr.contains("next: as root: apt-get install uidmap"), "{ended:?}");
+}
+
+#[test]
+fn a_damaged_index_is_no_empty_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    fs::write(store.join("index.json"), "{").unwrap();
+    let mut command = strata();
+    command.arg("--root").arg(&store).arg("check");
+    let ended = finish(command);
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    let line = ended.stdout.lines().find(|line| line.contains("images")).unwrap_or_default();
+    assert!(line.contains("missing") && line.contains("index.json"), "{ended:?}");
+}
+
+#[test]
+fn a_kernel_without_its_modules_says_so_when_it_is_added_and_when_it_fails() {
+    let Some(kernel) = guest::kernel() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = small_store(folder.path());
+    let mut command = strata();
+    command.arg("--root").arg(&store).args(["kernel", "add"]).arg(kernel.kernel_path());
+    let added = finish(command);
+    assert_eq!(added.code(), 0);
+    assert!(
+        added.stderr.contains("note: it came without modules") && added.stderr.contains("squashfs"),
+        "{added:?}"
+    );
+    let mut command = strata();
+    command.arg("--root").arg(&store).args(["run", "small", "--", "true"]);
+    let ended = finish(command);
+    ended.expect_failure(125, &["run \"true\"", "powered off"]);
+    assert!(ended.stderr.contains("next: kernel ") && ended.stderr.contains("--modules DIR"), "{ended:?}");
 }
 
 #[test]

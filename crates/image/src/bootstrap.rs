@@ -59,7 +59,9 @@ impl Store {
         // A day's resolution: two roots made on one day from the same packages are equal.
         let now = crate::archive::source_date();
         let day = if std::env::var_os("SOURCE_DATE_EPOCH").is_some() { now } else { now - now % 86400 };
-        let mut made = Made::now(format!("bootstrap {suite} {}", what.packages.join(" ")), &["/bin/bash"]);
+        let words: Vec<&str> =
+            [suite.as_str()].into_iter().chain(what.packages.iter().map(String::as_str)).collect();
+        let mut made = Made::now(format!("bootstrap {}", words.join(" ")), &["/bin/bash"]);
         made.created_s = day;
         let sources = sources_for(&suite, &host, Path::new("/etc/apt"));
         if find_program("mmdebstrap").is_some() {

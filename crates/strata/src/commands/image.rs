@@ -12,6 +12,10 @@ use crate::output::{self, Table};
 use crate::progress::Bar;
 use crate::store;
 
+/// What makes `image bootstrap` work for users other than root.
+pub const NOT_ROOT: &str = "as root: apt-get install uidmap, and ranges for this user in /etc/subuid and /etc/subgid; \
+    or bring an image: strata image load FILE";
+
 /// Images that workloads are made from
 #[derive(Subcommand)]
 pub enum Command {
@@ -156,7 +160,11 @@ fn bootstrap(store: &Store, options: &BootstrapOptions) -> Outcome<()> {
     let name = parse(&options.name)?;
     let wanted = Bootstrap { suite: options.suite.clone(), packages: options.packages.clone() };
     let made = store.bootstrap(&name, &wanted, &Bar::new());
-    made.map(drop).while_trying(|| format!("bootstrap image {:?}", options.name))?;
+    made.map(drop).map_err(|error| {
+        let by_tool = matches!(error, image::Error::Tool { .. }) && !rustix::process::geteuid().is_root();
+        let failure = Failure::because(format!("bootstrap image {:?}", options.name), error);
+        if by_tool { failure.hint(NOT_ROOT) } else { failure }
+    })?;
     output::write(&format!("{name}\n"))
 }
 

@@ -7,6 +7,8 @@ use rustix::fs::{Access, statvfs};
 
 use super::{Finding, Layer};
 use crate::cli::Global;
+use crate::commands::image::NOT_ROOT;
+use crate::failure::Failure;
 use crate::{output, store};
 
 /// Less free space than this does not hold a kernel and a small image.
@@ -74,7 +76,7 @@ fn contents(global: &Global) -> Vec<Finding> {
     let counted =
         store::open(global).map(|store| (store.kernels().map(|k| k.len()), store.images().map(|i| i.len())));
     let (kernels, images) = match counted {
-        Ok((kernels, images)) => (kernels.unwrap_or(0), images.unwrap_or(0)),
+        Ok(counts) => counts,
         Err(failure) => {
             return vec![Finding::missing(
                 Layer::Store,
@@ -84,9 +86,14 @@ fn contents(global: &Global) -> Vec<Finding> {
             )];
         }
     };
-    let count = |item, count: usize, advice: &str| match count {
-        0 => Finding::limited(Layer::Store, item, "none", advice),
-        count => Finding::ok(Layer::Store, item, count.to_string()),
+    let count = |item, count: image::Result<usize>, advice: &str| match count {
+        Ok(0) => Finding::limited(Layer::Store, item, "none", advice),
+        Ok(count) => Finding::ok(Layer::Store, item, count.to_string()),
+        Err(error) => {
+            let fault = Failure::because("list them", error).to_string();
+            let advice = "the store is damaged: mend that file, or take another store with --root DIR";
+            Finding::missing(Layer::Store, item, fault, advice)
+        }
     };
     vec![
         count("kernels", kernels, "strata kernel fetch"),
@@ -96,19 +103,44 @@ fn contents(global: &Global) -> Vec<Finding> {
 
 /// Programs that `kernel fetch` and `image bootstrap` call.
 pub fn tools() -> Vec<Finding> {
-    let one_of =
-        |item, programs: &[&str], advice: &str| match programs.iter().find(|name| find(name).is_some()) {
-            Some(name) => Finding::ok(Layer::Tools, item, (*name).to_owned()),
-            None => Finding::limited(Layer::Tools, item, format!("no {}", programs.join(", no ")), advice),
-        };
-    vec![
-        one_of("kernel fetch", &["apt-get"], "add a kernel from a file: strata kernel add FILE"),
-        one_of(
-            "image bootstrap",
-            &["mmdebstrap", "debootstrap"],
-            "apt-get install mmdebstrap, or bring an image: strata image load FILE",
+    let fetch = match find("apt-get") {
+        Some(_) => Finding::ok(Layer::Tools, "kernel fetch", "apt-get"),
+        None => Finding::limited(
+            Layer::Tools,
+            "kernel fetch",
+            "no apt-get",
+            "add a kernel from a file: strata kernel add FILE",
         ),
-    ]
+    };
+    vec![fetch, bootstrap(rustix::process::geteuid().is_root())]
+}
+
+/// debootstrap works as root only; mmdebstrap as another user needs something that lets it look like root.
+fn bootstrap(is_root: bool) -> Finding {
+    let item = "image bootstrap";
+    let programs: &[&str] = if is_root { &["mmdebstrap", "debootstrap"] } else { &["mmdebstrap"] };
+    let Some(program) = programs.iter().find(|name| find(name).is_some()) else {
+        let detail = format!("no {}", programs.join(", no "));
+        let advice = "apt-get install mmdebstrap, or bring an image: strata image load FILE";
+        return Finding::limited(Layer::Tools, item, detail, advice);
+    };
+    let all = |programs: [&str; 2]| programs.iter().all(|name| find(name).is_some());
+    let maps_ids =
+        || all(["newuidmap", "newgidmap"]) && ["/etc/subuid", "/etc/subgid"].map(has_range) == [true; 2];
+    if is_root || maps_ids() || all(["fakeroot", "fakechroot"]) {
+        return Finding::ok(Layer::Tools, item, *program);
+    }
+    Finding::limited(Layer::Tools, item, "mmdebstrap, which cannot work here without root", NOT_ROOT)
+}
+
+/// Whether this user has a range of ids of its own there (subuid(5)), by name or by number.
+fn has_range(file: &str) -> bool {
+    let own = rustix::process::getuid().as_raw().to_string();
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let of_own = |line: &&str| line.split(':').nth(2) == Some(own.as_str());
+    let name = users.lines().find(of_own).and_then(|line| line.split(':').next()).unwrap_or(own.as_str());
+    let ranges = fs::read_to_string(file).unwrap_or_default();
+    ranges.lines().filter_map(|line| line.split(':').next()).any(|user| user == name || user == own)
 }
 
 /// A program in `PATH`.
