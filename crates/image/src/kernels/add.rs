@@ -58,7 +58,7 @@ impl Store {
             }
             from_debs(&debs, first)?
         } else {
-            from_file(first)?
+            from_file(first, add.unpack)?
         };
         let mut sources: Vec<Source<'_>> = debs.iter().map(Source::Deb).collect();
         sources.extend(add.modules.as_deref().map(Source::Folder));
@@ -147,10 +147,17 @@ fn from_debs(debs: &[Deb], first: &Path) -> Result<Found> {
     Ok(Found { bytes, kind: sniffed.kind, arch: deb.arch.clone(), version, origin, id })
 }
 
-fn from_file(path: &Path) -> Result<Found> {
+fn from_file(path: &Path, unpack: &Unpack<'_>) -> Result<Found> {
     let file = File::open(path).map_err(Error::file("open", path))?;
     let bytes = read_limited(file, MAX_KERNEL_BYTES).map_err(Error::file("read", path))?;
-    let sniffed = sniff::sniff(&bytes).ok_or_else(|| not_a_kernel(&path.display().to_string()))?;
+    let sniffed = sniff::sniff(&bytes).ok_or_else(|| {
+        let what = path.display().to_string();
+        match unpack(&bytes) {
+            // Whoever knows kernels better says what it is instead.
+            Err(source) => Error::Unpack { what, source },
+            Ok(_) => not_a_kernel(&what),
+        }
+    })?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let by_digest = || format!("kernel-{}", &Digest::of(&bytes).hex()[..12]);
     let id = [sniffed.version.clone(), Some(name.clone())].into_iter().flatten().find(|id| valid_id(id));
