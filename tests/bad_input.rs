@@ -39,11 +39,20 @@ fn small_store(folder: &Path) -> std::path::PathBuf {
 fn files_that_are_no_kernel_are_named_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let text = file(folder.path(), "text", b"this is no kernel at all\n");
-    finish(boot(&text)).expect_failure(125, &["text", "kernel"]);
+    finish(boot(&text))
+        .expect_failure(125, &["boot: load kernel", "text: not a kernel but a file that is neither"]);
     let empty = file(folder.path(), "empty", b"");
     finish(boot(&empty)).expect_failure(125, &["empty"]);
     let other = file(folder.path(), "other", &elf::pvh(&[0; 16], 183));
     finish(boot(&other)).expect_failure(125, &["other", "arm64"]);
+    // The first bytes of an arm64 kernel, which is no ELF file.
+    let mut image = [0; 4096];
+    image[0x38..0x3c].copy_from_slice(b"ARMd");
+    let image = file(folder.path(), "image", &image);
+    finish(boot(&image)).expect_failure(125, &["image", "arm64"]);
+    let mut command = strata();
+    command.arg("--root").arg(folder.path().join("store")).args(["kernel", "add"]).arg(&image);
+    finish(command).expect_failure(125, &["add kernel", "image", "arm64"]);
     finish(boot(&folder.path().join("gone"))).expect_failure(125, &["gone", "No such file"]);
     finish(boot(folder.path())).expect_failure(125, &["directory"]);
 }
@@ -67,7 +76,9 @@ fn an_initial_ram_disk_larger_than_memory_is_refused() {
     fs::File::create(&initrd).unwrap().set_len(256 << 20).unwrap();
     let mut command = boot(&kernel);
     command.args(["--memory", "64M", "--initrd"]).arg(&initrd);
-    finish(command).expect_failure(125, &["init"]);
+    let ended = finish(command);
+    ended.expect_failure(125, &["boot: read initrd", "larger than the machine's memory of 64 MiB"]);
+    assert!(ended.stderr.contains("next: --memory SIZE"), "{ended:?}");
 }
 
 #[test]

@@ -45,7 +45,16 @@ fn a_disk_is_written_and_read_back() {
 #[test]
 fn a_guest_that_panics_is_code_4_and_its_own_words() {
     let Some(kernel) = guest::kernel() else { return };
-    finish(guest::boot(&kernel, None)).expect_failure(4, &["Kernel panic - not syncing", "root"]);
+    finish(guest::boot(&kernel, None)).expect_failure(4, &["boot: the guest's kernel panicked: VFS", "root"]);
+}
+
+/// Nobody has to know what Linux does by default, which is to stand still.
+#[test]
+fn a_panic_ends_the_machine_unless_the_user_says_otherwise() {
+    let Some(kernel) = guest::kernel() else { return };
+    let mut command = strata();
+    command.args(["boot", "--append", "quiet", "--kernel"]).arg(kernel.kernel_path());
+    finish(command).expect_failure(4, &["the guest's kernel panicked"]);
 }
 
 #[test]

@@ -21,7 +21,7 @@ const LINE_BYTES: usize = 512;
 /// How long the writer lets characters gather: a serial port delivers them one by one, and waking another
 /// thread for each would cost more than the guest spends on printing it.
 const GATHER: Duration = Duration::from_millis(2);
-const PANIC_MARK: &str = "Kernel panic - not syncing";
+pub(crate) const PANIC_MARK: &str = "Kernel panic - not syncing";
 
 #[derive(Default)]
 struct State {

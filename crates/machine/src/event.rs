@@ -1,5 +1,7 @@
 //! How a machine ends.
 
+use crate::console::PANIC_MARK;
+
 /// Why a machine stopped running. Each machine ends with exactly one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MachineEvent {
@@ -31,7 +33,12 @@ impl std::fmt::Display for MachineEvent {
         match self {
             Self::PowerOff => f.write_str("the guest powered off"),
             Self::Reset => f.write_str("the guest reset the machine"),
-            Self::GuestPanic { message } => write!(f, "the guest's kernel panicked: {message}"),
+            Self::GuestPanic { message } => {
+                // What the line says besides is said already.
+                let message =
+                    message.strip_prefix(PANIC_MARK).unwrap_or(message).trim_start_matches([':', ' ']);
+                write!(f, "the guest's kernel panicked: {message}")
+            }
             Self::TripleFault { reason } => write!(f, "triple fault: {reason}"),
             Self::Fatal { reason } => write!(f, "the machine cannot go on: {reason}"),
             Self::Stopped => f.write_str("the machine was stopped"),

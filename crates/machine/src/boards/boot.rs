@@ -20,6 +20,8 @@ use crate::loader::elf::{Elf, ZeroFill};
 use crate::loader::{self, Image, initrd, linux32, linux64, pvh};
 use crate::{Error, MachineConfig};
 
+/// What an initial RAM disk is called in errors.
+const INITRD: &str = "initrd";
 /// MTRRs enabled, default type write-back: what firmware leaves for RAM; without it Linux does not use PAT.
 const MTRR_ENABLED_WRITE_BACK: u64 = 0x806;
 
@@ -57,7 +59,7 @@ impl Boot {
         let kernel = Input::open("kernel", &config.boot.kernel, loader::MAX_IMAGE_BYTES)?;
         let pieces = config.boot.initrd.iter();
         let initrd: Result<_, _> =
-            pieces.map(|piece| Input::open("initrd", piece, config.memory_bytes)).collect();
+            pieces.map(|piece| Input::open(INITRD, piece, config.memory_bytes)).collect();
         let mut config = config.clone();
         let kernel_name = name(&config.boot.kernel, "kernel");
         config.boot.initrd.clear();
@@ -155,14 +157,14 @@ impl Boot {
         pieces: &[Input],
     ) -> Result<Option<(u64, u64)>, Error> {
         let limit = self.config.memory_bytes;
-        let pieces: Result<Vec<_>, _> = pieces.iter().map(|piece| piece.read("initrd", limit)).collect();
+        let pieces: Result<Vec<_>, _> = pieces.iter().map(|piece| piece.read(INITRD, limit)).collect();
         let pieces = pieces?;
         let len = initrd::size_bytes(&pieces);
         if len == 0 {
             return Ok(None);
         }
         let start = initrd::place(ram, kernel_end, len)
-            .map_err(|source| Error::Load { what: "initrd".to_owned(), source })?;
+            .map_err(|source| Error::Load { what: INITRD.to_owned(), source })?;
         initrd::write(ram, start, &pieces)?;
         Ok(Some((start, len)))
     }
@@ -253,7 +255,7 @@ impl Input {
             return Ok(Self::File(file, meta.len(), path.clone()));
         }
         // A pipe can be read once only.
-        Ok(Self::Bytes(read_all(&file, limit).map_err(failed)?.into()))
+        Ok(Self::Bytes(read_all(what, &file, limit).map_err(failed)?.into()))
     }
 
     /// All bytes; at most `limit`.
@@ -263,17 +265,18 @@ impl Input {
             Self::File(file, _, path) => (file, path),
         };
         // Not the first time, after a reset.
-        let bytes = file.seek(SeekFrom::Start(0)).and_then(|_| read_all(file, limit));
+        let bytes = file.seek(SeekFrom::Start(0)).and_then(|_| read_all(what, file, limit));
         bytes.map(Cow::Owned).map_err(|source| Error::Read { what, path: path.clone(), source })
     }
 }
 
 /// The rest of `file`. One byte more than `limit` is asked for, so that too long is noticed.
-fn read_all(file: &File, limit: u64) -> io::Result<Vec<u8>> {
+fn read_all(what: &str, file: &File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        let reason = format!("larger than {} MiB", limit >> 20);
+        let bound = if what == INITRD { "the machine's memory of " } else { "" };
+        let reason = format!("larger than {bound}{} MiB", limit >> 20);
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
     }
     Ok(bytes)

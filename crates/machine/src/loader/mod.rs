@@ -187,6 +187,6 @@ fn not_a_kernel(image: &[u8]) -> Error {
     } else if at(0, b"070701") {
         Error::NotAKernel { found: "an initial RAM disk" }
     } else {
-        Error::NotAKernel { found: "something else" }
+        Error::NotAKernel { found: "a file that is neither a bzImage nor an ELF executable" }
     }
 }

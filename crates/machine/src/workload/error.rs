@@ -6,7 +6,7 @@ use crate::MachineEvent;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The machine ended while the process still ran, or before it did.
-    #[error("run workload: {event}{}", last_lines(console))]
+    #[error("{event}{}", last_lines(console))]
     GuestEnded {
         /// How.
         event: MachineEvent,
@@ -69,7 +69,7 @@ mod tests {
         let console = (0..20).map(|i| format!("line {i}\r\n")).collect::<String>();
         let event = MachineEvent::GuestPanic { message: "Kernel panic - not syncing: no init".to_owned() };
         let text = Error::GuestEnded { event, console }.to_string();
-        assert!(text.starts_with("run workload: the guest's kernel panicked: Kernel panic"));
+        assert!(text.starts_with("the guest's kernel panicked: no init; its console ends"));
         assert!(text.ends_with("| line 19") && !text.contains("line 9\n"));
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use machine::config::{ConsoleConfig, DiskConfig, Source};
 use machine::{Backends, Machine, MachineEvent};
 
-use super::sizing::{Sizing, account};
+use super::sizing::{Sizing, account, explain};
 use crate::exit::{self, Exit};
 use crate::failure::{Failure, Outcome, While};
 use crate::signals::{ENDING, Watch};
@@ -35,7 +35,8 @@ pub struct Options {
     /// Initial RAM disk; may be repeated
     #[arg(long, value_name = "FILE")]
     initrd: Vec<PathBuf>,
-    /// Kernel command line; console=ttyS0 is added unless it names a console, console=hvc0 makes it a virtio console
+    /// Kernel command line; console=ttyS0 is added unless it names a console, panic=-1 unless it says what a panic
+    /// does; console=hvc0 makes it a virtio console
     #[arg(long, value_name = "STRING", default_value = "", hide_default_value = true)]
     append: String,
     /// Disk image or block device; ,ro refuses writes; may be repeated
@@ -65,8 +66,8 @@ pub fn run(options: &Options) -> Outcome {
     config.disks.clone_from(&options.disks);
     let confine = options.sizing.confine();
     let backends = Backends { console: Some(Box::new(io::stdout())), confine, ..Backends::default() };
-    let machine = Machine::build(&config, backends, engine.as_ref())
-        .while_trying(|| format!("boot {}", options.kernel.display()))?;
+    let machine = Machine::build(&config, backends, engine.as_ref());
+    let machine = machine.map_err(|error| explain("boot".to_owned(), error))?;
     let machine = Arc::new(machine);
     let signal = Arc::new(AtomicI32::new(0));
     let _signals = {
@@ -87,9 +88,12 @@ pub fn run(options: &Options) -> Outcome {
     conclude(event, signal.load(Ordering::Relaxed))
 }
 
+/// A kernel that panics would stand still for ever, which nobody who is not looking can tell from one that works.
 fn command_line(append: &str) -> String {
-    let names_console = append.split_whitespace().any(|word| word.starts_with("console="));
-    if names_console { append.to_owned() } else { format!("console=ttyS0 {append}").trim_end().to_owned() }
+    let names = |start| append.split_whitespace().any(|word| word.starts_with(start));
+    let console = if names("console=") { "" } else { "console=ttyS0 " };
+    let panic = if names("panic=") { "" } else { "panic=-1 " };
+    format!("{console}{panic}{append}").trim_end().to_owned()
 }
 
 /// The serial port, unless the kernel is told to speak to a virtio console only: some have no serial driver.
@@ -158,10 +162,10 @@ mod tests {
     }
 
     #[test]
-    fn the_console_is_named_unless_the_user_names_one() {
-        assert_eq!(command_line(""), "console=ttyS0");
-        assert_eq!(command_line("quiet"), "console=ttyS0 quiet");
-        assert_eq!(command_line("console=hvc0 quiet"), "console=hvc0 quiet");
+    fn the_console_and_the_end_of_a_panic_are_named_unless_the_user_names_them() {
+        assert_eq!(command_line(""), "console=ttyS0 panic=-1");
+        assert_eq!(command_line("quiet panic=0"), "console=ttyS0 quiet panic=0");
+        assert_eq!(command_line("console=hvc0 quiet"), "panic=-1 console=hvc0 quiet");
     }
 
     #[test]

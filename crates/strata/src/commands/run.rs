@@ -17,10 +17,10 @@ use machine::config::{DiskConfig, Source, VsockConfig};
 use machine::workload::AgentSession;
 use machine::{Backends, Machine, MachineConfig};
 
-use super::sizing::{Sizing, account};
+use super::sizing::{Sizing, account, explain};
 use super::{image as images, kernel as kernels};
 use crate::cli::Global;
-use crate::failure::{Failure, Outcome, While};
+use crate::failure::{Failure, Outcome};
 use crate::progress::Bar;
 use crate::size::parse_duration;
 use crate::terminal::LogWriter;
@@ -124,7 +124,7 @@ fn build(
         let checked = check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         checked.map_err(|error| explain_kernel(options, error))?;
     }
-    machine.while_trying(|| format!("run {:?}", options.image))
+    machine.map_err(|error| explain(format!("run {:?}", options.image), error))
 }
 
 fn explain_kernel(options: &Options, error: image::Error) -> Failure {

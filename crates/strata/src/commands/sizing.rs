@@ -1,6 +1,7 @@
 //! The flags that every machine has: what executes it, and how big it is.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 use engine::Engine;
 use machine::config::Source;
+use machine::loader;
 use machine::machine::Confine;
 use machine::{Machine, MachineConfig};
 
@@ -76,6 +78,19 @@ impl Sizing {
     pub fn enter_sandbox(&self) -> Outcome<()> {
         if self.no_sandbox { Ok(()) } else { confine::before_start() }
     }
+}
+
+/// What went wrong when `act` needed a machine, and what to do about it.
+pub fn explain(act: String, error: machine::Error) -> Failure {
+    let is_too_small = match &error {
+        machine::Error::Load { source, .. } => {
+            matches!(source, loader::Error::KernelDoesNotFit { .. } | loader::Error::InitrdDoesNotFit { .. })
+        }
+        machine::Error::Read { what: "initrd", source, .. } => source.kind() == ErrorKind::FileTooLarge,
+        _ => false,
+    };
+    let failure = Failure::because(act, error);
+    if is_too_small { failure.hint("--memory SIZE gives the machine more") } else { failure }
 }
 
 /// The line that `-v` shows at the end of a machine.
