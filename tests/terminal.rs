@@ -1,6 +1,8 @@
 //! `-t`, and the console of `boot`: a real terminal, and how it is left.
 
-use crate::support::{guest, pty, run};
+use std::time::{Duration, Instant};
+
+use crate::support::{PATIENCE, guest, pty, run};
 
 #[test]
 fn the_command_has_our_terminal_and_we_get_it_back() {
@@ -56,6 +58,25 @@ fn a_signal_that_ends_the_program_restores_the_terminal() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(terminal.finish().code(), Some(128 + 15));
     assert_eq!(terminal.mode(), before);
+}
+
+/// The program can undo nothing then; who waits beside it does.
+#[test]
+fn a_killed_program_leaves_the_terminal_as_it_was() {
+    let Some(command) = run(&["-i", "-t", "debian", "--", "sh", "-c", "echo up; sleep 10000"]) else {
+        return;
+    };
+    let mut terminal = pty::start(command, 24, 80);
+    let before = terminal.mode();
+    terminal.wait_for("up");
+    assert_ne!(terminal.mode(), before, "raw while the command runs");
+    terminal.child.kill().unwrap();
+    terminal.finish();
+    let deadline = Instant::now() + PATIENCE;
+    while terminal.mode() != before {
+        assert!(Instant::now() < deadline, "still {}", terminal.mode());
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

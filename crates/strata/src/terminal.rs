@@ -1,7 +1,10 @@
 //! The terminal Strata runs on: raw mode, and the promise that it is undone on every way out.
 //!
 //! Ways out: [`Raw`] is dropped (return, error, and unwinding), or a panic in any thread reaches the hook of
-//! [`restore_on_panic`]. Signals that end the program are turned into an orderly return by [`crate::signals`].
+//! [`restore_on_panic`]. Signals that end the program are turned into an orderly return by [`crate::signals`]; after
+//! `kill -9` a [`keeper`] does it.
+
+mod keeper;
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -9,13 +12,16 @@ use std::sync::{Mutex, PoisonError};
 use rustix::termios::{self, OptionalActions, Termios};
 
 use crate::failure::{Outcome, While};
+use keeper::Keeper;
 
 /// How the terminal was before raw mode; nothing while it is as its owner left it.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// While this lives, the terminal at standard input hands over every key as it is typed.
 #[derive(Debug)]
-pub struct Raw(());
+pub struct Raw {
+    _keeper: Option<Keeper>,
+}
 
 impl Raw {
     /// Switches the terminal at standard input to raw mode.
@@ -25,11 +31,14 @@ impl Raw {
     pub fn enter() -> Outcome<Self> {
         let act = || "switch the terminal to raw mode".to_owned();
         let before = termios::tcgetattr(io::stdin()).while_trying(act)?;
+        let mut keeper = Keeper::start();
         let mut raw = before.clone();
         raw.make_raw();
         *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
-        let guard = Self(());
-        termios::tcsetattr(io::stdin(), OptionalActions::Now, &raw).while_trying(act)?;
+        let set = termios::tcsetattr(io::stdin(), OptionalActions::Now, &raw);
+        keeper.iter_mut().for_each(Keeper::is_raw_now);
+        let guard = Self { _keeper: keeper };
+        set.while_trying(act)?;
         Ok(guard)
     }
 }
