@@ -52,7 +52,7 @@ fn is_usable(instruction: &iced_x86::Instruction) -> bool {
 impl Translation<'_> {
     pub(super) fn end(&self, last: usize) -> End {
         let Some(instruction) = self.instructions.get(last) else {
-            return End::Jump(i64::from(self.start) + i64::from(self.ops[last].offset));
+            return End::Jump(i64::from(self.start_of(last)) + i64::from(self.ops[last].offset));
         };
         let direct = instruction.op0_kind() == OpKind::NearBranch64;
         let target = instruction.near_branch_target() as i64;
@@ -107,7 +107,7 @@ impl Translation<'_> {
             End::SetInterrupts(next) => self.write_set_interrupts(last, next),
             End::Handler => {
                 self.save_flags(ALL);
-                let site = self.site(Kind::Handler, last, self.start as i32);
+                let site = self.site(Kind::Handler, last, self.start_of(last));
                 self.jump_with_site(site, self.stubs.slow);
             }
         }
@@ -115,7 +115,7 @@ impl Translation<'_> {
 
     /// At `label`: the whole last operation by its handler, which ends the block.
     pub(super) fn cold_end(&mut self, last: usize, label: Label) {
-        let site = self.site(Kind::Handler, last, self.start as i32);
+        let site = self.site(Kind::Handler, last, self.start_of(last));
         self.cold.push(Cold::Slow { label, site, resume: None, restore: false });
     }
 
@@ -165,6 +165,26 @@ impl Translation<'_> {
     }
 
     fn write_conditional(&mut self, last: usize, condition: Condition, taken: i64, next: i64) {
+        self.write_taken(last, condition, taken);
+        self.write_direct(last, next, 1, 0);
+    }
+
+    /// A conditional jump in the middle, behind which the unit goes on.
+    pub(super) fn write_side_exit(&mut self, i: usize) {
+        if let End::Conditional(condition, taken, _) = self.end(i) {
+            self.write_taken(i, condition, taken);
+        }
+    }
+
+    /// The flags live before the conditional jump `i` in the middle, given those behind it.
+    pub(super) fn live_before_side_exit(&mut self, i: usize, behind: u32) -> u32 {
+        let End::Conditional(_, taken, _) = self.end(i) else { return ALL };
+        let after = behind | self.live_at(taken);
+        Effect::of(&self.instructions[i]).before(after)
+    }
+
+    /// Goes to `taken` if `condition` holds.
+    fn write_taken(&mut self, last: usize, condition: Condition, taken: i64) {
         self.need_host(self.live[last]);
         let backward = taken <= self.instructions[last].ip() as i64;
         if !is_in_page(taken) {
@@ -184,7 +204,6 @@ impl Translation<'_> {
             self.asm.jump_if(condition, unknown);
             self.link(last, taken, 0, live, unknown);
         }
-        self.write_direct(last, next, 1, 0);
     }
 
     /// Pushes the address behind the call.
@@ -331,7 +350,7 @@ impl Translation<'_> {
             Way::Jump => self.asm.jump_indirect(code),
             Way::Call => self.asm.call_indirect(code),
         }
-        let site = self.site(Kind::Jump, last, self.start as i32);
+        let site = self.site(Kind::Jump, last, self.start_of(last));
         self.sites[site].distance = moved;
         self.cold.push(Cold::UnknownTarget { label: unknown, site });
     }

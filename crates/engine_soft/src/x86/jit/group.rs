@@ -270,14 +270,14 @@ impl Translation<'_> {
         }
         self.asm.bind(absent);
         let kind = if operand.intent == Intent::Write { Kind::FillForStores } else { Kind::Fill };
-        let fill = self.site(kind, group.first, self.start as i32);
+        let fill = self.site(kind, group.first, self.start_of(group.first));
         self.sites[fill].register = group.base as u8;
         self.sites[fill].distance = group.range.0;
         self.resumes.push((fill, retry));
         self.jump_with_site(fill, self.stubs.slow);
         self.asm.bind(split);
         self.asm.jump(unknown);
-        let variant = self.site(Kind::Variant, group.first, self.start as i32);
+        let variant = self.site(Kind::Variant, group.first, self.start_of(group.first));
         self.patch_here(fill);
         self.patch_here(variant);
         self.asm.bind(unknown);

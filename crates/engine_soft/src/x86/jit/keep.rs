@@ -37,6 +37,7 @@ impl Translation<'_> {
                         return false;
                     }
                 }
+                Plan::SideExit => return false,
                 _ => return true,
             }
         }

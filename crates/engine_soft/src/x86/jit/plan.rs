@@ -42,6 +42,8 @@ pub(super) enum Plan {
     TimeStamp,
     /// BT and relatives with a bit number in a register.
     BitString(Operand),
+    /// A conditional jump in the middle of a unit.
+    SideExit,
     /// By the interpreter's handler.
     Handler,
 }

@@ -7,7 +7,10 @@ use arch::x86::paging::is_canonical;
 use arch::x86::state::FxImage;
 use engine::Request;
 
+use iced_x86::{Decoder, DecoderOptions};
+
 use super::listing::Listing;
+use super::translate::Piece;
 use super::{Jit, Kind, Site, Vectors, translate};
 use crate::x86::hostexec::Class;
 use crate::x86::interp::cpu::{Cpu, mode};
@@ -197,15 +200,18 @@ impl Cpu {
         if !block.is_fresh() {
             return None;
         }
-        // SAFETY: the block's operations stand in the arena.
-        let ops = unsafe { std::slice::from_raw_parts(block.ops, usize::from(block.count)) };
         let user = self.view == View::User;
+        let mut pieces = vec![piece(block, start)];
+        if variant_from.is_none() {
+            extend(&mut pieces, &page, jit.threshold());
+        }
+        let ops = pieces.iter().map(|piece| piece.ops.len()).sum();
         let address = jit.area.next_address();
-        let sites = jit.sites.room(translate::max_sites(ops.len()));
+        let sites = jit.sites.room(translate::max_sites(ops));
         let first = sites.len();
         let tools = &mut jit.tools;
         let how = (address, jit.config);
-        let source = translate::Source { block, ops, start, page: &page, linear: self.frame.page, user };
+        let source = translate::Source { pieces: &pieces, page: &page, linear: self.frame.page, user };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run(variant_from)?;
         for site in &mut sites[first..] {
@@ -316,6 +322,40 @@ impl Cpu {
         }
         if level == Vectors::XMM { Vectors::XMM } else { Vectors::NONE }
     }
+}
+
+/// A block as a piece of a unit.
+fn piece(block: &Block, start: u32) -> Piece<'_> {
+    // SAFETY: the block's operations stand in the arena.
+    let ops = unsafe { std::slice::from_raw_parts(block.ops, usize::from(block.count)) };
+    Piece { block, ops, start }
+}
+
+/// Adds to a unit the blocks behind it that are reached where its conditional jumps are not taken, while they are
+/// warm too.
+fn extend(pieces: &mut Vec<Piece<'_>>, page: &[u8], threshold: u32) {
+    const MAX_OPS: usize = 48;
+    loop {
+        let last = &pieces[pieces.len() - 1];
+        let Some(jump) = last.ops.last() else { return };
+        let at = last.start as usize + usize::from(jump.offset);
+        let next = last.start + u32::from(last.block.len);
+        if next as usize >= page.len() || !is_conditional(&page[at..next as usize]) {
+            return;
+        }
+        // SAFETY: links lead to blocks of the same arena contents.
+        let Some(block) = (unsafe { last.block.links[1].as_ref() }) else { return };
+        let length: usize = pieces.iter().map(|piece| piece.ops.len()).sum();
+        let room = length + usize::from(block.count) <= MAX_OPS;
+        if !room || block.straddles() || !block.is_fresh() || block.heat.get() < threshold / 2 {
+            return;
+        }
+        pieces.push(piece(block, next));
+    }
+}
+
+fn is_conditional(bytes: &[u8]) -> bool {
+    Decoder::new(64, bytes, DecoderOptions::NONE).decode().is_jcc_short_or_near()
 }
 
 impl Jit {

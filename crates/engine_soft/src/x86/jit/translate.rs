@@ -58,10 +58,10 @@ pub(super) struct Translation<'a> {
     pub(super) asm: Asm,
     pub(super) stubs: Stubs,
     pub(super) tools: &'a mut Tools,
-    pub(super) block: &'a Block,
-    pub(super) ops: &'a [Op],
-    /// Offset of the block in its page.
-    pub(super) start: u32,
+    pieces: &'a [Piece<'a>],
+    pub(super) ops: Vec<&'a Op>,
+    /// By operation: the piece it belongs to.
+    piece_of: Vec<u16>,
     page: &'a [u8],
     /// The page's linear address now.
     pub(super) linear: u64,
@@ -87,12 +87,18 @@ pub(super) struct Translation<'a> {
     patches: Vec<(usize, u32)>,
 }
 
-/// What is translated.
-pub(super) struct Source<'a> {
+/// A block of the interpreter's.
+pub(super) struct Piece<'a> {
     pub(super) block: &'a Block,
     pub(super) ops: &'a [Op],
     /// Offset of the block in its page.
     pub(super) start: u32,
+}
+
+/// What is translated: a unit of one block, or of several of which each ends in a conditional jump and is followed
+/// by the next where that is not taken.
+pub(super) struct Source<'a> {
+    pub(super) pieces: &'a [Piece<'a>],
     /// The bytes of the page.
     pub(super) page: &'a [u8],
     /// Its linear address now; it may be mapped elsewhere too.
@@ -127,8 +133,11 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { block, ops, start, page, linear, user } = *source;
-        let bytes = &page[start as usize..(start as usize + usize::from(block.len)).min(page.len())];
+        let Source { pieces, page, linear, user } = *source;
+        let (first, last) = (&pieces[0], &pieces[pieces.len() - 1]);
+        let start = first.start;
+        let end = (last.start as usize + usize::from(last.block.len)).min(page.len());
+        let bytes = &page[start as usize..end];
         // Addresses relative to the page: targets and operands come out independent of where it is mapped.
         let decoder = Decoder::with_ip(64, bytes, u64::from(start), DecoderOptions::NONE);
         let instructions: Vec<Instruction> = decoder.into_iter().collect();
@@ -136,9 +145,13 @@ impl<'a> Translation<'a> {
             asm: Asm::new(address),
             stubs,
             tools,
-            block,
-            ops,
-            start,
+            pieces,
+            ops: pieces.iter().flat_map(|piece| piece.ops).collect(),
+            piece_of: pieces
+                .iter()
+                .zip(0..)
+                .flat_map(|(piece, n)| piece.ops.iter().map(move |_| n))
+                .collect(),
             page,
             linear,
             user,
@@ -161,12 +174,13 @@ impl<'a> Translation<'a> {
     /// Translates; or only the variant without groups from operation `variant_from` on, which is entered with
     /// the live flags saved. `None` if the bytes are not those of the operations any more.
     pub(super) fn run(mut self, variant_from: Option<usize>) -> Option<Finished> {
-        let agrees = |(op, instruction): (&Op, &Instruction)| {
+        let agrees = |i: usize| {
+            let (op, instruction) = (self.ops[i], &self.instructions[i]);
             usize::from(op.len) == instruction.len()
-                && u64::from(op.offset) + u64::from(self.start) == instruction.ip()
+                && u64::from(op.offset) + self.start_of(i) as u64 == instruction.ip()
         };
-        let real = self.block.instructions() as usize;
-        if self.instructions.len() != real || !self.ops.iter().zip(&self.instructions).all(agrees) {
+        let real: u64 = self.pieces.iter().map(|piece| piece.block.instructions()).sum();
+        if self.instructions.len() as u64 != real || !(0..self.instructions.len()).all(agrees) {
             return None;
         }
         self.plan();
@@ -187,15 +201,35 @@ impl<'a> Translation<'a> {
         let last = self.ops.len() - 1;
         for i in variant_from.unwrap_or(0)..last {
             self.mark(Stretch::Instruction(i));
+            if variant_from.is_none() {
+                self.write_count(i);
+            }
             self.write_group_check(i);
             self.write_instruction(i);
         }
         self.mark(Stretch::Instruction(last));
+        if variant_from.is_none() {
+            self.write_count(last);
+        }
         self.write_group_check(last);
         self.write_end(last);
         self.mark(Stretch::Cold);
         self.write_cold();
         Some(self.finish(inner))
+    }
+
+    fn piece(&self, i: usize) -> &'a Piece<'a> {
+        &self.pieces[usize::from(self.piece_of[i])]
+    }
+
+    /// Offset in the page of the block that operation `i` belongs to.
+    pub(super) fn start_of(&self, i: usize) -> i32 {
+        self.piece(i).start as i32
+    }
+
+    /// Whether a block begins with operation `i`.
+    fn begins_piece(&self, i: usize) -> bool {
+        i == 0 || self.piece_of[i] != self.piece_of[i - 1]
     }
 
     fn finish(mut self, inner: Option<Label>) -> Finished {
@@ -227,7 +261,7 @@ impl<'a> Translation<'a> {
     fn plan(&mut self) {
         let last = self.ops.len() - 1;
         for i in 0..last {
-            let plan = self.plan_of(i);
+            let plan = if self.begins_piece(i + 1) { Plan::SideExit } else { self.plan_of(i) };
             if let Plan::Native { vectors, .. } = plan {
                 self.vectors = self.vectors.max(vectors);
             }
@@ -245,7 +279,11 @@ impl<'a> Translation<'a> {
         self.live[last + 1] = after;
         self.live[last] = before_end;
         for i in (0..last).rev() {
-            self.live[i] = self.effect(i).before(self.live[i + 1]);
+            let behind = self.live[i + 1];
+            self.live[i] = match self.plans[i] {
+                Plan::SideExit => self.live_before_side_exit(i, behind),
+                _ => self.effect(i).before(behind),
+            };
         }
     }
 
@@ -256,7 +294,7 @@ impl<'a> Translation<'a> {
             Plan::Handler if self.instructions[i].is_string_instruction() => {
                 Effect { replaces: 0, ..Effect::of(&self.instructions[i]) }
             }
-            Plan::Handler => Effect::OPAQUE,
+            Plan::Handler | Plan::SideExit => Effect::OPAQUE,
             Plan::ClearInterrupts | Plan::ReadSegment | Plan::TimeStamp => Effect::default(),
             Plan::PushFlags => Effect { reads: ALL, ..Effect::default() },
             Plan::Native { .. } | Plan::Divide { .. } | Plan::BitString(_) => {
@@ -266,7 +304,7 @@ impl<'a> Translation<'a> {
     }
 
     fn plan_of(&mut self, i: usize) -> Plan {
-        let op = &self.ops[i];
+        let op = self.ops[i];
         let instruction = &self.instructions[i];
         if op.dst == Op::THUNK {
             // SAFETY: operations with this mark keep an `Extra` in the arena, which is not cleared now.
@@ -280,14 +318,14 @@ impl<'a> Translation<'a> {
     fn write_outer_entry(&mut self) {
         let counter = std::ptr::from_ref(PageInfo::code_generation_counter(
             // SAFETY: page information lives as long as guest RAM, which the engine holds.
-            unsafe { &*self.block.info },
+            unsafe { &*self.pieces[0].block.info },
         ));
         self.asm.load_immediate(S0, counter as u64);
-        let generation = self.block.generation as i32;
+        let generation = self.pieces[0].block.generation as i32;
         self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S0, 0), generation);
         let stale = self.asm.label();
         self.asm.jump_if(Condition::NE, stale);
-        let site = self.site(Kind::Leave, 0, self.start as i32);
+        let site = self.site(Kind::Leave, 0, self.start_of(0));
         self.cold.push(Cold::Exit { label: stale, site, save: false });
     }
 
@@ -313,16 +351,20 @@ impl<'a> Translation<'a> {
         self.marks.push(Mark { at: self.asm.position(), what });
     }
 
-    /// From the same page: counts if asked to, and sees that vector registers are loaded.
-    fn write_inner_entry(&mut self) {
-        if self.config.count {
-            let count = self.block.instructions() as i32; // what leaving in the middle takes back
-            let counter =
-                Mem::Field((offset_of!(Cpu, counters) + offset_of!(Statistics, instructions)) as i32);
-            self.asm.load(Size::Qword, S0, counter);
-            self.asm.lea(Size::Qword, S0, Mem::Base(S0, count));
-            self.asm.store(Size::Qword, counter, S0);
+    /// Counts the instructions of the block that begins with operation `i`, if asked to.
+    fn write_count(&mut self, i: usize) {
+        if !self.config.count || !self.begins_piece(i) {
+            return;
         }
+        let count = self.piece(i).block.instructions() as i32; // what leaving in the middle takes back
+        let counter = Mem::Field((offset_of!(Cpu, counters) + offset_of!(Statistics, instructions)) as i32);
+        self.asm.load(Size::Qword, S0, counter);
+        self.asm.lea(Size::Qword, S0, Mem::Base(S0, count));
+        self.asm.store(Size::Qword, counter, S0);
+    }
+
+    /// From the same page: sees that vector registers are loaded.
+    fn write_inner_entry(&mut self) {
         if self.vectors == Vectors::NONE {
             return;
         }
@@ -332,7 +374,7 @@ impl<'a> Translation<'a> {
         let (missing, resume) = (self.asm.label(), self.asm.label());
         self.asm.jump_if(Condition::B, missing);
         self.asm.bind(resume);
-        let site = self.site(Kind::Vectors, 0, self.start as i32);
+        let site = self.site(Kind::Vectors, 0, self.start_of(0));
         self.cold.push(Cold::Slow { label: missing, site, resume: Some(resume), restore: false });
     }
 
@@ -351,6 +393,7 @@ impl<'a> Translation<'a> {
             Plan::ReadSegment => self.write_read_segment(i),
             Plan::TimeStamp => self.write_time_stamp(i),
             Plan::BitString(operand) => self.write_bit_string(i, operand),
+            Plan::SideExit => self.write_side_exit(i),
             Plan::Handler => self.write_handler(i),
         }
     }
@@ -446,7 +489,7 @@ impl<'a> Translation<'a> {
     /// By the interpreter's handler, after which the block goes on.
     pub(super) fn write_handler(&mut self, i: usize) {
         self.save_flags(self.live[i]);
-        let site = self.site(Kind::Handler, i, self.start as i32);
+        let site = self.site(Kind::Handler, i, self.start_of(i));
         let resume = self.asm.label();
         self.jump_with_site(site, self.stubs.slow);
         self.asm.bind(resume);
@@ -456,7 +499,7 @@ impl<'a> Translation<'a> {
 
     /// At `label`: instruction `i` by its handler, then on behind it.
     pub(super) fn cold_handler(&mut self, i: usize, label: Label) {
-        let site = self.site(Kind::Handler, i, self.start as i32);
+        let site = self.site(Kind::Handler, i, self.start_of(i));
         let resume = self.asm.label();
         self.asm.bind(resume);
         let restore = self.live[i + 1] != 0 && self.place.host;
@@ -475,8 +518,8 @@ impl<'a> Translation<'a> {
             ip,
             patch: 0,
             resume: 0,
-            block: self.block,
-            op: &raw const self.ops[i],
+            block: self.piece(i).block,
+            op: self.ops[i],
         });
         self.sites.len() - 1
     }
