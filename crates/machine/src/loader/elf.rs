@@ -299,6 +299,8 @@ impl<'a> Elf<'a> {
     pub fn has_acpi(&self) -> Result<bool, Error> {
         const MARKS: [&[u8]; 2] = [b"acpi_rsdp", b"ACPI: RSDP"];
         const OVERLAP: usize = 16;
+        // Two of these are in the heap at once, which keeps what it once had.
+        const CHUNK: usize = 64 << 10;
         let finders = MARKS.map(memchr::memmem::Finder::new);
         // What the kernel is started with is in its last segments: they are much smaller than its code.
         for s in self.segments.iter().rev().filter(|s| s.kind == PT_LOAD) {
