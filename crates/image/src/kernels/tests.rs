@@ -92,7 +92,7 @@ fn sample() -> Tar {
 }
 
 fn add(temp: &Temp, file: &Path, modules: Option<PathBuf>) -> Result<KernelBundle, Error> {
-    let unpack = |bytes: &[u8]| Ok(Some([b"unpacked ", &bytes[..4]].concat()));
+    let unpack = |bytes: &[u8]| Ok(Some([b"unpacked ", &bytes[..bytes.len().min(4)]].concat()));
     let add = AddKernel { files: vec![file.to_path_buf()], modules, unpack: &unpack, make_default: false };
     temp.store.add_kernel(&add, &NoProgress)
 }
