@@ -14,6 +14,8 @@ pub const MEMORY_MIB: u64 = 512;
 pub struct Errand<'a> {
     pub rows: &'a [&'a str],
     pub vcpus: u32,
+    /// That Strata counts instructions, which costs a translator time.
+    pub count: bool,
 }
 
 fn append(options: &Options, errand: Errand<'_>) -> String {
@@ -24,7 +26,10 @@ fn append(options: &Options, errand: Errand<'_>) -> String {
 /// `strata boot`
 pub fn strata(engine: &str, guest: &Guest, options: &Options, errand: Errand<'_>) -> Command {
     let mut command = Command::new(&options.strata);
-    command.args(["boot", "-v", "--engine", engine, "--memory", &format!("{MEMORY_MIB}M")]);
+    command.args(["boot", "--engine", engine, "--memory", &format!("{MEMORY_MIB}M")]);
+    if errand.count {
+        command.arg("-v");
+    }
     command.args(["--cpus", &errand.vcpus.to_string(), "--kernel"]);
     command.arg(&guest.kernel).arg("--initrd").arg(&guest.initrd).arg("--append");
     command.arg(append(options, errand));

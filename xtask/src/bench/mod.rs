@@ -113,8 +113,10 @@ fn measure(contender: &Contender, guest: &Guest, options: &Options) -> Outcome<V
         _ => contenders::qemu(guest, options, errand),
     };
     let patience = options.patience();
-    let mut rows = session::run(&classes::programs(), patience, |rows| command(Errand { rows, vcpus: 1 }))?;
-    let two = session::run(&PARALLEL, patience, |rows| command(Errand { rows, vcpus: 2 }))?;
+    let mut rows = session::run(&classes::programs(), patience, |rows| {
+        command(Errand { rows, vcpus: 1, count: false })
+    })?;
+    let two = session::run(&PARALLEL, patience, |rows| command(Errand { rows, vcpus: 2, count: false }))?;
     rows.extend(two.into_iter().filter(|row| PARALLEL.contains(&row.name.as_str())));
     let boot = match contender {
         Contender::Strata(engine) => session::first_line(contenders::strata_run(engine, options), patience)?,
@@ -129,7 +131,7 @@ fn measure(contender: &Contender, guest: &Guest, options: &Options) -> Outcome<V
 fn instructions_per_second(engine: &str, guest: &Guest, options: &Options) -> Outcome<f64> {
     eprintln!("bench: instructions of the integer loop: Strata {engine}");
     let counted = |rows: &[&str]| {
-        let command = contenders::strata(engine, guest, options, Errand { rows, vcpus: 1 });
+        let command = contenders::strata(engine, guest, options, Errand { rows, vcpus: 1, count: true });
         session::counted(command, options.patience())
     };
     let (empty, _) = counted(&[])?;
