@@ -49,6 +49,18 @@ pub struct Msi {
 
 /// Takes MSIs and delivers them to local APICs. Any thread.
 pub trait MsiSink: Send + Sync {
+    /// An I/O APIC has other level-triggered interrupts now: `routes` are all of them. For those who must know before
+    /// whose end is to be told.
+    fn set_level_routes(&self, _routes: &[LevelRoute]) {}
     /// Delivers `msi`; one that names no APIC is dropped, as on hardware.
     fn send(&self, msi: Msi);
+}
+
+/// A level-triggered interrupt of an I/O APIC, as the message that its pin sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelRoute {
+    /// Which pin.
+    pub pin: u32,
+    /// What it sends.
+    pub msi: Msi,
 }

@@ -17,5 +17,5 @@ pub mod virtio;
 
 pub use bus::{Bus, BusBuilder, BusError, DeviceId, SharedDevice};
 pub use device::{Clock, Device, MmioDevice, PioDevice, PowerEvent, PowerSink, Queued, Timed};
-pub use irq::{InterruptController, IrqLine, Msi, MsiSink};
+pub use irq::{InterruptController, IrqLine, LevelRoute, Msi, MsiSink};
 pub use timer::{TimerId, TimerQueue, TimerSink, Timers};

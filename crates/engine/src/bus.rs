@@ -41,6 +41,9 @@ pub trait Bus: Send + Sync {
     fn interrupt_pending(&self, vcpu: u32) -> bool;
     /// Takes the highest-priority deliverable interrupt (local APIC, else PIC) and marks it in service.
     fn acknowledge_interrupt(&self, vcpu: u32) -> Option<u8>;
+    /// A local APIC that is the engine's own ([`crate::LocalApics`]) ended a level-triggered interrupt of `vector`.
+    /// Nothing to do for a bus without I/O APIC.
+    fn end_of_interrupt(&self, _vector: u8) {}
     /// CR8: the local APIC's task priority, bits 7..=4 of the TPR.
     fn task_priority(&self, vcpu: u32) -> u8;
     /// Writes CR8 (0..=15).

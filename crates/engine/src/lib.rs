@@ -7,15 +7,17 @@
 //! Deliberately absent: any concrete engine, any device, and threads: the machine owns those.
 #![forbid(unsafe_code)]
 
+pub mod apics;
 pub mod bus;
 pub mod signal;
 
 use std::sync::Arc;
 
 use arch::x86::CpuState;
-use arch::x86::cpuid::CpuModel;
+use arch::x86::cpuid::{CpuModel, FeatureSet};
 use memory::GuestRam;
 
+pub use apics::{ApicRegisters, LevelRoute, LocalApics};
 pub use bus::{Bus, BusResult, MsrResult};
 pub use signal::{Request, VcpuSignal};
 
@@ -53,6 +55,21 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// [`Error::Unsupported`] if the CPU model asks for more than the engine has on this host.
     fn create_vm(&self, config: VmConfig) -> Result<Box<dyn Vm>, Error>;
+
+    /// What of the host's processor the engine needs for `model` and does not find: then [`Self::create_vm`] refuses it.
+    fn missing_for(&self, _model: &CpuModel) -> FeatureSet {
+        FeatureSet::EMPTY
+    }
+
+    /// Input frequency in Hz of the timers of local APICs that are the engine's own; none if those are the board's.
+    fn apic_timer_hz(&self) -> Option<u64> {
+        None
+    }
+
+    /// Requests of `ioctl` that its machines make while they run; a sandbox must let them through.
+    fn host_requests(&self) -> &'static [u64] {
+        &[]
+    }
 }
 
 /// What an engine is told about a machine.
@@ -77,6 +94,12 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// [`Error::Host`] if the host has no memory for it.
     fn create_vcpu(&self, index: u32, signal: Arc<VcpuSignal>) -> Result<Box<dyn Vcpu>, Error>;
+
+    /// The local APICs, if the engine has its own. Then it never asks the bus for accesses to them, and the bus's
+    /// `interrupt_pending` and `acknowledge_interrupt` are about the 8259A alone.
+    fn local_apics(&self) -> Option<Arc<dyn LocalApics>> {
+        None
+    }
 }
 
 /// One virtual CPU. Owned by the one thread that runs it; others use its [`VcpuSignal`].
@@ -85,8 +108,8 @@ pub trait Vcpu: Send {
     /// unless an interrupt can be delivered.
     fn run(&mut self) -> Exit;
 
-    /// The architectural state; complete and canonical whenever `run` is not running.
-    fn state(&self) -> &CpuState;
+    /// The architectural state; complete and canonical whenever `run` is not running. An engine may have to fetch it.
+    fn state(&mut self) -> &CpuState;
 
     /// The architectural state, to change it. The engine drops whatever it derived from the old state
     /// (translations are kept only if the changed fields cannot affect them).

@@ -12,7 +12,7 @@ pub mod x86;
 use std::sync::Arc;
 
 use arch::x86::CpuState;
-use arch::x86::cpuid::CpuModel;
+use arch::x86::cpuid::{CpuModel, FeatureSet};
 use engine::{Engine, Error, Exit, Statistics, Vcpu, VcpuSignal, Vm, VmConfig};
 
 use x86::hostexec::{Thunks, host_features};
@@ -38,6 +38,10 @@ impl Engine for Interpreter {
         "interp"
     }
 
+    fn missing_for(&self, model: &CpuModel) -> FeatureSet {
+        missing_for(model)
+    }
+
     fn create_vm(&self, config: VmConfig) -> Result<Box<dyn Vm>, Error> {
         SoftVm::create(self.name(), config, None)
     }
@@ -48,9 +52,18 @@ impl Engine for Translator {
         "jit"
     }
 
+    fn missing_for(&self, model: &CpuModel) -> FeatureSet {
+        missing_for(model)
+    }
+
     fn create_vm(&self, config: VmConfig) -> Result<Box<dyn Vm>, Error> {
         SoftVm::create(self.name(), config, Some(self.clone()))
     }
+}
+
+fn missing_for(model: &CpuModel) -> FeatureSet {
+    let host = host_features();
+    model.clone().fitted_to(host).missing_on(host)
 }
 
 struct SoftVm {
@@ -66,9 +79,8 @@ impl SoftVm {
         mut config: VmConfig,
         translator: Option<Translator>,
     ) -> Result<Box<dyn Vm>, Error> {
-        let host = host_features();
-        let model = CpuModel::clone(&config.cpu_model).fitted_to(host);
-        let missing: Vec<_> = model.missing_on(host).iter().map(|feature| feature.name).collect();
+        let model = CpuModel::clone(&config.cpu_model).fitted_to(host_features());
+        let missing: Vec<_> = missing_for(&model).iter().map(|feature| feature.name).collect();
         if !missing.is_empty() {
             let what =
                 format!("cpu model {} needs {} of the host's processor", model.name, missing.join(", "));
@@ -111,7 +123,7 @@ impl Vcpu for SoftVcpu {
         self.0.run()
     }
 
-    fn state(&self) -> &CpuState {
+    fn state(&mut self) -> &CpuState {
         &self.0.state
     }
 

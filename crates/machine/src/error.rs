@@ -56,6 +56,9 @@ pub enum Error {
     /// The engine refused.
     #[error("create virtual machine")]
     Engine(#[from] engine::Error),
+    /// Interrupt controllers could not be handed to the engine or taken back.
+    #[error("move interrupt controllers")]
+    Apics(#[from] devices::chipset::ForeignError),
     /// The owner could not give up what it means to ([`crate::Backends::confine`]).
     #[error("confine the machine")]
     Confine(#[source] Box<dyn std::error::Error + Send + Sync>),

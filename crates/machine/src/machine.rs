@@ -46,6 +46,7 @@ pub type Confine = Box<dyn FnOnce() -> Result<(), Box<dyn std::error::Error + Se
 
 /// What the supervisor is told.
 enum Message {
+    /// Done once the sender is dropped.
     Pause(Sender<()>),
     Resume(Sender<()>),
     Stop,
@@ -117,8 +118,13 @@ impl Machine {
             requested: std::sync::atomic::AtomicBool::new(false),
         });
         let signals: Vec<_> = (0..config.cpus).map(|_| Arc::new(VcpuSignal::new())).collect();
-        let parts =
-            microvm::Parts { console: console.clone(), vsock, power: power.clone(), signals: &signals };
+        let parts = microvm::Parts {
+            console: console.clone(),
+            vsock,
+            power: power.clone(),
+            signals: &signals,
+            apic_timer_hz: engine.apic_timer_hz(),
+        };
         let board = Arc::new(microvm::MicroVm::build(config, parts)?);
         confine.map_or(Ok(()), |confine| confine()).map_err(Error::Confine)?;
         console.start()?;
@@ -130,6 +136,9 @@ impl Machine {
             vcpu_count: config.cpus,
             tsc_khz: board.tsc_khz(),
         })?;
+        if let Some(apics) = vm.local_apics() {
+            board.use_local_apics(apics);
+        }
         let board: Arc<dyn Board> = board;
         let ending = Arc::new(Ending::default());
         let mut supervisor = Supervisor {
@@ -234,7 +243,7 @@ impl Machine {
     fn ask(&self, message: impl FnOnce(Sender<()>) -> Message) {
         let (done, wait) = channel();
         if self.messages.send(message(done)).is_ok() {
-            // The supervisor drops the sender without an answer if it ends.
+            // The supervisor drops the sender when it is done, or ends.
             let _ = wait.recv();
         }
     }
@@ -289,27 +298,20 @@ impl Supervisor {
     /// Until the machine ends. The engine's part of the machine is dropped after its vCPUs.
     fn run(mut self, vm: Box<dyn engine::Vm>) {
         let event = loop {
-            match self.next() {
-                Some(Message::Pause(done)) => {
-                    self.pause();
-                    let _ = done.send(());
-                }
-                Some(Message::Resume(done)) => {
-                    self.resume();
-                    let _ = done.send(());
-                }
+            let done = match self.next() {
+                Some(Message::Pause(done)) => self.pause().map(|()| drop(done)),
+                Some(Message::Resume(done)) => self.resume().map(|()| drop(done)),
                 Some(Message::Power(PowerEvent::PowerOff)) => break MachineEvent::PowerOff,
                 Some(Message::Power(PowerEvent::Reset)) => match self.on_reset {
                     OnReset::Stop => break MachineEvent::Reset,
-                    OnReset::Restart => {
-                        if let Err(error) = self.restart() {
-                            break MachineEvent::Fatal { reason: chain(&error) };
-                        }
-                    }
+                    OnReset::Restart => self.restart(),
                 },
                 Some(Message::Vcpu(Report::Ended { cause, .. })) => break cause.into(),
-                Some(Message::Vcpu(Report::Paused { .. })) => {}
+                Some(Message::Vcpu(Report::Paused { .. })) => Ok(()),
                 Some(Message::Stop) | None => break MachineEvent::Stopped,
+            };
+            if let Err(error) = done {
+                break MachineEvent::Fatal { reason: chain(&error) };
             }
         };
         self.end(event);
@@ -333,20 +335,22 @@ impl Supervisor {
         Ok(())
     }
 
-    fn resume(&mut self) {
+    fn resume(&mut self) -> Result<(), Error> {
         if self.state == RunState::Paused {
+            self.board.resume()?;
             self.state = RunState::Running;
-            self.board.resume();
             self.vcpus.iter().for_each(|vcpu| vcpu.tell(Command::Run));
         }
+        Ok(())
     }
 
-    fn pause(&mut self) {
+    fn pause(&mut self) -> Result<(), Error> {
         if self.state == RunState::Running {
             self.state = RunState::Paused;
             self.stop_vcpus();
-            self.board.rest();
+            self.board.rest()?;
         }
+        Ok(())
     }
 
     fn stop_vcpus(&mut self) {
@@ -373,13 +377,12 @@ impl Supervisor {
     }
 
     fn restart(&mut self) -> Result<(), Error> {
-        self.pause();
+        self.pause()?;
         // A reset or power-off that another vCPU asked for at the same time is part of this one.
         self.backlog.retain(|m| !matches!(m, Message::Power(PowerEvent::Reset)));
         self.power.clear();
         self.load()?;
-        self.resume();
-        Ok(())
+        self.resume()
     }
 
     fn end(&mut self, event: MachineEvent) {
@@ -388,7 +391,8 @@ impl Supervisor {
         }
         self.vcpus.iter().for_each(|vcpu| vcpu.tell(Command::Exit));
         self.vcpus.iter_mut().for_each(vcpu::Handle::join);
-        self.board.rest();
+        // Nobody will look at its interrupt controllers.
+        let _ = self.board.rest();
         self.board.release();
         self.board.timers().stop();
         if let Some(timers) = self.timers.take() {
@@ -428,7 +432,7 @@ impl From<EndCause> for MachineEvent {
 }
 
 /// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -100,7 +100,7 @@ impl Vcpu for FakeVcpu {
         }
     }
 
-    fn state(&self) -> &CpuState {
+    fn state(&mut self) -> &CpuState {
         &self.state
     }
 

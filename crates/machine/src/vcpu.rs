@@ -140,7 +140,6 @@ pub fn spawn(
         inbox,
         reports: reports.clone(),
         counters: counters.clone(),
-        activity: Activity::Active,
         latched_nmi: false,
     };
     let name = format!("vcpu{index}");
@@ -170,7 +169,6 @@ struct Thread {
     inbox: Receiver<Command>,
     reports: Arc<dyn Fn(Report) + Send + Sync>,
     counters: Counters,
-    activity: Activity,
     /// An NMI that came while waiting for a start-up IPI.
     latched_nmi: bool,
 }
@@ -231,9 +229,11 @@ impl Thread {
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => return Mode::Over,
             }
-            self.apply_events();
+            if let Err(error) = self.apply_events() {
+                return self.end(EndCause::Fatal(crate::machine::chain(&error)));
+            }
         }
-        if self.activity == Activity::WaitsForStartUp {
+        if self.vcpu.state().events.waits_for_start_up {
             // Interrupt requests stay with the local APIC; the engine only serves its own.
             self.signal.take(Request::INTERRUPT);
         }
@@ -263,31 +263,34 @@ impl Thread {
     }
 
     fn set_activity(&mut self, activity: Activity) {
-        self.activity = activity;
-        self.vcpu.state_mut().events.halted = activity == Activity::WaitsForStartUp;
+        let events = &mut self.vcpu.state_mut().events;
+        events.waits_for_start_up = activity == Activity::WaitsForStartUp;
+        events.halted = events.waits_for_start_up;
     }
 
-    fn apply_events(&mut self) {
+    fn apply_events(&mut self) -> Result<(), Error> {
         let Events { init, start_up, nmi } = self.board.take_events(self.index);
         if init {
-            self.board.init_apic(self.index);
+            self.board.init_apic(self.index)?;
             apply_init(self.vcpu.state_mut());
             self.latched_nmi = false;
             // The bootstrap processor starts at the reset vector instead (SDM vol. 3, "MP Initialization").
             self.set_activity(if self.index == 0 { Activity::Active } else { Activity::WaitsForStartUp });
         }
-        if let Some(page) = start_up
-            && self.activity == Activity::WaitsForStartUp
-        {
+        if start_up.is_none() && !nmi {
+            return Ok(());
+        }
+        let waits = self.vcpu.state().events.waits_for_start_up;
+        if let (Some(page), true) = (start_up, waits) {
             apply_start_up(self.vcpu.state_mut(), page);
             self.set_activity(Activity::Active);
-            self.vcpu.state_mut().events.nmi_pending = std::mem::take(&mut self.latched_nmi);
-        }
-        if nmi && self.activity == Activity::WaitsForStartUp {
+            self.vcpu.state_mut().events.nmi_pending = std::mem::take(&mut self.latched_nmi) | nmi;
+        } else if nmi && waits {
             self.latched_nmi = true;
         } else if nmi {
             self.vcpu.state_mut().events.nmi_pending = true;
         }
+        Ok(())
     }
 }
 

@@ -14,4 +14,4 @@ pub mod state;
 pub use exception::{Exception, Vector};
 pub use registers::{Cr0, Cr4, Efer, Gpr, Rflags, Xcr0};
 pub use segment::{Segment, SegmentRegister, TableRegister};
-pub use state::CpuState;
+pub use state::{CpuState, Undelivered};

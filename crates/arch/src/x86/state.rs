@@ -83,6 +83,20 @@ pub struct Events {
     pub interrupt_shadow: bool,
     /// HLT was executed and nothing has woken the vCPU yet.
     pub halted: bool,
+    /// INIT was received: nothing but a start-up IPI gets the vCPU going. `halted` is set too, and interrupts are off.
+    pub waits_for_start_up: bool,
+    /// What was taken from where it came from but has not reached the guest's handler yet: it comes before the next
+    /// instruction, whatever is blocked.
+    pub undelivered: Option<Undelivered>,
+}
+
+/// An event between being accepted and being delivered. Engines that deliver in one go leave none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undelivered {
+    /// A maskable interrupt of this vector, already in service at its controller.
+    Interrupt(u8),
+    /// A debug trap; DR6 says which.
+    DebugTrap,
 }
 
 /// Model-specific registers that are part of the processor proper (not of the local APIC or the board).

@@ -10,9 +10,10 @@ use std::sync::{OnceLock, Weak};
 use serde::{Deserialize, Serialize};
 use state::Section;
 
+use super::elsewhere::LapicsElsewhere;
 use super::lapic::message::{DeliveryMode, Message};
 use super::lapic::{Effect, GeneralProtection, Ipi, Lapic, LapicGlue, LapicState, msr};
-use crate::irq::{Msi, MsiSink};
+use crate::irq::{LevelRoute, Msi, MsiSink};
 use crate::timer::TimerId;
 
 /// Is told of the end of level-triggered interrupts: an I/O APIC.
@@ -30,6 +31,8 @@ pub struct ApicBus {
     turn: AtomicUsize,
     /// The 8259A's INTR output.
     intr: AtomicBool,
+    /// Local APICs to use instead of these while vCPUs run; see [`super::elsewhere`].
+    elsewhere: LapicsElsewhere,
 }
 
 /// Section kind of [`ApicBus::save`].
@@ -51,7 +54,13 @@ impl ApicBus {
             eoi_sink: OnceLock::new(),
             turn: AtomicUsize::new(0),
             intr: AtomicBool::new(false),
+            elsewhere: LapicsElsewhere::default(),
         }
+    }
+
+    /// The local APICs that may be in use instead of these.
+    pub(super) fn elsewhere(&self) -> &LapicsElsewhere {
+        &self.elsewhere
     }
 
     /// Joins the I/O APIC, once. Weak, because an I/O APIC holds this bus.
@@ -151,10 +160,11 @@ impl ApicBus {
     /// The 8259A's INTR output, wired to LINT0 of every processor.
     pub fn set_intr(&self, high: bool) {
         self.intr.store(high, Ordering::SeqCst);
+        let elsewhere = self.elsewhere.in_use().is_some();
         for lapic in &self.lapics {
             lapic.set_pin(0, high);
-            // With the APIC disabled the pin is the processor's INTR.
-            if high && lapic.apic_base() & 1 << 11 == 0 {
+            // With the APIC disabled the pin is the processor's INTR. Others know themselves who takes it.
+            if high && (elsewhere || lapic.apic_base() & 1 << 11 == 0) {
                 lapic.wake_for_pic();
             }
         }
@@ -171,7 +181,8 @@ impl ApicBus {
     #[inline]
     pub fn is_pic_pending(&self, vcpu: u32) -> bool {
         let lapic = self.lapic(vcpu);
-        (self.intr.load(Ordering::SeqCst) && lapic.accepts_pic()) || lapic.ext_int(false)
+        let accepts = || self.elsewhere.in_use().is_some() || lapic.accepts_pic();
+        (self.intr.load(Ordering::SeqCst) && accepts()) || lapic.ext_int(false)
     }
 
     /// Forgets an ExtINT message to `vcpu`: its vector is being asked for.
@@ -224,8 +235,16 @@ impl ApicBus {
 }
 
 impl MsiSink for ApicBus {
+    fn set_level_routes(&self, routes: &[LevelRoute]) {
+        if let Some(lapics) = self.elsewhere.in_use() {
+            lapics.set_level_routes(routes);
+        }
+    }
+
     fn send(&self, msi: Msi) {
-        if let Some(message) = Message::from_msi(msi) {
+        if let Some(lapics) = self.elsewhere.in_use() {
+            lapics.send(msi);
+        } else if let Some(message) = Message::from_msi(msi) {
             self.deliver(&message);
         }
     }

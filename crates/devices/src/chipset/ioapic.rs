@@ -12,7 +12,7 @@ use state::Section;
 use super::apic_bus::EoiSink;
 use crate::bus::lock;
 use crate::device::{Device, MmioDevice};
-use crate::irq::{Msi, MsiSink};
+use crate::irq::{LevelRoute, Msi, MsiSink};
 
 /// Interrupt inputs.
 pub const PINS: u32 = 24;
@@ -126,13 +126,24 @@ impl IoApic {
     }
 
     fn deliver(&self, pin: usize) {
-        let e = self.entries[pin];
-        let logical = if e & entry::LOGICAL != 0 { 1 << 2 } else { 0 };
-        let address = 0xfee0_0000 | (e >> 56) << 12 | (e >> 49 & 0x7f) << 5 | logical;
-        // Delivery mode and vector have the places they have in an MSI; bit 14 is the level, asserted.
-        let level = if e & entry::LEVEL != 0 { 1 << 15 } else { 0 };
-        let data = (e & 0x7ff) as u32 | 1 << 14 | level;
-        self.sink.send(Msi { address, data });
+        self.sink.send(message(self.entries[pin]));
+    }
+
+    /// The level-triggered interrupts, masked ones included: they may be in service.
+    pub fn level_routes(&self) -> Vec<LevelRoute> {
+        let level = (0..).zip(&self.entries).filter(|(_, e)| *e & entry::LEVEL != 0);
+        level.map(|(pin, e)| LevelRoute { pin, msi: message(*e) }).collect()
+    }
+
+    /// Ends the level-triggered interrupts that no local APIC holds any more: those whose end was on its way when
+    /// `held` was asked for the last time.
+    pub(super) fn end_unheld(&mut self, held: impl Fn(u8) -> bool) {
+        for pin in 0..self.entries.len() {
+            let (e, vector) = (self.entries[pin], self.entries[pin] as u8);
+            if e & entry::LEVEL != 0 && e & entry::REMOTE_IRR != 0 && !held(vector) {
+                self.end_of_interrupt(vector);
+            }
+        }
     }
 
     fn read_register(&self) -> u32 {
@@ -164,6 +175,11 @@ impl IoApic {
                     e &= !entry::REMOTE_IRR;
                 }
                 self.entries[pin] = e;
+                if (before | e) & entry::LEVEL != 0
+                    && (before ^ e) & !(entry::MASKED | entry::REMOTE_IRR) != 0
+                {
+                    self.sink.set_level_routes(&self.level_routes());
+                }
                 if e & entry::LEVEL != 0 {
                     self.service_level(pin);
                 }
@@ -171,6 +187,15 @@ impl IoApic {
             _ => {}
         }
     }
+}
+
+/// What a pin with redirection entry `e` sends.
+fn message(e: u64) -> Msi {
+    let logical = if e & entry::LOGICAL != 0 { 1 << 2 } else { 0 };
+    let address = 0xfee0_0000 | (e >> 56) << 12 | (e >> 49 & 0x7f) << 5 | logical;
+    // Delivery mode and vector have the places they have in an MSI; bit 14 is the level, asserted.
+    let level = if e & entry::LEVEL != 0 { 1 << 15 } else { 0 };
+    Msi { address, data: (e & 0x7ff) as u32 | 1 << 14 | level }
 }
 
 impl Device for IoApic {

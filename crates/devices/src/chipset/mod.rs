@@ -1,11 +1,12 @@
 //! The chips of a PC's board.
 //!
 //! Reading order: [`router`] (how the interrupt chips are joined), [`pic`], [`ioapic`], [`lapic`] and
-//! [`apic_bus`]; then the clocks [`pit`] and [`rtc`]; then [`pm`], [`i8042`] and [`ports`].
+//! [`apic_bus`], [`elsewhere`]; then the clocks [`pit`] and [`rtc`]; then [`pm`], [`i8042`] and [`ports`].
 
 pub mod apic_bus;
 #[cfg(test)]
 mod board_tests;
+pub mod elsewhere;
 pub mod i8042;
 pub mod ioapic;
 pub mod lapic;
@@ -21,6 +22,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use apic_bus::ApicBus;
+pub use elsewhere::{ForeignError, ForeignLapics};
 pub use i8042::I8042;
 pub use ioapic::IoApic;
 pub use lapic::{Lapic, LapicGlue};

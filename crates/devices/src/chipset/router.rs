@@ -11,6 +11,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::apic_bus::{ApicBus, EoiSink};
+use super::elsewhere::{ForeignError, ForeignLapics};
 use super::ioapic::{IoApic, PINS};
 use super::pic::DualPic;
 use crate::bus::lock;
@@ -70,6 +71,36 @@ impl InterruptRouter {
                 lock(&self.pic).acknowledge()
             })
         })
+    }
+}
+
+/// While vCPUs run, local APICs may be someone else's; see [`super::elsewhere`].
+impl InterruptRouter {
+    /// Says whose local APICs are used instead of ours while vCPUs run, once.
+    pub fn use_lapics_elsewhere(&self, lapics: Arc<dyn ForeignLapics>) {
+        self.apics.elsewhere().set(lapics);
+    }
+
+    /// Hands all registers over, if local APICs are elsewhere: vCPUs are about to run.
+    ///
+    /// # Errors
+    /// They were refused.
+    pub fn hand_over(&self) -> Result<(), ForeignError> {
+        // Nothing can be delivered meanwhile: lines end here.
+        let ioapic = lock(&self.ioapic);
+        self.apics.hand_over(&ioapic.level_routes())
+    }
+
+    /// Takes all registers back: vCPUs have stopped. Idempotent.
+    ///
+    /// # Errors
+    /// They could not be read, or are none that an APIC can have.
+    pub fn take_back(&self) -> Result<(), ForeignError> {
+        let mut ioapic = lock(&self.ioapic);
+        if self.apics.take_back()? {
+            ioapic.end_unheld(|vector| self.apics.holds(vector));
+        }
+        Ok(())
     }
 }
 

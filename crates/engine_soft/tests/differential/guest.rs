@@ -176,7 +176,7 @@ impl Guest {
         state
     }
 
-    fn read_output(&self, exit: &Exit, output: &mut Output) {
+    fn read_output(&mut self, exit: &Exit, output: &mut Output) {
         let state = self.vcpu.state();
         let registers = &mut output.registers;
         registers.gpr = state.gpr;

@@ -136,6 +136,10 @@ impl engine::Bus for BoardBus {
         self.kvm_clock.tsc_changed(self.time());
     }
 
+    fn end_of_interrupt(&self, vector: u8) {
+        devices::bus::lock(self.router.ioapic()).end_of_interrupt(vector);
+    }
+
     fn interrupt_pending(&self, vcpu: u32) -> bool {
         self.router.is_pending(vcpu)
     }

@@ -17,6 +17,7 @@ use devices::{BusBuilder, DeviceId, InterruptController, IrqLine, SharedDevice, 
 use engine::VcpuSignal;
 use memory::GuestRam;
 
+use super::apics::EngineApics;
 use super::bus::{BoardBus, Wake, as_clock};
 use super::{Board, boot, layout};
 use crate::clock::MachineClock;
@@ -37,6 +38,8 @@ pub(crate) struct Parts<'a> {
     pub vsock: Option<Box<dyn VsockHost>>,
     pub power: Arc<Power>,
     pub signals: &'a [Arc<VcpuSignal>],
+    /// Input frequency of local APICs' timers, if the engine has its own.
+    pub apic_timer_hz: Option<u64>,
 }
 
 /// The board.
@@ -92,7 +95,8 @@ impl MicroVm {
         let clock = Arc::new(MachineClock::new(tsc_khz));
         let timers = Arc::new(MachineTimers::new(as_clock(&clock), FIRST_LAPIC_TIMER, parts.signals));
         let tscs = Arc::new(VcpuTscs::new(tsc_khz, config.cpus));
-        let glue = lapic_glue(config, &clock, &tscs, &timers, parts.signals);
+        let mut glue = lapic_glue(config, &clock, &tscs, &timers, parts.signals);
+        glue.timer_hz = parts.apic_timer_hz.unwrap_or(glue.timer_hz);
         let apics = Arc::new(ApicBus::new(config.cpus, glue));
         let mut maker = Maker {
             builder: BusBuilder::new(),
@@ -171,8 +175,12 @@ impl Board for MicroVm {
         self.bus.router.apics().lapic(vcpu).take_events()
     }
 
-    fn init_apic(&self, vcpu: u32) {
-        self.bus.router.apics().lapic(vcpu).init();
+    fn init_apic(&self, vcpu: u32) -> Result<(), Error> {
+        Ok(self.bus.router.apics().init(vcpu)?)
+    }
+
+    fn use_local_apics(&self, apics: Arc<dyn engine::LocalApics>) {
+        self.bus.router.use_lapics_elsewhere(Arc::new(EngineApics(apics)));
     }
 
     fn load(&self) -> Result<CpuState, Error> {
@@ -186,7 +194,7 @@ impl Board for MicroVm {
         self.boot.load(&self.bus.ram)
     }
 
-    fn rest(&self) {
+    fn rest(&self) -> Result<(), Error> {
         for (_, device) in self.bus.devices.devices() {
             if let Some(queued) = devices::bus::lock(device).as_queued() {
                 queued.stop_queues();
@@ -194,19 +202,22 @@ impl Board for MicroVm {
         }
         self.timers.rest();
         self.bus.clock.rest();
+        Ok(self.bus.router.take_back()?)
     }
 
-    fn resume(&self) {
+    fn resume(&self) -> Result<(), Error> {
         self.bus.clock.run();
         self.bus.kvm_clock.after_rest(self.bus.time());
         // Unlike the clock, the TSC has gone on.
         self.bus.router.apics().lapics().iter().for_each(lapic::Lapic::tsc_changed);
+        self.bus.router.hand_over()?;
         self.timers.resume();
         for (_, device) in self.bus.devices.devices() {
             if let Some(queued) = devices::bus::lock(device).as_queued() {
                 queued.start_queues();
             }
         }
+        Ok(())
     }
 
     fn is_stopping(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Boards: which devices a machine is made of, where they sit, and how it starts.
 
+pub mod apics;
 pub mod boot;
 pub mod bus;
 pub mod layout;
@@ -24,16 +25,28 @@ pub trait Board: Expiry {
     /// INIT, start-up and NMI requests for `vcpu` since the last call. The vCPU's thread only.
     fn take_events(&self, vcpu: u32) -> Events;
     /// Returns the local APIC of `vcpu` to its state after INIT. The vCPU's thread only.
-    fn init_apic(&self, vcpu: u32);
+    ///
+    /// # Errors
+    /// [`Error::Apics`].
+    fn init_apic(&self, vcpu: u32) -> Result<(), Error>;
+    /// The engine has local APICs of its own, which are used instead of the board's while vCPUs run. Once, before the
+    /// first `load`.
+    fn use_local_apics(&self, apics: Arc<dyn engine::LocalApics>);
     /// Resets every device, puts the kernel into memory, and returns the state the first vCPU starts in.
     ///
     /// # Errors
     /// [`Error::Load`] and [`Error::Memory`].
     fn load(&self) -> Result<CpuState, Error>;
-    /// Stops the clock and everything that works on its own.
-    fn rest(&self);
+    /// Stops the clock and everything that works on its own. From here on all state is the board's.
+    ///
+    /// # Errors
+    /// [`Error::Apics`]; all the rest rests.
+    fn rest(&self) -> Result<(), Error>;
     /// Lets it go on.
-    fn resume(&self);
+    ///
+    /// # Errors
+    /// [`Error::Apics`]; nothing goes on.
+    fn resume(&self) -> Result<(), Error>;
     /// Whether a reset or power-off was asked for and not yet carried out: no vCPU is to go on until told.
     fn is_stopping(&self) -> bool;
     /// Lets nobody wait for anything outside of the machine any more: it is ending.

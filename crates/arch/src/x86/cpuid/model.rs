@@ -115,11 +115,46 @@ const RUN_BY_HOST: FeatureSet = {
     ])
 };
 
+/// What only an operating system's kernel uses, or what says how fast something is: no level promises these to programs,
+/// so an engine that cannot have them on its host leaves them out.
+const OPTIONAL: FeatureSet = {
+    use Feature::*;
+    FeatureSet::of(&[
+        Vme,
+        SelfSnoop,
+        Pcid,
+        X2apic,
+        TscDeadline,
+        Arat,
+        Fsgsbase,
+        TscAdjust,
+        Smep,
+        Smap,
+        Erms,
+        Fsrm,
+        Invpcid,
+        ZeroFcsFds,
+        Umip,
+        SpecCtrl,
+        ArchCapabilities,
+        BhiCtrl,
+        Prefetchw,
+        Pdpe1gb,
+        Rdtscp,
+        InvariantTsc,
+        Xsaveopt,
+        Xsavec,
+        Xgetbv1,
+        Xsaves,
+    ])
+};
+
 /// Family 6, model 0x8f, stepping 8; see the module.
 const SIGNATURE: u32 = 0x0008_06f8;
 
 /// (name, brand, features without knowledge of the host).
 const MODELS: &[(&str, &str, FeatureSet)] = &[
+    ("x86-64", "Strata Virtual Processor (x86-64)", BASE),
     ("x86-64-v2", "Strata Virtual Processor (x86-64-v2)", BASE.union(V2)),
     ("x86-64-v3", "Strata Virtual Processor (x86-64-v3)", BASE.union(V2).union(V3)),
     (HOST_LIKE, "Strata Virtual Processor", BASE.union(V2).union(V3)),
@@ -140,8 +175,15 @@ impl CpuModel {
     }
 
     /// The names [`Self::named`] knows, plainest first.
-    pub fn names() -> impl Iterator<Item = &'static str> {
+    pub fn names() -> impl DoubleEndedIterator<Item = &'static str> {
         MODELS.iter().map(|row| row.0)
+    }
+
+    /// The best model of a fixed set of features of which `lacks` says that nothing is missing, else the plainest.
+    pub fn best(lacks: impl Fn(&Self) -> bool) -> &'static str {
+        let fixed = || Self::names().filter(|name| *name != HOST_LIKE);
+        let fits = |name: &&str| Self::named(name).is_some_and(|model| !lacks(&model));
+        fixed().rev().find(fits).unwrap_or(MODELS[0].0)
     }
 
     /// The model on a host with the features `host`: `host-like` takes what a software engine can run there
@@ -161,6 +203,18 @@ impl CpuModel {
     /// What the model promises and a software engine could run only with the host's help, which this one lacks.
     pub fn missing_on(&self, host: FeatureSet) -> FeatureSet {
         self.features.intersection(RUN_BY_HOST).difference(host)
+    }
+
+    /// The model where the host's processor executes everything itself and offers `host`: without what it lacks and no
+    /// level promises. What else it lacks, [`Self::lacking_on`] tells.
+    pub fn limited_to(mut self, host: FeatureSet) -> Self {
+        self.features = self.features.difference(OPTIONAL.difference(host));
+        self
+    }
+
+    /// What the model shows and `host` does not have.
+    pub fn lacking_on(&self, host: FeatureSet) -> FeatureSet {
+        self.features.difference(host)
     }
 
     /// Whether the guest sees `feature`.

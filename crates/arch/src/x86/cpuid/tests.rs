@@ -71,6 +71,16 @@ fn host_like_follows_the_host_and_the_others_do_not() {
 }
 
 #[test]
+fn a_host_that_executes_all_itself_takes_away_what_no_level_promises_and_nothing_else() {
+    let v3 = model("x86-64-v3");
+    let host = v3.features().difference(FeatureSet::of(&[Feature::BhiCtrl, Feature::Pcid, Feature::Avx2]));
+    let limited = v3.clone().limited_to(host);
+    assert!(!limited.has(Feature::BhiCtrl) && !limited.has(Feature::Pcid) && limited.has(Feature::Avx2));
+    assert_eq!(limited.lacking_on(host), FeatureSet::of(&[Feature::Avx2]));
+    assert_eq!(v3.clone().limited_to(v3.features()), v3);
+}
+
+#[test]
 fn xsave_sizes_follow_xcr0() {
     let v3 = model("x86-64-v3");
     let sizes = |xcr0| {

@@ -10,6 +10,7 @@
 
 mod access;
 pub mod message;
+mod page;
 pub mod registers;
 mod saved;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use crate::bus::lock;
 use crate::device::Clock;
 use crate::timer::{TimerId, TimerSink};
 use message::{BROADCAST, DeliveryMode, DestinationMode, Message, Trigger};
+pub use page::{ApicPage, PAGE_BYTES};
 use registers::{FIRST_VECTOR, LVT_COUNT, Lvt, base, esr, lvt, svr};
 pub use saved::LapicState;
 pub use timer::TimerState;
@@ -266,6 +268,11 @@ impl Lapic {
         self.irr.clear(vector);
         self.isr.set(vector);
         Some(vector)
+    }
+
+    /// Whether an interrupt of `vector` waits or is in service.
+    pub(super) fn holds(&self, vector: u8) -> bool {
+        self.irr.contains(vector) || self.isr.contains(vector)
     }
 
     /// Whether this vCPU takes interrupts of the 8259A: through LINT0, or because the APIC is disabled.

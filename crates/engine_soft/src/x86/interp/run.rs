@@ -12,7 +12,7 @@
 use std::sync::atomic::Ordering;
 
 use arch::x86::paging::is_canonical;
-use arch::x86::{Exception, Rflags, SegmentRegister, Vector};
+use arch::x86::{Exception, Rflags, SegmentRegister, Undelivered, Vector};
 use engine::{Exit, Request};
 
 use super::cpu::{Cpu, Fault, mode};
@@ -81,6 +81,13 @@ impl Cpu {
 
     fn deliver_pending(&mut self) -> Result<(), Exit> {
         let events = &mut self.state.events;
+        if let Some(event) = events.undelivered.take() {
+            events.halted = false;
+            return self.deliver(match event {
+                Undelivered::Interrupt(vector) => Event::Interrupt(vector),
+                Undelivered::DebugTrap => Event::Exception(Exception::new(Vector::Debug)),
+            });
+        }
         if events.interrupt_shadow {
             return Ok(());
         }
