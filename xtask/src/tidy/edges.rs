@@ -8,7 +8,18 @@ use super::metadata::Package;
 const ALLOWED: &[(&str, &[&str], &[&str])] = &[
     (
         "strata",
-        &["agent", "arch", "disk", "engine", "engine_soft", "image", "machine", "protocol", "sandbox"],
+        &[
+            "agent",
+            "arch",
+            "disk",
+            "engine",
+            "engine_kvm",
+            "engine_soft",
+            "image",
+            "machine",
+            "protocol",
+            "sandbox",
+        ],
         &[],
     ),
     ("image", &[], &[]),
@@ -17,6 +28,7 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
     ("disk", &[], &[]),
     ("net", &[], &[]),
     ("engine", &["arch", "memory"], &[]),
+    ("engine_kvm", &["arch", "engine", "memory"], &["machine"]),
     ("engine_soft", &["arch", "engine", "memory"], &["machine"]),
     ("arch", &["state"], &[]),
     ("memory", &[], &[]),

@@ -1,0 +1,106 @@
+//! The programs of `guest/` on KVM.
+//!
+//! Where KVM runs guests, every check must pass but those of [`KVM_DIFFERS`]. Where it only emulates them, its emulator
+//! may stop a program at an instruction it lacks: the rest is then skipped, in print, with that instruction; and what it
+//! is known to get wrong is skipped by name.
+
+#[path = "../../../guest/runner.rs"]
+mod runner;
+
+use engine::Engine;
+use engine_kvm::Kvm;
+use engine_kvm::probe::Pace;
+use machine::MachineEvent;
+
+/// (program, check, what KVM does instead): in KVM's own code, the same on every host.
+const KVM_DIFFERS: &[(&str, &str, &str)] = &[
+    ("interrupts", "an illegal vector is noted", "its local APIC notes no errors"),
+    ("interrupts", "x2APIC: EOI takes zero only, vector", "it takes any value"),
+    (
+        "system",
+        "SYSENTER_EIP: non-canonical, vector",
+        "it makes the address canonical, as AMD's processors do",
+    ),
+    (
+        "system",
+        "SYSENTER_ESP: non-canonical, vector",
+        "it makes the address canonical, as AMD's processors do",
+    ),
+];
+
+/// (program, start of the check's name, what the emulator does instead): of kvm-pvm.
+const EMULATOR_DIFFERS: &[(&str, &str, &str)] = {
+    const BATCHES: &str = "it emulates many instructions before it looks for an interrupt";
+    const FIXED_TSC: &str = "guests have the host's time stamp counter";
+    const NO_SYSCALL: &str = "SYSCALL and SYSRET are not emulated as such";
+    &[
+        ("interrupts", "delivered after sti", BATCHES),
+        ("interrupts", "IRR is clear", BATCHES),
+        ("interrupts", "highest first", BATCHES),
+        ("interrupts", "then by number", BATCHES),
+        ("interrupts", "the least last", BATCHES),
+        ("interrupts", "above the task priority", BATCHES),
+        ("interrupts", "not above the task priority", BATCHES),
+        ("interrupts", "after the task priority was lowered", BATCHES),
+        ("interrupts", "a handler that lets interrupts in", BATCHES),
+        ("interrupts", "nested: ", BATCHES),
+        ("interrupts", "sti holds interrupts for one instruction", BATCHES),
+        ("interrupts", "popf opens at once", BATCHES),
+        ("interrupts", "sti and hlt: wakes behind hlt", BATCHES),
+        ("interrupts", "TSC written beyond an armed deadline", FIXED_TSC),
+        ("paging", "nothing was stored", "a store across two pages that faults leaves its first half"),
+        ("system", "PAT: type 2 is reserved, vector", "it takes any value"),
+        ("system", "rdfsbase without FSGSBASE, vector", "it does not look at CR4"),
+        ("system", "syscall", NO_SYSCALL),
+        ("system", "sysret", NO_SYSCALL),
+    ]
+};
+
+/// What the kernel's message begins with when its emulator gives up.
+const GAVE_UP: &str = "kvm emulates this guest and cannot execute ";
+
+/// Runs a program.
+fn run(program: &str, cpus: u32) {
+    let kvm = match Kvm::open() {
+        Ok(kvm) => kvm,
+        Err(error) => return println!("skipped: {program} on kvm: {error}"),
+    };
+    let emulated = matches!(kvm.probe().unwrap(), Pace::Emulated { .. });
+    let ended = runner::outcome(&kvm, program, cpus);
+    let known = KVM_DIFFERS.iter().chain(if emulated { EMULATOR_DIFFERS } else { &[] });
+    let known: Vec<_> = known.filter(|row| row.0 == program).collect();
+    for failure in ended.failures() {
+        match known.iter().find(|row| failure.starts_with(row.1)) {
+            Some((_, _, why)) => println!("skipped: {program}: {failure}: {why}"),
+            None => panic!("{program} on {}: {failure}\n{}", kvm.name(), ended.text),
+        }
+    }
+    match &ended.event {
+        Some(MachineEvent::Fatal { reason }) if emulated && reason.starts_with(GAVE_UP) => {
+            let passed = ended.text.lines().filter(|line| line.starts_with("PASS ")).count();
+            println!("skipped: the rest of {program}, after {passed} checks: {reason}");
+        }
+        event => assert!(ended.is_whole(), "{program}: {event:?}\n{}", ended.text),
+    }
+}
+
+macro_rules! programs {
+    ($($name:ident: $cpus:literal,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                run(stringify!($name), $cpus);
+            }
+        )*
+    };
+}
+
+programs! {
+    exceptions: 1,
+    interrupts: 1,
+    modes: 1,
+    paging: 1,
+    smc: 1,
+    smp: 4,
+    system: 1,
+}
