@@ -60,11 +60,11 @@ const FCNTLS: &[u64] = &[
     libc::F_SETFL as u64,
 ];
 
-/// The filters, to be installed one after the other; the strictest answer counts.
+/// The filters, with the engine's `requests` of ioctl, to be installed one after the other; the strictest answer counts.
 ///
 /// # Errors
 /// The host's processor is not one the filter compiler knows.
-pub(crate) fn filters() -> Result<Vec<BpfProgram>, Error> {
+pub(crate) fn filters(requests: &[u64]) -> Result<Vec<BpfProgram>, Error> {
     let error = |source| Error::Filter { arch: ARCH, source };
     let arch = TargetArch::try_from(ARCH).map_err(error)?;
     let compile = |rules: Rules, otherwise, listed| -> Result<BpfProgram, BackendError> {
@@ -72,7 +72,8 @@ pub(crate) fn filters() -> Result<Vec<BpfProgram>, Error> {
     };
     let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
     let absent = absent().and_then(|rules| compile(rules, SeccompAction::Allow, no_such_call));
-    let allowed = allowed().and_then(|rules| compile(rules, SeccompAction::Trap, SeccompAction::Allow));
+    let allowed =
+        allowed(requests).and_then(|rules| compile(rules, SeccompAction::Trap, SeccompAction::Allow));
     Ok(vec![absent.map_err(error)?, allowed.map_err(error)?])
 }
 
@@ -86,7 +87,7 @@ fn absent() -> Result<Rules, BackendError> {
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-fn allowed() -> Result<Rules, BackendError> {
+fn allowed(engine: &[u64]) -> Result<Rules, BackendError> {
     let mut rules: Rules = ANY.iter().map(|number| (*number, Vec::new())).collect();
     let is = SeccompCmpOp::Eq;
     let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
@@ -94,7 +95,7 @@ fn allowed() -> Result<Rules, BackendError> {
     rules.insert(libc::SYS_mprotect, vec![rule(2, no_exec, 0)?]);
     rules.insert(libc::SYS_socketpair, vec![rule(0, is.clone(), libc::AF_UNIX as u64)?]);
     rules.insert(libc::SYS_prctl, vec![rule(0, is.clone(), libc::PR_SET_NAME as u64)?]);
-    // For abort(); no other process.
+    // For abort(), and to get a vCPU out of the host's kernel; no other process.
     rules.insert(libc::SYS_tgkill, vec![rule(0, is.clone(), u64::from(std::process::id()))?]);
     let socket = SeccompCondition::new(1, SeccompCmpArgLen::Dword, is.clone(), libc::SOL_SOCKET as u64)?;
     let timeout = |option: i32| {
@@ -102,7 +103,8 @@ fn allowed() -> Result<Rules, BackendError> {
         SeccompRule::new(vec![socket.clone(), option])
     };
     rules.insert(libc::SYS_setsockopt, vec![timeout(libc::SO_RCVTIMEO)?, timeout(libc::SO_SNDTIMEO)?]);
-    for (call, requests) in [(libc::SYS_ioctl, IOCTLS), (libc::SYS_fcntl, FCNTLS)] {
+    let ioctls = [IOCTLS, engine].concat();
+    for (call, requests) in [(libc::SYS_ioctl, ioctls.as_slice()), (libc::SYS_fcntl, FCNTLS)] {
         let allowed: Result<_, _> = requests.iter().map(|request| rule(1, is.clone(), *request)).collect();
         rules.insert(call, allowed?);
     }

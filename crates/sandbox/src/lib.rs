@@ -52,12 +52,15 @@ pub enum Error {
 /// what it returns is the exit code. There is no way back. Everything the machine needs must be open, and executable memory
 /// mapped.
 ///
+/// `requests` are those of `ioctl` that the machine's engine makes beside the ones every machine makes: on a file that is
+/// open, such as a virtual machine of the host's kernel, and without making another.
+///
 /// `on_violation` runs in a signal handler, in whatever that interrupted: it must not allocate and not wait for a lock.
 ///
 /// # Errors
 /// The host has no such filter.
-pub fn forbid_system_calls(on_violation: fn(&Violation) -> i32) -> Result<(), Error> {
-    let filters = calls::filters()?;
+pub fn forbid_system_calls(requests: &[u64], on_violation: fn(&Violation) -> i32) -> Result<(), Error> {
+    let filters = calls::filters(requests)?;
     violation::handle(on_violation).map_err(Error::Handler)?;
     for filter in &filters {
         seccompiler::apply_filter_all_threads(filter).map_err(Error::Install)?;

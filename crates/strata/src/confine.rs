@@ -14,12 +14,12 @@ pub fn while_building() -> Confine {
     Box::new(|| Ok(sandbox::drop_privileges()?))
 }
 
-/// After that nothing can be opened, executed or connected any more.
+/// After that nothing can be opened, executed or connected any more. `requests` of ioctl are the engine's.
 ///
 /// # Errors
 /// The host has no filter for system calls.
-pub fn before_start() -> Outcome<()> {
-    sandbox::forbid_system_calls(say).map_err(|error| {
+pub fn before_start(requests: &[u64]) -> Outcome<()> {
+    sandbox::forbid_system_calls(requests, say).map_err(|error| {
         Failure::because("enter the sandbox", error).hint("--no-sandbox runs the machine without it")
     })
 }

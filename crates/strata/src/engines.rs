@@ -3,7 +3,10 @@
 use std::fs::File;
 use std::io::LineWriter;
 
+use arch::x86::cpuid::CpuModel;
 use engine::Engine;
+use engine_kvm::Kvm;
+use engine_kvm::probe::Pace;
 use engine_soft::x86::jit::{Config, Trace};
 
 use crate::failure::{Failure, Outcome};
@@ -12,7 +15,7 @@ use crate::failure::{Failure, Outcome};
 pub struct Choice {
     /// What `--engine` takes.
     pub name: &'static str,
-    make: fn(Wishes) -> Box<dyn Engine>,
+    open: fn(Wishes) -> Outcome<Box<dyn Engine>>,
 }
 
 /// What a caller wants of an engine beside its work.
@@ -26,23 +29,67 @@ pub struct Wishes {
 
 /// Every engine built in.
 pub const ALL: &[Choice] = &[
-    Choice { name: "jit", make: translator },
-    Choice { name: "interp", make: |_| Box::new(engine_soft::Interpreter) },
+    Choice { name: engine_kvm::NAME, open: |_| kvm() },
+    Choice { name: "jit", open: |wishes| Ok(translator(wishes)) },
+    Choice { name: "interp", open: |_| Ok(Box::new(engine_soft::Interpreter)) },
 ];
 
-/// What `auto` chooses.
-pub const AUTO: &str = "jit";
+/// What `auto` chooses where KVM is not real.
+const WITHOUT_KVM: &str = "jit";
+
+/// What this host's KVM is good for.
+pub enum Hardware {
+    /// It runs guests on the processor.
+    Real(Kvm, Speed),
+    /// It is there, and interprets guests in the host's kernel.
+    Emulates(Kvm, Speed),
+    /// It is not there, or lacks something.
+    Absent(engine::Error),
+}
+
+/// Millions of instructions a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed(pub f64);
+
+impl std::fmt::Display for Speed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let digits = if self.0 < 10.0 { 1 } else { 0 };
+        write!(f, "{:.digits$} million instructions/s", self.0)
+    }
+}
+
+impl Hardware {
+    /// Looks, and tries it out for some milliseconds.
+    pub fn look() -> Self {
+        let opened = Kvm::open().and_then(|kvm| kvm.probe().map(|pace| (kvm, pace)));
+        match opened {
+            Ok((kvm, Pace::Real { rate })) => Self::Real(kvm, Speed(rate / 1e6)),
+            Ok((kvm, Pace::Emulated { rate })) => Self::Emulates(kvm, Speed(rate / 1e6)),
+            Err(error) => Self::Absent(error),
+        }
+    }
+
+    /// The engine that `auto` chooses here.
+    pub fn best(&self) -> &'static str {
+        if matches!(self, Self::Real(..)) { engine_kvm::NAME } else { WITHOUT_KVM }
+    }
+}
 
 /// The engine called `name`, or the best this host offers for `auto`.
 ///
 /// # Errors
-/// There is no such engine.
+/// There is no such engine, or this host does not have it.
 pub fn open(name: &str, wishes: Wishes) -> Outcome<Box<dyn Engine>> {
-    let wanted = if name == "auto" { AUTO } else { name };
+    let wanted = match name {
+        "auto" => match Hardware::look() {
+            Hardware::Real(kvm, _) => return Ok(Box::new(kvm)),
+            other => other.best(),
+        },
+        name => name,
+    };
     let choice = ALL.iter().find(|choice| choice.name == wanted);
-    choice
-        .map(|choice| (choice.make)(wishes))
-        .ok_or_else(|| Failure::new(format!("no engine is called {name:?}")))
+    let unknown = || Err(Failure::new(format!("no engine is called {name:?}")));
+    choice.map_or_else(unknown, |choice| (choice.open)(wishes))
 }
 
 fn translator(wishes: Wishes) -> Box<dyn Engine> {
@@ -51,7 +98,49 @@ fn translator(wishes: Wishes) -> Box<dyn Engine> {
     Box::new(engine_soft::Translator { config, trace })
 }
 
+/// KVM, whatever it is good for.
+fn kvm() -> Outcome<Box<dyn Engine>> {
+    match Hardware::look() {
+        Hardware::Real(kvm, _) => Ok(Box::new(kvm)),
+        Hardware::Emulates(kvm, speed) => {
+            tracing::warn!(
+                "kvm on this host emulates ordinary guests ({speed}) and lacks instructions that kernels need; \
+                 --engine {WITHOUT_KVM} is faster and complete"
+            );
+            Ok(Box::new(kvm))
+        }
+        Hardware::Absent(error) => {
+            let failure = Failure::because("open engine kvm", error);
+            Err(failure.hint(format!(
+                "strata check says what this host offers; --engine {WITHOUT_KVM} needs nothing"
+            )))
+        }
+    }
+}
+
+/// The best processor that `engine` can give guests here; the plainest if none, and the engine says what is missing.
+pub fn best_model(engine: &dyn Engine) -> &'static str {
+    CpuModel::best(|model| !engine.missing_for(model).is_empty())
+}
+
 /// What `--engine` takes.
 pub fn names() -> Vec<&'static str> {
     std::iter::once("auto").chain(ALL.iter().map(|choice| choice.name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_is_told_with_a_digit_more() {
+        assert_eq!(Speed(4.96).to_string(), "5.0 million instructions/s");
+        assert_eq!(Speed(2148.3).to_string(), "2148 million instructions/s");
+    }
+
+    #[test]
+    fn an_engine_nobody_has_is_an_error_that_names_it() {
+        let error = open("warp", Wishes::default()).err().expect("no such engine");
+        assert_eq!(error.to_string(), "no engine is called \"warp\"");
+    }
 }

@@ -7,7 +7,7 @@ use std::fs;
 use arch::x86::cpuid::{CpuModel, Feature, FeatureSet};
 
 /// Models that promise a fixed set of features, plainest first.
-const FIXED: [&str; 2] = ["x86-64-v2", "x86-64-v3"];
+const FIXED: [&str; 3] = ["x86-64", "x86-64-v2", "x86-64-v3"];
 
 /// The host's processor.
 pub struct HostCpu {
@@ -66,6 +66,6 @@ mod tests {
 
     #[test]
     fn nothing_known_offers_the_least() {
-        assert_eq!(HostCpu::parse("").best_model(), "x86-64-v2");
+        assert_eq!(HostCpu::parse("").best_model(), "x86-64");
     }
 }

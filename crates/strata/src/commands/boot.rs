@@ -59,7 +59,7 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
 pub fn run(options: &Options) -> Outcome {
     let started = Instant::now();
     let engine = options.sizing.open_engine()?;
-    let mut config = options.sizing.machine(Source::File(options.kernel.clone()));
+    let mut config = options.sizing.machine(Source::File(options.kernel.clone()), engine.as_ref());
     config.boot.initrd = options.initrd.iter().cloned().map(Source::File).collect();
     config.boot.cmdline = command_line(&options.append);
     config.console = console(&options.append);
@@ -78,7 +78,7 @@ pub fn run(options: &Options) -> Outcome {
         })?
     };
     let raw = terminal::stdin_is_terminal().then(Raw::enter).transpose()?;
-    options.sizing.enter_sandbox()?;
+    options.sizing.enter_sandbox(engine.as_ref())?;
     machine.start();
     type_into(&machine, raw.is_some())?;
     let event = machine.wait();

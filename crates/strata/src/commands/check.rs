@@ -84,13 +84,13 @@ impl Finding {
 /// # Errors
 /// Standard output cannot be written.
 pub fn run(global: &Global, options: &Options) -> Outcome {
-    let mut findings = hardware::look();
+    let (mut findings, kvm) = hardware::look();
     findings.extend(os::look());
     findings.extend(host::store(global));
     findings.extend(host::tools());
     let ready = findings.iter().all(|finding| finding.state != State::Missing);
     if options.json {
-        output::json(&serde_json::json!({ "microvms": ready, "findings": findings }))?;
+        output::json(&serde_json::json!({ "microvms": ready, "kvm": kvm, "findings": findings }))?;
     } else {
         print_table(&findings, ready)?;
     }

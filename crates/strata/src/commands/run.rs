@@ -90,7 +90,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let started = Instant::now();
     let engine = options.sizing.open_engine()?;
     let store = store::open(global)?;
-    let mut prepared = prepare(&store, options, global.verbose)?;
+    let mut prepared = prepare(&store, options, engine.as_ref(), global.verbose)?;
     let agent = AgentSession::new();
     let backends = Backends {
         console: (global.verbose >= 2).then(|| Box::new(LogWriter::new()) as Box<_>),
@@ -103,7 +103,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         interactive: options.interactive,
         tty: options.tty,
         timeout: options.timeout,
-        enter_sandbox: &|| options.sizing.enter_sandbox(),
+        enter_sandbox: &|| options.sizing.enter_sandbox(engine.as_ref()),
     };
     let outcome = session::run(agent, &machine, &prepared, session, started);
     account(engine.name(), &machine, started);
@@ -131,7 +131,7 @@ fn explain_kernel(options: &Options, error: image::Error) -> Failure {
     kernels::explain(format!("run {:?}", options.image), options.kernel.as_deref(), error)
 }
 
-fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
+fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -> Outcome<Prepared> {
     let explain = |error| images::explain(format!("run {:?}", options.image), &options.image, error);
     let image = store.image(&images::parse(&options.image)?).map_err(explain)?;
     let process = process(options, &image.config())?;
@@ -143,7 +143,7 @@ fn prepare(store: &Store, options: &Options, verbose: u8) -> Outcome<Prepared> {
     let kernel_check = std::thread::spawn(move || checked.verify_kernel());
     let root = store.root_for_vm(&image, &Bar::new()).map_err(explain)?;
     let path = kernel.vmlinux_path().unwrap_or_else(|| kernel.kernel_path());
-    let mut config = options.sizing.machine(Source::File(path));
+    let mut config = options.sizing.machine(Source::File(path), engine);
     config.boot.initrd = vec![Source::Bytes(initrd::build(&kernel, |error| explain_kernel(options, error))?)];
     config.boot.cmdline = command_line(verbose);
     config.disks =

@@ -15,14 +15,14 @@ use machine::machine::Confine;
 use machine::{Machine, MachineConfig};
 
 use crate::failure::{Failure, Outcome};
-use crate::host_cpu::HostCpu;
 use crate::size::parse_size;
 use crate::{confine, engines};
 
 /// What executes a machine, and how big it is.
 #[derive(Args)]
 pub struct Sizing {
-    /// What executes the guest's instructions
+    /// What executes the guest's instructions: the processor (kvm), or code made for it (jit, interp); auto takes kvm
+    /// where it is real
     #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(engines::names()))]
     pub engine: String,
     /// Virtual processors
@@ -43,12 +43,12 @@ pub struct Sizing {
 }
 
 impl Sizing {
-    /// A machine of this size that starts `kernel`.
-    pub fn machine(&self, kernel: Source) -> MachineConfig {
+    /// A machine of this size for `engine` that starts `kernel`.
+    pub fn machine(&self, kernel: Source, engine: &dyn Engine) -> MachineConfig {
         MachineConfig {
             cpus: self.cpus,
             memory_bytes: self.memory,
-            cpu_model: self.cpu.clone().unwrap_or_else(|| HostCpu::look().best_model().to_owned()),
+            cpu_model: self.cpu.clone().unwrap_or_else(|| engines::best_model(engine).to_owned()),
             ..MachineConfig::new(kernel)
         }
     }
@@ -71,12 +71,12 @@ impl Sizing {
         (!self.no_sandbox).then(confine::while_building)
     }
 
-    /// What is given up once it is built, before it starts.
+    /// What is given up once the machine on `engine` is built, before it starts.
     ///
     /// # Errors
     /// The host does not offer it.
-    pub fn enter_sandbox(&self) -> Outcome<()> {
-        if self.no_sandbox { Ok(()) } else { confine::before_start() }
+    pub fn enter_sandbox(&self, engine: &dyn Engine) -> Outcome<()> {
+        if self.no_sandbox { Ok(()) } else { confine::before_start(engine.host_requests()) }
     }
 }
 
@@ -102,10 +102,13 @@ pub fn account(engine: &str, machine: &Machine, started: Instant) {
         vcpus.iter().map(|vcpu| figure(&vcpu.translation)).sum()
     };
     let translated = sum(|t| t.instructions);
-    let mut line = format!(
-        "engine {engine}: {instructions} guest instructions on {} vCPU in {seconds:.2} s",
-        vcpus.len()
-    );
+    // Who lets the processor execute counts what came back from it.
+    let exits: u64 = vcpus.iter().map(|vcpu| vcpu.bus_accesses).sum();
+    let done = match instructions {
+        0 => format!("{exits} accesses to devices"),
+        count => format!("{count} guest instructions"),
+    };
+    let mut line = format!("engine {engine}: {done} on {} vCPU in {seconds:.2} s", vcpus.len());
     if translated != 0 {
         let share = 100.0 * translated as f64 / instructions.max(1) as f64;
         let (handlers, events) = (sum(|t| t.handlers), sum(|t| t.events));
