@@ -67,7 +67,7 @@ impl Engine for Kvm {
     }
 
     fn missing_for(&self, model: &CpuModel) -> FeatureSet {
-        cpuid::fitted(model, &self.host).lacking_on(self.host.features)
+        cpuid::fitted(model, self.host.features).lacking_on(self.host.features)
     }
 
     fn apic_timer_hz(&self) -> Option<u64> {

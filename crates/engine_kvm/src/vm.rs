@@ -41,7 +41,7 @@ pub struct KvmVm {
 impl KvmVm {
     /// Makes the machine of `config` without its vCPUs.
     pub fn create(host: &Arc<Host>, mut config: VmConfig) -> Result<Self, Error> {
-        config.cpu_model = Arc::new(cpuid::fit(&config.cpu_model, host)?);
+        config.cpu_model = Arc::new(cpuid::fit(&config.cpu_model, host.features, host.physical_bits)?);
         let vm = host.kvm().create_vm().map_err(refused("create a virtual machine"))?;
         vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("place the identity map"))?;
         vm.set_tss_address(TSS).map_err(refused("place the tss"))?;

@@ -1,48 +1,16 @@
 //! An event that another engine had accepted comes before the next instruction.
 
+#[path = "../../../guest/nothing.rs"]
+mod nothing;
+
 use std::sync::Arc;
 
 use arch::x86::cpuid::CpuModel;
 use arch::x86::{CpuState, Segment, SegmentRegister, Undelivered};
-use engine::{Bus, BusResult, Engine, Exit, MsrResult, VcpuSignal, VmConfig};
+use engine::{Engine, Exit, VcpuSignal, VmConfig};
 use engine_soft::{Interpreter, Translator};
 use memory::GuestRam;
-
-struct NoDevices;
-
-impl Bus for NoDevices {
-    fn port_read(&self, _: u32, _: u16, _: &mut [u8]) -> BusResult {
-        BusResult::Done
-    }
-    fn port_write(&self, _: u32, _: u16, _: &[u8]) -> BusResult {
-        BusResult::Done
-    }
-    fn mmio_read(&self, _: u32, _: u64, _: &mut [u8]) -> BusResult {
-        BusResult::Done
-    }
-    fn mmio_write(&self, _: u32, _: u64, _: &[u8]) -> BusResult {
-        BusResult::Done
-    }
-    fn msr_read(&self, _: u32, _: u32) -> MsrResult {
-        MsrResult::Fault
-    }
-    fn msr_write(&self, _: u32, _: u32, _: u64) -> MsrResult {
-        MsrResult::Fault
-    }
-    fn interrupt_pending(&self, _: u32) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&self, _: u32) -> Option<u8> {
-        None
-    }
-    fn task_priority(&self, _: u32) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: u32, _: u8) {}
-    fn hypercall(&self, _: u32, _: u64, _: [u64; 4]) -> u64 {
-        0
-    }
-}
+use nothing::Nothing;
 
 /// Runs a vCPU that sleeps in real mode at 0x1000 with interrupts off; every vector's handler is a HLT at 0x2000 + vector.
 fn ends_at(engine: &dyn Engine, undelivered: Undelivered) -> (u64, CpuState) {
@@ -55,7 +23,7 @@ fn ends_at(engine: &dyn Engine, undelivered: Undelivered) -> (u64, CpuState) {
     let vm = engine
         .create_vm(VmConfig {
             ram,
-            bus: Arc::new(NoDevices),
+            bus: Arc::new(Nothing),
             cpu_model: Arc::new(CpuModel::named("x86-64").unwrap()),
             vcpu_count: 1,
             tsc_khz: 1_000_000,
