@@ -65,6 +65,11 @@ impl Ended {
 
 /// Runs program `name` with `cpus` vCPUs on `engine`, as the best processor that the engine can give there.
 pub fn outcome(engine: &dyn Engine, name: &str, cpus: u32) -> Ended {
+    outcome_while(engine, name, cpus, |_| {})
+}
+
+/// The same; `meanwhile` happens once the machine runs.
+pub fn outcome_while(engine: &dyn Engine, name: &str, cpus: u32, meanwhile: impl FnOnce(&Machine)) -> Ended {
     let mut config = MachineConfig::new(Source::File(programs().join(format!("{name}.elf"))));
     config.cpus = cpus;
     config.cpu_model = CpuModel::best(|model| !engine.missing_for(model).is_empty()).to_owned();
@@ -72,6 +77,7 @@ pub fn outcome(engine: &dyn Engine, name: &str, cpus: u32) -> Ended {
     let backends = Backends { console: Some(Box::new(console.clone())), ..Backends::default() };
     let machine = Machine::build(&config, backends, engine).unwrap();
     machine.start();
+    meanwhile(&machine);
     let event = machine.wait_timeout(PATIENCE);
     drop(machine);
     let bytes = console.0.lock().unwrap().clone();

@@ -7,10 +7,14 @@
 #[path = "../../../guest/runner.rs"]
 mod runner;
 
-use engine::Engine;
+use std::sync::Arc;
+
+use arch::x86::CpuState;
+use arch::x86::cpuid::{CpuModel, FeatureSet};
+use engine::{Engine, Exit, LocalApics, Statistics, Vcpu, VcpuSignal, Vm, VmConfig};
 use engine_kvm::Kvm;
 use engine_kvm::probe::Pace;
-use machine::MachineEvent;
+use machine::{Machine, MachineEvent};
 
 /// (program, check, what KVM does instead): in KVM's own code, the same on every host.
 const KVM_DIFFERS: &[(&str, &str, &str)] = &[
@@ -59,14 +63,91 @@ const EMULATOR_DIFFERS: &[(&str, &str, &str)] = {
 /// What the kernel's message begins with when its emulator gives up.
 const GAVE_UP: &str = "kvm emulates this guest and cannot execute ";
 
-/// Runs a program.
+/// Runs a program to its end.
 fn run(program: &str, cpus: u32) {
+    run_while(program, cpus, |kvm| Box::new(kvm), |_| {});
+}
+
+/// KVM whose vCPUs' state is taken out and put back in each time they stop.
+struct MovingState(Kvm);
+
+struct MovingVm(Box<dyn Vm>);
+
+struct MovingVcpu(Box<dyn Vcpu>);
+
+impl Engine for MovingState {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn create_vm(&self, config: VmConfig) -> Result<Box<dyn Vm>, engine::Error> {
+        Ok(Box::new(MovingVm(self.0.create_vm(config)?)))
+    }
+
+    fn missing_for(&self, model: &CpuModel) -> FeatureSet {
+        self.0.missing_for(model)
+    }
+
+    fn apic_timer_hz(&self) -> Option<u64> {
+        self.0.apic_timer_hz()
+    }
+}
+
+impl Vm for MovingVm {
+    fn create_vcpu(&self, index: u32, signal: Arc<VcpuSignal>) -> Result<Box<dyn Vcpu>, engine::Error> {
+        Ok(Box::new(MovingVcpu(self.0.create_vcpu(index, signal)?)))
+    }
+
+    fn local_apics(&self) -> Option<Arc<dyn LocalApics>> {
+        self.0.local_apics()
+    }
+}
+
+impl Vcpu for MovingVcpu {
+    fn run(&mut self) -> Exit {
+        let exit = self.0.run();
+        self.0.state_mut();
+        exit
+    }
+
+    fn state(&mut self) -> &CpuState {
+        self.0.state()
+    }
+
+    fn state_mut(&mut self) -> &mut CpuState {
+        self.0.state_mut()
+    }
+
+    fn statistics(&self) -> Statistics {
+        self.0.statistics()
+    }
+}
+
+/// Stops the machine and lets it go on, over and over: each time local APICs are taken out of the kernel and put back.
+fn pause_and_resume(machine: &Machine) {
+    for _ in 0..1000 {
+        if machine.ended().is_some() {
+            return;
+        }
+        machine.pause();
+        machine.resume();
+        std::thread::sleep(std::time::Duration::from_millis(3));
+    }
+}
+
+fn run_while(
+    program: &str,
+    cpus: u32,
+    engine: impl FnOnce(Kvm) -> Box<dyn Engine>,
+    meanwhile: impl FnOnce(&Machine),
+) {
     let kvm = match Kvm::open() {
         Ok(kvm) => kvm,
         Err(error) => return println!("skipped: {program} on kvm: {error}"),
     };
     let emulated = matches!(kvm.probe().unwrap(), Pace::Emulated { .. });
-    let ended = runner::outcome(&kvm, program, cpus);
+    let kvm = engine(kvm);
+    let ended = runner::outcome_while(kvm.as_ref(), program, cpus, meanwhile);
     let known = KVM_DIFFERS.iter().chain(if emulated { EMULATOR_DIFFERS } else { &[] });
     let known: Vec<_> = known.filter(|row| row.0 == program).collect();
     for failure in ended.failures() {
@@ -103,4 +184,11 @@ programs! {
     smc: 1,
     smp: 4,
     system: 1,
+}
+
+#[test]
+fn a_machine_that_is_stopped_all_the_time_computes_the_same() {
+    for (program, cpus) in [("smc", 1), ("smp", 4), ("paging", 1), ("exceptions", 1)] {
+        run_while(program, cpus, |kvm| Box::new(MovingState(kvm)), pause_and_resume);
+    }
 }

@@ -6,7 +6,7 @@
 
 use arch::x86::{CpuState, Undelivered, Vector};
 use kvm_bindings::{
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_VCPUEVENT_VALID_NMI_PENDING,
     KVM_VCPUEVENT_VALID_SHADOW, kvm_mp_state, kvm_vcpu_events,
 };
 
@@ -52,7 +52,8 @@ pub fn give(state: &CpuState, template: kvm_vcpu_events) -> (kvm_vcpu_events, kv
         None => {}
     }
     let mp_state = if from.waits_for_start_up {
-        KVM_MP_STATE_UNINITIALIZED
+        // "Uninitialized" would wait for an INIT first.
+        KVM_MP_STATE_INIT_RECEIVED
     } else if from.halted && from.undelivered.is_none() {
         KVM_MP_STATE_HALTED
     } else {
