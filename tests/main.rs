@@ -9,6 +9,7 @@ mod boot;
 mod commands;
 mod crashes;
 mod kernels;
+mod kvm;
 mod run;
 mod sandbox;
 mod streams;

@@ -56,6 +56,9 @@ impl Machine {
     }
 }
 
+/// A name and what it changes.
+type Change = (&'static str, fn(&mut CpuState));
+
 /// A state in 64-bit mode in which everything differs from everything else.
 fn busy(model: &str) -> CpuState {
     let mut s = CpuState::power_up();
@@ -115,7 +118,7 @@ fn registers_survive_the_way_through_the_kernel() {
 fn every_register_is_moved() {
     let Some(mut machine) = Machine::new(1) else { return };
     let base = busy(machine.model);
-    let changes: &[(&str, fn(&mut CpuState))] = &[
+    let changes: &[Change] = &[
         ("a general register", |s| s.gpr[11] ^= 1 << 63),
         ("rip", |s| s.rip += 0x1000),
         ("a flag", |s| s.rflags ^= Rflags::ZF.bits()),
@@ -143,7 +146,7 @@ fn events_survive_the_way_through_the_kernel() {
     let Some(mut machine) = Machine::new(1) else { return };
     let mut base = busy(machine.model);
     base.rflags |= Rflags::IF.bits();
-    let changes: &[(&str, fn(&mut CpuState))] = &[
+    let changes: &[Change] = &[
         ("an nmi waits", |s| s.events.nmi_pending = true),
         ("nmis are blocked", |s| s.events.nmi_blocked = true),
         ("one waits behind another", |s| (s.events.nmi_pending, s.events.nmi_blocked) = (true, true)),
