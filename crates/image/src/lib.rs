@@ -1,15 +1,15 @@
 //! Images and kernels in one content-addressed store, and the root file systems made of them.
 //!
-//! [`Store::open`] gives the store. Images come in by [`Store::import`], [`Store::load`] and [`Store::bootstrap`], go out by
-//! [`Store::save`], and become one squashfs file for a machine by [`Store::root_for_vm`]. Kernels are in [`kernels`];
-//! [`cpio`] writes the initramfs a caller puts together.
+//! [`Store::open`] gives the store. Images come in by [`Store::import`], [`Store::load`], [`Store::bootstrap`] and piece by
+//! piece by [`Store::incoming`], go out by [`Store::save`], and become one squashfs file for a machine by
+//! [`Store::root_for_vm`]. Kernels are in [`kernels`]; [`cpio`] writes the initramfs a caller puts together.
 //!
 //! Reading order: `files` (what crash-safe means here), `store` (layout, locks, collector), `tar`, `layers` (archives become a
 //! tree), `squashfs` (the tree becomes a file), `root` (joins them), then `archive`, `bootstrap`, `kernels`.
 //!
-//! Deliberately not here: registries (later), anything about machines, decompressing kernels (the caller does that through a
-//! closure), printing (see [`Progress`]), and unpacking onto the host's file system: nothing in an image is ever a path of the
-//! host.
+//! Deliberately not here: registries (see the crate `registry`), anything about machines, decompressing kernels (the caller
+//! does that through a closure), printing (see [`Progress`]), and unpacking onto the host's file system: nothing in an image is
+//! ever a path of the host.
 #![forbid(unsafe_code)]
 
 mod archive;
@@ -22,6 +22,8 @@ mod files;
 mod image;
 pub mod kernels;
 mod layers;
+pub mod media;
+mod platform;
 mod progress;
 mod reference;
 mod root;
@@ -36,10 +38,11 @@ pub use bootstrap::Bootstrap;
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use image::{Config, Image, ImageSummary};
-pub use progress::{NoProgress, Progress};
+pub use platform::Platform;
+pub use progress::{NoProgress, Part, Progress};
 pub use reference::Reference;
 pub use root::RootFile;
-pub use store::{Collected, Store};
+pub use store::{Collected, Incoming, PartialBlob, Store};
 pub use tar::TarError;
 
 pub(crate) use store::{MAX_DOCUMENT_BYTES, digest_of};

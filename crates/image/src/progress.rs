@@ -10,6 +10,19 @@ pub trait Progress: Sync {
     fn note(&self, text: &str) {
         let _ = text;
     }
+    /// One of several pieces of work that go on at once begins, of `total` bytes.
+    fn part(&self, text: &str, total: u64) -> Box<dyn Part + '_> {
+        let _ = (text, total);
+        Box::new(NoProgress)
+    }
+}
+
+/// Hears how far one of several pieces of work is. A piece that is dropped unfinished has failed.
+pub trait Part: Send {
+    /// It has handled `done` bytes; fewer than before when it had to begin again.
+    fn bytes(&mut self, done: u64);
+    /// It is done.
+    fn finish(self: Box<Self>);
 }
 
 /// Hears nothing.
@@ -19,4 +32,9 @@ pub struct NoProgress;
 impl Progress for NoProgress {
     fn step(&self, _text: &str) {}
     fn bytes(&self, _done: u64, _total: Option<u64>) {}
+}
+
+impl Part for NoProgress {
+    fn bytes(&mut self, _done: u64) {}
+    fn finish(self: Box<Self>) {}
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::import::Layer;
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::platform::host_architecture;
 use crate::reference::Reference;
 use crate::store::{Adding, Store};
 
@@ -71,26 +72,13 @@ impl Store {
         });
         let manifest = to_bytes(&manifest)?;
         let digest = self.add_blob(adding, &manifest)?;
-        self.set_name(adding, name, &digest, manifest.len() as u64)?;
+        self.set_name(adding, name, &digest)?;
         self.image(name)
     }
 }
 
 pub(super) fn to_bytes(value: &Value) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(Error::json("new document"))
-}
-
-/// The host's processor in the words of the OCI specification (Go's GOARCH).
-pub(super) fn host_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "x86" => "386",
-        "aarch64" => "arm64",
-        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
-        "powerpc64" => "ppc64",
-        "loongarch64" => "loong64",
-        other => other,
-    }
 }
 
 /// A time in UTC as RFC 3339 has it.

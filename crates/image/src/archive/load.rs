@@ -9,14 +9,16 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::commit::{host_architecture, to_bytes};
+use super::commit::to_bytes;
 use crate::compression::{self, Compression};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::media;
+use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::root::Reporting;
@@ -168,7 +170,7 @@ impl Store {
             };
             let chosen = self.choose_manifest(contents, descriptor, 0)?;
             let digest = self.check_manifest(contents, &chosen)?;
-            self.set_name(adding, &name, &digest, chosen.size())?;
+            self.set_name(adding, &name, &digest)?;
             names.push(name);
         }
         Ok(names)
@@ -181,21 +183,18 @@ impl Store {
         descriptor: &Descriptor,
         depth: u32,
     ) -> Result<Descriptor> {
-        let media_type = descriptor.media_type().to_string();
-        let is_index = media_type.ends_with("index.v1+json") || media_type.ends_with("manifest.list.v2+json");
-        if !is_index {
+        if !media::is_index(descriptor.media_type().as_ref()) {
             return Ok(descriptor.clone());
         }
         if depth > 4 {
             return Err(contents.invalid("indexes inside each other"));
         }
         let index: ImageIndex = self.document(contents, descriptor)?;
-        let wanted = Arch::from(host_architecture());
-        let fits = |d: &&Descriptor| d.platform().as_ref().is_some_and(|p| *p.architecture() == wanted);
-        let chosen = match index.manifests().iter().find(fits) {
-            Some(chosen) => chosen,
-            None if index.manifests().len() == 1 => &index.manifests()[0],
-            None => return Err(contents.invalid(format!("no image for {}", host_architecture()))),
+        let host = Platform::host();
+        let chosen = match (host.choose(index.manifests()), &index.manifests()[..]) {
+            (Some(chosen), _) => chosen,
+            (None, [only]) => only,
+            (None, _) => return Err(contents.invalid(format!("no image for {host}"))),
         };
         self.choose_manifest(contents, chosen, depth + 1)
     }
@@ -223,16 +222,16 @@ impl Store {
         let images: Vec<DockerImage> = contents.json(self, "manifest.json")?;
         let mut names = Vec::new();
         for image in images {
-            let (digest, size) = self.docker_manifest(adding, contents, &image)?;
+            let digest = self.docker_manifest(adding, contents, &image)?;
             let mut tags = Vec::new();
             for tag in image.repo_tags.iter().flatten() {
-                tags.push(local_name(tag).parse()?);
+                tags.push(tag.parse()?);
             }
             if tags.is_empty() {
                 tags.push(name_from_file(contents, stem)?);
             }
             for name in tags {
-                self.set_name(adding, &name, &digest, size)?;
+                self.set_name(adding, &name, &digest)?;
                 names.push(name);
             }
         }
@@ -240,12 +239,7 @@ impl Store {
     }
 
     /// Writes the OCI manifest for an image of a docker-archive.
-    fn docker_manifest(
-        &self,
-        adding: &Adding,
-        contents: &Contents,
-        image: &DockerImage,
-    ) -> Result<(Digest, u64)> {
+    fn docker_manifest(&self, adding: &Adding, contents: &Contents, image: &DockerImage) -> Result<Digest> {
         let (config, config_size) = contents.find(&image.config)?;
         let bytes = self.read_blob(&config, Some(config_size), MAX_DOCUMENT_BYTES)?;
         let parsed: ImageConfiguration = serde_json::from_slice(&bytes)
@@ -276,7 +270,7 @@ impl Store {
             },
             "layers": layers,
         }))?;
-        Ok((self.add_blob(adding, &manifest)?, manifest.len() as u64))
+        self.add_blob(adding, &manifest)
     }
 }
 
@@ -362,15 +356,10 @@ fn beside(path: &str, target: &str) -> String {
     normal(&format!("{folder}/{target}"))
 }
 
-/// A name as the local store has it: the default registry of other tools is left out.
-fn local_name(name: &str) -> &str {
-    name.strip_prefix("docker.io/library/").or_else(|| name.strip_prefix("docker.io/")).unwrap_or(name)
-}
-
 fn descriptor_name(descriptor: &Descriptor) -> Option<Reference> {
     let annotations = descriptor.annotations().as_ref()?;
     let keys = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
-    keys.iter().find_map(|key| local_name(annotations.get(*key)?).parse().ok())
+    keys.iter().find_map(|key| annotations.get(*key)?.parse().ok())
 }
 
 fn name_from_file(contents: &Contents, stem: &str) -> Result<Reference> {

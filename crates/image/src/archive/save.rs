@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::commit::to_bytes;
 use crate::compression;
@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::image::Image;
+use crate::media;
 use crate::progress::Progress;
 use crate::store::Store;
 use crate::tar::Writer;
@@ -99,19 +100,21 @@ impl Saving<'_> {
 
     fn oci(&mut self) -> Result<()> {
         let image = self.image;
+        let manifest = oci_manifest(image.manifest_bytes())?;
+        let manifest_digest = Digest::of(&manifest);
         let index = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.index.v1+json",
             "manifests": [{
-                "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                "digest": image.digest().to_string(),
-                "size": image.manifest_bytes().len(),
+                "mediaType": media::MANIFEST,
+                "digest": manifest_digest.to_string(),
+                "size": manifest.len(),
                 "annotations": { "org.opencontainers.image.ref.name": image.name().to_string() },
             }],
         });
         self.put("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         self.put("index.json", &to_bytes(&index)?)?;
-        self.put(&blob_name(&image.digest()), image.manifest_bytes())?;
+        self.put(&blob_name(&manifest_digest), &manifest)?;
         self.put(&blob_name(&digest_of(image.manifest().config())?), image.config_bytes())?;
         let mut written = HashSet::new();
         for layer in image.manifest().layers() {
@@ -161,6 +164,23 @@ impl Saving<'_> {
         self.count(size);
         Ok(())
     }
+}
+
+/// The manifest as it is, or with OCI's media types where it has Docker's: an image layout holds no others.
+fn oci_manifest(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut manifest: Value = serde_json::from_slice(bytes).map_err(Error::json("manifest"))?;
+    if manifest["mediaType"] != media::DOCKER_MANIFEST {
+        return Ok(bytes.to_vec());
+    }
+    let rename = |place: &mut Value| {
+        if let Some(text) = place.get_mut("mediaType") {
+            *text = text.as_str().map(media::to_oci).into();
+        }
+    };
+    rename(&mut manifest);
+    manifest.get_mut("config").into_iter().for_each(rename);
+    manifest.get_mut("layers").and_then(Value::as_array_mut).into_iter().flatten().for_each(rename);
+    to_bytes(&manifest)
 }
 
 fn blob_name(digest: &Digest) -> String {

@@ -128,6 +128,29 @@ fn an_image_survives_both_formats() {
 }
 
 #[test]
+fn dockers_media_types_leave_as_those_of_oci() {
+    let temp = temp_store();
+    let docker = |kind: &str| json!(format!("application/vnd.docker.{kind}"));
+    let archive = oci_archive(&temp, |m| {
+        m["mediaType"] = docker("distribution.manifest.v2+json");
+        m["config"]["mediaType"] = docker("container.image.v1+json");
+        m["layers"][0]["mediaType"] = docker("image.rootfs.diff.tar.gzip");
+    });
+    load(&temp, "a.tar", &archive).unwrap();
+    let image = temp.store.image(&reference("app:2")).unwrap();
+    let file = temp.path("saved.tar");
+    temp.store.save(&image, &file, SaveFormat::OciArchive, &NoProgress).unwrap();
+    let other = temp_store();
+    other.store.load(&file, &NoProgress).unwrap();
+    let index = fs::read_to_string(other.store.root().join("index.json")).unwrap();
+    let saved = other.store.image(&reference("app:2")).unwrap();
+    let text = String::from_utf8(saved.manifest_bytes().to_vec()).unwrap() + &index;
+    assert!(!text.contains("docker.distribution") && !text.contains("vnd.docker"), "{text}");
+    assert_eq!(saved.config(), image.config());
+    root_bytes(&other, "app:2");
+}
+
+#[test]
 fn a_layout_in_a_folder_is_loaded() {
     let temp = temp_store();
     load(&temp, "a.tar", &docker_archive(json!(["app:1"])).end()).unwrap();
@@ -158,7 +181,7 @@ fn indexes_choose_the_host_architecture() {
         tar.end()
     };
     assert_eq!(
-        load(&temp, "multi.tar", &build(super::commit::host_architecture())).unwrap(),
+        load(&temp, "multi.tar", &build(crate::platform::host_architecture())).unwrap(),
         ["multi:latest"]
     );
     assert!(load(&temp, "other.tar", &build("mips64le")).unwrap_err().contains("no image for"));

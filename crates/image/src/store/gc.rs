@@ -3,10 +3,12 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::image::{ImageIndex, ImageManifest};
 
 use super::Store;
+use super::incoming::PARTIAL_AGE;
 use super::index::{MAX_DOCUMENT_BYTES, digest_of};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -39,6 +41,7 @@ impl Store {
         }
         self.sweep_roots(&live, &mut done)?;
         self.sweep_blobs(live, &mut done)?;
+        self.sweep_partial(PARTIAL_AGE, &mut done)?;
         Ok(done)
     }
 
@@ -63,6 +66,21 @@ impl Store {
             let digest = name.strip_suffix(ROOT_SUFFIX).and_then(Digest::from_hex);
             // Files of another format version have no digest here and go.
             if !digest.is_some_and(|digest| live.contains(&digest)) {
+                match lock_unused(&path) {
+                    Some(lock) => remove(&path, lock, done),
+                    None => done.in_use += 1,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what arrived of blobs and was not touched for `age`.
+    fn sweep_partial(&self, age: Duration, done: &mut Collected) -> Result<()> {
+        for (path, _) in list(&self.root.join("partial"))? {
+            let touched = fs::symlink_metadata(&path).and_then(|meta| meta.modified());
+            // A clock that was set back makes nothing old.
+            if touched.is_ok_and(|time| time.elapsed().is_ok_and(|elapsed| elapsed >= age)) {
                 match lock_unused(&path) {
                     Some(lock) => remove(&path, lock, done),
                     None => done.in_use += 1,

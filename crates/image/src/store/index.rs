@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 
-use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, MediaType};
+use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, ImageManifest, MediaType};
 
 use super::{Adding, Store};
 use crate::digest::Digest;
@@ -40,15 +40,13 @@ impl Store {
     }
 
     /// Makes `name` mean the manifest `digest`, whatever it meant before.
-    pub(crate) fn set_name(
-        &self,
-        adding: &Adding,
-        name: &Reference,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<()> {
+    pub(crate) fn set_name(&self, adding: &Adding, name: &Reference, digest: &Digest) -> Result<()> {
         let _ = adding;
-        let mut descriptor = Descriptor::new(MediaType::ImageManifest, size, oci_digest(digest));
+        let bytes = self.read_blob(digest, None, MAX_DOCUMENT_BYTES)?;
+        let manifest: ImageManifest =
+            serde_json::from_slice(&bytes).map_err(Error::json(format!("manifest {digest}")))?;
+        let media_type = manifest.media_type().clone().unwrap_or(MediaType::ImageManifest);
+        let mut descriptor = Descriptor::new(media_type, bytes.len() as u64, oci_digest(digest));
         descriptor
             .set_annotations(Some(HashMap::from([(ANNOTATION_REF_NAME.to_string(), name.to_string())])));
         self.change_index(|manifests| {
@@ -62,7 +60,14 @@ impl Store {
     pub(crate) fn find(&self, name: &Reference) -> Result<(Digest, u64)> {
         let text = name.to_string();
         let index = self.index()?;
-        let found = index.manifests().iter().find(|m| name_of(m).as_deref() == Some(&text));
+        let named = index.manifests().iter().find(|m| name_of(m).as_deref() == Some(&text));
+        // A name by digest also means an image that has another name of the same repository.
+        let pinned = |m: &&Descriptor| {
+            let same = |other: String| other.parse::<Reference>().is_ok_and(|r| r.name() == name.name());
+            name.digest().is_some_and(|digest| digest_of(m).is_ok_and(|d| d == digest))
+                && name_of(m).is_some_and(same)
+        };
+        let found = named.or_else(|| index.manifests().iter().find(pinned));
         let found = found.ok_or_else(|| self.no_image(name))?;
         Ok((digest_of(found)?, found.size()))
     }
@@ -91,8 +96,8 @@ impl Store {
     /// No image has the name `name`, or the index cannot be written.
     pub fn tag(&self, name: &Reference, alias: &Reference) -> Result<()> {
         let adding = self.adding()?;
-        let (digest, size) = self.find(name)?;
-        self.set_name(&adding, alias, &digest, size)
+        let (digest, _) = self.find(name)?;
+        self.set_name(&adding, alias, &digest)
     }
 
     /// Removes the name `name`, and with its last name the image, its layers and its root file system. What a running
