@@ -94,7 +94,7 @@ fn disks_that_cannot_be_opened_are_named() {
 fn names_that_are_not_there_come_with_the_next_step() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = strata();
-    command.arg("--root").arg(folder.path()).args(["run", "nowhere", "--", "true"]);
+    command.arg("--root").arg(folder.path()).args(["run", "--pull", "never", "nowhere", "--", "true"]);
     let ended = finish(command);
     ended.expect_failure(125, &["run \"nowhere\": no image named nowhere:latest in"]);
     assert!(ended.stderr.contains("strata image bootstrap nowhere"), "{ended:?}");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{boot, check, completions, image, kernel, man, run};
+use crate::commands::{boot, check, completions, image, kernel, man, registry, run};
 use crate::exit;
 
 /// Run any workload at the layer of isolation you choose
@@ -48,6 +48,7 @@ pub enum Command {
     /// Images that workloads are made from
     #[command(subcommand)]
     Image(image::Command),
+    Pull(registry::PullOptions),
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Options),

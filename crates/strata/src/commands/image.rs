@@ -145,15 +145,20 @@ pub fn parse(name: &str) -> Outcome<Reference> {
 /// What went wrong when `act` needed an image, and what to do about it.
 pub fn explain(act: String, name: &str, error: image::Error) -> Failure {
     let hint = match &error {
-        image::Error::NoImage { .. } => {
-            format!("strata image ls shows what there is; make one: strata image bootstrap {name}")
-        }
+        image::Error::NoImage { .. } => where_from(name),
         image::Error::CorruptBlob { .. } | image::Error::MissingBlob { .. } => format!(
             "load, import or bootstrap it once more, which mends it; strata image rm {name} removes it"
         ),
         _ => return Failure::because(act, error),
     };
     Failure::because(act, error).hint(hint)
+}
+
+/// How to come by an image that is not there.
+pub fn where_from(name: &str) -> String {
+    format!(
+        "strata image ls shows what there is; strata pull {name}, or make one: strata image bootstrap {name}"
+    )
 }
 
 fn bootstrap(store: &Store, options: &BootstrapOptions) -> Outcome<()> {

@@ -6,5 +6,6 @@ pub mod completions;
 pub mod image;
 pub mod kernel;
 pub mod man;
+pub mod registry;
 pub mod run;
 mod sizing;

@@ -18,7 +18,7 @@ use machine::workload::AgentSession;
 use machine::{Backends, Machine, MachineConfig};
 
 use super::sizing::{Sizing, account, explain};
-use super::{image as images, kernel as kernels};
+use super::{image as images, kernel as kernels, registry};
 use crate::cli::Global;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Bar;
@@ -28,8 +28,9 @@ use crate::{exit, store};
 
 /// Run a command in a microVM made from an image
 ///
-/// Without a command the image's own is run. Standard input is handed on with -i only. Signals reach the command;
-/// three interrupts within two seconds end the machine at once. Files that the command writes are gone when it ends.
+/// An image that is not in the store is brought from its registry first. Without a command the image's own is run.
+/// Standard input is handed on with -i only. Signals reach the command; three interrupts within two seconds end the
+/// machine at once. Files that the command writes are gone when it ends.
 #[derive(clap::Args)]
 #[command(after_long_help = exit::OF_RUN)]
 pub struct Options {
@@ -56,6 +57,9 @@ pub struct Options {
     /// Kill the command after this time, e.g. 90s or 5m, counted from when the guest is up
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
+    /// When to bring the image from its registry
+    #[arg(long, value_enum, default_value_t = Pull::Missing, value_name = "WHEN")]
+    pull: Pull,
     /// Name of the image
     image: String,
     /// The command and its arguments
@@ -68,6 +72,17 @@ fn parse_variable(text: &str) -> Result<String, String> {
         return Err("a variable has a name, e.g. NAME or NAME=value".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// When an image is brought from its registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Pull {
+    /// When the store does not have it
+    Missing,
+    /// Whenever it is newer there
+    Always,
+    /// Not at all
+    Never,
 }
 
 /// All that a machine for a workload is made of, held open until it has ended.
@@ -131,9 +146,28 @@ fn explain_kernel(options: &Options, error: image::Error) -> Failure {
     kernels::explain(format!("run {:?}", options.image), options.kernel.as_deref(), error)
 }
 
+/// The image from the store, or from its registry.
+fn find(store: &Store, options: &Options) -> Outcome<Image> {
+    let name = images::parse(&options.image)?;
+    let pull = || registry::fetch(store, &name, &::registry::Options::default()).map(|pulled| pulled.image);
+    if options.pull == Pull::Always {
+        return pull();
+    }
+    match store.image(&name) {
+        Err(error) if error.is_not_found() && options.pull == Pull::Missing => pull().map_err(|failure| {
+            let act = format!("image {:?} is not in {}", options.image, store.root().display());
+            let make = format!("strata image bootstrap {}", options.image);
+            let hint = format!("strata image ls shows what there is; without a registry make one: {make}");
+            Failure::because(act, failure.to_string()).hint(hint)
+        }),
+        found => found
+            .map_err(|error| images::explain(format!("run {:?}", options.image), &options.image, error)),
+    }
+}
+
 fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -> Outcome<Prepared> {
     let explain = |error| images::explain(format!("run {:?}", options.image), &options.image, error);
-    let image = store.image(&images::parse(&options.image)?).map_err(explain)?;
+    let image = find(store, options)?;
     let process = process(options, &image.config())?;
     let kernel = store.kernel(options.kernel.as_deref()).map_err(|error| explain_kernel(options, error))?;
     check_width(&kernel)?;
