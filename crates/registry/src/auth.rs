@@ -253,4 +253,15 @@ mod tests {
         }
         assert!(read_token(br#"{"token":"a","expires_in":18446744073709551615}"#).is_ok());
     }
+
+    #[test]
+    fn passwords_do_not_leave_tls_for_a_token() {
+        let http = Http::new("reg.example", Trust::Verify, http::Timeouts::default());
+        let base: Uri = "https://reg.example/v2/".parse().unwrap();
+        let auth = Auth::new("reg.example", Trust::Verify, Credentials::password("a", "b").ok());
+        for realm in ["http://127.0.0.1:1/token", "ftp://x/", "/token", "", "https://"] {
+            let Err(cause) = auth.fetch(&http, &base, realm, None, "") else { panic!("{realm}") };
+            assert!(cause.to_string().contains("tokens from"), "{cause}");
+        }
+    }
 }

@@ -395,4 +395,17 @@ mod tests {
             assert_eq!(resolve(&base, text).map(|url| url.to_string()).as_deref(), want, "{text}");
         }
     }
+
+    #[test]
+    fn nothing_leaves_tls_once_it_is_in_it() {
+        let may = |trust, from: &str, to: &str| {
+            let http = Http::new("reg.example", trust, Timeouts::default());
+            http.check_redirect(&from.parse().unwrap(), &to.parse().unwrap()).is_ok()
+        };
+        assert!(may(Trust::Verify, "https://a/", "https://b/"));
+        assert!(!may(Trust::Verify, "https://a/", "http://a/"));
+        assert!(may(Trust::Verify, "http://a/", "http://b/"));
+        assert!(may(Trust::Anything, "https://a/", "http://b/"));
+        assert!(!may(Trust::Anything, "http://a/", "ftp://b/"));
+    }
 }
