@@ -95,7 +95,7 @@ impl Image {
     }
 
     /// The manifest as it is stored.
-    pub(crate) fn manifest_bytes(&self) -> &[u8] {
+    pub fn manifest_bytes(&self) -> &[u8] {
         &self.manifest_bytes
     }
 
@@ -163,6 +163,20 @@ impl Store {
             config_bytes,
             _pin: pin,
         })
+    }
+
+    /// The names of images in the registry `domain` that have the layer `digest`.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn names_with_layer(&self, domain: &str, digest: &Digest) -> Result<Vec<Reference>> {
+        let text = digest.to_string();
+        let has = |name: &Reference| {
+            let image = self.image(name).ok();
+            image.is_some_and(|image| image.manifest.layers().iter().any(|l| l.digest().as_ref() == text))
+        };
+        let names = self.names()?.into_iter().map(|(name, ..)| name);
+        Ok(names.filter(|name| name.domain() == domain && has(name)).collect())
     }
 
     /// All images, sorted by name. One that cannot be read says why and hides no other.

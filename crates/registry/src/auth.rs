@@ -44,6 +44,12 @@ impl Scope {
     pub(crate) fn pull(repository: &str) -> Scope {
         Scope(format!("repository:{repository}:pull"))
     }
+
+    /// To push to a repository, and to take blobs from others beside it.
+    pub(crate) fn push(repository: &str, from: &[String]) -> Scope {
+        let others = from.iter().map(|other| format!(" repository:{other}:pull"));
+        Scope(format!("repository:{repository}:pull,push{}", others.collect::<String>()))
+    }
 }
 
 struct Token {
@@ -117,11 +123,10 @@ impl Auth {
 
     /// The cause that a refusal is.
     pub(crate) fn unauthorized(&self, response: Response) -> Cause {
-        Cause::Unauthorized {
-            host: self.domain.clone(),
-            given: self.credentials.is_some(),
-            message: http::message(response),
-        }
+        let message = http::message(response);
+        // What the sentence says already.
+        let message = if message == ": Unauthorized" { String::new() } else { message };
+        Cause::Unauthorized { host: self.domain.clone(), given: self.credentials.is_some(), message }
     }
 
     fn fetch(
@@ -263,5 +268,12 @@ mod tests {
             let Err(cause) = auth.fetch(&http, &base, realm, None, "") else { panic!("{realm}") };
             assert!(cause.to_string().contains("tokens from"), "{cause}");
         }
+    }
+
+    #[test]
+    fn a_scope_names_all_that_a_push_touches() {
+        assert_eq!(Scope::pull("a/b"), Scope("repository:a/b:pull".into()));
+        let push = Scope::push("a", &["b".into(), "c/d".into()]);
+        assert_eq!(push, Scope("repository:a:pull,push repository:b:pull repository:c/d:pull".into()));
     }
 }

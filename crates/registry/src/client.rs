@@ -2,6 +2,8 @@
 //!
 //! Source: OCI distribution specification 1.1, "Determining Support" and "Endpoints".
 
+use std::io;
+
 use ureq::http::header::AUTHORIZATION;
 use ureq::http::uri::{Authority, PathAndQuery, Scheme};
 use ureq::http::{HeaderValue, Method, StatusCode, Uri};
@@ -9,7 +11,7 @@ use ureq::http::{HeaderValue, Method, StatusCode, Uri};
 use crate::auth::{Auth, Scope};
 use crate::credentials::Credentials;
 use crate::error::{Cause, Result, While};
-use crate::http::{self, Call, Http, Response, Timeouts};
+use crate::http::{self, Call, Http, Payload, Response, Timeouts};
 use crate::trust::Trust;
 
 /// The registry of names without a host, and where its protocol is spoken.
@@ -99,6 +101,13 @@ impl Client {
         Uri::from_parts(parts).expect("scheme, host and path were taken from a URL")
     }
 
+    /// Where an answer says that an upload goes on.
+    pub(crate) fn location(&self, url: &Uri, response: &Response) -> std::result::Result<Uri, Cause> {
+        let location = http::location(url, response)?;
+        self.http.check_redirect(&self.base, &location)?;
+        Ok(location)
+    }
+
     /// Sends a request with the credentials it needs. Any status but that of missing credentials is an answer.
     pub(crate) fn call(&self, scope: &Scope, call: Call<'_>) -> std::result::Result<Response, Cause> {
         // Whatever the registry sends us to is not the registry: it gets no credentials.
@@ -108,9 +117,11 @@ impl Client {
         }
         let first = self.auth.header(&self.http, &self.base, scope, None)?;
         let Call { method, url, headers, payload, long } = call;
-        let bytes = match &payload {
-            http::Payload::Bytes(bytes) => Some(*bytes),
-            http::Payload::None => None,
+        // What can be sent a second time.
+        let again = match &payload {
+            Payload::None => Some(None),
+            Payload::Bytes(bytes) => Some(Some(*bytes)),
+            Payload::Stream(..) => None,
         };
         let signed = |header: Option<&HeaderValue>, payload| {
             let mut headers = headers.clone();
@@ -130,7 +141,11 @@ impl Client {
             return Err(self.auth.unauthorized(response));
         }
         drop(response);
-        let payload = bytes.map_or(http::Payload::None, http::Payload::Bytes);
+        let Some(bytes) = again else {
+            let source = io::Error::other("its token ended on the way");
+            return Err(Cause::Connection { host: http::host_of(&url), source });
+        };
+        let payload = bytes.map_or(Payload::None, Payload::Bytes);
         let response = self.http.send(signed(second.as_ref(), payload))?;
         if response.status() == StatusCode::UNAUTHORIZED {
             return Err(self.auth.unauthorized(response));

@@ -14,43 +14,12 @@ use crate::auth::Scope;
 use crate::client::Client;
 use crate::error::Cause;
 use crate::http::{self, Call, Response, Stall, Timeouts};
+use crate::work::Patience;
 
 /// Read and written in pieces of this size.
 const BUFFER_BYTES: usize = 128 << 10;
 /// An attempt that brought this much was not in vain.
 const PROGRESS_BYTES: u64 = 1 << 20;
-
-/// Waits between attempts that bring nothing.
-pub(crate) struct Patience {
-    timeouts: Timeouts,
-    tried: u32,
-}
-
-impl Patience {
-    pub(crate) fn new(timeouts: Timeouts) -> Self {
-        Patience { timeouts, tried: 0 }
-    }
-
-    /// The last attempt brought something.
-    pub(crate) fn renew(&mut self) {
-        self.tried = 0;
-    }
-
-    /// Waits for the time of the next attempt, or gives the cause back when there is none.
-    pub(crate) fn wait(&mut self, cause: Cause) -> Result<(), Cause> {
-        self.tried += 1;
-        if !cause.may_pass() || self.tried >= self.timeouts.attempts {
-            return Err(cause);
-        }
-        let mut pause = self.timeouts.backoff.saturating_mul(1 << (self.tried - 1).min(6));
-        if let Cause::Status { retry_after: Some(wanted), .. } = cause {
-            pause = pause.max(wanted);
-        }
-        tracing::info!("{cause}; again in {} ms", pause.as_millis());
-        std::thread::sleep(pause);
-        Ok(())
-    }
-}
 
 /// A blob of a repository.
 pub(crate) struct Wanted<'a> {

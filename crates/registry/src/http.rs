@@ -10,7 +10,7 @@ use std::time::Duration;
 use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use ureq::http::uri::{Authority, PathAndQuery, Scheme};
 use ureq::http::{Method, Request, StatusCode, Uri};
-use ureq::{Agent, AsSendBody, Body, Timeout};
+use ureq::{Agent, AsSendBody, Body, SendBody, Timeout};
 
 use crate::error::{Cause, shown};
 use crate::trust::{self, Trust};
@@ -69,6 +69,8 @@ impl Default for Timeouts {
 pub(crate) enum Payload<'a> {
     None,
     Bytes(&'a [u8]),
+    /// Exactly so many bytes of a reader.
+    Stream(&'a mut dyn Read, u64),
 }
 
 /// One request.
@@ -150,7 +152,8 @@ impl Http {
         Err(protocol(&call.url, format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    fn check_redirect(&self, from: &Uri, to: &Uri) -> Result<(), Cause> {
+    /// Whether what `from` says may lead to `to`.
+    pub(crate) fn check_redirect(&self, from: &Uri, to: &Uri) -> Result<(), Cause> {
         let scheme = to.scheme_str().unwrap_or_default();
         let secure = from.scheme() == Some(&Scheme::HTTPS) && self.trust == Trust::Verify;
         match scheme {
@@ -174,6 +177,10 @@ impl Http {
             Payload::Bytes(bytes) => {
                 let request = request.header(CONTENT_LENGTH, bytes.len());
                 self.run(&url, long, request.body(*bytes))
+            }
+            Payload::Stream(reader, length) => {
+                let request = request.header(CONTENT_LENGTH, *length);
+                self.run(&url, long, request.body(SendBody::from_reader(&mut **reader)))
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Images from and to registries: the OCI distribution protocol 1.1, as every registry since Docker's speaks it.
 //!
-//! [`pull`] brings an image into an [`image::Store`], [`login`] checks credentials, [`CredentialFile`] is where they are kept.
+//! [`pull`] brings an image into an [`image::Store`], [`push`] takes one out of it, [`login`] checks credentials, [`CredentialFile`] is where they are kept.
 //!
 //! Reading order: `client` (one registry), `auth` and `challenge` (who asks), `http` (time-outs, redirects), `manifest` (what is
-//! taken for an image), `pull` and `download` (streams that are counted, hashed and taken up again), `credentials`.
+//! taken for an image), `pull` and `download` (streams that are counted, hashed and taken up again), `push` and `upload`,
+//! `credentials`.
 //!
 //! Everything a registry says is taken for a lie until it is seen: lengths, digests, types, where it redirects to. What it can
 //! make us hold in memory is bounded, whatever the image: documents by 4 MiB each, a stream by its buffers.
@@ -20,7 +21,10 @@ mod error;
 mod http;
 mod manifest;
 mod pull;
+mod push;
 mod trust;
+mod upload;
+mod work;
 
 use image::Platform;
 
@@ -30,6 +34,7 @@ pub use error::{Cause, Error, Result};
 pub use http::Timeouts;
 pub use manifest::{Manifest, parse_config};
 pub use pull::{Pulled, pull};
+pub use push::{Pushed, push};
 pub use trust::Trust;
 
 use client::Client;
@@ -50,6 +55,8 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// Blobs that are moved at once.
     pub parallel: usize,
+    /// Larger blobs are sent in pieces of this size, so that a broken connection costs one of them.
+    pub chunk_bytes: u64,
 }
 
 impl Default for Options {
@@ -61,6 +68,7 @@ impl Default for Options {
             platform: Platform::host(),
             timeouts: Timeouts::default(),
             parallel: 4,
+            chunk_bytes: 128 << 20,
         }
     }
 }

@@ -1,8 +1,7 @@
 //! An image comes here: its manifest, its config, and its layers several at once.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
 
 use image::{Digest, Image, Incoming, Part, Progress, Reference, Store};
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
@@ -12,10 +11,11 @@ use ureq::http::{Method, StatusCode};
 use crate::Options;
 use crate::auth::Scope;
 use crate::client::Client;
-use crate::download::{Patience, Wanted};
+use crate::download::Wanted;
 use crate::error::{Cause, Error, Result, While};
-use crate::http::{self, Call};
+use crate::http::{self, Call, Response};
 use crate::manifest::{self, MAX_DOCUMENT_BYTES, Manifest, digest_of};
+use crate::work::{Patience, in_parallel};
 
 /// Indexes inside each other.
 const MAX_DEPTH: u32 = 4;
@@ -43,6 +43,11 @@ pub fn pull(store: &Store, name: &Reference, options: &Options, progress: &dyn P
     let repository = name.repository();
     let puller = Puller { scope: Scope::pull(&repository), client: &client, repository, options, progress };
     puller.pull(store, name)
+}
+
+/// The digest that an answer says its manifest has.
+pub(crate) fn announced_digest(response: &Response) -> Option<Digest> {
+    response.headers().get(CONTENT_DIGEST)?.to_str().ok()?.parse().ok()
 }
 
 struct Puller<'a> {
@@ -88,16 +93,16 @@ impl Puller<'_> {
             if response.status() != StatusCode::OK {
                 return Err(self.client.status(&url, response));
             }
-            let header =
-                |name| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_string);
-            let (content_type, announced) = (header(CONTENT_TYPE), header(CONTENT_DIGEST));
+            let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+            let (content_type, announced) = (content_type.map(str::to_string), announced_digest(&response));
             let bytes = http::read_document(&self.client.http, &url, response, MAX_DOCUMENT_BYTES)?;
             Ok((bytes, content_type, announced))
         };
-        let (bytes, content_type, announced) = self.patiently(get).while_trying(act)?;
+        let (bytes, content_type, announced) =
+            Patience::new(self.client.http.timeouts).until(get).while_trying(act)?;
         let digest = Digest::of(&bytes);
         // What was asked for by digest has it; what was not has the one that the registry announces.
-        let wanted: Option<Digest> = version.parse().ok().or_else(|| announced?.parse().ok());
+        let wanted: Option<Digest> = version.parse().ok().or(announced);
         if wanted.is_some_and(|wanted| wanted != digest) {
             return Err(Error::new(
                 act(),
@@ -107,20 +112,6 @@ impl Puller<'_> {
         let manifest = Manifest::parse(&bytes, content_type.as_deref());
         let manifest = manifest.map_err(Cause::Unsupported).while_trying(act)?;
         Ok(Document { bytes, digest, manifest })
-    }
-
-    /// Tries until it works or there is no hope.
-    fn patiently<T>(
-        &self,
-        mut attempt: impl FnMut() -> std::result::Result<T, Cause>,
-    ) -> std::result::Result<T, Cause> {
-        let mut patience = Patience::new(self.client.http.timeouts);
-        loop {
-            match attempt() {
-                Ok(done) => return Ok(done),
-                Err(cause) => patience.wait(cause)?,
-            }
-        }
     }
 
     /// The manifest of the image for the wanted platform.
@@ -177,7 +168,7 @@ impl Puller<'_> {
 
     fn small_blob(&self, digest: &Digest, size: u64) -> std::result::Result<Vec<u8>, Cause> {
         let url = self.client.url(&format!("{}/blobs/{digest}", self.repository));
-        let bytes = self.patiently(|| {
+        let bytes = Patience::new(self.client.http.timeouts).until(|| {
             let response = self.client.call(&self.scope, Call::new(Method::GET, url.clone()))?;
             if response.status() != StatusCode::OK {
                 return Err(self.client.status(&url, response));
@@ -197,29 +188,10 @@ impl Puller<'_> {
         let unique =
             manifest.layers().iter().enumerate().filter(|(_, layer)| seen.insert(layer.digest().to_string()));
         let count = manifest.layers().len();
-        let queue =
-            Mutex::new(unique.map(|(number, layer)| (format!("layer {} of {count}", number + 1), layer)));
-        let called_off = AtomicBool::new(false);
-        let failure = Mutex::new(None);
-        let work = || {
-            loop {
-                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((what, layer)) = next.filter(|_| !called_off.load(Ordering::Relaxed)) else {
-                    return;
-                };
-                if let Err(error) = self.layer(incoming, &what, layer, &called_off) {
-                    called_off.store(true, Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..self.options.parallel.clamp(1, count.max(1)) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        let threads = self.options.parallel.min(count);
+        in_parallel(threads, unique, |(number, layer), called_off| {
+            self.layer(incoming, &format!("layer {} of {count}", number + 1), layer, called_off)
+        })
     }
 
     fn layer(

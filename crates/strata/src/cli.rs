@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{boot, check, completions, image, kernel, man, registry, run};
+use crate::commands::{boot, check, completions, image, kernel, login, man, registry, run};
 use crate::exit;
 
 /// Run any workload at the layer of isolation you choose
@@ -49,6 +49,9 @@ pub enum Command {
     #[command(subcommand)]
     Image(image::Command),
     Pull(registry::PullOptions),
+    Push(registry::PushOptions),
+    Login(login::LoginOptions),
+    Logout(login::LogoutOptions),
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Options),

@@ -49,6 +49,9 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Kernel(command) => commands::kernel::run(&cli.global, command),
         Command::Image(command) => commands::image::run(&cli.global, command),
         Command::Pull(options) => commands::registry::pull(&cli.global, options),
+        Command::Push(options) => commands::registry::push(&cli.global, options),
+        Command::Login(options) => commands::login::login(options),
+        Command::Logout(options) => commands::login::logout(options),
         Command::Man(options) => commands::man::run(options),
         Command::Completions(options) => commands::completions::run(options),
     }

@@ -9,7 +9,7 @@ mod keeper;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::termios::{self, OptionalActions, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 
 use crate::failure::{Outcome, While};
 use keeper::Keeper;
@@ -17,7 +17,7 @@ use keeper::Keeper;
 /// How the terminal was before raw mode; nothing while it is as its owner left it.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
-/// While this lives, the terminal at standard input hands over every key as it is typed.
+/// While this lives, the terminal at standard input hands over every key as it is typed, or shows nothing of it.
 #[derive(Debug)]
 pub struct Raw {
     _keeper: Option<Keeper>,
@@ -29,11 +29,26 @@ impl Raw {
     /// # Errors
     /// Standard input is not a terminal, or its mode cannot be changed.
     pub fn enter() -> Outcome<Self> {
-        let act = || "switch the terminal to raw mode".to_owned();
+        Self::change("switch the terminal to raw mode", Termios::make_raw)
+    }
+
+    /// Has the terminal at standard input hand over whole lines, and show nothing of what is typed but the ends of them.
+    ///
+    /// # Errors
+    /// As [`Self::enter`].
+    pub fn hide() -> Outcome<Self> {
+        Self::change("hide what is typed", |mode| {
+            mode.local_modes.remove(LocalModes::ECHO);
+            mode.local_modes.insert(LocalModes::ECHONL | LocalModes::ICANON | LocalModes::ISIG);
+        })
+    }
+
+    fn change(act: &str, change: impl FnOnce(&mut Termios)) -> Outcome<Self> {
+        let act = || act.to_owned();
         let before = termios::tcgetattr(io::stdin()).while_trying(act)?;
         let mut keeper = Keeper::start();
         let mut raw = before.clone();
-        raw.make_raw();
+        change(&mut raw);
         *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
         let set = termios::tcsetattr(io::stdin(), OptionalActions::Now, &raw);
         keeper.iter_mut().for_each(Keeper::is_raw_now);

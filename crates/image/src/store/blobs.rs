@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use super::{Adding, Store};
+use oci_spec::image::Descriptor;
+
+use super::{Adding, Store, digest_of};
 use crate::digest::{Digest, HashReader, HashWriter};
 use crate::error::{Error, Result};
 use crate::files::TempFile;
@@ -31,6 +33,25 @@ impl Store {
             Some(size) if size != len => Err(reader.corrupt(format!("{len} bytes where {size} should be"))),
             _ => Ok(reader),
         }
+    }
+
+    /// Opens a layer or config as it is stored. Its bytes are not checked.
+    ///
+    /// # Errors
+    /// It is not there, or its size is another.
+    pub fn open_part(&self, part: &Descriptor) -> Result<File> {
+        let digest = digest_of(part)?;
+        self.open_blob(&digest, Some(part.size()))?;
+        let path = self.blob_path(&digest);
+        File::open(&path).map_err(Error::file("open", &path))
+    }
+
+    /// Reads a layer or config to its end to see whether it is what its name says.
+    ///
+    /// # Errors
+    /// It is not, or it is not there.
+    pub fn verify_part(&self, part: &Descriptor) -> Result<()> {
+        self.open_blob(&digest_of(part)?, Some(part.size()))?.finish()
     }
 
     /// The whole of a small blob, checked.

@@ -7,6 +7,7 @@ mod fake_registry;
 mod access;
 mod blobs;
 mod documents;
+mod uploads;
 
 use std::error::Error as _;
 use std::sync::Mutex;

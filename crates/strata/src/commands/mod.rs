@@ -5,6 +5,7 @@ pub mod check;
 pub mod completions;
 pub mod image;
 pub mod kernel;
+pub mod login;
 pub mod man;
 pub mod registry;
 pub mod run;

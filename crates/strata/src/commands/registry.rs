@@ -1,10 +1,11 @@
-//! `strata pull`: images from registries.
+//! `strata pull`, `strata push`: images from and to registries.
 
-use clap::{ArgAction, Args};
+use clap::Args;
 use image::{Platform, Reference, Store};
-use registry::{Cause, Credentials, Options, Pulled, Trust};
+use registry::{Cause, Credentials, Options, Pulled, Pushed, Trust};
 
 use super::image::parse;
+use super::login::Tls;
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
@@ -14,17 +15,8 @@ use crate::{output, store};
 /// How to speak to a registry.
 #[derive(Args)]
 pub struct Access {
-    /// Refuse a registry without TLS or with a wrong certificate; one on this host needs neither
-    #[arg(
-        long,
-        value_name = "BOOL",
-        action = ArgAction::Set,
-        default_value_t = true,
-        default_missing_value = "true",
-        num_args = 0..=1,
-        require_equals = true
-    )]
-    tls_verify: bool,
+    #[command(flatten)]
+    tls: Tls,
     /// User and password [default: what `strata login` or `docker login` has kept]
     #[arg(long, value_name = "USER:PASSWORD", hide_default_value = true)]
     creds: Option<String>,
@@ -43,7 +35,7 @@ impl Access {
             .map(parse)
             .transpose()
             .map_err(|cause| Failure::because("understand --creds", cause).exit(Exit::Usage))?;
-        Ok(Options { credentials, trust: trust(self.tls_verify), ..Options::default() })
+        Ok(Options { credentials, trust: trust(self.tls.tls_verify), ..Options::default() })
     }
 }
 
@@ -96,9 +88,42 @@ pub fn fetch(store: &Store, name: &Reference, access: &Options) -> Outcome<Pulle
     Ok(pulled)
 }
 
+/// Bring an image from the store to its registry
+///
+/// Its name says where: give it another with `strata image tag`. What the registry has is not sent again.
+#[derive(Args)]
+pub struct PushOptions {
+    #[command(flatten)]
+    access: Access,
+    /// Name of the image
+    #[arg(value_name = "REF")]
+    name: String,
+}
+
+/// Pushes an image; its digest goes to standard output.
+///
+/// # Errors
+/// As [`pull`].
+pub fn push(global: &Global, options: &PushOptions) -> Outcome {
+    let name = parse(&options.name)?;
+    let access = options.access.options()?;
+    let store = store::open(global)?;
+    let bar = Bar::new();
+    let pushed = registry::push(&store, &name, &access, &bar);
+    drop(bar);
+    let pushed = pushed.map_err(|error| explain(&format!("push {name}"), name.domain(), error))?;
+    let Pushed { sent, mounted, present, .. } = pushed;
+    eprintln!(
+        "strata: {name} is there: {sent} blobs sent, {mounted} taken from other images, {present} had been there"
+    );
+    output::write(&format!("{}\n", pushed.digest))?;
+    Ok(Exit::Success)
+}
+
 /// What went wrong with a registry, and what to do about it.
 pub fn explain(act: &str, domain: &str, error: registry::Error) -> Failure {
     let hint = match error.cause() {
+        Cause::Store(error) if error.is_not_found() => Some("strata image ls shows what there is".to_owned()),
         Cause::Unauthorized { given: false, .. } => Some(format!("strata login {domain}")),
         Cause::Unauthorized { given: true, .. } => {
             Some(format!("strata login {domain} with other credentials, or --creds USER:PASSWORD"))
