@@ -9,7 +9,7 @@ use crate::digest::{Digest, HashReader};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::image::Image;
-use crate::layers::{self, ApplyError, Tree};
+use crate::layers::{self, ApplyError, Contents, Tree};
 use crate::progress::Progress;
 use crate::squashfs::{self, DataWriter};
 use crate::store::Store;
@@ -91,12 +91,13 @@ impl Store {
         Ok(())
     }
 
-    fn apply_layer(
+    /// Puts layer `number` of an image on top of `tree`, checked; the contents of its files go to `contents`.
+    pub(crate) fn apply_layer(
         &self,
         image: &Image,
         number: usize,
         tree: &mut Tree,
-        data: &mut DataWriter,
+        contents: &mut impl Contents,
         progress: &dyn Progress,
     ) -> Result<()> {
         let layer = &image.manifest().layers()[number];
@@ -105,7 +106,7 @@ impl Store {
         let what = format!("layer {digest} of image {}", image.name());
         let total = blob.len();
         let counted = Reporting { inner: &mut blob, progress, done: 0, told: 0, total };
-        let applied = apply_stream(counted, number as u32, tree, data);
+        let applied = apply_stream(counted, number as u32, tree, contents);
         let diff_id = match applied {
             Ok((diff_id, notes)) => {
                 notes.iter().for_each(|note| progress.note(&format!("{what}: {note}")));
@@ -134,12 +135,12 @@ fn apply_stream(
     reader: impl Read,
     layer: u32,
     tree: &mut Tree,
-    data: &mut DataWriter,
+    contents: &mut impl Contents,
 ) -> std::result::Result<(Digest, Vec<String>), ApplyError> {
     let io_error = |source| ApplyError::Tar(TarError::Io { offset: 0, source });
     let (_, decoded) = compression::decode(reader).map_err(io_error)?;
     let mut archive = Reader::new(HashReader::new(decoded.take(MAX_LAYER_BYTES)));
-    let notes = layers::apply(tree, layer, &mut archive, data)?;
+    let notes = layers::apply(tree, layer, &mut archive, contents)?;
     let hash = archive.into_inner();
     let at = hash.count();
     let (diff_id, size) =

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 pub enum Exit {
     /// All is well.
     Success,
-    /// The answer is no: `check` found something missing that the default needs.
+    /// The answer is no: `check` found something missing that the default needs, or broken.
     Missing,
     /// The command line makes no sense.
     Usage,
@@ -33,7 +33,7 @@ pub enum Exit {
 pub const TABLE: &str = "\
 Exit codes:
   0        success; for `run`, the command's own code
-  1        `check`: this host lacks something that microVMs need
+  1        `check`: this host lacks something that microVMs need, or the store stays broken
   2        the command line makes no sense
   3        `boot`: the guest reset the machine
   4        `boot`: the guest's kernel panicked

@@ -124,7 +124,17 @@ impl KernelBundle {
     /// # Errors
     /// The file cannot be read or has changed.
     pub fn verify_kernel(&self) -> Result<()> {
-        let info = self.info.vmlinux.as_ref().unwrap_or(&self.info.kernel);
+        self.verify_file(self.info.vmlinux.as_ref().unwrap_or(&self.info.kernel))
+    }
+
+    /// Checks every file against its digest.
+    fn verify(&self) -> Result<()> {
+        let modules = self.info.modules.iter().map(|module| &module.file);
+        let mut files = [&self.info.kernel].into_iter().chain(&self.info.vmlinux).chain(modules);
+        files.try_for_each(|info| self.verify_file(info))
+    }
+
+    fn verify_file(&self, info: &FileInfo) -> Result<()> {
         let path = self.folder.join(&info.file);
         let file = File::open(&path).map_err(Error::file("open", &path))?;
         let reader = HashReader::new(file.take(MAX_KERNEL_BYTES));
@@ -212,6 +222,24 @@ impl Store {
             }
         }
         Ok(found)
+    }
+
+    /// Reads every file of every kernel. Gives how many kernels there are, and what is wrong with which.
+    pub(crate) fn check_kernels(&self) -> (usize, Vec<(String, Error)>) {
+        let (mut count, mut broken) = (0, Vec::new());
+        for entry in fs::read_dir(self.kernels_dir()).into_iter().flatten().flatten() {
+            if !entry.path().is_dir() {
+                continue;
+            }
+            count += 1;
+            let checked = open_bundle(&entry.path(), None).and_then(|bundle| match bundle {
+                Some(bundle) => bundle.verify(),
+                None => Err(Error::invalid(entry.path().display().to_string(), "it has no bundle.json")),
+            });
+            broken
+                .extend(checked.err().map(|error| (entry.file_name().to_string_lossy().into_owned(), error)));
+        }
+        (count, broken)
     }
 
     /// The kernel `id`, or the default one.

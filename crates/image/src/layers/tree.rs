@@ -51,7 +51,7 @@ pub(crate) struct Meta {
 }
 
 /// What an inode is.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Body {
     Dir(Dir),
     File(FileData),
@@ -65,7 +65,7 @@ pub(crate) enum Body {
 }
 
 /// A folder.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Dir {
     pub(crate) parent: NodeId,
     depth: u32,
@@ -73,7 +73,7 @@ pub(crate) struct Dir {
 }
 
 /// A name in a folder.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Child {
     pub(crate) node: NodeId,
     /// The layer that gave it last.
@@ -81,7 +81,7 @@ pub(crate) struct Child {
 }
 
 /// An inode.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub(crate) meta: Meta,
     pub(crate) body: Body,
@@ -90,7 +90,7 @@ pub(crate) struct Node {
 }
 
 /// All inodes of an image.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
     xattr_sets: Vec<Vec<Xattr>>,
@@ -121,6 +121,11 @@ impl Tree {
     /// How many ids have been given; some of them are of inodes gone since.
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// The xattrs of a set's index.
+    pub(crate) fn xattrs(&self, index: Option<u32>) -> &[Xattr] {
+        index.map_or(&[], |index| &self.xattr_sets[index as usize])
     }
 
     pub(crate) fn xattr_sets(&self) -> &[Vec<Xattr>] {

@@ -13,6 +13,7 @@ use super::index::{MAX_DOCUMENT_BYTES, digest_of};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::reference::Reference;
 use crate::root::ROOT_SUFFIX;
 
 /// What the collector did.
@@ -26,14 +27,51 @@ pub struct Collected {
     pub in_use: u64,
 }
 
+/// What was removed on request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Names of images that are gone.
+    pub names: Vec<Reference>,
+    /// The files that went.
+    pub collected: Collected,
+}
+
 impl Store {
+    /// Removes what no name leads to and nobody uses, and what arrived of images that were never finished; with `unused`
+    /// images too that nobody uses just now.
+    ///
+    /// # Errors
+    /// Images are being added just now, or the store cannot be read.
+    pub fn prune(&self, unused: bool) -> Result<Pruned> {
+        let mut names = Vec::new();
+        if unused {
+            for (name, digest, _) in self.names()? {
+                // Held by whoever uses it, until then by us: whoever comes now waits, and finds that it is gone.
+                let path = self.blob_path(&digest);
+                let held = path.exists().then(|| lock_unused(&path));
+                if !matches!(held, Some(None)) {
+                    self.forget(&name)?;
+                    names.push(name);
+                }
+            }
+        }
+        let collected = self.collect_all(Duration::ZERO)?;
+        let busy = || Error::InUse { what: "the store: images are being added to it".to_string() };
+        Ok(Pruned { names, collected: collected.ok_or_else(busy)? })
+    }
+
     /// Removes what no name leads to. Does nothing when images are being added just now; the next `remove` or `collect` does
     /// it then.
     ///
     /// # Errors
     /// The store cannot be read. Files that cannot be removed are left.
     pub fn collect(&self) -> Result<Collected> {
-        let Some(_gc) = files::try_lock(&self.lock_path("gc"))? else { return Ok(Collected::default()) };
+        Ok(self.collect_all(PARTIAL_AGE)?.unwrap_or_default())
+    }
+
+    /// As `collect`; partial blobs go when nobody touched them for `age`. Nothing when images are being added.
+    fn collect_all(&self, age: Duration) -> Result<Option<Collected>> {
+        let Some(_gc) = files::try_lock(&self.lock_path("gc"))? else { return Ok(None) };
         let mut done = Collected::default();
         let mut live = HashSet::new();
         for descriptor in self.index()?.manifests() {
@@ -41,8 +79,8 @@ impl Store {
         }
         self.sweep_roots(&live, &mut done)?;
         self.sweep_blobs(live, &mut done)?;
-        self.sweep_partial(PARTIAL_AGE, &mut done)?;
-        Ok(done)
+        self.sweep_partial(age, &mut done)?;
+        Ok(Some(done))
     }
 
     /// Marks a manifest or index and what it points to. What cannot be read points to nothing: it is broken anyway.
@@ -117,7 +155,7 @@ impl Store {
 }
 
 /// Locks a file that nobody uses.
-fn lock_unused(path: &Path) -> Option<File> {
+pub(super) fn lock_unused(path: &Path) -> Option<File> {
     let file = File::open(path).ok()?;
     file.try_lock().ok()?;
     Some(file)
@@ -131,7 +169,8 @@ fn remove(path: &Path, lock: File, done: &mut Collected) {
     }
 }
 
-fn list(dir: &Path) -> Result<Vec<(PathBuf, String)>> {
+/// Paths and names in a folder of the store.
+pub(super) fn list(dir: &Path) -> Result<Vec<(PathBuf, String)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
         let entry = entry.map_err(Error::file("list", dir))?;

@@ -106,14 +106,19 @@ impl Store {
     /// # Errors
     /// No image has that name, or the index cannot be written.
     pub fn remove(&self, name: &Reference) -> Result<()> {
+        self.forget(name)?;
+        self.collect()?;
+        Ok(())
+    }
+
+    /// Removes the name alone.
+    pub(super) fn forget(&self, name: &Reference) -> Result<()> {
         let text = name.to_string();
         self.change_index(|manifests| {
             let before = manifests.len();
             manifests.retain(|m| name_of(m).as_deref() != Some(&text));
             if manifests.len() == before { Err(self.no_image(name)) } else { Ok(()) }
-        })?;
-        self.collect()?;
-        Ok(())
+        })
     }
 }
 

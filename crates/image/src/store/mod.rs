@@ -13,6 +13,7 @@
 //! collector leaves what is locked. Changing `index.json` takes `locks/index`; reading it takes nothing.
 
 mod blobs;
+mod check;
 mod gc;
 mod incoming;
 mod index;
@@ -25,7 +26,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 pub(crate) use blobs::BlobWriter;
-pub use gc::Collected;
+pub use check::{Checked, Problem};
+pub use gc::{Collected, Pruned};
 pub use incoming::{Incoming, PartialBlob};
 pub(crate) use index::{MAX_DOCUMENT_BYTES, digest_of};
 

@@ -3,6 +3,7 @@
 mod hardware;
 mod host;
 mod os;
+mod repair;
 
 use serde::Serialize;
 
@@ -19,6 +20,15 @@ pub struct Options {
     /// Write JSON
     #[arg(long)]
     json: bool,
+    /// Read everything in the store instead, and mend what is broken
+    ///
+    /// Bytes that are not those of their name are removed, and so are the names of images that are not whole any more: what
+    /// is left of them serves whoever pulls or loads them again. Exit code 1 means that something is still broken.
+    #[arg(long)]
+    store: bool,
+    /// Say what is broken and change nothing
+    #[arg(long, requires = "store")]
+    dry_run: bool,
 }
 
 /// What a finding belongs to.
@@ -84,6 +94,9 @@ impl Finding {
 /// # Errors
 /// Standard output cannot be written.
 pub fn run(global: &Global, options: &Options) -> Outcome {
+    if options.store {
+        return repair::run(global, options);
+    }
     let (mut findings, kvm) = hardware::look();
     findings.extend(os::look());
     findings.extend(host::store(global));

@@ -1,5 +1,7 @@
 //! `strata image …`: images in the store, and the ways in and out.
 
+mod more;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -33,8 +35,19 @@ pub enum Command {
     Ls(LsOptions),
     /// Show everything about an image as JSON
     Inspect(InspectOptions),
+    /// Give an image more names
+    Tag(TagOptions),
+    /// Show the steps an image was made in, the newest first
+    History(more::HistoryOptions),
+    /// Show what an image has changed
+    ///
+    /// Compared with itself without its last layer, or with another image: A is added, C changed, D deleted. Times do not
+    /// count.
+    Diff(more::DiffOptions),
     /// Remove images; workloads that use them are not disturbed
     Rm(RmOptions),
+    /// Remove what no name leads to and nobody uses
+    Prune(more::PruneOptions),
 }
 
 #[derive(Args)]
@@ -103,6 +116,15 @@ pub struct InspectOptions {
 }
 
 #[derive(Args)]
+pub struct TagOptions {
+    /// Name it has
+    name: String,
+    /// Names it gets, whatever they meant before
+    #[arg(required = true)]
+    aliases: Vec<String>,
+}
+
+#[derive(Args)]
 pub struct RmOptions {
     /// Names of the images
     #[arg(required = true)]
@@ -127,7 +149,11 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
                 .map_err(|error| explain(format!("inspect {:?}", options.name), &options.name, error))?;
             output::json(&value)?;
         }
+        Command::Tag(options) => tag(&store, options)?,
+        Command::History(options) => more::history(&store, options)?,
+        Command::Diff(options) => more::diff(&store, options)?,
         Command::Rm(options) => return each(&options.names, |name| remove(&store, name)),
+        Command::Prune(options) => more::prune(&store, options)?,
     }
     Ok(Exit::Success)
 }
@@ -147,7 +173,7 @@ pub fn explain(act: String, name: &str, error: image::Error) -> Failure {
     let hint = match &error {
         image::Error::NoImage { .. } => where_from(name),
         image::Error::CorruptBlob { .. } | image::Error::MissingBlob { .. } => format!(
-            "load, import or bootstrap it once more, which mends it; strata image rm {name} removes it"
+            "strata check --store clears it away; then strata pull {name}, or load or make it again, which mends it"
         ),
         _ => return Failure::because(act, error),
     };
@@ -219,6 +245,16 @@ fn list(store: &Store, options: &LsOptions) -> Outcome<()> {
         table.row([image.name.clone(), digest, created, image.layers.to_string(), size]);
     }
     table.print()
+}
+
+fn tag(store: &Store, options: &TagOptions) -> Outcome<()> {
+    let name = parse(&options.name)?;
+    // All of them are understood before the first is given.
+    let aliases = options.aliases.iter().map(|alias| parse(alias)).collect::<Outcome<Vec<Reference>>>()?;
+    let act = || format!("tag {:?}", options.name);
+    aliases
+        .iter()
+        .try_for_each(|alias| store.tag(&name, alias).map_err(|error| explain(act(), &options.name, error)))
 }
 
 fn remove(store: &Store, name: &str) -> Outcome<()> {
