@@ -21,7 +21,7 @@ FUZZ_SECONDS ?= 60
 BENCH_FLAGS ?=
 
 PACKAGES_RUN := gcc libc6-dev mmdebstrap
-PACKAGES_TEST := $(PACKAGES_RUN) git busybox-static
+PACKAGES_TEST := $(PACKAGES_RUN) git busybox-static docker-registry iproute2 openssl skopeo
 PACKAGES_BENCH := $(PACKAGES_TEST) qemu-system-x86
 PACKAGES_FUZZ := $(PACKAGES_RUN) g++
 

@@ -10,6 +10,7 @@ mod commands;
 mod crashes;
 mod kernels;
 mod kvm;
+mod registry;
 mod run;
 mod sandbox;
 mod streams;

@@ -13,6 +13,9 @@ use crate::output;
 /// How long work may take before a bar appears.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often bars are drawn anew.
+const TICK: Duration = Duration::from_millis(120);
+
 const TEMPLATE: &str = "{spinner} {msg} [{bar:30}] {binary_bytes}/{binary_total_bytes}";
 const PART_TEMPLATE: &str =
     "  {msg:30} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}";
@@ -48,7 +51,7 @@ impl Bar {
         let thread = std::thread::spawn(move || {
             if over.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
                 appears.all.set_draw_target(ProgressDrawTarget::stderr());
-                appears.step.enable_steady_tick(Duration::from_millis(120));
+                appears.step.enable_steady_tick(TICK);
             }
         });
         Self { shown: Some(shown), calm: Some(calm), thread: Some(thread) }
@@ -112,6 +115,8 @@ impl image::Progress for Bar {
         let bar = all.add(ProgressBar::new(total));
         bar.set_style(style(PART_TEMPLATE));
         bar.set_message(text.to_owned());
+        // Also a part that stands still is seen once bars appear.
+        bar.enable_steady_tick(TICK);
         Box::new(PartBar(bar))
     }
 }
