@@ -126,9 +126,6 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     if !valid_tag(tag) {
         return Err("a tag is up to 128 letters, digits, '_', '-', '.' and begins with none of '-', '.'");
     }
-    if name.len() > MAX_NAME_BYTES {
-        return Err("it is longer than 255 bytes");
-    }
     let (host, path) = split_host(name);
     if !host.is_none_or(valid_host) {
         return Err("a host is letters, digits, '.' and '-', or an address in brackets, and a port");
@@ -140,7 +137,11 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
         return Err("it looks like the digest of an image");
     }
     let version = digest.map_or_else(|| Version::Tag(tag.to_string()), Version::Digest);
-    Ok(Reference { name: familiar(host, path).unwrap_or(name).to_string(), version })
+    let reference = Reference { name: familiar(host, path).unwrap_or(name).to_string(), version };
+    if reference.domain().len() + 1 + reference.repository().len() > MAX_NAME_BYTES {
+        return Err("with its host it is longer than 255 bytes");
+    }
+    Ok(reference)
 }
 
 /// The short form of a path in the default registry, where there is one that means the same.
@@ -289,7 +290,10 @@ mod tests {
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?} was accepted");
         }
-        assert!("a".repeat(256).parse::<Reference>().is_err());
+        // The host that is not written counts as well.
+        let room = MAX_NAME_BYTES - "docker.io/library/".len();
+        assert!("a".repeat(room).parse::<Reference>().is_ok());
+        assert!("a".repeat(room + 1).parse::<Reference>().is_err());
         let long = "a".repeat(100_000).parse::<Reference>().unwrap_err().to_string();
         assert!(long.len() < 1000, "{long}");
     }

@@ -18,7 +18,7 @@ use ureq::http::{Method, StatusCode, Uri};
 
 use crate::challenge::Challenge;
 use crate::credentials::Credentials;
-use crate::error::Cause;
+use crate::error::{Cause, shown};
 use crate::http::{self, Call, Http, Payload, Response};
 use crate::trust::Trust;
 
@@ -140,12 +140,12 @@ impl Auth {
         let realm_url: Option<Uri> = realm.parse().ok();
         let realm_url = realm_url.filter(|url| url.authority().is_some());
         let Some(realm_url) = realm_url else {
-            return Err(http::protocol(base, format!("tokens from {:?}", crate::error::shown(realm))));
+            return Err(http::protocol(base, format!("tokens from {:?}", shown(realm))));
         };
         let plain = realm_url.scheme_str() != Some("https");
         // A password must not leave TLS because somebody says so in a header.
         if plain && !(self.trust == Trust::Anything && realm_url.scheme_str() == Some("http")) {
-            return Err(http::protocol(base, format!("tokens from {:?}", crate::error::shown(realm))));
+            return Err(http::protocol(base, format!("tokens from {:?}", shown(realm))));
         }
         let call = self.token_call(&realm_url, service, scope)?;
         let url = call.url.clone();
@@ -220,7 +220,8 @@ fn read_token(bytes: &[u8]) -> Result<Token, String> {
         access_token: Option<String>,
         expires_in: Option<u64>,
     }
-    let document: Document = serde_json::from_slice(bytes).map_err(|e| format!("parse its token: {e}"))?;
+    let document: Document =
+        serde_json::from_slice(bytes).map_err(|e| format!("parse its token: {}", shown(&e.to_string())))?;
     let text = document.token.filter(|t| !t.is_empty()).or(document.access_token).unwrap_or_default();
     if text.is_empty() {
         return Err("a document without a token".to_string());

@@ -56,8 +56,7 @@ impl Manifest {
         if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
             return Err(format!("a manifest of {} bytes", bytes.len()));
         }
-        let shape: Shape =
-            serde_json::from_slice(bytes).map_err(|e| format!("a manifest that does not parse: {e}"))?;
+        let shape: Shape = serde_json::from_slice(bytes).map_err(|e| unparsable("manifest", &e))?;
         let said = content_type.map(|text| text.split(';').next().unwrap_or_default().trim());
         // Some say no more than that it is JSON.
         let said = said.filter(|said| said.contains("vnd."));
@@ -91,7 +90,7 @@ impl Manifest {
             }
             _ => {}
         }
-        let parse_error = |e: serde_json::Error| format!("a manifest that does not parse: {e}");
+        let parse_error = |e| unparsable("manifest", &e);
         if is_image {
             let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(parse_error)?;
             check_image(&manifest, shape.artifact_type.as_deref())?;
@@ -99,6 +98,11 @@ impl Manifest {
         }
         Ok(Manifest::Index(Box::new(serde_json::from_slice(bytes).map_err(parse_error)?)))
     }
+}
+
+/// What the parser says, who quotes as much of a document as there is.
+fn unparsable(what: &str, error: &serde_json::Error) -> String {
+    format!("a {what} that does not parse: {}", shown(&error.to_string()))
 }
 
 fn check_image(manifest: &ImageManifest, artifact_type: Option<&str>) -> Result<(), String> {
@@ -143,8 +147,7 @@ pub(crate) fn digest_of(descriptor: &Descriptor) -> Result<Digest, String> {
 /// # Errors
 /// What is wrong with it, as one line.
 pub fn parse_config(bytes: &[u8], manifest: &ImageManifest) -> Result<ImageConfiguration, String> {
-    let config: ImageConfiguration =
-        serde_json::from_slice(bytes).map_err(|e| format!("a config that does not parse: {e}"))?;
+    let config: ImageConfiguration = serde_json::from_slice(bytes).map_err(|e| unparsable("config", &e))?;
     let (layers, diff_ids) = (manifest.layers().len(), config.rootfs().diff_ids().len());
     if layers != diff_ids {
         return Err(format!("a config of {diff_ids} layers for a manifest of {layers}"));
@@ -235,6 +238,7 @@ mod tests {
             (change("/layers/0/digest", json!("sha512:00")), "digest"),
             (change("/layers/0/digest", json!(7)), "does not parse"),
             (change("/layers/0/size", json!(-1)), "does not parse"),
+            (change("/layers/0/size", json!("x".repeat(100_000))), "does not parse"),
             (change("/layers/0/size", json!(u64::MAX)), "bytes of layers"),
             (change("/layers/1/digest", image()["layers"][0]["digest"].clone()), "two sizes"),
             (change("/config/size", json!(1 << 30)), "config has"),

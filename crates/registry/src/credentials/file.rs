@@ -12,7 +12,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurposeConfig};
 use serde_json::{Map, Value, json};
 
 use super::{Credentials, helper, host_of_key, key_of};
-use crate::error::Cause;
+use crate::error::{Cause, shown};
 
 /// Bytes of the file.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -136,7 +136,7 @@ impl CredentialFile {
         if bytes.trim_ascii().is_empty() {
             return Ok(Map::new());
         }
-        serde_json::from_slice(&bytes).map_err(|e| self.invalid(e.to_string()))
+        serde_json::from_slice(&bytes).map_err(|e| self.invalid(shown(&e.to_string())))
     }
 
     /// Replaces the file, so that a reader sees the old or the new one; readable for its owner alone.
