@@ -160,8 +160,9 @@ fn find(store: &Store, options: &Options) -> Outcome<Image> {
             let hint = format!("strata image ls shows what there is; without a registry make one: {make}");
             Failure::because(act, failure.to_string()).hint(hint)
         }),
-        found => found
-            .map_err(|error| images::explain(format!("run {:?}", options.image), &options.image, error)),
+        found => {
+            found.map_err(|error| images::explain(format!("run {:?}", options.image), &options.image, error))
+        }
     }
 }
 

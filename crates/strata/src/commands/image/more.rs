@@ -51,7 +51,7 @@ pub struct PruneOptions {
 }
 
 fn open(store: &Store, name: &str) -> Outcome<Image> {
-    store.image(&parse(name)?).map_err(|error| explain(name, error))
+    store.image(&parse(name)?).map_err(|error| explain(format!("look at image {name:?}"), name, error))
 }
 
 /// Shows the steps of an image.
