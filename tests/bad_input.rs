@@ -129,7 +129,7 @@ fn a_corrupt_blob_is_found_and_named() {
     let ended = finish(command);
     ended.expect_failure(125, &["small", "corrupt blob", layer.file_name().unwrap().to_str().unwrap()]);
     assert!(!folder.path().join("out.tar").exists());
-    assert!(ended.stderr.contains("next: load, import or bootstrap it once more"), "{ended:?}");
+    assert!(ended.stderr.contains("next: pull, load, import or bootstrap it once more"), "{ended:?}");
     // So it is done, and it helps.
     let again = |arguments: &[&str]| {
         let mut command = strata();

@@ -172,9 +172,10 @@ pub fn parse(name: &str) -> Outcome<Reference> {
 pub fn explain(act: String, name: &str, error: image::Error) -> Failure {
     let hint = match &error {
         image::Error::NoImage { .. } => where_from(name),
-        image::Error::CorruptBlob { .. } | image::Error::MissingBlob { .. } => format!(
-            "strata check --store clears it away; then strata pull {name}, or load or make it again, which mends it"
-        ),
+        image::Error::CorruptBlob { .. } | image::Error::MissingBlob { .. } => {
+            "pull, load, import or bootstrap it once more, which mends it; strata check --store looks for more"
+                .to_owned()
+        }
         _ => return Failure::because(act, error),
     };
     Failure::because(act, error).hint(hint)
