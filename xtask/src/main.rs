@@ -1,12 +1,13 @@
-//! The project's own tools: `cargo xtask tidy` and `cargo xtask bench`.
+//! The project's own tools: `cargo xtask tidy`, `cargo xtask bless` and `cargo xtask bench`.
 //!
-//! Reading order: [`tidy`], the rules of the house that no compiler checks; [`mod@bench`], macro benchmarks
-//! beside other virtual machines on the same host.
+//! Reading order: [`tidy`], the rules of the house that no compiler checks; [`bless`], golden files; [`mod@bench`],
+//! macro benchmarks beside other virtual machines on the same host.
 //!
 //! Deliberately absent: anything a user of Strata needs.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bless;
 mod tidy;
 
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Check what the architecture and the style ask for
     Tidy,
+    /// Write the golden files anew, and show how they differ from those committed
+    Bless,
     /// Measure Strata beside the host and QEMU, interleaved
     Bench(bench::Options),
 }
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let top = workspace_top();
     let outcome = match Cli::parse().command {
         Command::Tidy => tidy::run(&top),
+        Command::Bless => bless::run(&top),
         Command::Bench(options) => bench::run(&top, options),
     };
     match outcome {

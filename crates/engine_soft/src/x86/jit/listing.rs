@@ -1,8 +1,11 @@
 //! What the translator made of a block, for people: each guest instruction, and the host code behind it.
 
 use std::fmt::Write as _;
+use std::rc::Rc;
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+
+use super::names::{self, Names};
 
 /// A block and its translation.
 pub struct Listing<'a> {
@@ -45,21 +48,42 @@ pub enum Stretch {
 impl Listing<'_> {
     /// Several lines, the last one empty.
     pub fn text(&self) -> String {
+        let names = Names { cold: true, ..Names::default() };
+        self.write(&format!(" at {:#x}", self.address), &Rc::new(names))
+    }
+
+    /// The same without addresses of this host.
+    pub(super) fn text_with(&self, names: &Rc<Names>) -> String {
+        self.write("", names)
+    }
+
+    fn write(&self, place: &str, names: &Rc<Names>) -> String {
         let mut text = String::new();
         let first = self.guest.first().map_or(0, Instruction::ip);
         let _ = writeln!(
             text,
-            "block {:#x} at {:#x}: {} instructions, {} bytes of code at {:#x}",
+            "block {:#x} at {:#x}: {} instructions, {} bytes of code{place}",
             self.page.wrapping_add(first),
             (self.gfn << 12) + first,
             self.guest.len(),
             self.code.len(),
-            self.address,
         );
-        for (n, mark) in self.marks.iter().enumerate() {
+        for (n, mark) in
+            self.marks.iter().enumerate().filter(|(_, mark)| names.cold || mark.what != Stretch::Cold)
+        {
             let end = self.marks.get(n + 1).map_or(self.code.len(), |next| next.at as usize);
-            let _ = writeln!(text, "  {}", self.title(mark.what));
-            self.host(mark.at as usize, end, &mut text);
+            // What comes back from an instruction does so in front of the next one's title.
+            let start = self.address + u64::from(mark.at);
+            let label = names.code.get(&start).filter(|_| (mark.at as usize) < end);
+            let (label, title) = (label.map_or_else(String::new, label_line), self.title(mark.what));
+            let before = matches!(mark.what, Stretch::Instruction(_));
+            text += &if before { format!("{label}  {title}\n") } else { format!("  {title}\n{label}") };
+            for instruction in self.host(mark.at as usize, end) {
+                if instruction.ip() != start {
+                    names.code.get(&instruction.ip()).inspect(|name| text += &label_line(name));
+                }
+                text += &line(&instruction, place.is_empty(), names);
+            }
         }
         text.push('\n');
         text
@@ -71,25 +95,28 @@ impl Listing<'_> {
             Stretch::Inner => "(from this page)".to_owned(),
             Stretch::Cold => "(rarely)".to_owned(),
             Stretch::Instruction(i) => match self.guest.get(i) {
-                Some(instruction) => format!("{:03x}  {}", instruction.ip(), formatted(instruction)),
+                Some(instruction) => format!("{:03x}  {}", instruction.ip(), names::guest(instruction)),
                 None => "(next block)".to_owned(),
             },
         }
     }
 
-    fn host(&self, start: usize, end: usize, text: &mut String) {
+    /// The host's instructions from offset `start` to `end`.
+    pub(super) fn host(&self, start: usize, end: usize) -> Decoder<'_> {
         let at = self.address + start as u64;
-        let decoder = Decoder::with_ip(64, &self.code[start..end], at, DecoderOptions::NONE);
-        for instruction in decoder {
-            let _ = writeln!(text, "      {:x}  {}", instruction.ip(), formatted(&instruction));
-        }
+        Decoder::with_ip(64, &self.code[start..end], at, DecoderOptions::NONE)
     }
 }
 
-fn formatted(instruction: &Instruction) -> String {
-    let mut text = String::new();
-    let mut formatter = GasFormatter::new();
-    formatter.options_mut().set_gas_naked_registers(true);
-    formatter.format(instruction, &mut text);
-    text
+fn label_line(name: &String) -> String {
+    format!("    {name}:\n")
+}
+
+fn line(instruction: &Instruction, named: bool, names: &Rc<Names>) -> String {
+    let (at, code) = (instruction.ip(), names::host(instruction, names));
+    match names.notes.get(&at) {
+        _ if !named => format!("      {at:x}  {code}\n"),
+        Some(note) => format!("      {code}  # {note}\n"),
+        None => format!("      {code}\n"),
+    }
 }

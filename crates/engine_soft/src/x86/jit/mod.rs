@@ -25,6 +25,7 @@
 //! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
 //!
 //! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! What it makes is shown by [`listing`], `names` and [`inspect`].
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
 mod access;
@@ -32,8 +33,10 @@ pub mod asm;
 mod branch;
 pub mod flags;
 mod group;
+pub mod inspect;
 mod keep;
 pub mod listing;
+mod names;
 mod operand;
 mod plan;
 mod returns;
