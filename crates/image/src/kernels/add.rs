@@ -110,7 +110,7 @@ impl Store {
         let _lock = files::lock(&self.root().join("locks/kernels"))?;
         let dest = self.kernel_dir(id);
         if dest.exists() {
-            let _claim = self.claim(id)?;
+            let _claim = self.claim_soon(id)?;
             folder.exchange(&dest)?;
         } else {
             folder.publish(&dest)?;

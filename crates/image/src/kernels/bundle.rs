@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -300,6 +301,23 @@ impl Store {
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(_) => Err(Error::InUse { what: format!("kernel {id}") }),
+        }
+    }
+
+    /// As [`Self::claim`], but waits a little for who has just added the same kernel and will be done with it at once.
+    ///
+    /// # Errors
+    /// Somebody goes on reading it.
+    pub(super) fn claim_soon(&self, id: &str) -> Result<Option<File>> {
+        const PATIENCE: Duration = Duration::from_secs(3);
+        let started = Instant::now();
+        loop {
+            match self.claim(id) {
+                Err(Error::InUse { .. }) if started.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                claimed => return claimed,
+            }
         }
     }
 
