@@ -21,7 +21,7 @@ FUZZ_SECONDS ?= 60
 BENCH_FLAGS ?=
 
 PACKAGES_RUN := gcc libc6-dev mmdebstrap
-PACKAGES_TEST := $(PACKAGES_RUN) git busybox-static docker-registry iproute2 openssl skopeo
+PACKAGES_TEST := $(PACKAGES_RUN) g++ git busybox-static docker-registry iproute2 openssl skopeo
 PACKAGES_BENCH := $(PACKAGES_TEST) qemu-system-x86
 PACKAGES_FUZZ := $(PACKAGES_RUN) g++
 
@@ -53,8 +53,11 @@ lint: packages-test
 	$(CARGO) fmt --all --check
 	$(call say,clippy)
 	$(CARGO) clippy --release --workspace --all-targets -- --deny warnings
+	cd fuzz && $(CARGO) clippy --release --bins --target-dir $(TARGET)/fuzz -- --deny warnings
 	$(call say,tidy)
 	$(CARGO) xtask tidy
+	$(call say,documentation)
+	$(MAKE) --no-print-directory doc
 
 unit: packages-test assets
 	$(call say,documentation tests)
@@ -102,7 +105,7 @@ soak: ## The tests with millions of instruction sequences
 	$(MAKE) unit SEQUENCES=5000000
 
 doc: ## Build the documentation of every crate
-	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --release --no-deps --workspace --document-private-items
+	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --release --no-deps --workspace --document-private-items
 
 install: build ## Install program, manual pages and completions below PREFIX
 	install -D -m 755 $(STRATA) $(DESTDIR)$(PREFIX)/bin/strata

@@ -10,7 +10,7 @@ use std::time::Duration;
 use arch::x86::cpuid::CpuModel;
 use arch::x86::segment::TableRegister;
 use arch::x86::{CpuState, Cr0, Cr4, Efer, Segment};
-use engine::{Bus, BusResult, Engine, Exit, MsrResult, VcpuSignal, VmConfig};
+use engine::{Engine, Exit, NoDevices, VcpuSignal, VmConfig};
 use engine_soft::Interpreter;
 use fuzz::Bytes;
 use libfuzzer_sys::fuzz_target;
@@ -49,55 +49,6 @@ enum Mode {
     Real,
     Protected,
     Long,
-}
-
-/// No devices: reads are all ones, and nothing interrupts.
-struct NoDevices;
-
-impl Bus for NoDevices {
-    fn port_read(&self, _: u32, _: u16, data: &mut [u8]) -> BusResult {
-        data.fill(0xff);
-        BusResult::Done
-    }
-
-    fn port_write(&self, _: u32, _: u16, _: &[u8]) -> BusResult {
-        BusResult::Done
-    }
-
-    fn mmio_read(&self, _: u32, _: u64, data: &mut [u8]) -> BusResult {
-        data.fill(0xff);
-        BusResult::Done
-    }
-
-    fn mmio_write(&self, _: u32, _: u64, _: &[u8]) -> BusResult {
-        BusResult::Done
-    }
-
-    fn msr_read(&self, _: u32, _: u32) -> MsrResult {
-        MsrResult::Fault
-    }
-
-    fn msr_write(&self, _: u32, _: u32, _: u64) -> MsrResult {
-        MsrResult::Fault
-    }
-
-    fn interrupt_pending(&self, _: u32) -> bool {
-        false
-    }
-
-    fn acknowledge_interrupt(&self, _: u32) -> Option<u8> {
-        None
-    }
-
-    fn task_priority(&self, _: u32) -> u8 {
-        0
-    }
-
-    fn set_task_priority(&self, _: u32, _: u8) {}
-
-    fn hypercall(&self, _: u32, _: u64, _: [u64; 4]) -> u64 {
-        0
-    }
 }
 
 /// The vCPU that runs just now, if one does.
@@ -231,5 +182,6 @@ fuzz_target!(|data: &[u8]| {
     if let Exit::Fatal { reason } = exit {
         assert!(!reason.is_empty());
     }
-    let _ = (vcpu.state(), vcpu.statistics());
+    let _ = vcpu.state();
+    let _ = vcpu.statistics();
 });

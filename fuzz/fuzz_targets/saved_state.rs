@@ -59,7 +59,7 @@ fn chips(input: &mut Bytes<'_>) {
 
 fn virtio(kind: u8, input: &mut Bytes<'_>) {
     let mut rig = Rig::new(kind);
-    if input.u8() % 4 != 0 {
+    if !input.u8().is_multiple_of(4) {
         rig.bring_up(u64::MAX);
         for queue in 0..input.u8() % 4 {
             rig.offer(queue.into(), 0);

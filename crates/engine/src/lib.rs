@@ -18,7 +18,7 @@ use arch::x86::cpuid::{CpuModel, FeatureSet};
 use memory::GuestRam;
 
 pub use apics::{ApicRegisters, LevelRoute, LocalApics};
-pub use bus::{Bus, BusResult, MsrResult};
+pub use bus::{Bus, BusResult, MsrResult, NoDevices};
 pub use signal::{Request, VcpuSignal};
 
 /// Why an engine cannot do what was asked.

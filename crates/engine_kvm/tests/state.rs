@@ -1,8 +1,5 @@
 //! What a vCPU is given is what it gives back: through the kernel, not executing anything.
 
-#[path = "../../../guest/nothing.rs"]
-mod nothing;
-
 use std::sync::Arc;
 
 use arch::x86::cpuid::CpuModel;
@@ -10,10 +7,9 @@ use arch::x86::state::{FxImage, Ymm};
 use arch::x86::{
     CpuState, Cr0, Cr4, Efer, Rflags, Segment, SegmentRegister, TableRegister, Undelivered, Xcr0,
 };
-use engine::{ApicRegisters, Engine, Exit, LevelRoute, Vcpu, VcpuSignal, Vm, VmConfig};
+use engine::{ApicRegisters, Engine, Exit, LevelRoute, NoDevices, Vcpu, VcpuSignal, Vm, VmConfig};
 use engine_kvm::Kvm;
 use memory::GuestRam;
-use nothing::Nothing;
 
 /// A machine whose vCPUs execute nothing.
 struct Machine {
@@ -36,7 +32,7 @@ impl Machine {
         let model = CpuModel::best(|model| !kvm.missing_for(model).is_empty());
         let config = VmConfig {
             ram: Arc::new(GuestRam::new(&[(0, 0x10_0000)]).unwrap()),
-            bus: Arc::new(Nothing),
+            bus: Arc::new(NoDevices),
             cpu_model: Arc::new(CpuModel::named(model).unwrap()),
             vcpu_count,
             tsc_khz: 1_000_000,

@@ -1,16 +1,12 @@
 //! An event that another engine had accepted comes before the next instruction.
 
-#[path = "../../../guest/nothing.rs"]
-mod nothing;
-
 use std::sync::Arc;
 
 use arch::x86::cpuid::CpuModel;
 use arch::x86::{CpuState, Segment, SegmentRegister, Undelivered};
-use engine::{Engine, Exit, VcpuSignal, VmConfig};
+use engine::{Engine, Exit, NoDevices, VcpuSignal, VmConfig};
 use engine_soft::{Interpreter, Translator};
 use memory::GuestRam;
-use nothing::Nothing;
 
 /// Runs a vCPU that sleeps in real mode at 0x1000 with interrupts off; every vector's handler is a HLT at 0x2000 + vector.
 fn ends_at(engine: &dyn Engine, undelivered: Undelivered) -> (u64, CpuState) {
@@ -23,7 +19,7 @@ fn ends_at(engine: &dyn Engine, undelivered: Undelivered) -> (u64, CpuState) {
     let vm = engine
         .create_vm(VmConfig {
             ram,
-            bus: Arc::new(Nothing),
+            bus: Arc::new(NoDevices),
             cpu_model: Arc::new(CpuModel::named("x86-64").unwrap()),
             vcpu_count: 1,
             tsc_khz: 1_000_000,

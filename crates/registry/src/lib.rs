@@ -1,6 +1,6 @@
 //! Images from and to registries: the OCI distribution protocol 1.1, as every registry since Docker's speaks it.
 //!
-//! [`pull`] brings an image into an [`image::Store`], [`push`] takes one out of it, [`login`] checks credentials, [`CredentialFile`] is where they are kept.
+//! [`pull()`] brings an image into an [`image::Store`], [`push()`] takes one out of it, [`login()`] checks credentials, [`CredentialFile`] is where they are kept.
 //!
 //! Reading order: `client` (one registry), `auth` and `challenge` (who asks), `http` (time-outs, redirects), `manifest` (what is
 //! taken for an image), `pull` and `download` (streams that are counted, hashed and taken up again), `push` and `upload`,

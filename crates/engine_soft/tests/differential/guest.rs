@@ -12,7 +12,7 @@ use arch::x86::paging::Pte;
 use arch::x86::segment::TableRegister;
 use arch::x86::state::{FxImage, Ymm};
 use arch::x86::{CpuState, Cr0, Cr4, Efer, Rflags, Segment};
-use engine::{Bus, BusResult, Engine, Exit, MsrResult, Vcpu, VcpuSignal, Vm, VmConfig};
+use engine::{Engine, Exit, NoDevices, Vcpu, VcpuSignal, Vm, VmConfig};
 use memory::GuestRam;
 
 use crate::case::{Bits, Fault, Input, Output, TIMEOUT, fx};
@@ -34,44 +34,6 @@ const STACK_TOP: u64 = KERNEL + STACK_PA + PAGE;
 const HANDLER_BYTES: u64 = 4;
 /// The limit Linux gives its TSS hides the I/O bitmap; so does this.
 const TSS_LIMIT: u16 = 0x67;
-
-struct NoDevices;
-
-impl Bus for NoDevices {
-    fn port_read(&self, _: u32, _: u16, data: &mut [u8]) -> BusResult {
-        data.fill(0xff);
-        BusResult::Done
-    }
-    fn port_write(&self, _: u32, _: u16, _: &[u8]) -> BusResult {
-        BusResult::Done
-    }
-    fn mmio_read(&self, _: u32, _: u64, data: &mut [u8]) -> BusResult {
-        data.fill(0xff);
-        BusResult::Done
-    }
-    fn mmio_write(&self, _: u32, _: u64, _: &[u8]) -> BusResult {
-        BusResult::Done
-    }
-    fn msr_read(&self, _: u32, _: u32) -> MsrResult {
-        MsrResult::Fault
-    }
-    fn msr_write(&self, _: u32, _: u32, _: u64) -> MsrResult {
-        MsrResult::Fault
-    }
-    fn interrupt_pending(&self, _: u32) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&self, _: u32) -> Option<u8> {
-        None
-    }
-    fn task_priority(&self, _: u32) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: u32, _: u8) {}
-    fn hypercall(&self, _: u32, _: u64, _: [u64; 4]) -> u64 {
-        0
-    }
-}
 
 /// A machine to run cases in.
 pub struct Guest {

@@ -1,7 +1,7 @@
 //! The x87 environment and state in memory (SDM vol. 1 section 8.1.10, figures 8-9 to 8-12), and the control
 //! instructions, which need no arithmetic and so no host.
 //!
-//! FCS and FDS are stored as zero, as by every processor with CPUID.7.EBX[13] (`zero_fcs_fds`).
+//! FCS and FDS are stored as zero, as by every processor with CPUID.7.EBX bit 13 (`zero_fcs_fds`).
 
 use arch::x86::CpuState;
 use arch::x86::state::FxImage;

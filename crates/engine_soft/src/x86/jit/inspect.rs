@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use arch::x86::cpuid::CpuModel;
 use arch::x86::{CpuState, Cr0, Cr4, Efer, Exception, Segment, SegmentRegister};
-use engine::{Bus, BusResult, MsrResult, VcpuSignal, VmConfig};
+use engine::{NoDevices, VcpuSignal, VmConfig};
 use iced_x86::{Encoder, FlowControl, InstructionInfoFactory};
 use memory::{GuestRam, PageInfo};
 
@@ -87,7 +87,7 @@ impl Inspector {
     pub fn new(ram: Arc<GuestRam>, model: Arc<CpuModel>, config: Config) -> io::Result<Self> {
         let thunks = Thunks::new(|feature| model.has(feature))?;
         let vm =
-            VmConfig { ram, bus: Arc::new(Nothing), cpu_model: model, vcpu_count: 1, tsc_khz: 1_000_000 };
+            VmConfig { ram, bus: Arc::new(NoDevices), cpu_model: model, vcpu_count: 1, tsc_khz: 1_000_000 };
         let mut cpu = Cpu::new(&vm, 0, Arc::new(VcpuSignal::new()), Arc::new(Shared::new(1)), thunks, None);
         long_mode(&mut cpu.state, &vm.cpu_model);
         cpu.forget_translations();
@@ -279,53 +279,4 @@ fn long_mode(state: &mut CpuState, model: &CpuModel) {
     state.cr4 = (Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE).bits() & model.cr4_supported();
     state.xcr0 = model.xcr0_supported().max(1);
     state.msrs.efer = (Efer::LME | Efer::LMA).bits();
-}
-
-/// Where a machine would have its devices.
-struct Nothing;
-
-impl Bus for Nothing {
-    fn port_read(&self, _: u32, _: u16, data: &mut [u8]) -> BusResult {
-        data.fill(0xff);
-        BusResult::Done
-    }
-
-    fn port_write(&self, _: u32, _: u16, _: &[u8]) -> BusResult {
-        BusResult::Done
-    }
-
-    fn mmio_read(&self, _: u32, _: u64, data: &mut [u8]) -> BusResult {
-        data.fill(0xff);
-        BusResult::Done
-    }
-
-    fn mmio_write(&self, _: u32, _: u64, _: &[u8]) -> BusResult {
-        BusResult::Done
-    }
-
-    fn msr_read(&self, _: u32, _: u32) -> MsrResult {
-        MsrResult::Fault
-    }
-
-    fn msr_write(&self, _: u32, _: u32, _: u64) -> MsrResult {
-        MsrResult::Fault
-    }
-
-    fn interrupt_pending(&self, _: u32) -> bool {
-        false
-    }
-
-    fn acknowledge_interrupt(&self, _: u32) -> Option<u8> {
-        None
-    }
-
-    fn task_priority(&self, _: u32) -> u8 {
-        0
-    }
-
-    fn set_task_priority(&self, _: u32, _: u8) {}
-
-    fn hypercall(&self, _: u32, _: u64, _: [u64; 4]) -> u64 {
-        0
-    }
 }

@@ -232,7 +232,7 @@ impl Asm {
         );
     }
 
-    /// `mov to, [from]`; 32 bits and wider (see [`Self::movzx`]).
+    /// `mov to, [from]`; 32 bits and wider (narrower loads: `movzx`).
     pub fn load(&mut self, size: Size, to: Reg, from: Mem) {
         self.encode(size, None, &[0x8b], to.0, Operand::Memory(from));
     }
