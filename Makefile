@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-kernels kernels lint unit assets bench fuzz soak doc install clean packages-run packages-test packages-bench packages-fuzz
+.PHONY: help build run test test-kernels kernels lint unit assets bench fuzz stress soak doc install clean packages-run packages-test packages-bench packages-fuzz
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -100,6 +100,10 @@ fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is foun
 	        || failed="$$failed $$name"; \
 	done; \
 	[ -z "$$failed" ] || { echo "== found something:$$failed; the inputs are below $(TARGET)/fuzz/found"; exit 1; }
+
+stress: assets ## Whole boots under each way to provoke the translator, and each block compared with the interpreter
+	STRATA_STRESS=all STRATA_TEST_ASSETS=$(ASSETS) $(CARGO) test --release --package strata --test workload stress:: -- --test-threads 2
+	STRATA_TEST_ASSETS=$(ASSETS) $(CARGO) test --release --package engine_soft --test guests
 
 soak: ## The tests with millions of instruction sequences
 	$(MAKE) unit SEQUENCES=5000000

@@ -14,5 +14,6 @@ mod registry;
 mod run;
 mod sandbox;
 mod streams;
+mod stress;
 mod support;
 mod terminal;

@@ -72,7 +72,6 @@ fn four_processors_work_at_once() {
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "4\n1\n"), "{ended:?}");
 }
 
-/// Nothing speculates here, so whatever a kernel does about it is time lost.
 #[test]
 fn each_engine_runs_the_same_command() {
     for engine in ["interp", "jit"] {
@@ -86,6 +85,7 @@ fn each_engine_runs_the_same_command() {
     }
 }
 
+/// Nothing speculates here, so whatever a kernel does about it is time lost.
 #[test]
 fn no_kernel_pays_for_what_the_processor_does_not_do() {
     for model in ["x86-64-v2", "host-like"] {

@@ -149,6 +149,8 @@ pub struct Translation {
     pub attention: u64,
     /// How often all translations were thrown away.
     pub clears: u64,
+    /// Executions of blocks that were repeated another way and compared, where that was asked for.
+    pub compared: u64,
 }
 
 /// Why [`Vcpu::run`] returned.

@@ -17,20 +17,27 @@ use engine_kvm::probe::Pace;
 use machine::{Machine, MachineEvent};
 
 /// (program, check, what KVM does instead): in KVM's own code, the same on every host.
-const KVM_DIFFERS: &[(&str, &str, &str)] = &[
-    ("interrupts", "an illegal vector is noted", "its local APIC notes no errors"),
-    ("interrupts", "x2APIC: EOI takes zero only, vector", "it takes any value"),
-    (
-        "system",
-        "SYSENTER_EIP: non-canonical, vector",
-        "it makes the address canonical, as AMD's processors do",
-    ),
-    (
-        "system",
-        "SYSENTER_ESP: non-canonical, vector",
-        "it makes the address canonical, as AMD's processors do",
-    ),
-];
+const KVM_DIFFERS: &[(&str, &str, &str)] = {
+    const WIDE: &str = "where the host has five-level paging, it takes any address that is canonical there";
+    &[
+        ("system", "FS base: non-canonical, vector", WIDE),
+        ("system", "GS base: non-canonical, vector", WIDE),
+        ("system", "kernel GS base: non-canonical, vector", WIDE),
+        ("system", "LSTAR: non-canonical, vector", WIDE),
+        ("interrupts", "an illegal vector is noted", "its local APIC notes no errors"),
+        ("interrupts", "x2APIC: EOI takes zero only, vector", "it takes any value"),
+        (
+            "system",
+            "SYSENTER_EIP: non-canonical, vector",
+            "it makes the address canonical, as AMD's processors do",
+        ),
+        (
+            "system",
+            "SYSENTER_ESP: non-canonical, vector",
+            "it makes the address canonical, as AMD's processors do",
+        ),
+    ]
+};
 
 /// (program, start of the check's name, what the emulator does instead): of kvm-pvm.
 const EMULATOR_DIFFERS: &[(&str, &str, &str)] = {

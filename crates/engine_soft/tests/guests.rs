@@ -31,15 +31,41 @@ macro_rules! programs {
             $(
                 #[test]
                 fn $name() {
-                    super::runner::run(&super::at_once(), stringify!($name), $cpus);
+                    super::under("once", stringify!($name), $cpus);
+                }
+            )*
+        }
+
+        /// What is rare happens all the time.
+        mod jit_stressed {
+            $(
+                #[test]
+                fn $name() {
+                    for stress in ["once,tlb,code", "once,code,returns", "tlb,returns,kick", "once,kick,exact"] {
+                        super::under(stress, stringify!($name), $cpus);
+                    }
+                }
+            )*
+        }
+
+        /// Each execution of a block is repeated by the interpreter and compared.
+        mod jit_in_step {
+            $(
+                #[test]
+                fn $name() {
+                    for stress in ["once,step,exact", "step,tlb"] {
+                        super::under(stress, stringify!($name), $cpus);
+                    }
                 }
             )*
         }
     };
 }
 
-fn at_once() -> Translator {
-    Translator { config: Config { threshold: 1, ..Config::default() }, ..Translator::default() }
+fn under(stress: &str, name: &str, cpus: u32) {
+    println!("under {stress}:");
+    let config = Config::default().under(stress.parse().unwrap());
+    runner::run(&Translator { config, ..Translator::default() }, name, cpus);
 }
 
 programs! {

@@ -9,6 +9,8 @@ use engine_kvm::Kvm;
 use engine_kvm::probe::Pace;
 use engine_soft::x86::jit::{Config, Trace};
 
+pub use engine_soft::x86::jit::stress::Stress;
+
 use crate::failure::{Failure, Outcome};
 
 /// An engine by the name users type.
@@ -25,6 +27,8 @@ pub struct Wishes {
     pub count: bool,
     /// A file for what it makes of the guest's code.
     pub trace: Option<File>,
+    /// What is provoked in a translator.
+    pub stress: Stress,
 }
 
 /// Every engine built in.
@@ -93,7 +97,7 @@ pub fn open(name: &str, wishes: Wishes) -> Outcome<Box<dyn Engine>> {
 }
 
 fn translator(wishes: Wishes) -> Box<dyn Engine> {
-    let config = Config { count: wishes.count, ..Config::default() };
+    let config = Config { count: wishes.count, ..Config::default() }.under(wishes.stress);
     let trace = wishes.trace.map(|file| Trace::new(LineWriter::new(file)));
     Box::new(engine_soft::Translator { config, trace })
 }

@@ -46,6 +46,11 @@ impl OperandPages {
     pub const MAX_SIZE: u64 = 32;
     /// The `limit` of a page that is known: of its last bytes only the TLB can tell if they are enough.
     pub const LIMIT: u64 = PAGE_SIZE - Self::MAX_SIZE + 1;
+
+    /// Forgets all.
+    pub fn forget(&mut self) {
+        self.limit = [0; Self::COUNT];
+    }
 }
 
 impl Known {
@@ -62,7 +67,7 @@ impl Known {
     /// Forgets everything.
     pub fn forget(&mut self) {
         self.stack.addend = 0;
-        self.operands.limit = [0; OperandPages::COUNT];
+        self.operands.forget();
     }
 
     /// Forgets the pages in the region of 2 to the `bits` bytes around `linear`.

@@ -163,6 +163,10 @@ pub struct Mmu {
     /// Where entries came from larger pages than 4 KiB: of 2 MiB, of 1 GiB.
     large: [Regions; 2],
     physical_bits: u32,
+    /// Holds one page only, beside the stack's (see `jit::stress`).
+    pub(super) one_page: bool,
+    /// Learns nothing: what is executed now will be undone (see `jit::lockstep`).
+    pub(super) frozen: bool,
 }
 
 // SAFETY: the raw pointers in `exec` point into guest RAM's tables, which outlive the Mmu (its owner holds the
@@ -182,6 +186,8 @@ impl Mmu {
             known: [Known::NONE; 2],
             large: [Regions::default(); 2],
             physical_bits,
+            one_page: false,
+            frozen: false,
         }
     }
 
@@ -195,6 +201,14 @@ impl Mmu {
         let entry = &self.entries[view as usize][slot(linear)];
         let tag = if intent == Intent::Write { entry.write } else { entry.read };
         tag == linear & PAGE_MASK
+    }
+
+    /// Fills `copy` with what `view` has for loads, and nothing for stores.
+    pub(super) fn copy_for_loads(&self, view: View, copy: &mut [TlbEntry; TLB_ENTRIES]) {
+        copy.copy_from_slice(&self.entries[view as usize]);
+        for (slot, entry) in copy.iter_mut().enumerate() {
+            entry.write = invalid(slot);
+        }
     }
 
     /// Forgets what translated code knows.
@@ -213,11 +227,15 @@ impl Mmu {
     /// Drops everything.
     pub fn flush_all(&mut self) {
         self.forget_known();
+        self.drop_entries();
         self.large = [Regions::default(); 2];
+        self.flush_code(|_| true);
+    }
+
+    fn drop_entries(&mut self) {
         for index in self.filled.drain(..).map(usize::from) {
             self.entries.as_flattened_mut()[index] = TlbEntry::empty(index % TLB_ENTRIES);
         }
-        self.flush_code(|_| true);
     }
 
     /// Drops all but global pages.
@@ -357,7 +375,7 @@ impl Mmu {
         // SAFETY: the offset is inside the page.
         let host = unsafe { page.host.as_ptr().add(offset) };
         let watched = state.dr[7] & 0xff != 0 && watches_page(state, linear);
-        if intent != Intent::Fetch && !watched {
+        if intent != Intent::Fetch && !watched && !self.frozen {
             self.enter(linear, view, found, page);
         }
         Ok(Place::Ram(host, page.info))
@@ -372,6 +390,11 @@ impl Mmu {
         }
         let plain = !info.holds_code() && !info.flags().intersects(PageFlags::ROM | PageFlags::WATCH);
         let index = view as usize * TLB_ENTRIES + slot;
+        if self.one_page {
+            // But for the stack's page, which a running block may count on.
+            self.known.iter_mut().for_each(|known| known.operands.forget());
+            self.drop_entries();
+        }
         self.note_size(linear, &found);
         let entry = &mut self.entries[view as usize][slot];
         if entry.host == 0 {

@@ -97,11 +97,26 @@ const KNOWN: &[Known] = &[
         applies: |ends| ends.ran(Mnemonic::Retf) && ends.only("rsp")
             && ends.native.registers.gpr[4] as u16 == ends.guest.registers.gpr[4] as u16,
     },
+    Known {
+        what: "a restored x87 pointer beyond 48 bits, of which a processor with 57-bit addresses keeps more",
+        applies: |ends| ends.every(|name| matches!(name, "fip" | "fdp"))
+            && [8, 16].into_iter().all(|at| ends.agree_in_48_bits(at)),
+    },
 ];
 
 impl Ends<'_> {
     pub fn ran(&self, mnemonic: Mnemonic) -> bool {
         self.completed.iter().any(|placed| placed.insn.mnemonic() == mnemonic)
+    }
+
+    /// Whether the x87 pointers at `at` of the FXSAVE images are the same address of a processor with 48-bit ones, and
+    /// the processor's one of 57 bits.
+    fn agree_in_48_bits(&self, at: usize) -> bool {
+        let pointer = |output: &Output| {
+            u64::from_le_bytes(output.registers.fx[at..at + 8].try_into().expect("eight bytes"))
+        };
+        let extended = |from: u32| ((pointer(self.native) << (64 - from)) as i64 >> (64 - from)) as u64;
+        extended(48) == pointer(self.guest) && extended(57) == pointer(self.native)
     }
 
     /// Whether `name` is all that differs.

@@ -14,8 +14,10 @@ use machine::loader;
 use machine::machine::Confine;
 use machine::{Machine, MachineConfig};
 
+use crate::engines::Stress;
 use crate::failure::{Failure, Outcome};
 use crate::size::parse_size;
+
 use crate::{confine, engines};
 
 /// What executes a machine, and how big it is.
@@ -40,6 +42,10 @@ pub struct Sizing {
     /// Write what the translator makes of the guest's code to FILE: for its developers
     #[arg(long, value_name = "FILE")]
     pub trace_jit: Option<PathBuf>,
+    /// Make the translator do all the time what it does rarely, to find its faults: tlb, code, returns, kick, once,
+    /// exact, step[=N], separated by commas
+    #[arg(long, value_name = "LIST")]
+    pub stress: Option<Stress>,
 }
 
 impl Sizing {
@@ -63,7 +69,7 @@ impl Sizing {
         };
         let trace = self.trace_jit.as_ref().map(create).transpose()?;
         let count = tracing::enabled!(tracing::Level::INFO);
-        engines::open(&self.engine, engines::Wishes { count, trace })
+        engines::open(&self.engine, engines::Wishes { count, trace, stress: self.stress.unwrap_or_default() })
     }
 
     /// What is given up while the machine is being built.
@@ -118,6 +124,10 @@ pub fn account(engine: &str, machine: &Machine, started: Instant) {
              code not known, {attention} for attention; {} clears",
             sum(|t| t.clears)
         );
+        let compared = sum(|t| t.compared);
+        if compared != 0 {
+            line += &format!("; {compared} blocks compared");
+        }
     }
     tracing::info!("{line}");
 }

@@ -308,6 +308,9 @@ impl Cpu {
         // used only while the Cpu runs.
         let ram = unsafe { &*self.ram };
         match self.mmu.place(ram, &self.state, linear, view, intent) {
+            Ok(place) if self.trial.as_mut().is_some_and(|trial| !trial.allows(&place, intent)) => {
+                self.fail(Exception::GP0)
+            }
             Ok(place) => Ok(place),
             Err(exception) => self.fail(exception),
         }

@@ -14,6 +14,7 @@ use super::cache::{ARENA_BYTES, BlockCache, TRANSLATOR_ARENA_BYTES};
 use super::op::{Block, Flow, NO_BLOCK, Op};
 use super::shared::Shared;
 use crate::x86::hostexec::Thunks;
+use crate::x86::jit::lockstep::Trial;
 use crate::x86::jit::{Frame, Jit};
 use crate::x86::mmu::{Mmu, TLB_ENTRIES, TlbEntry, View};
 use crate::x86::width::{StatusFlags, Width};
@@ -80,15 +81,17 @@ pub struct Cpu {
     /// Vector instructions of these classes are known to be enabled (see `vector::run`).
     pub(in crate::x86) enabled_classes: u16,
     /// Data breakpoints the current instruction hit, as in DR6.
-    pub(super) debug_hits: u64,
+    pub(in crate::x86) debug_hits: u64,
     /// Set by an operation that cannot go on: `run` returns it.
-    pub(super) exit: Option<Exit>,
+    pub(in crate::x86) exit: Option<Exit>,
     /// PAUSE instructions so far.
     pub(super) pauses: u32,
     pub(in crate::x86) counters: Statistics,
     /// The translator, if this vCPU has one.
     pub(in crate::x86) jit: Option<Box<Jit>>,
     never_hits: Box<[TlbEntry; TLB_ENTRIES]>,
+    /// What is executed will be undone (see `jit::lockstep`).
+    pub(in crate::x86) trial: Option<Box<Trial>>,
 }
 
 // SAFETY: raw pointers lead to data the Cpu owns or keeps alive (cache arena, TLB, GuestRam), none of it
@@ -121,7 +124,8 @@ impl Cpu {
         let mut state = CpuState::power_up();
         state.gpr[2] = u64::from(config.cpu_model.cpuid(1, 0, &context).eax);
         let arena_bytes = if jit.is_some() { TRANSLATOR_ARENA_BYTES } else { ARENA_BYTES };
-        let mmu = Mmu::new(physical_bits.clamp(36, 52));
+        let mut mmu = Mmu::new(physical_bits.clamp(36, 52));
+        mmu.one_page = jit.as_ref().is_some_and(Jit::holds_one_page);
         let mut cpu = Box::new(Self {
             state,
             zero: 0,
@@ -157,6 +161,7 @@ impl Cpu {
             counters: Statistics::default(),
             jit: jit.map(Box::new),
             never_hits: TlbEntry::empty_view(),
+            trial: None,
         });
         let place = std::ptr::from_mut(&mut *cpu);
         let word = std::ptr::from_ref(cpu.signal.word());
@@ -314,6 +319,11 @@ impl Cpu {
                 (*block.ops.add(i)).run = end_before;
             }
         }
+    }
+
+    /// Whether no other vCPU is there.
+    pub(in crate::x86) fn is_alone(&self) -> bool {
+        self.vcpu_count == 1
     }
 
     /// The guest's RAM.

@@ -173,17 +173,18 @@ impl Cpu {
         loop {
             let code = if interpret { None } else { self.code_of(block) };
             let (flow, op) = match code {
-                Some(code) => match self.run_translated(code) {
+                Some(code) => match self.run_translated(block, code) {
                     Outcome::Ended(flow, op, within) => {
                         block = within;
                         // SAFETY: as below, for the block that was running then.
                         (flow, unsafe { &*op })
                     }
                     outcome => {
-                        if self.signal.is_pending() || self.must_stop() {
+                        // A block to interpret comes first: it would be translated code again next time.
+                        interpret = matches!(outcome, Outcome::Interpret);
+                        if !interpret && (self.signal.is_pending() || self.must_stop()) {
                             return self.exit.take();
                         }
-                        interpret = matches!(outcome, Outcome::Interpret);
                         block = match self.after_translated(&outcome) {
                             Ok(next) => next,
                             Err(Fault) => return self.deliver_fault(),
@@ -255,7 +256,7 @@ impl Cpu {
 
     /// Executes the operations of `block` and returns how it ended, with the last operation.
     #[inline(always)]
-    unsafe fn run_block<'a>(&mut self, block: &'a Block) -> (Flow, &'a Op) {
+    pub(in crate::x86) unsafe fn run_block<'a>(&mut self, block: &'a Block) -> (Flow, &'a Op) {
         self.block_ip = self.state.rip;
         let mut op = block.ops.cast_const();
         loop {

@@ -220,7 +220,8 @@ impl Translation<'_> {
 
     /// Goes to `full` if no more calls can be remembered. Destroys EFLAGS.
     fn write_call_limit(&mut self, full: Label) {
-        self.asm.test_immediate(RSP, returns::FULL_MASK);
+        let mask = returns::full_mask(self.config.stress);
+        self.asm.test_immediate(RSP, mask);
         self.asm.jump_if(Condition::E, full);
     }
 

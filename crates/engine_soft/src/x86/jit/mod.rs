@@ -25,7 +25,7 @@
 //! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
 //!
 //! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
-//! What it makes is shown by [`listing`], `names` and [`inspect`].
+//! What it makes is shown by [`listing`], `names` and [`inspect`], and put to the test by [`stress`] and `lockstep`.
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
 mod access;
@@ -36,12 +36,14 @@ mod group;
 pub mod inspect;
 mod keep;
 pub mod listing;
+pub(super) mod lockstep;
 mod names;
 mod operand;
 mod plan;
 mod returns;
 pub mod rewrite;
 pub mod run;
+pub mod stress;
 pub mod stubs;
 mod system;
 pub mod translate;
@@ -59,7 +61,9 @@ use super::interp::op::{Block, Flow, Op};
 use super::known::Known;
 use super::mmu::Mmu;
 use group::GROUPS;
+use lockstep::InStep;
 use returns::ReturnStack;
+use stress::Stress;
 use stubs::Stubs;
 
 /// How a translator behaves; the default is right unless a test wants to provoke something.
@@ -73,11 +77,19 @@ pub struct Config {
     pub exact_flags: bool,
     /// Whether translated code counts the instructions it executes, which costs it time.
     pub count: bool,
+    /// What is provoked on purpose.
+    pub stress: Stress,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { threshold: 12, code_bytes: 64 << 20, exact_flags: false, count: false }
+        Self {
+            threshold: 12,
+            code_bytes: 64 << 20,
+            exact_flags: false,
+            count: false,
+            stress: Stress::default(),
+        }
     }
 }
 
@@ -348,6 +360,7 @@ pub struct Jit {
     kernel_below: bool,
     tools: Tools,
     counters: Counters,
+    in_step: InStep,
 }
 
 // SAFETY: sites lead into the arena of the vCPU's block cache, which moves along with it; the area is the vCPU's.
@@ -378,13 +391,14 @@ impl Jit {
             area,
             stubs,
             sites: Sites::default(),
-            returns: ReturnStack::new(stubs.bottom),
+            returns: ReturnStack::new(stubs.bottom, config.stress),
             _lost: lost,
             jumps: Box::new([(); 2].map(|()| std::array::from_fn(Jump::none))),
             filled: [Vec::new(), Vec::new()],
             kernel_below: false,
             tools: Tools { encoder: Encoder::new(64), info: InstructionInfoFactory::new() },
             counters: Counters::default(),
+            in_step: InStep::new(config.stress.step),
         })
     }
 
@@ -399,7 +413,13 @@ impl Jit {
             unknown: left(Kind::Link) + left(Kind::Jump),
             attention: left(Kind::Leave),
             clears,
+            compared: self.in_step.compared,
         }
+    }
+
+    /// Whether the software TLB is to hold one page only.
+    pub(super) fn holds_one_page(&self) -> bool {
+        self.config.stress.one_page
     }
 
     /// Executions before a block is translated.
@@ -422,6 +442,7 @@ impl Jit {
         self.forget_jumps(|_| true);
         self.area.clear();
         self.sites = Sites::default();
+        self.in_step.clear();
         self.counters.clears += 1;
     }
 

@@ -13,29 +13,46 @@
 //! ```
 //! Half of the memory is room that calls never fill, for a signal handler that finds the thread in translated code.
 
+use super::stress::Stress;
+
 /// Bytes calls may fill, and bytes below them; a power of two that both halves are aligned to.
 const HALF: usize = 64 << 10;
 
+/// Bytes of an entry: where the guest's call returns to, and where the host's does.
+const ENTRY: usize = 16;
+
+/// How many calls are remembered, and the stretch of addresses, a power of two, at whose start the stack is full.
+fn shape(stress: Stress) -> (usize, usize) {
+    if stress.few_returns { (4, 8 * ENTRY) } else { (HALF / ENTRY - 2, HALF) }
+}
+
 /// What of the stack pointer is zero where calls must not go on.
-pub const FULL_MASK: i32 = HALF as i32 - 16;
+pub fn full_mask(stress: Stress) -> i32 {
+    (shape(stress).1 - ENTRY) as i32
+}
 
 #[repr(C, align(65536))]
 struct Memory([u64; 2 * HALF / size_of::<u64>()]);
 
 /// The stack of one vCPU.
-pub struct ReturnStack(Box<Memory>);
+pub struct ReturnStack {
+    memory: Box<Memory>,
+    /// Index of the bottom.
+    bottom: usize,
+}
 
 impl ReturnStack {
     /// An empty stack, whose bottom leads to host address `bottom`.
-    pub fn new(bottom: u64) -> Self {
+    pub fn new(bottom: u64, stress: Stress) -> Self {
         let mut memory: Box<Memory> = Box::new(Memory([0; 2 * HALF / size_of::<u64>()]));
-        let len = memory.0.len();
-        memory.0[len - 2] = bottom;
-        Self(memory)
+        let (calls, stretch) = shape(stress);
+        let below = 2 * HALF - stretch + (calls + 1) * ENTRY;
+        memory.0[below / size_of::<u64>()] = bottom;
+        Self { memory, bottom: below / size_of::<u64>() }
     }
 
     /// The stack pointer while it is empty.
     pub fn empty(&self) -> u64 {
-        self.0.0.as_ptr_range().end as u64 - 16
+        std::ptr::from_ref(&self.memory.0[self.bottom]) as u64
     }
 }

@@ -10,6 +10,7 @@ use engine::Request;
 use iced_x86::{Decoder, DecoderOptions};
 
 use super::listing::Listing;
+use super::lockstep::Unit;
 use super::translate::Piece;
 use super::{Jit, Kind, Site, Vectors, translate};
 use crate::x86::hostexec::Class;
@@ -71,9 +72,20 @@ pub struct Successor {
 }
 
 impl Cpu {
-    /// Runs translated code from `code`, the outer entry of the block at RIP.
-    pub(in crate::x86) fn run_translated(&mut self, code: u64) -> Outcome {
-        let Some(jit) = self.jit.as_ref() else { return Outcome::Interpret };
+    /// Runs translated code from `code`, the outer entry of `block`, which is at RIP.
+    pub(in crate::x86) fn run_translated(&mut self, block: *const Block, code: u64) -> Outcome {
+        if self.jit.as_ref().is_some_and(|jit| jit.in_step.is_on()) {
+            return self.run_in_step(block, code);
+        }
+        self.run_from(code).0
+    }
+
+    /// The same without comparing; and why the code was left.
+    pub(super) fn run_from(&mut self, code: u64) -> (Outcome, Kind) {
+        let Some(jit) = self.jit.as_ref() else { return (Outcome::Interpret, Kind::Leave) };
+        if jit.config.stress.kicks {
+            self.signal.post(Request::INTERRUPT);
+        }
         let enter = jit.stubs.enter;
         self.frame.page = self.state.rip & !0xfff;
         self.frame.code_written = false;
@@ -91,7 +103,7 @@ impl Cpu {
             jit.counters.left[site.kind as usize] += 1;
             jit.counters.executed = jit.counters.executed.wrapping_add(executed);
         }
-        outcome
+        (outcome, site.kind)
     }
 
     fn outcome(&mut self, site: &Site) -> Outcome {
@@ -236,6 +248,9 @@ impl Cpu {
         }
         if variant_from.is_none() {
             block.code(user).set(Translated { outer: address, inner: address + u64::from(done.inner) });
+            let blocks = pieces.iter().map(|piece| std::ptr::from_ref(piece.block)).collect();
+            let unit = Unit { blocks, instructions: done.instructions, reversible: done.reversible };
+            jit.in_step.remember(block, user, unit);
         }
         Some(address)
     }
@@ -249,7 +264,7 @@ impl Cpu {
         // SAFETY: the caller has just looked `next` up, and `from` is of the same contents of the arena.
         let next = unsafe { &*next };
         let code = next.code(user).get();
-        if code.outer == 0 || !is_long {
+        if code.outer == 0 || !is_long || jit.config.stress.forbids_chains() {
             return;
         }
         match from {

@@ -21,7 +21,7 @@ use crate::x86::interp::op::{Block, Op};
 use crate::x86::interp::ops::vector::Extra;
 
 /// More than the code of any block: 48 instructions, none of which takes more than a few hundred bytes.
-pub const MAX_CODE_BYTES: usize = 64 << 10;
+pub const MAX_CODE_BYTES: usize = 24 << 10;
 
 /// Where the live flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub(super) struct Translation<'a> {
     pub(super) groups: Groups,
     /// The flags live before each instruction, and after the last.
     pub(super) live: Vec<u32>,
-    config: Config,
+    pub(super) config: Config,
     marks: Vec<Mark>,
     /// Bytes of the page that were looked at to find out.
     seen: (usize, usize),
@@ -117,6 +117,8 @@ pub(super) struct Finished {
     /// For a listing.
     pub(super) instructions: Vec<Instruction>,
     pub(super) marks: Vec<Mark>,
+    /// Whether what it does can be undone (see [`super::lockstep`]).
+    pub(super) reversible: bool,
 }
 
 /// Sites a block of `ops` operations may need.
@@ -241,7 +243,15 @@ impl<'a> Translation<'a> {
         for (site, at) in &self.patches {
             self.sites[*site].patch = *at;
         }
-        Finished { code, inner, seen: self.seen, instructions: self.instructions, marks: self.marks }
+        let reversible = self.config.stress.step != 0 && self.is_reversible();
+        Finished {
+            code,
+            inner,
+            seen: self.seen,
+            instructions: self.instructions,
+            marks: self.marks,
+            reversible,
+        }
     }
 
     /// The flags live at `offset` of the page; what was looked at to find out is remembered.
