@@ -7,6 +7,7 @@ use oci_spec::image::{ImageConfiguration, ImageManifest};
 use serde::Serialize;
 
 use crate::digest::Digest;
+use crate::document;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::reference::Reference;
@@ -150,10 +151,10 @@ impl Store {
         let manifest_bytes = self.read_blob(&digest, Some(size), MAX_DOCUMENT_BYTES)?;
         let what = |part: &str| format!("{part} of image {name}");
         let manifest: ImageManifest =
-            serde_json::from_slice(&manifest_bytes).map_err(Error::json(what("manifest")))?;
+            document::parse(&manifest_bytes).map_err(Error::json(what("manifest")))?;
         let config = manifest.config();
         let config_bytes = self.read_blob(&digest_of(config)?, Some(config.size()), MAX_DOCUMENT_BYTES)?;
-        let configuration = serde_json::from_slice(&config_bytes).map_err(Error::json(what("config")))?;
+        let configuration = document::parse(&config_bytes).map_err(Error::json(what("config")))?;
         Ok(Image {
             name: name.clone(),
             digest,
@@ -211,9 +212,8 @@ impl Store {
     /// As [`Store::image`].
     pub fn inspect(&self, name: &Reference) -> Result<serde_json::Value> {
         let image = self.image(name)?;
-        let parse = |bytes: &[u8], what| {
-            serde_json::from_slice::<serde_json::Value>(bytes).map_err(Error::json(what))
-        };
+        let parse =
+            |bytes: &[u8], what| document::parse::<serde_json::Value>(bytes).map_err(Error::json(what));
         let digest = image.digest;
         let names: Vec<String> = self
             .names()?

@@ -1,4 +1,8 @@
 //! The root file system of an image for a virtual machine: one read-only squashfs file, made once and kept.
+//!
+//! What is guaranteed: it is made of layers whose digests were checked while they were read, appears whole or not at all, and
+//! is only used when its length and its first and last block are right. A byte that changes on the disk afterwards is found
+//! by [`Store::check`], which reads all of it and removes a broken one (see `seal`); a start does not read all of it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,13 +15,14 @@ use crate::files;
 use crate::image::Image;
 use crate::layers::{self, ApplyError, Contents, Tree};
 use crate::progress::Progress;
+use crate::seal;
 use crate::squashfs::{self, DataWriter};
 use crate::store::Store;
 use crate::tar::{Reader, TarError};
 use crate::{MAX_LAYER_BYTES, digest_of};
 
 /// What a root file's name ends with; the number is the version of how trees become files.
-pub(crate) const ROOT_SUFFIX: &str = "-v1.squashfs";
+pub(crate) const ROOT_SUFFIX: &str = "-v2.squashfs";
 
 /// A root file system, held open. It stays valid as long as this lives, also when its image is removed.
 #[derive(Debug)]
@@ -86,7 +91,8 @@ impl Store {
             self.apply_layer(image, number, &mut tree, &mut data, progress)?;
         }
         progress.step("write the root file system");
-        squashfs::finish(&tree, data)?;
+        let size = squashfs::finish(&tree, data)?;
+        seal::seal(&temp.file, size).map_err(Error::file("write", temp.path()))?;
         temp.publish(path)?;
         Ok(())
     }
@@ -155,10 +161,15 @@ fn open_root(path: &Path) -> Result<Option<RootFile>> {
     let Some(file) = files::open_pinned(path)? else { return Ok(None) };
     let size_bytes = file.metadata().map_err(Error::file("stat", path))?.len();
     // One that was cut short (a file system repaired after a crash) is made again: a guest would say "invalid argument".
-    if !squashfs::is_whole(&file, size_bytes) {
+    if !is_whole(&file, size_bytes) {
         return Ok(None);
     }
     Ok(Some(RootFile { file, path: path.to_path_buf(), size_bytes }))
+}
+
+/// Whether a root file of `size` bytes has the length it was made with.
+pub(crate) fn is_whole(file: &File, size: u64) -> bool {
+    seal::is_sealed(file, size) && squashfs::is_whole(file, size - seal::SEAL_BYTES)
 }
 
 /// Tells how much has been read, once a mebibyte.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use image::{Digest, media};
+use image::{Digest, document, media};
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -56,7 +56,7 @@ impl Manifest {
         if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
             return Err(format!("a manifest of {} bytes", bytes.len()));
         }
-        let shape: Shape = serde_json::from_slice(bytes).map_err(|e| unparsable("manifest", &e))?;
+        let shape: Shape = document::parse(bytes).map_err(|e| unparsable("manifest", &e))?;
         let said = content_type.map(|text| text.split(';').next().unwrap_or_default().trim());
         // Some say no more than that it is JSON.
         let said = said.filter(|said| said.contains("vnd."));
@@ -92,11 +92,11 @@ impl Manifest {
         }
         let parse_error = |e| unparsable("manifest", &e);
         if is_image {
-            let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(parse_error)?;
+            let manifest: ImageManifest = document::parse(bytes).map_err(parse_error)?;
             check_image(&manifest, shape.artifact_type.as_deref())?;
             return Ok(Manifest::Image(Box::new(manifest)));
         }
-        Ok(Manifest::Index(Box::new(serde_json::from_slice(bytes).map_err(parse_error)?)))
+        Ok(Manifest::Index(Box::new(document::parse(bytes).map_err(parse_error)?)))
     }
 }
 
@@ -147,7 +147,7 @@ pub(crate) fn digest_of(descriptor: &Descriptor) -> Result<Digest, String> {
 /// # Errors
 /// What is wrong with it, as one line.
 pub fn parse_config(bytes: &[u8], manifest: &ImageManifest) -> Result<ImageConfiguration, String> {
-    let config: ImageConfiguration = serde_json::from_slice(bytes).map_err(|e| unparsable("config", &e))?;
+    let config: ImageConfiguration = document::parse(bytes).map_err(|e| unparsable("config", &e))?;
     let (layers, diff_ids) = (manifest.layers().len(), config.rootfs().diff_ids().len());
     if layers != diff_ids {
         return Err(format!("a config of {diff_ids} layers for a manifest of {layers}"));

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::commit::to_bytes;
 use crate::compression::{self, Compression};
 use crate::digest::Digest;
+use crate::document;
 use crate::error::{Error, Result};
 use crate::media;
 use crate::platform::Platform;
@@ -206,7 +207,7 @@ impl Store {
     ) -> Result<T> {
         let digest = contents.must_have(descriptor)?;
         let bytes = self.read_blob(&digest, Some(descriptor.size()), MAX_DOCUMENT_BYTES)?;
-        serde_json::from_slice(&bytes).map_err(Error::json(format!("{digest} in {}", contents.what)))
+        document::parse(&bytes).map_err(Error::json(format!("{digest} in {}", contents.what)))
     }
 
     fn check_manifest(&self, contents: &Contents, descriptor: &Descriptor) -> Result<Digest> {
@@ -242,8 +243,8 @@ impl Store {
     fn docker_manifest(&self, adding: &Adding, contents: &Contents, image: &DockerImage) -> Result<Digest> {
         let (config, config_size) = contents.find(&image.config)?;
         let bytes = self.read_blob(&config, Some(config_size), MAX_DOCUMENT_BYTES)?;
-        let parsed: ImageConfiguration = serde_json::from_slice(&bytes)
-            .map_err(Error::json(format!("{} in {}", image.config, contents.what)))?;
+        let parsed: ImageConfiguration =
+            document::parse(&bytes).map_err(Error::json(format!("{} in {}", image.config, contents.what)))?;
         if parsed.rootfs().diff_ids().len() != image.layers.len() {
             return Err(contents.invalid(format!("{} names another number of layers", image.config)));
         }
@@ -307,7 +308,7 @@ impl Contents {
     fn json<T: for<'d> Deserialize<'d>>(&self, store: &Store, path: &str) -> Result<T> {
         let (digest, size) = self.find(path)?;
         let bytes = store.read_blob(&digest, Some(size), MAX_DOCUMENT_BYTES)?;
-        serde_json::from_slice(&bytes).map_err(Error::json(format!("{path} in {}", self.what)))
+        document::parse(&bytes).map_err(Error::json(format!("{path} in {}", self.what)))
     }
 
     fn must_have(&self, descriptor: &Descriptor) -> Result<Digest> {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::commit::to_bytes;
 use crate::compression;
 use crate::digest::Digest;
+use crate::document;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::image::Image;
@@ -168,7 +169,7 @@ impl Saving<'_> {
 
 /// The manifest as it is, or with OCI's media types where it has Docker's: an image layout holds no others.
 fn oci_manifest(bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut manifest: Value = serde_json::from_slice(bytes).map_err(Error::json("manifest"))?;
+    let mut manifest: Value = document::parse(bytes).map_err(Error::json("manifest"))?;
     if manifest["mediaType"] != media::DOCKER_MANIFEST {
         return Ok(bytes.to_vec());
     }

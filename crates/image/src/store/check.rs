@@ -16,12 +16,14 @@ use super::gc::{list, lock_unused};
 use super::index::name_of;
 use super::{Adding, MAX_DOCUMENT_BYTES, Store, digest_of};
 use crate::digest::{Digest, HashReader};
+use crate::document;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::media;
 use crate::progress::Progress;
 use crate::reference::Reference;
-use crate::squashfs;
+use crate::root::{self, ROOT_SUFFIX};
+use crate::seal;
 
 /// One thing that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -179,8 +181,7 @@ impl Check<'_> {
             return Some(format!("its manifest {digest} is missing"));
         }
         let document = |digest: &Digest| self.store.read_blob(digest, None, MAX_DOCUMENT_BYTES).ok();
-        let manifest =
-            document(digest).and_then(|bytes| serde_json::from_slice::<ImageManifest>(&bytes).ok());
+        let manifest = document(digest).and_then(|bytes| document::parse::<ImageManifest>(&bytes).ok());
         let Some(manifest) = manifest.filter(|m| media::is_config(m.config().media_type().as_ref())) else {
             return Some(format!("its manifest {digest} is none"));
         };
@@ -191,7 +192,7 @@ impl Check<'_> {
             }
         }
         let config = digest_of(manifest.config()).ok().and_then(|digest| document(&digest));
-        let config = config.and_then(|bytes| serde_json::from_slice::<ImageConfiguration>(&bytes).ok());
+        let config = config.and_then(|bytes| document::parse::<ImageConfiguration>(&bytes).ok());
         if config.is_none() { Some("its config is none".to_string()) } else { None }
     }
 
@@ -219,21 +220,28 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Root file systems are made again when they are needed: one that is cut short, or of an image that is not here, goes.
+    /// Root file systems are made again when they are needed: one whose bytes changed, or of an image that is not here, goes.
     fn roots(&mut self) -> Result<()> {
+        self.progress.step("check root file systems");
         for (path, name) in list(&self.store.root.join("roots"))? {
-            let digest = name.split('-').next().and_then(Digest::from_hex);
-            let whole = File::open(&path).and_then(|file| {
+            let digest = name.strip_suffix(ROOT_SUFFIX).and_then(Digest::from_hex);
+            let unbroken = File::open(&path).and_then(|file| {
                 let size = file.metadata()?.len();
-                Ok(squashfs::is_whole(&file, size))
+                Ok(root::is_whole(&file, size) && seal::is_unbroken(&file, size)?)
             });
-            let reason = match (digest, whole) {
+            let reason = match (digest, unbroken) {
                 (Some(digest), Ok(true)) if self.whole.contains_key(&digest) => continue,
-                (_, Ok(true)) => "the root file system of an image that is not here",
-                _ => "a root file system that is cut short",
+                (Some(_), Ok(true)) => "the root file system of an image that is not here",
+                (Some(_), Ok(false)) => "a root file system whose bytes are not those that were written",
+                (None, _) => "a root file system of another version",
+                (_, Err(error)) => {
+                    let advice = "look after the disk".to_string();
+                    self.found.found(format!("{}: {error}", path.display()), None, Some(advice));
+                    continue;
+                }
             };
-            // Whoever runs on it goes on running.
-            if lock_unused(&path).is_some() {
+            // Whoever runs on it goes on running; what is broken serves nobody else, though.
+            if reason.ends_with("written") || lock_unused(&path).is_some() {
                 let done = self.remove(&path)?;
                 self.found.found(format!("{}: {reason}", path.display()), done, None);
             }

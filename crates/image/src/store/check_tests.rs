@@ -119,16 +119,35 @@ fn files_that_belong_nowhere_go() {
     let made = fs::read_dir(root.join("roots")).unwrap().next().unwrap().unwrap().path();
     let bytes = fs::read(&made).unwrap();
     fs::write(&made, &bytes[..bytes.len() - 4096]).unwrap();
-    let other = made.with_file_name(format!("{}-v1.squashfs", "0".repeat(64)));
+    let other = made.with_file_name(format!("{}-v2.squashfs", "0".repeat(64)));
     fs::write(&other, &bytes).unwrap();
     // One that somebody runs on stays.
-    let pinned = made.with_file_name(format!("{}-v1.squashfs", "1".repeat(64)));
+    let pinned = made.with_file_name(format!("{}-v2.squashfs", "1".repeat(64)));
     fs::write(&pinned, &bytes).unwrap();
     let pin = files::open_pinned(&pinned).unwrap().unwrap();
     let checked = mended(&temp);
     assert_eq!(checked.problems.len(), 4, "{}", what(&checked));
     assert!(pinned.exists() && !made.exists() && !other.exists());
     drop(pin);
+}
+
+#[test]
+fn a_root_whose_bytes_changed_is_found_and_made_again() {
+    let temp = two_images();
+    let image = temp.store.image(&reference("bad")).unwrap();
+    let held = temp.store.root_for_vm(&image, &NoProgress).unwrap();
+    let (path, whole) = (held.path().to_owned(), fs::read(held.path()).unwrap());
+    // The first byte of a file, one of the tables, one of the digest.
+    for at in [96, whole.len() - 4096 - 4000, whole.len() - 4096 + 30] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        fs::write(&path, &bytes).unwrap();
+        let checked = mended(&temp);
+        assert!(what(&checked).contains("bytes are not those that were written"), "{}", what(&checked));
+        drop(temp.store.root_for_vm(&image, &NoProgress).unwrap());
+        assert!(fs::read(&path).unwrap() == whole, "at {at}");
+    }
+    drop(held);
 }
 
 #[test]

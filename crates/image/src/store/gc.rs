@@ -11,6 +11,7 @@ use super::Store;
 use super::incoming::PARTIAL_AGE;
 use super::index::{MAX_DOCUMENT_BYTES, digest_of};
 use crate::digest::Digest;
+use crate::document;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::reference::Reference;
@@ -89,10 +90,10 @@ impl Store {
             return;
         }
         let Ok(bytes) = self.read_blob(digest, None, MAX_DOCUMENT_BYTES) else { return };
-        if let Ok(manifest) = serde_json::from_slice::<ImageManifest>(&bytes) {
+        if let Ok(manifest) = document::parse::<ImageManifest>(&bytes) {
             let parts = manifest.layers().iter().chain([manifest.config()]);
             live.extend(parts.filter_map(|part| digest_of(part).ok()));
-        } else if let Ok(index) = serde_json::from_slice::<ImageIndex>(&bytes) {
+        } else if let Ok(index) = document::parse::<ImageIndex>(&bytes) {
             for child in index.manifests().iter().filter_map(|child| digest_of(child).ok()) {
                 self.mark(&child, live, depth + 1);
             }

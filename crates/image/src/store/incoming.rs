@@ -13,8 +13,10 @@ use std::time::Duration;
 use oci_spec::image::ImageManifest;
 use sha2::{Digest as _, Sha256};
 
+use super::blobs::BlobReader;
 use super::{Adding, Store};
 use crate::digest::Digest;
+use crate::document;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::image::Image;
@@ -51,14 +53,24 @@ impl Store {
     fn has_blob(&self, digest: &Digest, size: u64) -> bool {
         fs::metadata(self.blob_path(digest)).is_ok_and(|meta| meta.is_file() && meta.len() == size)
     }
+
+    /// True when a blob of this name is there and its bytes, all of which are read, are those of the name.
+    fn has_whole_blob(&self, digest: &Digest, size: u64) -> Result<bool> {
+        match self.open_blob(digest, Some(size)).and_then(BlobReader::finish) {
+            Ok(()) => Ok(true),
+            Err(Error::MissingBlob { .. } | Error::CorruptBlob { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 impl Incoming {
-    /// The blob `digest` of `size` bytes, to be filled; nothing when the store has it. While another process fills it, `wait`
-    /// is called once, and then this waits.
+    /// The blob `digest` of `size` bytes, to be filled; nothing when the store has it, which is seen by reading it: one whose
+    /// bytes are not those of its name is filled again. While another process fills it, `wait` is called once, and then
+    /// this waits.
     ///
     /// # Errors
-    /// `size` is more than a layer may have, or the store cannot be written.
+    /// `size` is more than a layer may have, the blob that is there cannot be read, or the store cannot be written.
     pub fn blob(&self, digest: &Digest, size: u64, wait: impl FnOnce()) -> Result<Option<PartialBlob>> {
         if size > MAX_LAYER_BYTES {
             let reason = format!("{size} bytes, more than {} GiB", MAX_LAYER_BYTES >> 30);
@@ -67,7 +79,7 @@ impl Incoming {
         let mut wait = Some(wait);
         let path = self.store.partial_path(digest);
         loop {
-            if self.store.has_blob(digest, size) {
+            if self.store.has_whole_blob(digest, size)? {
                 return Ok(None);
             }
             let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
@@ -82,7 +94,7 @@ impl Incoming {
             if !files::is_at(&file, &path)? {
                 continue;
             }
-            if self.store.has_blob(digest, size) {
+            if self.store.has_whole_blob(digest, size)? {
                 let _ = fs::remove_file(&path);
                 return Ok(None);
             }
@@ -111,7 +123,7 @@ impl Incoming {
         let Incoming { store, adding } = self;
         let bytes = store.read_blob(manifest, None, MAX_DOCUMENT_BYTES)?;
         let parsed: ImageManifest =
-            serde_json::from_slice(&bytes).map_err(Error::json(format!("manifest {manifest}")))?;
+            document::parse(&bytes).map_err(Error::json(format!("manifest {manifest}")))?;
         for part in parsed.layers().iter().chain([parsed.config()]) {
             let digest = digest_of(part)?;
             if !store.has_blob(&digest, part.size()) {
@@ -328,7 +340,13 @@ mod tests {
         let pinned = |name: &str| temp.store.image(&reference(&format!("{name}@{digest}")));
         assert_eq!(pinned("reg.example/app").unwrap().digest(), digest);
         assert!(pinned("reg.example/other").unwrap_err().is_not_found());
-        // A second one brings nothing.
+        // A second one brings nothing, unless the bytes that are here are no longer those of the name.
+        let path = temp.store.blob_path(&Digest::of(&layer));
+        let mut flipped = layer.clone();
+        flipped[600] ^= 1;
+        fs::write(&path, flipped).unwrap();
+        fill(&temp.store.incoming().unwrap(), &layer).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), layer);
         let incoming = temp.store.incoming().unwrap();
         assert!(incoming.blob(&Digest::of(&layer), layer.len() as u64, || {}).unwrap().is_none());
         assert_eq!(incoming.document(&Digest::of(&config), config.len() as u64).unwrap(), config);

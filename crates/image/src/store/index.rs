@@ -8,6 +8,7 @@ use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, ImageManifest
 
 use super::{Adding, Store};
 use crate::digest::Digest;
+use crate::document;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::reference::Reference;
@@ -44,7 +45,7 @@ impl Store {
         let _ = adding;
         let bytes = self.read_blob(digest, None, MAX_DOCUMENT_BYTES)?;
         let manifest: ImageManifest =
-            serde_json::from_slice(&bytes).map_err(Error::json(format!("manifest {digest}")))?;
+            document::parse(&bytes).map_err(Error::json(format!("manifest {digest}")))?;
         let media_type = manifest.media_type().clone().unwrap_or(MediaType::ImageManifest);
         let mut descriptor = Descriptor::new(media_type, bytes.len() as u64, oci_digest(digest));
         descriptor

@@ -39,6 +39,31 @@ fn an_honest_registry_is_pulled_from_once() {
 }
 
 #[test]
+fn pulling_once_more_mends_what_broke_in_the_store() {
+    let layers = [noise(300_000, 1), noise(300_000, 2)];
+    let contents = Contents::image(&layers, |_| {});
+    let manifest = contents.manifests["latest"].0.clone();
+    let config = contents.blobs.values().find(|blob| !layers.contains(blob)).unwrap().clone();
+    let registry = FakeRegistry::start(contents, |_| None);
+    let temp = Temp::new();
+    temp.pull(&registry).unwrap();
+    let path = |bytes: &[u8]| temp.store.root().join("blobs/sha256").join(image::Digest::of(bytes).hex());
+    for (broken, fetched) in [(&layers[1], 1), (&config, 1), (&manifest, 0)] {
+        let before = registry.count("/blobs/");
+        let mut flipped = broken.clone();
+        flipped[broken.len() / 2] ^= 1;
+        std::fs::write(path(broken), flipped).unwrap();
+        temp.pull(&registry).unwrap();
+        assert_eq!(temp.blob(broken).as_ref(), Some(broken));
+        assert_eq!(registry.count("/blobs/"), before + fetched);
+    }
+    std::fs::remove_file(path(&layers[0])).unwrap();
+    temp.pull(&registry).unwrap();
+    assert_eq!(temp.blob(&layers[0]).as_ref(), Some(&layers[0]));
+    assert!(temp.store.check(false, &image::NoProgress).unwrap().problems.is_empty());
+}
+
+#[test]
 fn lengths_that_lie_are_called_lies() {
     for announced in [0, 1, 99_999, 100_001, 1 << 40] {
         let message = layer_error(move |_, layer| Some(Reply::Raw(answer(announced, layer))));

@@ -47,6 +47,34 @@ fn manifests_that_are_none_are_refused() {
 }
 
 #[test]
+fn documents_of_more_values_than_any_image_has_are_refused() {
+    let crowd = || json!(vec![json!({}); 100_000]);
+    let layers = |m: &mut Value| m["layers"] = crowd();
+    assert!(error_of(image(layers)).contains("more than 50000 values"));
+    let other = |m: &mut Value| m["whatever"] = crowd();
+    assert!(error_of(image(other)).contains("more than 50000 values"));
+    let index = |m: &mut Value| *m = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": crowd()});
+    let mut crowded = image(index);
+    crowded.manifests.values_mut().for_each(|(_, media_type)| *media_type = INDEX.to_string());
+    assert!(error_of(crowded).contains("more than 50000 values"));
+    // A config with as many steps of history.
+    let mut contents = image(|_| {});
+    let (key, config) = contents.blobs.iter().find(|(_, bytes)| bytes.starts_with(b"{")).unwrap();
+    let (key, mut config): (String, Value) = (key.clone(), serde_json::from_slice(config).unwrap());
+    config["history"] = crowd();
+    contents.blobs.remove(&key);
+    let bytes = serde_json::to_vec(&config).unwrap();
+    let part = descriptor(CONFIG, &bytes);
+    contents.blobs.insert(part["digest"].as_str().unwrap().to_string(), bytes);
+    for (bytes, _) in contents.manifests.values_mut() {
+        let mut manifest: Value = serde_json::from_slice(bytes).unwrap();
+        manifest["config"] = part.clone();
+        *bytes = serde_json::to_vec(&manifest).unwrap();
+    }
+    assert!(error_of(contents).contains("more than 50000 values"));
+}
+
+#[test]
 fn documents_without_end_are_not_read_to_it() {
     let temp = Temp::new();
     let endless = |request: &super::Request| {

@@ -46,8 +46,8 @@ pub fn trust(tls_verify: bool) -> Trust {
 
 /// Bring an image from a registry into the store
 ///
-/// A name without a host means docker.io: `debian` is docker.io/library/debian:latest. What was pulled before is not
-/// pulled again, and what broke off goes on where it was.
+/// A name without a host means docker.io: `debian` is docker.io/library/debian:latest. What was pulled before is read
+/// and not pulled again, unless its bytes have changed in the store; what broke off goes on where it was.
 #[derive(Args)]
 pub struct PullOptions {
     #[command(flatten)]
