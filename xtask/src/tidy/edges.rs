@@ -37,6 +37,7 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
     ("state", &[], &[]),
     ("sandbox", &[], &[]),
     ("protocol", &[], &[]),
+    ("workload", &[], &[]),
     ("agent", &["protocol"], &[]),
     ("xtask", &["image"], &[]),
 ];

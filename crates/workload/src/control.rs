@@ -1,0 +1,438 @@
+//! How a running workload is reached: requests and answers on `control.sock`, version 1.
+//!
+//! A message is one line of JSON, at most [`MAX_LINE_BYTES`]: `{"version":1,"id":N,"fds":N,"body":…}`. `fds` is how many open
+//! files come with it (SCM_RIGHTS, with its first byte). A client sends a [`Request`] and gets one [`Answer`] with the same
+//! `id`; it may send the next one then. Monitor and worker speak the same way on a socket of their own, which is the worker's
+//! standard input; there a worker also sends [`Event`]s, whose id is 0.
+//!
+//! ```text
+//! command ──control.sock──► monitor ──standard input──► worker
+//!          Request, Answer           Request, Answer, Event
+//! ```
+//!
+//! What the monitor does not do itself ([`Request::is_for_worker`]) it hands on to the worker with the open files as they came,
+//! and the answer back. So a new thing that is asked of a running machine is one variant here and one arm in the worker.
+//!
+//! A client that is gone while its request is under way loses the answer, no more.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::folder::Folder;
+use crate::state::State;
+
+/// The version of all messages.
+pub const VERSION: u32 = 1;
+/// Bytes of one message. Attack: a peer that sends a line without end.
+pub const MAX_LINE_BYTES: usize = 1 << 20;
+/// Open files that come with one message: three streams, and one to spare.
+pub const MAX_FDS: usize = 4;
+
+/// What is asked of a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// How it is: [`Answer::State`].
+    State,
+    /// A signal, by its number on Linux x86, to its command.
+    Signal {
+        /// The number.
+        number: u8,
+    },
+    /// The signal of the image that asks for the end, and after some time the end without asking. Answered when it has ended;
+    /// the restart policy is not asked.
+    Stop {
+        /// Milliseconds until it is ended without asking.
+        timeout_ms: u64,
+    },
+    /// The end without asking. Answered when it has ended; the restart policy is not asked.
+    Kill,
+    /// Answered by [`Answer::Exited`] when it has ended and is not started again.
+    Wait,
+    /// Its output, from now on, is also written to the two open files that come along, and a third one is read as its standard
+    /// input. Answered when it has ended or the files fail.
+    Attach {
+        /// A third file comes along.
+        stdin: bool,
+    },
+    /// Stands still until [`Request::Resume`].
+    Pause,
+    /// Goes on.
+    Resume,
+    /// A further command in it. Its standard output and error are the first two open files that come along, its standard input
+    /// the third. Answered by [`Answer::Exited`] when it has ended.
+    Exec {
+        /// The command and its arguments.
+        argv: Vec<String>,
+        /// `NAME=value` each, beside those of the workload.
+        env: Vec<String>,
+        /// Where it starts; nothing for where the workload's command did.
+        cwd: Option<String>,
+        /// Nothing for the workload's own.
+        user: Option<String>,
+        /// Rows and columns of its terminal, if it has one.
+        tty: Option<(u16, u16)>,
+        /// A third file comes along.
+        stdin: bool,
+        /// By which [`Request::ExecSignal`] and [`Request::Resize`] name it; the client's choice.
+        key: String,
+    },
+    /// A signal to a command that [`Request::Exec`] started.
+    ExecSignal {
+        /// Its key.
+        key: String,
+        /// The number.
+        number: u8,
+    },
+    /// The terminal of a command has a new size.
+    Resize {
+        /// The key of [`Request::Exec`]; nothing for the workload's first command.
+        key: Option<String>,
+        /// Lines.
+        rows: u16,
+        /// Columns.
+        columns: u16,
+    },
+    /// From the monitor to its worker alone, first of all: a standard input for the command comes along.
+    Stdin,
+}
+
+impl Request {
+    /// Whether the worker does it, and not the monitor.
+    pub fn is_for_worker(&self) -> bool {
+        !matches!(
+            self,
+            Request::State | Request::Stop { .. } | Request::Kill | Request::Wait | Request::Attach { .. }
+        )
+    }
+}
+
+/// What comes of a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// It is not, for this reason.
+    Error {
+        /// One line.
+        reason: String,
+    },
+    /// How the workload is.
+    State {
+        /// As noted.
+        state: Box<State>,
+    },
+    /// A command has ended.
+    Exited {
+        /// Its code, or 128 + the signal's number.
+        code: u8,
+    },
+}
+
+/// What a worker says without being asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The command runs.
+    Started,
+    /// It could not be run, or was ended by something else than its own end.
+    Failed {
+        /// One line.
+        reason: String,
+    },
+}
+
+/// What a worker sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FromWorker {
+    /// To a request.
+    Answer(Answer),
+    /// Of its own.
+    Event(Event),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<T> {
+    version: u32,
+    id: u64,
+    #[serde(default)]
+    fds: usize,
+    body: T,
+}
+
+/// A message that came.
+#[derive(Debug)]
+pub struct Message<T> {
+    /// Joins an answer to its request.
+    pub id: u64,
+    /// What it says.
+    pub body: T,
+    /// Open files that came along.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// The receiving half of one end of a connection.
+#[derive(Debug)]
+pub struct Receiver {
+    socket: UnixStream,
+    peer: &'static str,
+    buffer: Vec<u8>,
+    fds: VecDeque<OwnedFd>,
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub struct Sender {
+    socket: UnixStream,
+    peer: &'static str,
+}
+
+/// Both halves of one end of a connection to `peer`, a word for errors.
+///
+/// # Errors
+/// The host has no more open files.
+pub fn halves(socket: UnixStream, peer: &'static str) -> Result<(Sender, Receiver)> {
+    let twin = socket.try_clone().map_err(|source| Error::Socket { peer, source })?;
+    Ok((Sender { socket: twin, peer }, Receiver { socket, peer, buffer: Vec::new(), fds: VecDeque::new() }))
+}
+
+impl Sender {
+    /// Sends one message; open files stay the caller's too.
+    ///
+    /// # Errors
+    /// The other end is gone.
+    pub fn send(&mut self, id: u64, body: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let (peer, message) = (self.peer, |reason: String| Error::Message { peer: self.peer, reason });
+        if fds.len() > MAX_FDS {
+            return Err(message(format!("{} open files in one message", fds.len())));
+        }
+        let envelope = Envelope { version: VERSION, id, fds: fds.len(), body };
+        let mut line = serde_json::to_vec(&envelope).map_err(|error| message(error.to_string()))?;
+        line.push(b'\n');
+        if line.len() > MAX_LINE_BYTES {
+            return Err(message(format!("a message of {} bytes", line.len())));
+        }
+        let error = |source| Error::Socket { peer, source };
+        let sent = if fds.is_empty() { 0 } else { self.send_fds(&line, fds).map_err(error)? };
+        self.socket.write_all(&line[sent..]).map_err(error)
+    }
+
+    fn send_fds(&self, line: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let sent = rustix::io::retry_on_intr(|| {
+            rustix::net::sendmsg(&self.socket, &[IoSlice::new(line)], &mut ancillary, SendFlags::NOSIGNAL)
+        });
+        Ok(sent?)
+    }
+}
+
+impl Receiver {
+    /// Waits for the next message; nothing when the other end is gone.
+    ///
+    /// # Errors
+    /// What came is no message of this version.
+    pub fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<Message<T>>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return self.parse(&line).map(Some);
+            }
+            if self.buffer.len() > MAX_LINE_BYTES {
+                return Err(self.wrong(format!("a message of more than {MAX_LINE_BYTES} bytes")));
+            }
+            if self.fill().map_err(|source| Error::Socket { peer: self.peer, source })? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn wrong(&self, reason: String) -> Error {
+        Error::Message { peer: self.peer, reason }
+    }
+
+    fn parse<T: DeserializeOwned>(&mut self, line: &[u8]) -> Result<Message<T>> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        // The version first: the rest of another one may look different.
+        let said: Version = serde_json::from_slice(line).map_err(|error| self.wrong(error.to_string()))?;
+        if said.version != VERSION {
+            return Err(self.wrong(format!("version {} of the protocol, this is {VERSION}", said.version)));
+        }
+        let envelope: Envelope<T> =
+            serde_json::from_slice(line).map_err(|error| self.wrong(error.to_string()))?;
+        if envelope.fds > self.fds.len() {
+            return Err(self.wrong("open files that did not come".to_owned()));
+        }
+        let fds = self.fds.drain(..envelope.fds).collect();
+        Ok(Message { id: envelope.id, body: envelope.body, fds })
+    }
+
+    fn fill(&mut self) -> io::Result<usize> {
+        let mut bytes = [0; 16 << 10];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = rustix::io::retry_on_intr(|| {
+            let mut parts = [IoSliceMut::new(&mut bytes)];
+            rustix::net::recvmsg(&self.socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        })?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.fds.extend(fds);
+            }
+        }
+        if self.fds.len() > 16 * MAX_FDS {
+            return Err(io::Error::other("open files that no message speaks of"));
+        }
+        self.buffer.extend_from_slice(&bytes[..received.bytes]);
+        Ok(received.bytes)
+    }
+}
+
+/// A command's connection to the monitor of a workload.
+#[derive(Debug)]
+pub struct Client {
+    sender: Sender,
+    receiver: Receiver,
+    next_id: u64,
+}
+
+impl Client {
+    /// Reaches the monitor.
+    ///
+    /// # Errors
+    /// Nobody watches the workload.
+    pub fn connect(folder: &Folder) -> Result<Client> {
+        let name = &folder.description().name;
+        if !folder.is_watched()? {
+            return Err(Error::NotWatched { name: name.clone() });
+        }
+        let socket = through_folder(folder.path(), |path| UnixStream::connect(path))
+            .map_err(Error::file("connect to", folder.socket()))?;
+        let (sender, receiver) = halves(socket, "the monitor")?;
+        Ok(Client { sender, receiver, next_id: 1 })
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// The monitor is gone, or did not do it.
+    pub fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Answer> {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.sender.send(id, request, fds)?;
+        loop {
+            let Some(message) = self.receiver.receive::<Answer>()? else {
+                return Err(Error::Message { peer: "the monitor", reason: "it is gone".to_owned() });
+            };
+            if message.id == id {
+                return match message.body {
+                    Answer::Error { reason } => Err(Error::Refused(reason)),
+                    answer => Ok(answer),
+                };
+            }
+        }
+    }
+}
+
+/// Makes the socket of a workload.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn listen(folder: &Folder) -> Result<UnixListener> {
+    let path = folder.socket();
+    // Of a monitor that was killed.
+    let _ = std::fs::remove_file(&path);
+    through_folder(folder.path(), |path| UnixListener::bind(path)).map_err(Error::file("listen on", path))
+}
+
+/// Reaches `control.sock` in `folder`, whose own path may be longer than the 107 bytes a socket's may have.
+fn through_folder<T>(folder: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let dir = std::fs::File::open(folder)?;
+    act(Path::new(&format!("/proc/self/fd/{}/control.sock", dir.as_fd().as_raw_fd())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn pair() -> ((Sender, Receiver), (Sender, Receiver)) {
+        let (a, b) = UnixStream::pair().unwrap();
+        (halves(a, "b").unwrap(), halves(b, "a").unwrap())
+    }
+
+    #[test]
+    fn requests_arrive_with_their_open_files() {
+        let ((mut ours, _), (_, mut theirs)) = pair();
+        let (mut read, write) = std::io::pipe().unwrap();
+        ours.send(1, &Request::Pause, &[]).unwrap();
+        ours.send(2, &Request::Attach { stdin: false }, &[write.as_fd(), write.as_fd()]).unwrap();
+        ours.send(3, &Request::Signal { number: 15 }, &[]).unwrap();
+        drop(write);
+        let first = theirs.receive::<Request>().unwrap().unwrap();
+        assert_eq!((first.id, first.body, first.fds.len()), (1, Request::Pause, 0));
+        let second = theirs.receive::<Request>().unwrap().unwrap();
+        assert_eq!((second.id, second.fds.len()), (2, 2));
+        rustix::io::write(&second.fds[1], b"hello").unwrap();
+        drop(second);
+        let mut text = String::new();
+        read.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+        assert_eq!(theirs.receive::<Request>().unwrap().unwrap().body, Request::Signal { number: 15 });
+        drop(ours);
+    }
+
+    #[test]
+    fn nonsense_is_one_error() {
+        for (line, want) in [
+            ("{}\n", "missing field `version`"),
+            ("x\n", "expected value"),
+            ("{\"version\":2,\"whatever\":1}\n", "version 2 of the protocol"),
+            ("{\"version\":1,\"id\":1,\"fds\":1,\"body\":{\"request\":\"pause\"}}\n", "did not come"),
+            ("{\"version\":1,\"id\":1,\"body\":{\"request\":\"fly\"}}\n", "unknown variant"),
+        ] {
+            let (mut peer, socket) = UnixStream::pair().unwrap();
+            let (_, mut receiver) = halves(socket, "them").unwrap();
+            peer.write_all(line.as_bytes()).unwrap();
+            let message = receiver.receive::<Request>().unwrap_err().to_string();
+            assert!(message.starts_with("talk to them") && message.contains(want), "{message}");
+        }
+        let (mut peer, socket) = UnixStream::pair().unwrap();
+        let (_, mut receiver) = halves(socket, "them").unwrap();
+        std::thread::spawn(move || while peer.write_all(&[b'x'; 65536]).is_ok() {});
+        let message = receiver.receive::<Request>().unwrap_err().to_string();
+        assert!(message.contains("more than 1048576 bytes"), "{message}");
+    }
+
+    #[test]
+    fn answers_and_events_of_a_worker_are_told_apart() {
+        let ((mut ours, _), (_, mut theirs)) = pair();
+        ours.send(0, &Event::Started, &[]).unwrap();
+        ours.send(4, &Answer::Exited { code: 3 }, &[]).unwrap();
+        let mut next = || theirs.receive::<FromWorker>().unwrap().unwrap();
+        assert_eq!(next().body, FromWorker::Event(Event::Started));
+        let answer = next();
+        assert_eq!((answer.id, answer.body), (4, FromWorker::Answer(Answer::Exited { code: 3 })));
+    }
+}

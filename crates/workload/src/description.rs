@@ -1,0 +1,161 @@
+//! What a workload is: decided once, when it is made.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of [`Description`] that this build writes and reads.
+pub(crate) const VERSION: u32 = 1;
+
+/// What a workload is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// Of this very type: 1.
+    pub version: u32,
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Unique among the workloads of a store.
+    pub name: String,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// What stands between it and the host.
+    pub isolation: Isolation,
+    /// The image, as the user named it.
+    pub image: String,
+    /// What runs in it: for lists; the worker finds it in `options`.
+    pub command: Vec<String>,
+    /// It is removed when it has ended.
+    pub remove: bool,
+    /// When it is started again.
+    pub restart: Restart,
+    /// How much of its output is kept.
+    pub log: LogLimits,
+    /// Its command runs on a terminal.
+    pub tty: bool,
+    /// Its command has a standard input.
+    pub interactive: bool,
+    /// All that the worker needs to know, in its own words.
+    pub options: serde_json::Value,
+}
+
+/// What stands between a workload and the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// A virtual machine.
+    Vm,
+    /// Name spaces of the host's kernel.
+    Container,
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isolation::Vm => "vm",
+            Isolation::Container => "container",
+        })
+    }
+}
+
+/// How much of a workload's output is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimits {
+    /// A file that is longer is set aside.
+    pub max_bytes: u64,
+    /// Files that are kept, the current one among them.
+    pub files: u32,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        LogLimits { max_bytes: 20 << 20, files: 5 }
+    }
+}
+
+/// When a workload that has ended is started again. Docker's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Restart {
+    /// Never.
+    #[default]
+    No,
+    /// When its exit code is not 0, at most so many times; nothing is without end.
+    OnFailure(Option<u32>),
+    /// Always, unless the user stopped it.
+    Always,
+}
+
+impl Restart {
+    /// Whether to start again after `restarts` times, now that it has ended with `code`.
+    pub fn again(self, code: u8, restarts: u32) -> bool {
+        match self {
+            Restart::No => false,
+            Restart::OnFailure(most) => code != 0 && most.is_none_or(|most| restarts < most),
+            Restart::Always => true,
+        }
+    }
+}
+
+impl FromStr for Restart {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "it is no, on-failure[:TIMES], always or unless-stopped".to_owned();
+        Ok(match text.split_once(':') {
+            None => match text {
+                "no" => Restart::No,
+                "on-failure" => Restart::OnFailure(None),
+                // There is no daemon that would start workloads after a reboot, so both mean the same.
+                "always" | "unless-stopped" => Restart::Always,
+                _ => return Err(wrong()),
+            },
+            Some(("on-failure", times)) => Restart::OnFailure(Some(times.parse().map_err(|_| wrong())?)),
+            Some(_) => return Err(wrong()),
+        })
+    }
+}
+
+impl fmt::Display for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Restart::No => f.write_str("no"),
+            Restart::OnFailure(None) => f.write_str("on-failure"),
+            Restart::OnFailure(Some(times)) => write!(f, "on-failure:{times}"),
+            Restart::Always => f.write_str("always"),
+        }
+    }
+}
+
+impl TryFrom<String> for Restart {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Restart> for String {
+    fn from(restart: Restart) -> String {
+        restart.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restart_policies_are_dockers() {
+        for text in ["no", "on-failure", "on-failure:3", "always"] {
+            assert_eq!(text.parse::<Restart>().unwrap().to_string(), text);
+        }
+        for text in ["", "yes", "on-failure:", "on-failure:-1", "always:3"] {
+            assert!(text.parse::<Restart>().is_err(), "{text:?}");
+        }
+        let again = |text: &str, code, restarts| text.parse::<Restart>().unwrap().again(code, restarts);
+        assert!(!again("no", 1, 0) && again("always", 0, 1000));
+        assert!(!again("on-failure", 0, 0) && again("on-failure", 1, 1000));
+        assert!(again("on-failure:2", 1, 1) && !again("on-failure:2", 1, 2));
+    }
+}

@@ -1,0 +1,435 @@
+//! The folders of all workloads of a store.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::description::{self, Description, Isolation, LogLimits, Restart};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::state::{self, State, Status, now_ms};
+
+/// Letters and digits of an id.
+const ID_DIGITS: usize = 64;
+/// Folders that are being made or removed begin so; what a crash left of them is removed.
+const UNFINISHED: &str = ".";
+
+/// All workloads of a store.
+#[derive(Clone, Debug)]
+pub struct Workloads {
+    dir: PathBuf,
+}
+
+/// What the user decides about a new workload; the rest of a [`Description`] is given by [`Workloads::create`].
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Nothing for one that is made from image and id.
+    pub name: Option<String>,
+    /// What stands between it and the host.
+    pub isolation: Isolation,
+    /// The image, as the user named it.
+    pub image: String,
+    /// What runs in it.
+    pub command: Vec<String>,
+    /// It is removed when it has ended.
+    pub remove: bool,
+    /// When it is started again.
+    pub restart: Restart,
+    /// How much of its output is kept.
+    pub log: LogLimits,
+    /// Its command runs on a terminal.
+    pub tty: bool,
+    /// Its command has a standard input.
+    pub interactive: bool,
+    /// All that the worker needs to know, in its own words.
+    pub options: serde_json::Value,
+}
+
+impl Workloads {
+    /// The workloads of the store at `root`.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn open(root: &Path) -> Result<Workloads> {
+        let dir = root.join("workloads");
+        // What a workload writes is its owner's business.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.map_err(Error::file("create", &dir))?;
+        Ok(Workloads { dir })
+    }
+
+    fn lock(&self) -> Result<File> {
+        let path = self.dir.join("lock");
+        let file = open_lock(&path)?;
+        file.lock().map_err(Error::file("lock", &path))?;
+        Ok(file)
+    }
+
+    /// Makes a workload that does nothing yet.
+    ///
+    /// # Errors
+    /// The name is none or another's, or the folder cannot be written.
+    pub fn create(&self, draft: Draft) -> Result<Folder> {
+        let _lock = self.lock()?;
+        self.clean();
+        let id = new_id()?;
+        let name = match draft.name {
+            Some(name) => check_name(name)?,
+            None => default_name(&draft.image, &id),
+        };
+        if self.list()?.iter().any(|folder| folder.description.name == name) {
+            return Err(Error::BadName { name, reason: "another workload has it".to_owned() });
+        }
+        let description = Description {
+            version: description::VERSION,
+            id: id.clone(),
+            name,
+            created_ms: now_ms(),
+            isolation: draft.isolation,
+            image: draft.image,
+            command: draft.command,
+            remove: draft.remove,
+            restart: draft.restart,
+            log: draft.log,
+            tty: draft.tty,
+            interactive: draft.interactive,
+            options: draft.options,
+        };
+        let (temp, path) = (self.dir.join(format!("{UNFINISHED}{id}")), self.dir.join(&id));
+        DirBuilder::new().mode(0o700).create(&temp).map_err(Error::file("create", &temp))?;
+        let made = Folder { path: temp.clone(), description };
+        files::replace(&temp.join("workload.json"), &made.description)?;
+        made.set_state(&State::new())?;
+        fs::rename(&temp, &path).map_err(Error::file("create", &path))?;
+        files::sync_parent(&path)?;
+        Ok(Folder { path, ..made })
+    }
+
+    /// Removes what crashes left. The lock is held.
+    fn clean(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
+    /// All of them, the oldest first. A folder that cannot be read hides no other.
+    ///
+    /// # Errors
+    /// The folder of them all cannot be read.
+    pub fn list(&self) -> Result<Vec<Folder>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(Error::file("list", &self.dir))? {
+            let entry = entry.map_err(Error::file("list", &self.dir))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // One that vanishes meanwhile was removed.
+            if is_id(&name)
+                && let Ok(folder) = Folder::open(entry.path())
+            {
+                found.push(folder);
+            }
+        }
+        found.sort_by(|a, b| {
+            let key = |folder: &Folder| (folder.description.created_ms, folder.description.id.clone());
+            key(a).cmp(&key(b))
+        });
+        Ok(found)
+    }
+
+    /// The one with this name, this id, or an id that begins so.
+    ///
+    /// # Errors
+    /// There is none, or several ids begin so.
+    pub fn find(&self, name: &str) -> Result<Folder> {
+        let path = self.dir.join(name);
+        if is_id(name) && path.exists() {
+            return Folder::open(path);
+        }
+        let mut all = self.list()?;
+        if let Some(at) = all.iter().position(|folder| folder.description.name == name) {
+            return Ok(all.swap_remove(at));
+        }
+        let mut matching: Vec<Folder> =
+            all.into_iter().filter(|f| !name.is_empty() && f.description.id.starts_with(name)).collect();
+        match (matching.pop(), matching.is_empty()) {
+            (Some(found), true) => Ok(found),
+            (Some(_), false) => Err(Error::Ambiguous { name: name.to_owned() }),
+            (None, _) => Err(Error::NotFound { name: name.to_owned() }),
+        }
+    }
+
+    /// Removes a workload that does not run, and all it wrote.
+    ///
+    /// # Errors
+    /// Somebody watches it, or its folder cannot be removed.
+    pub fn remove(&self, folder: &Folder) -> Result<()> {
+        let _lock = self.lock()?;
+        if folder.is_watched()? {
+            let status = folder.state()?.status;
+            return Err(Error::Busy { name: folder.description.name.clone(), status });
+        }
+        folder.bury()
+    }
+}
+
+/// The folder of one workload.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    path: PathBuf,
+    description: Description,
+}
+
+impl Folder {
+    /// Opens the folder at `path`.
+    ///
+    /// # Errors
+    /// It is none, or of another version.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Folder> {
+        let path = path.into();
+        let file = path.join("workload.json");
+        let description: Description = files::read(&file)?;
+        if description.version != description::VERSION {
+            return Err(Error::Version { path: file, found: description.version });
+        }
+        Ok(Folder { path, description })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it is.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// How it is: what was noted last, or [`Status::Lost`] where that cannot be.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub fn state(&self) -> Result<State> {
+        // First: a monitor that ends between the two has noted the end before it let go.
+        let watched = self.is_watched()?;
+        let path = self.path.join("state.json");
+        let mut state: State = files::read(&path)?;
+        if state.version != state::VERSION {
+            return Err(Error::Version { path, found: state.version });
+        }
+        if !watched && state.status.is_active() {
+            state = State {
+                status: Status::Lost,
+                monitor_pid: None,
+                worker_pid: None,
+                error: Some("its monitor was killed".to_owned()),
+                ..state
+            };
+        }
+        Ok(state)
+    }
+
+    /// Notes how it is, durably. For the monitor, and for whoever makes it.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn set_state(&self, state: &State) -> Result<()> {
+        files::replace(&self.path.join("state.json"), state)
+    }
+
+    /// Where the monitor answers.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+
+    /// Where what it writes is kept; older files have `.1` and so on behind the name.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log.json")
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.path.join("monitor.lock")
+    }
+
+    /// Whether a monitor lives. Its lock is the kernel's, and gone with it however it ends.
+    ///
+    /// # Errors
+    /// The lock cannot be read.
+    pub fn is_watched(&self) -> Result<bool> {
+        let path = self.lock_path();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(Error::file("open", &path)(e)),
+        };
+        // Shared: those who look do not see each other.
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(fs::TryLockError::WouldBlock) => Ok(true),
+            Err(fs::TryLockError::Error(e)) => Err(Error::file("lock", &path)(e)),
+        }
+    }
+
+    /// Becomes the one who watches it, as long as the file lives.
+    ///
+    /// # Errors
+    /// Somebody does already.
+    pub fn watch(&self) -> Result<File> {
+        let path = self.lock_path();
+        let file = open_lock(&path)?;
+        // Who looks holds it for a moment; who watches, for long.
+        for _ in 0..100 {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(fs::TryLockError::WouldBlock) => std::thread::sleep(std::time::Duration::from_millis(10)),
+                Err(fs::TryLockError::Error(e)) => return Err(Error::file("lock", &path)(e)),
+            }
+        }
+        Err(Error::Refused(format!("{} is watched already", self.description.name)))
+    }
+
+    /// Removes the folder: for [`Workloads::remove`], and for a monitor whose workload is to be removed.
+    pub(crate) fn bury(&self) -> Result<()> {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let grave = self.path.with_file_name(format!("{UNFINISHED}{name}"));
+        fs::rename(&self.path, &grave).map_err(Error::file("remove", &self.path))?;
+        files::sync_parent(&self.path)?;
+        fs::remove_dir_all(&grave).map_err(Error::file("remove", &grave))
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    opened.map_err(Error::file("open", path))
+}
+
+fn is_id(name: &str) -> bool {
+    name.len() == ID_DIGITS && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn new_id() -> Result<String> {
+    let mut bytes = [0; ID_DIGITS / 2];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        let got = rustix::rand::getrandom(&mut bytes[filled..], flags);
+        filled += got.map_err(|e| Error::file("read", "/dev/urandom")(e.into()))?;
+    }
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn check_name(name: String) -> Result<String> {
+    let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    let right = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
+        && name.len() <= 128
+        && name.bytes().all(ok)
+        && !is_id(&name);
+    if right {
+        return Ok(name);
+    }
+    let reason = "it is up to 128 letters, digits, '_', '-' and '.', and begins with one of the first two";
+    Err(Error::BadName { name, reason: reason.to_owned() })
+}
+
+/// The last part of the image's name and the beginning of the id: `debian-3f0a9c`.
+fn default_name(image: &str, id: &str) -> String {
+    let last = image.split('@').next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
+    let last = last.split(':').next().unwrap_or_default();
+    let stem: String = last.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
+    let stem = if stem.is_empty() { "workload".to_owned() } else { stem };
+    format!("{stem}-{}", &id[..6])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draft(name: Option<&str>) -> Draft {
+        Draft {
+            name: name.map(str::to_owned),
+            isolation: Isolation::Vm,
+            image: "reg.example/team/debian:12".to_owned(),
+            command: vec!["true".to_owned()],
+            remove: false,
+            restart: Restart::No,
+            log: LogLimits::default(),
+            tty: false,
+            interactive: false,
+            options: serde_json::json!({"cpus": 1}),
+        }
+    }
+
+    fn workloads() -> (tempfile::TempDir, Workloads) {
+        let dir = tempfile::tempdir().unwrap();
+        let all = Workloads::open(dir.path()).unwrap();
+        (dir, all)
+    }
+
+    #[test]
+    fn a_workload_is_found_by_name_id_and_the_beginning_of_its_id() {
+        let (_dir, all) = workloads();
+        let web = all.create(draft(Some("web"))).unwrap();
+        let other = all.create(draft(None)).unwrap();
+        let id = &web.description().id;
+        for name in ["web", id, &id[..12]] {
+            assert_eq!(all.find(name).unwrap().description(), web.description());
+        }
+        assert!(other.description().name.starts_with("debian-"));
+        assert_eq!(all.list().unwrap().len(), 2);
+        for name in ["", "we", "x", "../workloads", &"0".repeat(64)] {
+            assert!(all.find(name).unwrap_err().is_not_found(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_given_once() {
+        let (_dir, all) = workloads();
+        let first = all.create(draft(Some("a"))).unwrap();
+        assert!(all.create(draft(Some("a"))).unwrap_err().to_string().contains("another workload has it"));
+        for name in ["", "-a", ".a", "a/b", "a b", "é", &"a".repeat(129), &"a".repeat(64)] {
+            assert!(all.create(draft(Some(name))).is_err(), "{name:?}");
+        }
+        all.remove(&first).unwrap();
+        all.create(draft(Some("a"))).unwrap();
+    }
+
+    #[test]
+    fn what_ran_without_a_monitor_is_lost_and_can_be_removed() {
+        let (_dir, all) = workloads();
+        let folder = all.create(draft(Some("a"))).unwrap();
+        assert_eq!(folder.state().unwrap().status, Status::Created);
+        let watch = folder.watch().unwrap();
+        let running = State { status: Status::Running, worker_pid: Some(7), ..State::new() };
+        folder.set_state(&running).unwrap();
+        assert_eq!(folder.state().unwrap(), running);
+        let message = all.remove(&folder).unwrap_err().to_string();
+        assert_eq!(message, "a is running");
+        assert!(folder.watch().is_err());
+        drop(watch);
+        let lost = folder.state().unwrap();
+        assert_eq!((lost.status, lost.worker_pid), (Status::Lost, None));
+        all.remove(&folder).unwrap();
+        assert!(all.find("a").is_err() && !folder.path().exists());
+    }
+
+    #[test]
+    fn what_crashes_left_is_cleaned_and_what_is_broken_hides_nothing() {
+        let (dir, all) = workloads();
+        let folder = all.create(draft(Some("a"))).unwrap();
+        let place = dir.path().join("workloads");
+        fs::create_dir(place.join(format!(".{}", "1".repeat(64)))).unwrap();
+        let broken = place.join("2".repeat(64));
+        fs::create_dir(&broken).unwrap();
+        fs::write(broken.join("workload.json"), b"{").unwrap();
+        all.create(draft(Some("b"))).unwrap();
+        assert!(!place.join(format!(".{}", "1".repeat(64))).exists());
+        assert_eq!(all.list().unwrap().len(), 2);
+        let text = fs::read_to_string(folder.path().join("workload.json")).unwrap();
+        fs::write(folder.path().join("workload.json"), text.replace("\"version\": 1", "\"version\": 2"))
+            .unwrap();
+        let message = Folder::open(folder.path()).unwrap_err().to_string();
+        assert!(message.ends_with("has version 2, this build knows 1"), "{message}");
+    }
+}
