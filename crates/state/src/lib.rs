@@ -4,8 +4,14 @@
 //! Saved types are separate from the live ones, named `…State`, and versioned: a change that old bytes cannot
 //! express is a new version with a `From` the old one.
 //!
-//! Deliberately absent: what a machine is, where sections are kept, and guest RAM.
+//! [`archive`] puts many of them into one file.
+//!
+//! Deliberately absent: what a machine is, and guest RAM.
 #![forbid(unsafe_code)]
+
+pub mod archive;
+
+pub use archive::{Archive, ArchiveError, Header};
 
 use serde::{Serialize, de::DeserializeOwned};
 
