@@ -8,6 +8,7 @@ pub mod exception;
 pub mod msr;
 pub mod paging;
 pub mod registers;
+pub mod saved;
 pub mod segment;
 pub mod state;
 
