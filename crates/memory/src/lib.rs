@@ -17,10 +17,14 @@ pub mod tracker;
 pub use tracker::{CodeMark, PageFlags, PageInfo, PageTracker};
 pub use vm_memory;
 
+use std::fs::File;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
+use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion,
 };
 
 /// Bytes in a guest page.
@@ -95,20 +99,50 @@ impl GuestRam {
     /// # Errors
     /// [`Error::Unaligned`] and [`Error::Map`].
     pub fn new(ranges: &[(u64, u64)]) -> Result<Self, Error> {
-        let total = ranges.iter().fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
-        let mut sized = Vec::with_capacity(ranges.len());
-        for &(start, len) in ranges {
-            let whole = start.is_multiple_of(PAGE_SIZE as u64) && len.is_multiple_of(PAGE_SIZE as u64);
-            let fits = start.checked_add(len).is_some() && usize::try_from(len).is_ok();
-            if !whole || !fits || len == 0 {
-                return Err(Error::Unaligned { start, len });
-            }
-            sized.push((GuestAddress(start), len as usize));
-        }
+        let (sized, total) = checked(ranges)?;
         let backend = Backend::from_ranges(&sized)
             .map_err(|source| Error::Map { len: total, source: Box::new(source) })?;
+        Ok(Self::of(backend))
+    }
+
+    /// Maps the contents of `file`, the regions of `ranges` one after the other, privately: pages come from the file when
+    /// they are touched, what the guest writes is its own, and copies of one machine share the rest.
+    ///
+    /// Whoever shortens the file while it is mapped ends this process (SIGBUS); nothing here can prevent that.
+    ///
+    /// # Errors
+    /// [`Error::Unaligned`] and [`Error::Map`].
+    pub fn from_file(ranges: &[(u64, u64)], file: &File) -> Result<Self, Error> {
+        let (sized, total) = checked(ranges)?;
+        let refused = |source: Box<dyn std::error::Error + Send + Sync>| Error::Map { len: total, source };
+        let file = Arc::new(file.try_clone().map_err(|e| refused(e.into()))?);
+        let mut offset = 0;
+        let mut regions = Vec::with_capacity(sized.len());
+        for (start, len) in sized {
+            let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+            let mapping = MmapRegion::build(
+                Some(FileOffset::from_arc(file.clone(), offset)),
+                len,
+                prot.bits() as i32,
+                flags.bits() as i32,
+            );
+            let mapping = mapping.map_err(|e| refused(e.into()))?;
+            let region = GuestRegionMmap::new(mapping, start);
+            regions.push(region.ok_or(Error::Unaligned { start: start.0, len: len as u64 })?);
+            offset += len as u64;
+        }
+        let backend = Backend::from_regions(regions).map_err(|e| refused(e.into()))?;
+        Ok(Self::of(backend))
+    }
+
+    fn of(backend: Backend) -> Self {
         let regions = backend.iter().map(Region::of).collect();
-        Ok(Self { backend, regions })
+        Self { backend, regions }
+    }
+
+    /// The file behind the regions, if they are [`Self::from_file`].
+    pub fn file(&self) -> Option<&File> {
+        self.backend.iter().next().and_then(|region| region.file_offset()).map(FileOffset::file)
     }
 
     /// The regions as `vm-memory` knows them.
@@ -191,6 +225,21 @@ impl GuestRam {
     }
 }
 
+/// Checks that regions are made of whole pages; their sum comes with them.
+fn checked(ranges: &[(u64, u64)]) -> Result<(Vec<(GuestAddress, usize)>, u64), Error> {
+    let total = ranges.iter().fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
+    let mut sized = Vec::with_capacity(ranges.len());
+    for &(start, len) in ranges {
+        let whole = start.is_multiple_of(PAGE_SIZE as u64) && len.is_multiple_of(PAGE_SIZE as u64);
+        let fits = start.checked_add(len).is_some() && usize::try_from(len).is_ok();
+        if !whole || !fits || len == 0 {
+            return Err(Error::Unaligned { start, len });
+        }
+        sized.push((GuestAddress(start), len as usize));
+    }
+    Ok((sized, total))
+}
+
 impl Region {
     fn of(region: &GuestRegionMmap<PageTracker>) -> Self {
         let mapping: &vm_memory::MmapRegion<PageTracker> = region;
@@ -256,6 +305,29 @@ mod tests {
         let mut bytes = [0; 4];
         ram.read(0x1_0ffe, &mut bytes).unwrap();
         assert_eq!(bytes, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn memory_from_a_file_is_read_from_it_and_written_beside_it() {
+        use std::io::{Read, Seek, Write};
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 0x1000]).unwrap();
+        file.write_all(&[2; 0x1000]).unwrap();
+        let ranges = [(0, 0x1000), (1 << 32, 0x1000)];
+        let (one, two) =
+            (GuestRam::from_file(&ranges, &file).unwrap(), GuestRam::from_file(&ranges, &file).unwrap());
+        one.write(1 << 32, &[9]).unwrap();
+        let byte = |ram: &GuestRam, gpa| {
+            let mut byte = [0];
+            ram.read(gpa, &mut byte).unwrap();
+            byte[0]
+        };
+        assert_eq!([byte(&one, 0), byte(&one, 1 << 32), byte(&two, 1 << 32)], [1, 9, 2]);
+        assert!(one.file().is_some() && GuestRam::new(&ranges).unwrap().file().is_none());
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        assert!(bytes[..0x1000] == [1; 0x1000] && bytes[0x1000..] == [2; 0x1000]);
     }
 
     #[test]
