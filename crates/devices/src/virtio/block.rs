@@ -3,6 +3,9 @@
 //! Reads that the host has in its page cache are served on the notifying vCPU: a copy of a few microseconds
 //! against some fifty to wake another core. Everything else is done in order by the device's thread.
 //!
+//! A drive without a medium, saved, may come back with one: a disk of no bytes is exchanged for any other of the same access,
+//! and the driver is told of the new size by a configuration change.
+//!
 //! Known omissions: multiple queues, geometry, VIRTIO_BLK_F_CONFIG_WCE, secure erase, zoned devices, lifetime.
 
 mod request;
@@ -63,6 +66,8 @@ struct Core {
     /// Without VIRTIO_BLK_F_FLUSH a completed write is durable (section 5.2.6.2).
     write_through: bool,
     buffer: Vec<u8>,
+    /// The driver knows another size and has to hear of this one.
+    resized: bool,
 }
 
 /// Whether whoever processes the queue may wait for the disk.
@@ -273,7 +278,12 @@ impl VirtioDevice for Block {
 
     fn start_queue(&mut self, _index: usize, queue: Virtqueue) {
         self.start_thread();
-        self.shared.lock_soon().queue = Some(queue);
+        let mut core = self.shared.lock_soon();
+        core.queue = Some(queue);
+        if let (true, Some(signals)) = (std::mem::take(&mut core.resized), &core.signals) {
+            signals.config_changed();
+        }
+        drop(core);
         self.shared.doorbell.ring();
     }
 
@@ -303,13 +313,15 @@ impl VirtioDevice for Block {
     fn restore(&mut self, section: &Section) -> Result<(), state::Error> {
         let saved: BlockState = section.decode(KIND, VERSION)?;
         let BlockState { size_bytes, read_only } = self.state();
-        if saved.size_bytes != size_bytes || saved.read_only != read_only {
+        let inserted = saved.size_bytes == 0 && size_bytes != 0;
+        if (saved.size_bytes != size_bytes && !inserted) || saved.read_only != read_only {
             let reason = format!(
                 "disk of {:#x} bytes (read-only: {}), this one has {size_bytes:#x} (read-only: {read_only})",
                 saved.size_bytes, saved.read_only
             );
             return Err(state::Error::Malformed { kind: KIND, reason });
         }
+        self.shared.lock_soon().resized = inserted;
         Ok(())
     }
 }
