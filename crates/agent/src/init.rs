@@ -5,7 +5,7 @@ use alloc::string::ToString;
 use core::panic::PanicInfo;
 use core::time::Duration;
 
-use protocol::{CONTROL_PORT, Log, Ready, Start, VERSION};
+use protocol::{CONTROL_PORT, Log, Ready, Renew, Start, VERSION};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::process::{Resource, Rlimit, getpid, setrlimit, umask};
@@ -14,7 +14,7 @@ use rustix::system::uname;
 use crate::control::Control;
 use crate::fault::Fault;
 use crate::session::{End, Guest, Session};
-use crate::{console, files, modules, mounts, power, root, sys, transport};
+use crate::{console, files, identity, modules, mounts, power, root, sys, transport};
 
 /// How long the host's devices may take to be found.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
@@ -82,5 +82,9 @@ impl Guest for Machine {
 
     fn enter_root(&mut self, start: &Start, log: &mut dyn FnMut(Log)) -> Result<(), Fault> {
         root::enter(start, log)
+    }
+
+    fn renew(&mut self, renew: &Renew) -> Result<(), Fault> {
+        identity::renew(renew)
     }
 }

@@ -23,6 +23,7 @@ pub mod console;
 pub mod control;
 pub mod fault;
 pub mod files;
+pub mod identity;
 pub mod init;
 pub mod modules;
 pub mod mounts;

@@ -15,7 +15,8 @@ use alloc::string::{String, ToString};
 use core::time::Duration;
 
 use protocol::{Level, Log, Root, Start, Writable};
-use rustix::fs;
+use rustix::fs::{self, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_move};
 use rustix::process::{chdir, chroot};
 use rustix::system::sethostname;
@@ -58,14 +59,25 @@ fn warning(text: String) -> Log {
 
 fn wait_for_device(device: &str) -> Result<(), Fault> {
     let mut waited = 0;
-    while let Err(errno) = fs::stat(device) {
+    loop {
+        let errno = match has_medium(device) {
+            Ok(true) => return Ok(()),
+            Ok(false) => Errno::NOMEDIUM,
+            Err(errno) => errno,
+        };
         if waited >= DEVICE_PATIENCE_MS {
             return Err(Fault::os("mount root", device, errno));
         }
-        files::sleep(Duration::from_millis(5));
-        waited += 5;
+        files::sleep(Duration::from_millis(1));
+        waited += 1;
     }
-    Ok(())
+}
+
+/// Whether there are bytes on it. A machine that was saved before it had a root is given one when it is restored; its
+/// kernel hears of it beside everything else.
+fn has_medium(device: &str) -> Result<bool, Errno> {
+    let file = fs::open(device, OFlags::RDONLY | OFlags::CLOEXEC, fs::Mode::empty())?;
+    Ok(fs::seek(&file, fs::SeekFrom::End(0))? != 0)
 }
 
 fn mount_device(

@@ -2,8 +2,13 @@
 //!
 //! ```text
 //! Waiting ── Start, root entered ──► Started ── Shutdown ──► End
-//!    └────────── Shutdown, or the control connection ends ────┘
+//!    │ ▲                                                      │
+//!    │ └─ the control connection ends: call the host again    │
+//!    └────────── Shutdown ────────────────────────────────────┘
 //! ```
+//! A machine that is saved while it waits loses its connections when it is restored, and its host is another process
+//! then: so the agent calls again. Once something runs, a host that is gone is the end.
+//!
 //! A process is over in this order: it is reaped; its output is drained (`streams.rs`) and the
 //! connections closed, however long the host takes to read; `Exited` is sent.
 
@@ -13,7 +18,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use protocol::{
-    AgentMessage, Error, Exit, Failure, HostMessage, Level, Log, Process, Ready, Start, Stream, WinSize,
+    AgentMessage, CONTROL_PORT, Error, Exit, Failure, HostMessage, Level, Log, Process, Ready, Renew, Start,
+    Stream, WinSize,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
@@ -42,6 +48,12 @@ pub trait Guest {
     /// # Errors
     /// What could not be done.
     fn enter_root(&mut self, start: &Start, log: &mut dyn FnMut(Log)) -> Result<(), Fault>;
+
+    /// Gives this machine random numbers and a time of its own.
+    ///
+    /// # Errors
+    /// What could not be done.
+    fn renew(&mut self, renew: &Renew) -> Result<(), Fault>;
 }
 
 /// Why the loop ended.
@@ -73,6 +85,8 @@ pub struct Session<'a> {
 /// What to do after a message.
 enum Next {
     GoOn,
+    /// The control connection ended.
+    Alone,
     Stop(End),
 }
 
@@ -87,16 +101,27 @@ impl<'a> Session<'a> {
     /// # Errors
     /// The kernel's, where going on makes no sense.
     pub fn run(&mut self, ready: Ready) -> Result<End, Fault> {
-        self.control.send(&AgentMessage::Ready(ready));
+        self.control.send(&AgentMessage::Ready(ready.clone()));
         loop {
             let events = self.wait().map_err(|errno| Fault::os("wait", "for events", errno))?;
             let [control, signals, pumps @ ..] = &events[..] else { continue };
             // First, while the pumps are still those that were waited for.
             self.run_pumps(pumps);
-            if !control.is_empty()
-                && let Next::Stop(end) = self.serve_control()
-            {
-                return Ok(end);
+            if !control.is_empty() {
+                match self.serve_control() {
+                    Next::GoOn => {}
+                    Next::Stop(end) => return Ok(end),
+                    Next::Alone if self.started => {
+                        return Ok(End::HostGone("the control connection ended".to_string()));
+                    }
+                    Next::Alone => match self.guest.connect(CONTROL_PORT).and_then(Control::new) {
+                        Ok(control) => {
+                            self.control = control;
+                            self.control.send(&AgentMessage::Ready(ready.clone()));
+                        }
+                        Err(fault) => return Ok(End::HostGone(fault.to_string())),
+                    },
+                }
             }
             if !signals.is_empty() {
                 self.reap();
@@ -133,12 +158,12 @@ impl<'a> Session<'a> {
         loop {
             match self.control.take() {
                 Ok(Some(message)) => {
-                    if let Next::Stop(end) = self.serve(message) {
-                        return Next::Stop(end);
+                    if let stop @ Next::Stop(_) = self.serve(message) {
+                        return stop;
                     }
                 }
                 Ok(None) if open => return Next::GoOn,
-                Ok(None) => return Next::Stop(End::HostGone("the control connection ended".to_string())),
+                Ok(None) => return Next::Alone,
                 Err(error @ (Error::UnknownKind(_) | Error::Malformed { .. })) => {
                     self.log(Level::Error, error.to_string());
                 }
@@ -154,6 +179,11 @@ impl<'a> Session<'a> {
             HostMessage::Signal { exec, number } => self.signal(exec, number),
             HostMessage::Resize { exec, size } => self.resize(exec, size),
             HostMessage::CloseStdin { exec } => self.close_stdin(exec),
+            HostMessage::Renew(renew) => {
+                if let Err(fault) = self.guest.renew(&renew) {
+                    self.log(Level::Warning, fault.to_string());
+                }
+            }
             HostMessage::Shutdown => return Next::Stop(End::Shutdown),
             // The type may grow; what this build can decode is above.
             _ => self.log(Level::Error, "a message this agent doesn't serve".to_string()),

@@ -173,6 +173,34 @@ pub fn loopback_up(socket: impl AsFd) -> Result<(), Errno> {
     check(unsafe { libc::ioctl(fd, libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
 }
 
+/// `struct rand_pool_info` of `linux/random.h` with its bytes.
+#[repr(C)]
+struct PoolInfo {
+    entropy_bits: c_int,
+    bytes: c_int,
+    words: [u64; 8],
+}
+
+/// Adds 512 random bits to the kernel's pool, counted in full, and renews what random numbers are made from.
+///
+/// # Errors
+/// The kernel's, of the ioctls.
+pub fn add_entropy(pool: impl AsFd, words: &[u64; 8]) -> Result<(), Errno> {
+    /// `_IOW('R', 3, int[2])` and `_IO('R', 7)`.
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let fd = pool.as_fd().as_raw_fd();
+    let info = PoolInfo { entropy_bits: 512, bytes: mem::size_of_val(words) as c_int, words: *words };
+    // SAFETY: the request reads the structure, whose `bytes` says how long what follows is; it outlives the call.
+    check(unsafe { libc::ioctl(fd, RNDADDENTROPY as _, &raw const info) })?;
+    // SAFETY: the request takes no argument.
+    match check(unsafe { libc::ioctl(fd, RNDRESEEDCRNG as _) }) {
+        // Before Linux 4.14; the pool is renewed by what was added, if later.
+        Err(Errno::INVAL | Errno::NOTTY) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// The C library's allocator.
 #[derive(Debug)]
 pub struct Malloc;

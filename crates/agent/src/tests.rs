@@ -11,8 +11,8 @@ use std::vec::Vec;
 use std::{format, thread, vec};
 
 use protocol::{
-    AgentMessage, CONTROL_PORT, Exit, Hello, HostMessage, Level, Log, Process, Ready, Root, STREAM_PORT,
-    Start, Stream, VERSION, WinSize, read_message, write_message,
+    AgentMessage, CONTROL_PORT, Exit, Hello, HostMessage, Level, Log, Process, Ready, Renew, Root,
+    STREAM_PORT, Start, Stream, VERSION, WinSize, read_message, write_message,
 };
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, WaitOptions, waitpid};
@@ -40,6 +40,11 @@ impl Guest for Sockets {
         Ok(stream.into())
     }
 
+    /// The host's clock stays as it is.
+    fn renew(&mut self, renew: &Renew) -> Result<(), Fault> {
+        Err(Fault::new("set", "the clock", renew.clock_ns))
+    }
+
     fn enter_root(&mut self, start: &Start, _: &mut dyn FnMut(Log)) -> Result<(), Fault> {
         if start.hostname == "broken" { Err(Fault::new("mount root", "/dev/vda", "no")) } else { Ok(()) }
     }
@@ -62,6 +67,7 @@ fn serve(dir: &Path) -> i32 {
 /// The host's side of one agent.
 struct Host {
     _dir: tempfile::TempDir,
+    listener: UnixListener,
     streams: UnixListener,
     control: UnixStream,
     agent: Pid,
@@ -76,7 +82,7 @@ impl Host {
         let agent = sys::fork(|| serve(dir.path())).unwrap();
         let control = listener.accept().unwrap().0;
         control.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut host = Self { _dir: dir, streams, control, agent };
+        let mut host = Self { _dir: dir, listener, streams, control, agent };
         let AgentMessage::Ready(ready) = host.next() else { panic!("not ready") };
         assert_eq!(ready.version, VERSION);
         host
@@ -128,6 +134,7 @@ impl Host {
 
     /// The code the agent ends with.
     fn agent_code(self) -> i32 {
+        drop(self.listener);
         drop(self.control);
         let (_, status) = waitpid(Some(self.agent), WaitOptions::empty()).unwrap().unwrap();
         status.exit_status().unwrap()
@@ -497,6 +504,26 @@ fn a_message_nobody_understands_is_logged_and_passed_over() {
         assert_eq!((log.level, log.to_string().as_str()), (Level::Error, expected));
     }
     host.shut_down();
+}
+
+#[test]
+fn a_host_that_is_gone_before_anything_runs_is_called_again() {
+    let mut host = Host::new();
+    let again = thread::spawn({
+        let listener = host.listener.try_clone().unwrap();
+        move || listener.accept().unwrap().0
+    });
+    host.control.shutdown(Shutdown::Both).unwrap();
+    host.control = again.join().unwrap();
+    let AgentMessage::Ready(ready) = host.next() else { panic!("not ready") };
+    assert_eq!((ready.version, &*ready.kernel), (VERSION, "test"));
+    host.send(&HostMessage::Renew(Renew { seed: [7; 8], clock_ns: 5 }));
+    let AgentMessage::Log(log) = host.next() else { panic!("no log") };
+    assert_eq!((log.level, &*log.text), (Level::Warning, "set the clock: 5"));
+    let (stdout, _) = host.run(Process { exec: 1, argv: vec!["true".into()], ..Process::default() });
+    drop(stdout);
+    assert_eq!(host.expect_exit(1), Exit::Code(0));
+    assert_eq!(host.agent_code(), 1, "now its end is the end");
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub use frame::{FrameBuffer, Message};
 #[cfg(feature = "std")]
 pub use frame::{read_message, write_message};
 pub use message::{
-    AgentMessage, Exit, Failure, HostMessage, Level, Log, ModuleFailure, Process, Ready, Root, Start,
+    AgentMessage, Exit, Failure, HostMessage, Level, Log, ModuleFailure, Process, Ready, Renew, Root, Start,
     WinSize, Writable,
 };
 pub use stream::{Hello, Stream};

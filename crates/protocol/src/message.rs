@@ -1,7 +1,7 @@
 //! What host and agent say to each other on the control connection.
 //!
 //! Kinds are numbered apart for each direction and never used again. A later message (volumes to
-//! mount before `Start`, a new identity after a restore) takes the next number.
+//! mount before `Start`) takes the next number.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -41,6 +41,25 @@ pub enum HostMessage {
     },
     /// Kill what still runs, write everything back, power off. Losing the control connection means the same.
     Shutdown,
+    /// This machine is a copy of one that was saved: what the copies must not share becomes this one's own. Before
+    /// [`HostMessage::Start`], which names it.
+    Renew(Renew),
+}
+
+/// What [`HostMessage::Renew`] carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Renew {
+    /// Fresh random bits for the kernel's pool.
+    pub seed: [u64; 8],
+    /// The time, in nanoseconds since the Unix epoch.
+    pub clock_ns: u64,
+}
+
+/// The seed is nobody's business.
+impl fmt::Debug for Renew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renew").field("clock_ns", &self.clock_ns).finish_non_exhaustive()
+    }
 }
 
 /// What [`HostMessage::Start`] carries.
@@ -289,6 +308,11 @@ impl Message for HostMessage {
                 5
             }
             HostMessage::Shutdown => 6,
+            HostMessage::Renew(Renew { seed, clock_ns }) => {
+                seed.iter().for_each(|word| to.u64(*word));
+                to.u64(*clock_ns);
+                7
+            }
         }
     }
 
@@ -304,6 +328,13 @@ impl Message for HostMessage {
             4 => HostMessage::Resize { exec: from.u32("exec")?, size: decode_size(from)? },
             5 => HostMessage::CloseStdin { exec: from.u32("exec")? },
             6 => HostMessage::Shutdown,
+            7 => {
+                let mut seed = [0; 8];
+                for word in &mut seed {
+                    *word = from.u64("seed")?;
+                }
+                HostMessage::Renew(Renew { seed, clock_ns: from.u64("clock")? })
+            }
             _ => return Err(Error::UnknownKind(kind)),
         })
     }
