@@ -84,6 +84,25 @@ impl MachineClock {
         }
     }
 
+    /// Shows `now_ns` from now on, resting; the TSC value it rests at. While no vCPU runs.
+    pub fn set(&self, now_ns: u64) -> u64 {
+        let host = host_tsc().max(1);
+        let in_ticks = |ns: u64| (u128::from(ns) * u128::from(self.tsc_khz)).div_ceil(1_000_000) as u64;
+        let mut ticks = in_ticks(now_ns);
+        // The scale rounds down, and time must not have gone backwards.
+        while self.scale.nanoseconds(ticks) < now_ns {
+            ticks += in_ticks(now_ns - self.scale.nanoseconds(ticks)).max(1);
+        }
+        self.origin.store(host.wrapping_sub(ticks), Ordering::SeqCst);
+        self.stopped_at.store(host, Ordering::SeqCst);
+        host
+    }
+
+    /// TSC value it rests at; none while it runs.
+    pub fn resting_at(&self) -> Option<u64> {
+        Some(self.stopped_at.load(Ordering::SeqCst)).filter(|at| *at != 0)
+    }
+
     /// TSC value at which this clock showed zero.
     pub fn origin(&self) -> u64 {
         self.origin.load(Ordering::SeqCst)
@@ -152,6 +171,18 @@ mod tests {
         assert_eq!(clock.now(), rested);
         clock.run();
         assert!(clock.now() >= rested);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_shows_that_and_never_less() {
+        for khz in [1_000_000, 1_999_999, 2_596_140] {
+            let clock = MachineClock::new(khz);
+            for now in [0, 1, 999, 123_456_789_012, 100 * 365 * 86_400 * 1_000_000_000] {
+                let at = clock.set(now);
+                assert_eq!(clock.resting_at(), Some(at));
+                assert!((0..4).contains(&(clock.now() - now)), "{khz} kHz: {} for {now}", clock.now());
+            }
+        }
     }
 
     #[test]

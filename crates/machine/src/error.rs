@@ -59,6 +59,9 @@ pub enum Error {
     /// Interrupt controllers could not be handed to the engine or taken back.
     #[error("move interrupt controllers")]
     Apics(#[from] devices::chipset::ForeignError),
+    /// A snapshot could not be made or used.
+    #[error("snapshot")]
+    Snapshot(#[from] crate::snapshot::Error),
     /// The owner could not give up what it means to ([`crate::Backends::confine`]).
     #[error("confine the machine")]
     Confine(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -31,6 +31,13 @@ pub struct KvmClock {
     writer: Mutex<()>,
 }
 
+/// The clock MSRs, saved.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct KvmClockState {
+    wall_clock: u64,
+    system_time: Vec<u64>,
+}
+
 /// What the clock is computed from, and where it goes.
 #[derive(Clone, Copy)]
 pub struct Time<'a> {
@@ -53,6 +60,34 @@ impl KvmClock {
     pub fn reset(&self) {
         self.wall_clock.store(0, Ordering::SeqCst);
         self.system_time.iter().for_each(|m| m.store(0, Ordering::SeqCst));
+    }
+
+    /// The MSRs, at rest.
+    pub fn save(&self) -> KvmClockState {
+        let Self { wall_clock, system_time, writer: _ } = self;
+        KvmClockState {
+            wall_clock: wall_clock.load(Ordering::SeqCst),
+            system_time: system_time.iter().map(|m| m.load(Ordering::SeqCst)).collect(),
+        }
+    }
+
+    /// Takes over saved MSRs. Nothing is written to memory before [`Self::after_rest`].
+    ///
+    /// # Errors
+    /// They are of another number of vCPUs, or no guest could have written them.
+    pub fn restore(&self, saved: &KvmClockState) -> Result<(), &'static str> {
+        let KvmClockState { wall_clock, system_time } = saved;
+        if system_time.len() != self.system_time.len() {
+            return Err("another number of vcpus");
+        }
+        if wall_clock & 3 != 0 || system_time.iter().any(|value| value & 2 != 0) {
+            return Err("a misaligned place");
+        }
+        self.wall_clock.store(*wall_clock, Ordering::SeqCst);
+        for (to, from) in self.system_time.iter().zip(system_time) {
+            to.store(*from, Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     /// RDMSR; `None` if `index` is not ours.

@@ -1,7 +1,7 @@
 //! A whole machine: what it is made of, how it is built, run and stopped, and the workload inside it.
 //!
 //! Reading order: [`config`] (a machine as data), [`loader`] (kernels into memory), `boards` (which devices
-//! sit where), `vcpu` and `timers` (who runs), [`machine`] (the life of it all), [`workload`].
+//! sit where), `vcpu` and `timers` (who runs), [`machine`] (the life of it all), [`snapshot`], [`workload`].
 //!
 //! Deliberately absent: any concrete engine (a machine takes `&dyn engine::Engine`), flags, printing, images
 //! and root file systems, containers.
@@ -16,6 +16,7 @@ pub mod event;
 pub mod kvmclock;
 pub mod loader;
 pub mod machine;
+pub mod snapshot;
 #[cfg(test)]
 mod testing;
 pub mod timers;

@@ -20,10 +20,13 @@ use arch::x86::CpuState;
 use arch::x86::cpuid::CpuModel;
 use devices::{PowerEvent, PowerSink};
 use engine::{Engine, Statistics, VcpuSignal, VmConfig};
+use memory::GuestRam;
+use state::Archive;
 
 use crate::boards::{Board, microvm};
 use crate::config::OnReset;
 use crate::console::Console;
+use crate::snapshot::{self, Snapshot};
 use crate::vcpu::{self, Activity, Command, EndCause, Report};
 use crate::{Error, MachineConfig, MachineEvent};
 
@@ -49,6 +52,7 @@ enum Message {
     /// Done once the sender is dropped.
     Pause(Sender<()>),
     Resume(Sender<()>),
+    Save(Sender<Result<Archive, Error>>),
     Stop,
     Power(PowerEvent),
     Vcpu(Report),
@@ -94,6 +98,8 @@ impl Ending {
 
 /// A machine. Dropping it stops it.
 pub struct Machine {
+    config: MachineConfig,
+    ram: Arc<GuestRam>,
     messages: Sender<Message>,
     ending: Arc<Ending>,
     console: Arc<Console>,
@@ -109,7 +115,28 @@ impl Machine {
     /// # Errors
     /// Any [`Error`]; nothing is left behind.
     pub fn build(config: &MachineConfig, backends: Backends, engine: &dyn Engine) -> Result<Self, Error> {
+        Self::assemble(config, backends, engine, None)
+    }
+
+    /// Builds the machine of `snapshot` as it was, which executes on `engine` from now on. It is paused. Its kernel is not
+    /// there any more: a reset ends it.
+    ///
+    /// # Errors
+    /// Any [`Error`]; nothing is left behind.
+    pub fn restore(snapshot: Snapshot, backends: Backends, engine: &dyn Engine) -> Result<Self, Error> {
+        let config = snapshot::without_kernel(snapshot.config.clone());
+        Self::assemble(&config, backends, engine, Some(snapshot))
+    }
+
+    fn assemble(
+        config: &MachineConfig,
+        backends: Backends,
+        engine: &dyn Engine,
+        snapshot: Option<Snapshot>,
+    ) -> Result<Self, Error> {
         config.validate()?;
+        let saved_hz = snapshot.as_ref().map(|snapshot| snapshot.apic_timer_hz(engine)).transpose()?;
+        let ram = snapshot.as_ref().map(|s| GuestRam::from_file(&s.ram_ranges(), &s.ram)).transpose()?;
         let Backends { console, vsock, confine } = backends;
         let console = Arc::new(Console::new(console));
         let (messages, inbox) = channel();
@@ -123,12 +150,13 @@ impl Machine {
             vsock,
             power: power.clone(),
             signals: &signals,
-            apic_timer_hz: engine.apic_timer_hz(),
+            apic_timer_hz: engine.apic_timer_hz().or(saved_hz),
+            ram,
         };
         let board = Arc::new(microvm::MicroVm::build(config, parts)?);
         confine.map_or(Ok(()), |confine| confine()).map_err(Error::Confine)?;
         console.start()?;
-        let (input, power_button) = (board.console_input(), board.power_button());
+        let (input, power_button, ram) = (board.console_input(), board.power_button(), board.ram().clone());
         let vm = engine.create_vm(VmConfig {
             ram: board.ram().clone(),
             bus: board.bus(),
@@ -136,10 +164,8 @@ impl Machine {
             vcpu_count: config.cpus,
             tsc_khz: board.tsc_khz(),
         })?;
-        if let Some(apics) = vm.local_apics() {
-            board.use_local_apics(apics);
-        }
         let board: Arc<dyn Board> = board;
+        vm.local_apics().into_iter().for_each(|apics| board.use_local_apics(apics));
         let ending = Arc::new(Ending::default());
         let mut supervisor = Supervisor {
             inbox,
@@ -159,14 +185,18 @@ impl Machine {
             let report = move |report| drop(to_supervisor.send(Message::Vcpu(report)));
             supervisor.vcpus.push(vcpu::spawn(index, vcpu, signal.clone(), board.clone(), report)?);
         }
-        supervisor.load()?;
+        match snapshot {
+            None => supervisor.load()?,
+            Some(snapshot) => supervisor.restore(snapshot)?,
+        }
         let statistics = supervisor.vcpus.iter().map(vcpu::Handle::counters).collect();
         let name = "machine".to_owned();
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || supervisor.run(vm))
             .map_err(|source| Error::Thread { name, source })?;
-        Ok(Self { messages, ending, console, statistics, input, power_button, supervisor: Some(thread) })
+        let (config, supervisor) = (config.clone(), Some(thread));
+        Ok(Self { config, ram, messages, ending, console, statistics, input, power_button, supervisor })
     }
 
     /// Starts, or goes on after [`Self::pause`]. Returns once every vCPU was told.
@@ -182,6 +212,11 @@ impl Machine {
     /// Goes on after [`Self::pause`].
     pub fn resume(&self) {
         self.ask(Message::Resume);
+    }
+
+    /// Guest memory; it changes unless the machine is paused.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
     }
 
     /// Ends the machine without asking the guest; [`MachineEvent::Stopped`]. Returns at once.
@@ -301,6 +336,10 @@ impl Supervisor {
             let done = match self.next() {
                 Some(Message::Pause(done)) => self.pause().map(|()| drop(done)),
                 Some(Message::Resume(done)) => self.resume().map(|()| drop(done)),
+                Some(Message::Save(reply)) => {
+                    let _ = reply.send(self.save());
+                    Ok(())
+                }
                 Some(Message::Power(PowerEvent::PowerOff)) => break MachineEvent::PowerOff,
                 Some(Message::Power(PowerEvent::Reset)) => match self.on_reset {
                     OnReset::Stop => break MachineEvent::Reset,
@@ -443,5 +482,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+mod saving;
 #[cfg(test)]
 mod tests;

@@ -33,8 +33,21 @@ pub enum Command {
     Pause,
     /// Take this state. Only while paused.
     Reset(Box<CpuState>, Activity),
+    /// Hand out the state. Only while paused.
+    Save(Sender<Saved>),
+    /// Take over a saved state. Only while paused.
+    Restore(Box<Saved>),
     /// End the thread.
     Exit,
+}
+
+/// A vCPU at rest.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    /// Its registers.
+    pub state: CpuState,
+    /// An NMI came while it waits for a start-up IPI.
+    pub latched_nmi: bool,
 }
 
 /// What a vCPU does in a given state, beside what the state itself says.
@@ -200,6 +213,17 @@ impl Thread {
                 self.latched_nmi = false;
                 *self.vcpu.state_mut() = *state;
                 self.set_activity(activity);
+                now
+            }
+            Command::Save(to) => {
+                let saved = Saved { state: self.vcpu.state().clone(), latched_nmi: self.latched_nmi };
+                let _ = to.send(saved);
+                now
+            }
+            Command::Restore(saved) => {
+                let Saved { state, latched_nmi } = *saved;
+                *self.vcpu.state_mut() = state;
+                self.latched_nmi = latched_nmi;
                 now
             }
             Command::Exit => {

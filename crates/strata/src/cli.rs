@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{boot, check, completions, image, kernel, login, man, registry, run};
+use crate::commands::{boot, check, completions, image, kernel, login, man, registry, run, templates};
 use crate::exit;
 
 /// Run any workload at the layer of isolation you choose
@@ -48,6 +48,9 @@ pub enum Command {
     /// Images that workloads are made from
     #[command(subcommand)]
     Image(image::Command),
+    /// Saved machines that `strata run` starts from
+    #[command(subcommand)]
+    Templates(templates::Command),
     Pull(registry::PullOptions),
     Push(registry::PushOptions),
     Login(login::LoginOptions),

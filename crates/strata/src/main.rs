@@ -48,6 +48,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Check(options) => commands::check::run(&cli.global, options),
         Command::Kernel(command) => commands::kernel::run(&cli.global, command),
         Command::Image(command) => commands::image::run(&cli.global, command),
+        Command::Templates(command) => commands::templates::run(&cli.global, command),
         Command::Pull(options) => commands::registry::pull(&cli.global, options),
         Command::Push(options) => commands::registry::push(&cli.global, options),
         Command::Login(options) => commands::login::login(options),

@@ -13,9 +13,10 @@ use devices::chipset::{
 };
 use devices::serial::{SerialInput, Uart16550, uart16550};
 use devices::virtio::{self, MmioSlot, MmioTransport, VirtioDevice, VsockHost};
-use devices::{BusBuilder, DeviceId, InterruptController, IrqLine, SharedDevice, TimerId};
+use devices::{BusBuilder, Clock, DeviceId, InterruptController, IrqLine, SharedDevice, TimerId};
 use engine::VcpuSignal;
 use memory::GuestRam;
+use state::Archive;
 
 use super::apics::EngineApics;
 use super::bus::{BoardBus, Wake, as_clock};
@@ -25,12 +26,17 @@ use crate::config::ConsoleConfig;
 use crate::console::Console;
 use crate::kvmclock::KvmClock;
 use crate::machine::Power;
+use crate::snapshot::{self, ClockState};
 use crate::timers::{Expiry, MachineTimers};
 use crate::tsc::{self, VcpuTscs};
+use crate::vcpu::Saved;
 use crate::{Error, MachineConfig};
 
 /// The timer of vCPU 0's local APIC. Devices are numbered below; a board has fewer than this.
 const FIRST_LAPIC_TIMER: TimerId = TimerId(64);
+
+/// Section kind and version of kvm-clock's MSRs.
+const KVM_CLOCK: (&str, u32) = ("kvm-clock", 1);
 
 /// What the machine hands to the board.
 pub(crate) struct Parts<'a> {
@@ -38,8 +44,10 @@ pub(crate) struct Parts<'a> {
     pub vsock: Option<Box<dyn VsockHost>>,
     pub power: Arc<Power>,
     pub signals: &'a [Arc<VcpuSignal>],
-    /// Input frequency of local APICs' timers, if the engine has its own.
+    /// Input frequency of local APICs' timers, if the engine has its own or the guest has measured it already.
     pub apic_timer_hz: Option<u64>,
+    /// Memory that is there already.
+    pub ram: Option<GuestRam>,
 }
 
 /// The board.
@@ -50,6 +58,7 @@ pub struct MicroVm {
     input: ConsoleInput,
     pm: (Arc<Mutex<PowerManagement>>, DeviceId),
     boot: boot::Boot,
+    apic_timer_hz: u64,
 }
 
 /// Where keystrokes for the guest's console go. Clones are the same console.
@@ -90,13 +99,15 @@ impl ConsoleInput {
 impl MicroVm {
     /// Makes memory and devices, and reads the kernel's files.
     pub(crate) fn build(config: &MachineConfig, parts: Parts<'_>) -> Result<Self, Error> {
-        let ram = Arc::new(GuestRam::new(&layout::ram_ranges(config.memory_bytes))?);
+        let fresh = || GuestRam::new(&layout::ram_ranges(config.memory_bytes));
+        let ram = Arc::new(parts.ram.map_or_else(fresh, Ok)?);
         let tsc_khz = tsc::host_tsc_khz();
         let clock = Arc::new(MachineClock::new(tsc_khz));
         let timers = Arc::new(MachineTimers::new(as_clock(&clock), FIRST_LAPIC_TIMER, parts.signals));
         let tscs = Arc::new(VcpuTscs::new(tsc_khz, config.cpus));
         let mut glue = lapic_glue(config, &clock, &tscs, &timers, parts.signals);
         glue.timer_hz = parts.apic_timer_hz.unwrap_or(glue.timer_hz);
+        let apic_timer_hz = glue.timer_hz;
         let apics = Arc::new(ApicBus::new(config.cpus, glue));
         let mut maker = Maker {
             builder: BusBuilder::new(),
@@ -124,7 +135,7 @@ impl MicroVm {
             return Err(Error::Config { field: "devices".to_owned(), reason: "more than 64".to_owned() });
         }
         let boot = boot::Boot::new(config, slots)?;
-        Ok(Self { bus, timers, console: parts.console, input, pm, boot })
+        Ok(Self { bus, timers, console: parts.console, input, pm, boot, apic_timer_hz })
     }
 
     /// Guest memory.
@@ -218,6 +229,54 @@ impl Board for MicroVm {
             }
         }
         Ok(())
+    }
+
+    fn save(&self, archive: &mut Archive, vcpus: &[Saved]) -> Result<(), snapshot::Error> {
+        use snapshot::path;
+        let (clock, tscs) = (&self.bus.clock, &self.bus.tscs);
+        let rests_at = clock.resting_at().ok_or(snapshot::Error::NotPaused)?;
+        let clocks = ClockState {
+            now_ns: clock.now(),
+            tsc_khz: clock.tsc_khz(),
+            apic_timer_hz: self.apic_timer_hz,
+            tscs: (0..).zip(vcpus).map(|(vcpu, _)| rests_at.wrapping_add(tscs.offset(vcpu))).collect(),
+            latched_nmis: vcpus.iter().map(|saved| saved.latched_nmi).collect(),
+        };
+        archive.put(path::CLOCKS, snapshot::encode(path::CLOCKS, snapshot::CLOCKS, &clocks)?);
+        let named = |source| snapshot::Error::Section { path: path::APICS.to_owned(), source };
+        archive.put(path::APICS, self.bus.router.apics().save().map_err(named)?);
+        let kvm_clock = self.bus.kvm_clock.save();
+        archive.put(path::KVM_CLOCK, snapshot::encode(path::KVM_CLOCK, KVM_CLOCK, &kvm_clock)?);
+        for (name, section) in self.bus.devices.save()? {
+            archive.put(path::device(&name), section);
+        }
+        Ok(())
+    }
+
+    fn restore(
+        &self,
+        archive: &mut Archive,
+        clocks: &ClockState,
+        vcpus: &mut [Saved],
+    ) -> Result<(), snapshot::Error> {
+        use snapshot::path;
+        let malformed = |at: &str, reason: &str| snapshot::Error::Section {
+            path: at.to_owned(),
+            source: state::Error::Malformed { kind: "microvm", reason: reason.to_owned() },
+        };
+        let rests_at = self.bus.clock.set(clocks.now_ns);
+        for (vcpu, (saved, tsc)) in (0..).zip(vcpus.iter_mut().zip(&clocks.tscs)) {
+            saved.state.tsc_offset = tsc.wrapping_sub(rests_at);
+            self.bus.tscs.set_offset(vcpu, saved.state.tsc_offset);
+        }
+        let kvm_clock = snapshot::take(archive, path::KVM_CLOCK, KVM_CLOCK)?;
+        self.bus.kvm_clock.restore(&kvm_clock).map_err(|reason| malformed(path::KVM_CLOCK, reason))?;
+        // Missing sections are told by the bus; what is left over, by whoever called.
+        self.bus.devices.restore(|name| archive.take(&path::device(name)).ok())?;
+        // Last: lines that devices raise again have arrived already.
+        let apics = archive.take(path::APICS)?;
+        let named = |source| snapshot::Error::Section { path: path::APICS.to_owned(), source };
+        self.bus.router.apics().restore(&apics).map_err(named)
     }
 
     fn is_stopping(&self) -> bool {

@@ -11,9 +11,12 @@ use std::sync::Arc;
 
 use arch::x86::CpuState;
 use devices::chipset::lapic::Events;
+use state::Archive;
 
 use crate::Error;
+use crate::snapshot::{self, ClockState};
 use crate::timers::{Expiry, MachineTimers};
+use crate::vcpu::Saved;
 
 /// What the machine and its vCPU threads need of a board. `rest`, `resume` and `load` are called while every
 /// vCPU is stopped.
@@ -47,6 +50,21 @@ pub trait Board: Expiry {
     /// # Errors
     /// [`Error::Apics`]; nothing goes on.
     fn resume(&self) -> Result<(), Error>;
+    /// Puts everything but vCPUs and memory into `archive`, while at rest.
+    ///
+    /// # Errors
+    /// Values that cannot be encoded.
+    fn save(&self, archive: &mut Archive, vcpus: &[Saved]) -> Result<(), snapshot::Error>;
+    /// Takes over what [`Self::save`] saved, instead of [`Self::load`], and gives `vcpus` the clocks of this host.
+    ///
+    /// # Errors
+    /// A section is missing or not this board's. The machine is not to be run then.
+    fn restore(
+        &self,
+        archive: &mut Archive,
+        clocks: &ClockState,
+        vcpus: &mut [Saved],
+    ) -> Result<(), snapshot::Error>;
     /// Whether a reset or power-off was asked for and not yet carried out: no vCPU is to go on until told.
     fn is_stopping(&self) -> bool;
     /// Lets nobody wait for anything outside of the machine any more: it is ending.

@@ -35,6 +35,8 @@ pub use error::Error;
 
 /// How long a guest may take to write back and power off after [`HostMessage::Shutdown`].
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a guest that is up has work left over from its start.
+const SETTLE: Duration = Duration::from_millis(100);
 /// How long what a guest said before its end may be on its way to us.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -48,12 +50,23 @@ pub struct Workload<'a> {
     pub stdout: OwnedFd,
     /// Where its error output goes; a process on a terminal has none.
     pub stderr: OwnedFd,
+    /// Whether the guest is a copy of one that others come from too.
+    pub origin: Origin,
     /// How long the guest may take until the agent answers; `None` is for ever.
     pub boot_timeout: Option<Duration>,
     /// How long the process may run; `None` is for ever.
     pub timeout: Option<Duration>,
     /// Is told how far things are.
     pub progress: &'a mut dyn FnMut(Progress),
+}
+
+/// Where the guest comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It boots.
+    Booted,
+    /// It was saved and restored: what copies must not share is renewed before anything runs.
+    Restored,
 }
 
 /// How far a workload is.
@@ -157,6 +170,43 @@ impl AgentSession {
         Control(self.sender.clone())
     }
 
+    /// Starts `machine`, waits until its agent answers, and pauses it there: nothing is mounted, nothing runs.
+    ///
+    /// # Errors
+    /// Any [`Error`] of a start.
+    pub fn boot(self, machine: &Machine, timeout: Duration) -> Result<protocol::Ready, Error> {
+        machine.start();
+        let deadline = Instant::now() + timeout;
+        let tail = || machine.console().tail();
+        let mut control = None;
+        loop {
+            match self.events.recv_timeout(Duration::from_millis(20)) {
+                Ok(Event::Connected { port: protocol::CONTROL_PORT, socket }) => {
+                    control = Some(socket.try_clone().map_err(Error::Host)?);
+                    read_control(socket, self.sender.clone()).map_err(Error::Host)?;
+                }
+                Ok(Event::NoSocket(error)) => return Err(Error::Host(error)),
+                Ok(Event::Cancel) => return Err(Error::Cancelled),
+                Ok(Event::Agent(Ok(Some(AgentMessage::Ready(ready))))) => {
+                    protocol::check_version(ready.version)?;
+                    // What its kernel does beside, it does once; copies need not do it again.
+                    std::thread::sleep(SETTLE);
+                    machine.pause();
+                    drop(control);
+                    return Ok(ready);
+                }
+                Ok(Event::Agent(Err(error))) => return Err(Error::Protocol(error)),
+                _ => {}
+            }
+            if let Some(event) = machine.ended() {
+                return Err(Error::GuestEnded { event, console: tail() });
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::BootTimeout { seconds: timeout.as_secs_f64(), console: tail() });
+            }
+        }
+    }
+
     /// Starts `machine`, runs `workload` in it to the end, and turns the machine off.
     ///
     /// # Errors
@@ -174,6 +224,34 @@ impl AgentSession {
             result
         })
     }
+}
+
+/// Starts the thread that hands on what the agent says.
+fn read_control(mut reader: UnixStream, sender: Sender<Event>) -> std::io::Result<()> {
+    let read = move || {
+        loop {
+            let message = protocol::read_message::<AgentMessage>(&mut reader);
+            let more = matches!(
+                message,
+                Ok(Some(_)) | Err(protocol::Error::UnknownKind(_) | protocol::Error::Malformed { .. })
+            );
+            if sender.send(Event::Agent(message)).is_err() || !more {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("agent-control".to_owned()).spawn(read).map(drop)
+}
+
+/// Random bits and the time, of this moment.
+fn renewal() -> std::io::Result<protocol::Renew> {
+    let mut bytes = [0; 64];
+    // The kernel gives up to 256 bytes in one go.
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    let word = |at: usize| u64::from_le_bytes(bytes[at * 8..][..8].try_into().expect("eight bytes"));
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let clock_ns = u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX);
+    Ok(protocol::Renew { seed: std::array::from_fn(word), clock_ns })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -290,32 +368,23 @@ impl<'a> Run<'a> {
         let sender = self.sender.clone();
         let thread = std::thread::Builder::new();
         let spawned = if port == protocol::CONTROL_PORT {
-            let mut reader = socket.try_clone().map_err(Error::Host)?;
+            let reader = socket.try_clone().map_err(Error::Host)?;
             self.control = Some(socket);
-            thread.name("agent-control".to_owned()).spawn(move || {
-                loop {
-                    let message = protocol::read_message::<AgentMessage>(&mut reader);
-                    let more = matches!(
-                        message,
-                        Ok(Some(_))
-                            | Err(protocol::Error::UnknownKind(_) | protocol::Error::Malformed { .. })
-                    );
-                    if sender.send(Event::Agent(message)).is_err() || !more {
-                        return;
-                    }
-                }
-            })
+            read_control(reader, sender)
         } else {
             // Eight bytes that a guest may never send: read beside everything else.
-            thread.name("agent-hello".to_owned()).spawn(move || {
-                let mut socket = socket;
-                match Hello::read(&mut socket) {
-                    Ok(hello) => drop(sender.send(Event::StreamOpened { hello, socket })),
-                    Err(error) => tracing::debug!(%error, "stream connection without a hello"),
-                }
-            })
+            thread
+                .name("agent-hello".to_owned())
+                .spawn(move || {
+                    let mut socket = socket;
+                    match Hello::read(&mut socket) {
+                        Ok(hello) => drop(sender.send(Event::StreamOpened { hello, socket })),
+                        Err(error) => tracing::debug!(%error, "stream connection without a hello"),
+                    }
+                })
+                .map(drop)
         };
-        spawned.map(drop).map_err(Error::Host)
+        spawned.map_err(Error::Host)
     }
 
     fn stream_opened(&mut self, hello: Hello, socket: UnixStream) -> Result<(), Error> {
@@ -375,6 +444,9 @@ impl<'a> Run<'a> {
         }
         self.phase = Phase::Starting;
         self.deadline = self.workload.timeout.and_then(|t| Instant::now().checked_add(t));
+        if self.workload.origin == Origin::Restored {
+            self.tell(&HostMessage::Renew(renewal().map_err(Error::Host)?))?;
+        }
         let start = self.workload.start.clone();
         self.tell(&HostMessage::Start(start))
     }

@@ -10,3 +10,4 @@ pub mod man;
 pub mod registry;
 pub mod run;
 mod sizing;
+pub mod templates;

@@ -1,20 +1,23 @@
 //! `strata run`: a command in a microVM made from an image.
 //!
-//! The guest boots a kernel of the store with an initial RAM disk of the agent and its modules. Its root is the
+//! The guest boots a kernel of the store with an initial RAM disk of the agent and its modules, or, which takes a tenth of the
+//! time, goes on from a template: a machine that was saved when its agent was up and nothing was mounted. Its root is the
 //! image's read-only squashfs on a virtio disk, under an overlay in guest memory that is gone with the machine.
 
 pub mod initrd;
 mod session;
+pub mod template;
 
+use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use engine::Engine;
 use image::kernels::KernelBundle;
 use image::{Config, Image, RootFile, Store};
 use machine::config::{DiskConfig, Source, VsockConfig};
-use machine::workload::AgentSession;
+use machine::snapshot::Snapshot;
+use machine::workload::{AgentSession, Origin};
 use machine::{Backends, Machine, MachineConfig};
 
 use super::sizing::{Sizing, account, explain};
@@ -60,6 +63,9 @@ pub struct Options {
     /// When to bring the image from its registry
     #[arg(long, value_enum, default_value_t = Pull::Missing, value_name = "WHEN")]
     pull: Pull,
+    /// How the guest starts; a traced or -vv guest always boots
+    #[arg(long, value_enum, default_value_t = Start::Warm, value_name = "HOW")]
+    start: Start,
     /// Name of the image
     image: String,
     /// The command and its arguments
@@ -85,6 +91,15 @@ enum Pull {
     Never,
 }
 
+/// How the guest starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Start {
+    /// From a template of such a machine, which is made first if there is none (strata templates)
+    Warm,
+    /// By booting its kernel
+    Cold,
+}
+
 /// All that a machine for a workload is made of, held open until it has ended.
 struct Prepared {
     config: MachineConfig,
@@ -93,8 +108,6 @@ struct Prepared {
     root_type: &'static str,
     _root: RootFile,
     kernel: Arc<KernelBundle>,
-    /// Whether the kernel's bytes are those that were stored; known before the guest starts.
-    kernel_check: Option<JoinHandle<image::Result<()>>>,
 }
 
 /// Runs the command; its exit code is ours.
@@ -105,16 +118,27 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let started = Instant::now();
     let engine = options.sizing.open_engine()?;
     let store = store::open(global)?;
-    let mut prepared = prepare(&store, options, engine.as_ref(), global.verbose)?;
+    let prepared = prepare(&store, options, engine.as_ref(), global.verbose)?;
+    let booted_anyway = global.verbose >= 2 || options.sizing.trace_jit.is_some();
+    let template = if options.start == Start::Warm && !booted_anyway {
+        template::open_or_make(&store, &options.sizing, engine.as_ref(), &prepared.kernel, &prepared.config)
+    } else {
+        None
+    };
+    let origin = if template.is_some() { Origin::Restored } else { Origin::Booted };
     let agent = AgentSession::new();
     let backends = Backends {
         console: (global.verbose >= 2).then(|| Box::new(LogWriter::new()) as Box<_>),
         vsock: Some(agent.host()),
         confine: options.sizing.confine(),
     };
-    let machine = build(&mut prepared, backends, engine.as_ref(), options)?;
+    let machine = match template {
+        Some(template) => restore(&prepared, template, backends, engine.as_ref(), options)?,
+        None => build(&prepared, backends, engine.as_ref(), options)?,
+    };
     tracing::info!("prepared in {} ms", started.elapsed().as_millis());
     let session = session::Session {
+        origin,
         interactive: options.interactive,
         tty: options.tty,
         timeout: options.timeout,
@@ -125,21 +149,52 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     outcome
 }
 
-/// Builds the machine. The kernel is checked meanwhile: each is half of what a start takes on the host.
+/// Builds the machine that boots.
 fn build(
-    prepared: &mut Prepared,
+    prepared: &Prepared,
     backends: Backends,
     engine: &dyn Engine,
     options: &Options,
 ) -> Outcome<Machine> {
-    let machine = Machine::build(&prepared.config, backends, engine);
-    // They are in the guest now.
-    prepared.config.boot.initrd.clear();
-    if let Some(check) = prepared.kernel_check.take() {
-        let checked = check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        checked.map_err(|error| explain_kernel(options, error))?;
-    }
-    machine.map_err(|error| explain(format!("run {:?}", options.image), error))
+    let act = || format!("run {:?}", options.image);
+    let bad_kernel = |error| explain_kernel(options, error);
+    build_checked(&prepared.kernel, prepared.config.clone(), backends, engine, bad_kernel, act)
+}
+
+/// Builds a machine of `config` that boots `kernel`. A kernel that changed on disk would be a guest that fails for no
+/// visible reason: it is checked meanwhile, for each is half of what a start takes on the host.
+fn build_checked(
+    kernel: &Arc<KernelBundle>,
+    mut config: MachineConfig,
+    backends: Backends,
+    engine: &dyn Engine,
+    bad_kernel: impl Fn(image::Error) -> Failure,
+    act: impl Fn() -> String,
+) -> Outcome<Machine> {
+    let checked = kernel.clone();
+    let check = std::thread::spawn(move || checked.verify_kernel());
+    let built = initrd::build(kernel, &bad_kernel).map(|initrd| {
+        config.boot.initrd = vec![Source::Bytes(initrd)];
+        Machine::build(&config, backends, engine)
+    });
+    let checked = check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    checked.map_err(&bad_kernel)?;
+    built?.map_err(|error| explain(act(), error))
+}
+
+/// The machine of `template`, with the image's disk in the drive that was empty.
+fn restore(
+    prepared: &Prepared,
+    mut template: Snapshot,
+    backends: Backends,
+    engine: &dyn Engine,
+    options: &Options,
+) -> Outcome<Machine> {
+    template.config.disks.clone_from(&prepared.config.disks);
+    Machine::restore(template, backends, engine).map_err(|error| {
+        let hint = "strata templates rm --all removes the templates; --start cold uses none";
+        Failure::because(format!("run {:?} from a template", options.image), error).hint(hint)
+    })
 }
 
 fn explain_kernel(options: &Options, error: image::Error) -> Failure {
@@ -172,18 +227,9 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     let process = process(options, &image.config())?;
     let kernel = store.kernel(options.kernel.as_deref()).map_err(|error| explain_kernel(options, error))?;
     check_width(&kernel)?;
-    // A kernel that changed on disk would be a guest that fails for no visible reason.
     let kernel = Arc::new(kernel);
-    let checked = kernel.clone();
-    let kernel_check = std::thread::spawn(move || checked.verify_kernel());
     let root = store.root_for_vm(&image, &Bar::new()).map_err(explain)?;
-    let path = kernel.vmlinux_path().unwrap_or_else(|| kernel.kernel_path());
-    let mut config = options.sizing.machine(Source::File(path), engine);
-    config.boot.initrd = vec![Source::Bytes(initrd::build(&kernel, |error| explain_kernel(options, error))?)];
-    config.boot.cmdline = command_line(verbose);
-    config.disks =
-        vec![DiskConfig { path: root.path().to_owned(), read_only: true, serial: "root".to_owned() }];
-    config.vsock = Some(VsockConfig::default());
+    let config = machine_config(&options.sizing, engine, &kernel, root.path(), verbose);
     Ok(Prepared {
         config,
         process,
@@ -191,8 +237,23 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
         root_type: root.fstype(),
         _root: root,
         kernel,
-        kernel_check: Some(kernel_check),
     })
+}
+
+/// A machine for a workload, whose root is on the disk at `root`.
+fn machine_config(
+    sizing: &Sizing,
+    engine: &dyn Engine,
+    kernel: &KernelBundle,
+    root: &Path,
+    verbose: u8,
+) -> MachineConfig {
+    let path = kernel.vmlinux_path().unwrap_or_else(|| kernel.kernel_path());
+    let mut config = sizing.machine(Source::File(path), engine);
+    config.boot.cmdline = command_line(verbose);
+    config.disks = vec![DiskConfig { path: root.to_owned(), read_only: true, serial: "root".to_owned() }];
+    config.vsock = Some(VsockConfig::default());
+    config
 }
 
 /// The agent is a 64-bit program; a kernel that cannot run it would only say that it found no init.

@@ -22,6 +22,11 @@ pub fn absent(kernel: &KernelBundle) -> Vec<&'static str> {
         .collect()
 }
 
+/// The kernel's modules that [`build`] takes, by the checksums of their files.
+pub fn module_checksums(kernel: &KernelBundle) -> impl Iterator<Item = &str> {
+    kernel.modules_for(&MODULES).into_iter().map(|module| module.file.sha256.as_str())
+}
+
 /// Builds it as one newc archive.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use machine::workload::{AgentSession, Control, Error, Outcome as Ended, Progress, Workload};
+use machine::workload::{AgentSession, Control, Error, Origin, Outcome as Ended, Progress, Workload};
 use machine::{Machine, MachineEvent};
 use protocol::{Root, Start, WinSize, Writable};
 use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
@@ -29,6 +29,8 @@ pub struct Session<'a> {
     pub interactive: bool,
     /// It runs on a terminal.
     pub tty: bool,
+    /// Where the guest comes from.
+    pub origin: Origin,
     /// When it is killed.
     pub timeout: Option<Duration>,
     /// Called when everything is open, before the guest starts.
@@ -64,6 +66,7 @@ pub fn run(
         stdin: if session.interactive { Some(duplicate(&io::stdin(), "standard input")?) } else { None },
         stdout: duplicate(&io::stdout(), "standard output")?,
         stderr: duplicate(&io::stderr(), "standard error")?,
+        origin: session.origin,
         boot_timeout: Some(BOOT_TIMEOUT),
         timeout: session.timeout,
         progress: &mut |progress| {

@@ -1,0 +1,268 @@
+//! A machine at rest, in a folder.
+//!
+//! | file | what |
+//! |---|---|
+//! | `state` | a [`state::Archive`]: configuration, clocks, vCPUs, interrupt controllers, devices, what is known of `ram` |
+//! | `ram` | guest memory, sparse; mapped privately by whoever restores it |
+//!
+//! It belongs to no engine. `ram` is written and durable before `state` is; `state` ends with a checksum of itself; and the folder
+//! gets its name last ([`folder`]): half a snapshot is never taken for a whole one.
+//!
+//! Time: the guest's clocks go on from where they stood. Machine time and every vCPU's TSC continue from their saved values,
+//! whatever the host's TSC shows now; the real-time clock shows the host's time.
+//!
+//! Absent: what is outside of the machine. Disks are named, not copied; streams of the vsock device end, and the guest
+//! is told so.
+
+pub mod folder;
+pub mod ram;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use state::{Archive, ArchiveError, Header, Section};
+
+use crate::MachineConfig;
+use crate::boards::layout;
+use crate::config::{OnReset, Source};
+use crate::machine::Machine;
+pub use folder::Folder;
+pub use ram::PageMap;
+use ram::RamState;
+pub use state::archive::FORMAT;
+
+/// The board that snapshots of this build are of.
+pub const BOARD: &str = "microvm";
+/// Far above what 64 vCPUs and all devices come to.
+const MAX_STATE_BYTES: u64 = 256 << 20;
+
+/// Paths of sections that are no device's.
+pub(crate) mod path {
+    pub const CONFIG: &str = "config";
+    pub const CLOCKS: &str = "clocks";
+    pub const APICS: &str = "apics";
+    pub const KVM_CLOCK: &str = "kvm-clock";
+    pub const RAM: &str = "ram";
+
+    pub fn vcpu(index: usize) -> String {
+        format!("vcpu/{index}")
+    }
+
+    pub fn device(name: &str) -> String {
+        format!("device/{name}")
+    }
+}
+
+/// Why a snapshot could not be written or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{act}")]
+    Host {
+        /// What was done.
+        act: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file `state` is not as it should be.
+    #[error("state")]
+    Archive(#[from] ArchiveError),
+    /// One section of it is not.
+    #[error("section {path:?}")]
+    Section {
+        /// Where it is.
+        path: String,
+        /// What is wrong.
+        #[source]
+        source: state::Error,
+    },
+    /// A device did not take its section.
+    #[error("devices")]
+    Devices(#[from] devices::BusError),
+    /// It is of another kind of machine.
+    #[error("it is of a machine of board {found:?}, this build has {BOARD:?}")]
+    Board {
+        /// What it says.
+        found: String,
+    },
+    /// Memory of another size.
+    #[error("its memory file has {found:#x} bytes, not {expected:#x}")]
+    RamSize {
+        /// What is there.
+        found: u64,
+        /// What should be.
+        expected: u64,
+    },
+    /// Memory that is not what was written.
+    #[error("its memory file is damaged at {offset:#x}")]
+    RamChanged {
+        /// Where in the file.
+        offset: u64,
+    },
+    /// Guest memory could not be read.
+    #[error("guest memory")]
+    Memory(#[from] memory::Error),
+    /// The guest has measured its TSC, which cannot run at another speed here.
+    #[error("its time-stamp counter runs at {saved} kHz, this host's at {host} kHz")]
+    Tsc {
+        /// When it was saved.
+        saved: u32,
+        /// Here.
+        host: u32,
+    },
+    /// The guest has measured its APIC timers.
+    #[error("its local APICs' timers count at {saved} Hz, those of engine {engine} at {here} Hz")]
+    ApicTimer {
+        /// When it was saved.
+        saved: u64,
+        /// The engine.
+        engine: &'static str,
+        /// What it has.
+        here: u64,
+    },
+    /// A machine that runs changes while it is looked at.
+    #[error("the machine is not paused, or has ended")]
+    NotPaused,
+    /// The next thing it does is a reset or its end.
+    #[error("the guest has just asked for a reset or to be turned off")]
+    Ending,
+}
+
+/// What time it is in a machine, and how it is counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockState {
+    /// Machine time in nanoseconds.
+    pub now_ns: u64,
+    /// Frequency of the TSC in kHz.
+    pub tsc_khz: u32,
+    /// Input frequency of the local APICs' timers in Hz.
+    pub apic_timer_hz: u64,
+    /// Each vCPU's TSC.
+    pub tscs: Vec<u64>,
+    /// vCPUs that wait for a start-up IPI and have seen an NMI meanwhile.
+    pub latched_nmis: Vec<bool>,
+}
+
+/// Section kind and version of [`ClockState`].
+pub(crate) const CLOCKS: (&str, u32) = ("clocks", 1);
+const CONFIG: (&str, u32) = ("machine-config", 1);
+const RAM: (&str, u32) = ("guest-ram", 1);
+
+/// A snapshot that was opened and read: everything in it is whole, and nothing was applied yet.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The machine it is of. Disks and the like may be exchanged for others of the same shape.
+    pub config: MachineConfig,
+    /// What it said of itself.
+    pub header: Header,
+    pub(crate) archive: Archive,
+    pub(crate) clocks: ClockState,
+    pub(crate) ram: File,
+}
+
+/// Writes `machine`, which is paused, to the empty files `state` and `ram`; both are durable then.
+///
+/// # Errors
+/// All but those of reading. The files are to be thrown away then; the machine can go on.
+pub fn write(
+    machine: &Machine,
+    build: &str,
+    state: &File,
+    ram: &File,
+    map: &PageMap,
+) -> Result<(), crate::Error> {
+    let mut archive = machine.capture()?;
+    archive.header.build = build.to_owned();
+    let ram = ram::write(machine.ram(), ram, map)?;
+    archive.put(path::RAM, encode(path::RAM, RAM, &ram)?);
+    let mut file = state;
+    let written = file.write_all(&archive.to_bytes()).and_then(|()| file.sync_all());
+    Ok(written.map_err(|source| Error::Host { act: "write state", source })?)
+}
+
+impl Snapshot {
+    /// Reads `state` and looks at `ram`, which is compared with what was written if anybody may have touched it since.
+    ///
+    /// # Errors
+    /// All of [`Error`] that tell of damage and of other machines.
+    pub fn read(state: &File, ram: File) -> Result<Self, Error> {
+        let mut bytes = Vec::new();
+        let read = state.take(MAX_STATE_BYTES).read_to_end(&mut bytes);
+        read.map_err(|source| Error::Host { act: "read state", source })?;
+        let mut archive = Archive::parse(&bytes)?;
+        let header = archive.header.clone();
+        if header.board != BOARD {
+            return Err(Error::Board { found: header.board });
+        }
+        let config: MachineConfig = take(&mut archive, path::CONFIG, CONFIG)?;
+        let clocks: ClockState = take(&mut archive, path::CLOCKS, CLOCKS)?;
+        let ram_state: RamState = take(&mut archive, path::RAM, RAM)?;
+        let malformed = |at: &str, reason: &str| Error::Section {
+            path: at.to_owned(),
+            source: state::Error::Malformed { kind: "machine", reason: reason.to_owned() },
+        };
+        config.validate().map_err(|error| malformed(path::CONFIG, &crate::machine::chain(&error)))?;
+        if ram_state.ranges != layout::ram_ranges(config.memory_bytes) {
+            return Err(malformed(path::RAM, "regions of another machine"));
+        }
+        let cpus = config.cpus as usize;
+        if clocks.tscs.len() != cpus || clocks.latched_nmis.len() != cpus || clocks.apic_timer_hz == 0 {
+            return Err(malformed(path::CLOCKS, "clocks of another machine"));
+        }
+        ram::check(&ram, &ram_state)?;
+        Ok(Self { config, header, archive, clocks, ram })
+    }
+}
+
+impl Snapshot {
+    pub(crate) fn ram_ranges(&self) -> Vec<(u64, u64)> {
+        layout::ram_ranges(self.config.memory_bytes)
+    }
+
+    /// Input frequency of the timers of local APICs, which `engine` must have too if it has its own.
+    pub(crate) fn apic_timer_hz(&self, engine: &dyn engine::Engine) -> Result<u64, Error> {
+        let saved = self.clocks.apic_timer_hz;
+        match engine.apic_timer_hz() {
+            Some(here) if here != saved => Err(Error::ApicTimer { saved, engine: engine.name(), here }),
+            _ => Ok(saved),
+        }
+    }
+}
+
+/// The configuration as it is saved: what the guest was loaded from has served its turn.
+pub(crate) fn encode_config(config: &MachineConfig) -> Result<Section, Error> {
+    let mut config = config.clone();
+    config.boot.initrd.clear();
+    config.boot.kernel = Source::File("/".into());
+    // There is nothing to start anew from.
+    config.on_reset = OnReset::Stop;
+    encode(path::CONFIG, CONFIG, &config)
+}
+
+/// The configuration to build from: nothing is loaded.
+pub(crate) fn without_kernel(mut config: MachineConfig) -> MachineConfig {
+    config.boot.kernel = Source::Bytes(Arc::default());
+    config.boot.initrd.clear();
+    config.on_reset = OnReset::Stop;
+    config
+}
+
+pub(crate) fn encode<T: Serialize>(
+    at: &str,
+    (kind, version): (&'static str, u32),
+    value: &T,
+) -> Result<Section, Error> {
+    Section::encode(kind, version, value).map_err(|source| Error::Section { path: at.to_owned(), source })
+}
+
+pub(crate) fn take<T: serde::de::DeserializeOwned>(
+    archive: &mut Archive,
+    at: &str,
+    (kind, version): (&'static str, u32),
+) -> Result<T, Error> {
+    let section = archive.take(at)?;
+    section.decode(kind, version).map_err(|source| Error::Section { path: at.to_owned(), source })
+}
