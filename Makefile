@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-kernels kernels lint unit assets bench fuzz stress soak doc install clean packages-run packages-test packages-bench packages-fuzz
+.PHONY: help build run test test-kernels kernels lint unit assets bench fuzz stress soak sequences doc install clean packages-run packages-test packages-bench packages-fuzz
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -15,13 +15,22 @@ PREFIX ?= /usr/local
 ASSETS := $(TARGET)/test-assets
 # Kernels of other makers, and a store with some of them.
 KERNELS := $(TARGET)/test-kernels
+# A store with a compiler and a kernel's source, and what a soak leaves.
+SOAK := $(TARGET)/soak
 # Random instruction sequences that are compared with the host's own processor.
 SEQUENCES ?= 200000
+# Where the random sequences begin; each seed gives others.
+SEEDS ?= 1
 FUZZ_SECONDS ?= 60
+# How long `make soak` begins new rounds, on which engine.
+SOAK_MINUTES ?= 60
+SOAK_ENGINE ?= auto
 BENCH_FLAGS ?=
 
 PACKAGES_RUN := gcc libc6-dev mmdebstrap
 PACKAGES_TEST := $(PACKAGES_RUN) g++ git busybox-static docker-registry iproute2 openssl skopeo
+# In the guest, from the host's package sources.
+PACKAGES_SOAK := bc bison bzip2 flex gcc libc6-dev libelf-dev libssl-dev linux-source make xz-utils
 PACKAGES_BENCH := $(PACKAGES_TEST) qemu-system-x86
 PACKAGES_FUZZ := $(PACKAGES_RUN) g++
 
@@ -105,8 +114,21 @@ stress: assets ## Whole boots under each way to provoke the translator, and each
 	STRATA_STRESS=all STRATA_TEST_ASSETS=$(ASSETS) $(CARGO) test --release --package strata --test workload stress:: -- --test-threads 2
 	STRATA_TEST_ASSETS=$(ASSETS) $(CARGO) test --release --package engine_soft --test guests
 
-soak: ## The tests with millions of instruction sequences
-	$(MAKE) unit SEQUENCES=5000000
+sequences: SEQUENCES = 1000000
+sequences: packages-run ## Millions of random instruction sequences three ways (SEQUENCES=5000000 SEEDS="1 2 3")
+	@for seed in $(SEEDS); do \
+	    STRATA_SEQUENCES=$(SEQUENCES) STRATA_SEED=$$seed \
+	        $(CARGO) test --release --package engine_soft --test differential -- --nocapture --test-threads 1; done
+
+soak: build packages-test ## An hour of kernel builds, compression and forks in a guest (SOAK_MINUTES=60 SOAK_ENGINE=jit)
+	@mkdir -p $(SOAK)
+	@export STRATA_ROOT=$(SOAK)/store; \
+	if [ -z "$$($(STRATA) kernel ls --quiet)" ]; then \
+	    echo "== soak: kernel"; $(call refresh); $(STRATA) kernel fetch; fi; \
+	if ! $(STRATA) image inspect soak >/dev/null 2>&1; then \
+	    echo "== soak: image"; $(call refresh); $(STRATA) image bootstrap soak $(PACKAGES_SOAK:%=--package %); fi
+	$(call say,soak: $(SOAK_MINUTES) minutes)
+	$(CARGO) xtask soak --store $(SOAK)/store --strata $(STRATA) --engine $(SOAK_ENGINE) --minutes $(SOAK_MINUTES) --out $(SOAK)
 
 doc: ## Build the documentation of every crate
 	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --release --no-deps --workspace --document-private-items

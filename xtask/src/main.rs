@@ -1,13 +1,14 @@
-//! The project's own tools: `cargo xtask tidy`, `cargo xtask bless` and `cargo xtask bench`.
+//! The project's own tools: `cargo xtask tidy`, `bless`, `bench` and `soak`.
 //!
 //! Reading order: [`tidy`], the rules of the house that no compiler checks; [`bless`], golden files; [`mod@bench`],
-//! macro benchmarks beside other virtual machines on the same host.
+//! macro benchmarks beside other virtual machines on the same host; [`mod@soak`], an hour of mixed load.
 //!
 //! Deliberately absent: anything a user of Strata needs.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod bless;
+mod soak;
 mod tidy;
 
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ enum Command {
     Bless,
     /// Measure Strata beside the host and QEMU, interleaved
     Bench(bench::Options),
+    /// Run an hour of mixed load in a guest, and compare and watch it
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(&top),
         Command::Bless => bless::run(&top),
         Command::Bench(options) => bench::run(&top, options),
+        Command::Soak(options) => soak::run(&top, options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,7 +8,7 @@ mod classes;
 mod contenders;
 mod figures;
 mod native;
-mod overhead;
+pub(crate) mod overhead;
 mod prepare;
 mod report;
 mod session;
