@@ -283,23 +283,23 @@ impl Cpu {
     fn difference(&self, unit: &Unit, ending: &Ending, outcome: &Outcome, trial: &Trial) -> Option<String> {
         let faulted = |flow: Flow| matches!(flow, Flow::Fault | Flow::Raised);
         let mut text = String::new();
-        match *outcome {
-            Outcome::Ended(flow, op, _) if faulted(flow) || faulted(ending.flow) => {
-                if (flow, op, self.fault) != (ending.flow, ending.op, ending.fault) {
-                    let _ = write!(
-                        text,
-                        " {flow:?} {:?} instead of {:?} {:?};",
-                        self.fault, ending.flow, ending.fault
-                    );
-                }
+        let then = (ending.flow, ending.op, ending.fault);
+        let now = match *outcome {
+            Outcome::Ended(flow, op, _) if faulted(flow) => Some((flow, op, self.fault)),
+            _ => None,
+        };
+        match now {
+            Some(now) if now != then => {
+                let _ = write!(text, " {:?} {:?} instead of {:?} {:?};", now.0, now.2, then.0, then.2);
             }
-            _ if faulted(ending.flow) => {
-                let _ = write!(text, " no fault instead of {:?};", ending.fault);
+            Some(_) => {}
+            None if faulted(then.0) => {
+                let _ = write!(text, " no fault instead of {:?};", then.2);
             }
-            _ if self.state.rip != ending.state.rip => {
+            None if self.state.rip != ending.state.rip => {
                 let _ = write!(text, " rip {:#x} instead of {:#x};", self.state.rip, ending.state.rip);
             }
-            _ => {}
+            None => {}
         }
         for (n, name) in REGISTERS.iter().enumerate() {
             let (now, then) = (self.state.gpr[n], ending.state.gpr[n]);
@@ -341,9 +341,8 @@ impl Cpu {
         if !self.jit.as_ref().is_some_and(|jit| jit.config.exact_flags) {
             return 0;
         }
-        let undefined = unit.instructions[..ending.executed.min(unit.instructions.len())]
-            .iter()
-            .fold(0, |undefined, instruction| undefined_after(undefined, instruction));
+        let undefined =
+            unit.instructions[..ending.executed.min(unit.instructions.len())].iter().fold(0, undefined_after);
         StatusFlags::from_rflags(!u64::from(undefined) & ARITHMETIC).0
     }
 
