@@ -1,19 +1,24 @@
 //! Builds the guest programs and runs them on an engine. Included by the tests of every engine:
 //! `#[path = "../../../guest/runner.rs"] mod runner;`.
 
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arch::x86::cpuid::CpuModel;
+use arch::x86::{CpuState, saved};
 use engine::Engine;
 use machine::config::{MachineConfig, Source};
+use machine::snapshot::ram::{self, PageMap, RamState};
+use machine::snapshot::{self, Archive, Snapshot};
 use machine::{Backends, Machine, MachineEvent};
 
 /// Far beyond what any program needs; one that hangs fails instead of blocking the tests.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How often a machine is saved and restored at most: what comes after runs in one go.
+const MAX_TURNS: u32 = 25;
 
 #[derive(Clone, Default)]
 struct Console(Arc<Mutex<Vec<u8>>>);
@@ -82,6 +87,72 @@ pub fn outcome_while(engine: &dyn Engine, name: &str, cpus: u32, meanwhile: impl
     drop(machine);
     let bytes = console.0.lock().unwrap().clone();
     Ended { text: String::from_utf8_lossy(&bytes).into_owned(), event }
+}
+
+/// Runs program `name` on one of `engines` after the other: at moments that `seed` chooses the machine is saved, thrown away,
+/// and restored on the next. Each time all registers, all devices and all memory must be what they were. Also how often.
+#[allow(dead_code, reason = "a single engine has no turns to take")]
+pub fn outcome_in_turns(engines: &[&dyn Engine], name: &str, cpus: u32, seed: u64) -> (Ended, u32) {
+    let mut config = MachineConfig::new(Source::File(programs().join(format!("{name}.elf"))));
+    config.cpus = cpus;
+    let lacks = |model: &CpuModel| engines.iter().any(|engine| !engine.missing_for(model).is_empty());
+    config.cpu_model = CpuModel::best(lacks).to_owned();
+    let console = Console::default();
+    let backends = || Backends { console: Some(Box::new(console.clone())), ..Backends::default() };
+    let mut machine = Machine::build(&config, backends(), engines[0]).unwrap();
+    let (mut random, mut turns) = (seed | 1, 0);
+    let event = loop {
+        // The first is saved before it was ever started.
+        if turns > 0 {
+            machine.start();
+        }
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let microseconds = 1 << ((random >> 60) % 9); // to 256 µs
+        let wait = if turns == MAX_TURNS { PATIENCE } else { Duration::from_micros(microseconds) };
+        match machine.wait_timeout(wait) {
+            None if turns < MAX_TURNS => {}
+            event => break event,
+        }
+        machine.pause();
+        let Ok(before) = machine.capture() else { break machine.wait_timeout(PATIENCE) };
+        turns += 1;
+        let (state, ram) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        snapshot::write(&machine, "test", &state, &ram, &PageMap::open()).unwrap();
+        let memory = memory(&machine);
+        // Its last words come before those of the next.
+        drop(machine);
+        (&state).rewind().unwrap();
+        let engine = engines[turns as usize % engines.len()];
+        machine = Machine::restore(Snapshot::read(&state, ram).unwrap(), backends(), engine).unwrap();
+        assert!(memory.is_same(&self::memory(&machine)), "{name}, turn {turns} to {}: memory", engine.name());
+        let after = machine.capture().unwrap();
+        assert_same(&before, &after, &format!("{name}, turn {turns} to {}", engine.name()));
+    };
+    drop(machine);
+    let bytes = console.0.lock().unwrap().clone();
+    (Ended { text: String::from_utf8_lossy(&bytes).into_owned(), event }, turns)
+}
+
+/// A checksum of each MiB that is not all zeros.
+fn memory(machine: &Machine) -> RamState {
+    ram::write(machine.ram(), &tempfile::tempfile().unwrap(), &PageMap::open()).unwrap()
+}
+
+/// Sections that say how far a chip has counted: it looks at the clock when it is restored.
+const COUNTED: [&str; 4] = ["clocks", "device/acpi-pm", "device/pit", "device/rtc"];
+
+/// Compares all sections but those of [`COUNTED`].
+fn assert_same(before: &Archive, after: &Archive, when: &str) {
+    let paths = |archive: &Archive| archive.sections().map(|(path, _)| path.to_owned()).collect::<Vec<_>>();
+    assert_eq!(paths(before), paths(after), "{when}");
+    for ((path, before), (_, after)) in before.sections().zip(after.sections()) {
+        if path.starts_with("vcpu/") {
+            let registers = |section| CpuState { tsc_offset: 0, ..saved::restore(section).unwrap() };
+            assert_eq!(registers(before), registers(after), "{when}: {path}");
+        } else if !COUNTED.contains(&path) {
+            assert_eq!(before, after, "{when}: {path}");
+        }
+    }
 }
 
 /// Runs it and fails with its console output unless each check passed.

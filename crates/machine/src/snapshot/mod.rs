@@ -22,7 +22,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use state::{Archive, ArchiveError, Header, Section};
+use state::{ArchiveError, Header, Section};
 
 use crate::MachineConfig;
 use crate::boards::layout;
@@ -31,6 +31,7 @@ use crate::machine::Machine;
 pub use folder::Folder;
 pub use ram::PageMap;
 use ram::RamState;
+pub use state::Archive;
 pub use state::archive::FORMAT;
 
 /// The board that snapshots of this build are of.
@@ -266,3 +267,6 @@ pub(crate) fn take<T: serde::de::DeserializeOwned>(
     let section = archive.take(at)?;
     section.decode(kind, version).map_err(|source| Error::Section { path: at.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests;

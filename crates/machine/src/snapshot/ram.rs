@@ -30,6 +30,13 @@ pub struct RamState {
     file: FileStamp,
 }
 
+impl RamState {
+    /// Whether two files hold the same memory.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.ranges == other.ranges && self.blocks == other.blocks
+    }
+}
+
 /// What changes when somebody touches a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStamp {

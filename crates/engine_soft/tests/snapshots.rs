@@ -1,0 +1,43 @@
+//! The programs of `guest/`, saved and restored at random moments: interpreter and translator take turns on one machine.
+
+#[path = "../../../guest/runner.rs"]
+mod runner;
+
+use engine::Engine;
+use engine_soft::{Interpreter, Translator};
+
+/// `STRATA_SEED` chooses other moments; they are never the same on a busy host anyway.
+fn seed() -> u64 {
+    std::env::var("STRATA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x5eed)
+}
+
+fn in_turns(name: &str, cpus: u32) {
+    let jit = Translator::default();
+    let engines: [&dyn Engine; 3] = [&Interpreter, &jit, &jit];
+    let (ended, turns) = runner::outcome_in_turns(&engines, name, cpus, seed());
+    let whole = ended.is_whole() && ended.failures().next().is_none();
+    assert!(whole, "{name} after {turns} turns: {:?}\n{}", ended.event, ended.text);
+    assert!(turns > 0, "{name} ended before it was saved once");
+}
+
+macro_rules! programs {
+    ($($name:ident: $cpus:literal,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                in_turns(stringify!($name), $cpus);
+            }
+        )*
+    };
+}
+
+programs! {
+    calls: 1,
+    exceptions: 1,
+    interrupts: 1,
+    modes: 1,
+    paging: 1,
+    smc: 1,
+    smp: 4,
+    system: 1,
+}
