@@ -18,7 +18,7 @@ use machine::{Backends, Machine, MachineEvent};
 /// Far beyond what any program needs; one that hangs fails instead of blocking the tests.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a machine is saved and restored at most: what comes after runs in one go.
-const MAX_TURNS: u32 = 25;
+pub const MAX_TURNS: u32 = 25;
 
 #[derive(Clone, Default)]
 struct Console(Arc<Mutex<Vec<u8>>>);
@@ -89,10 +89,24 @@ pub fn outcome_while(engine: &dyn Engine, name: &str, cpus: u32, meanwhile: impl
     Ended { text: String::from_utf8_lossy(&bytes).into_owned(), event }
 }
 
+/// Whether the first engine executes anything before the machine is saved.
+#[allow(dead_code, reason = "a single engine has no turns to take")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    Runs,
+    Rests,
+}
+
 /// Runs program `name` on one of `engines` after the other: at moments that `seed` chooses the machine is saved, thrown away,
 /// and restored on the next. Each time all registers, all devices and all memory must be what they were. Also how often.
 #[allow(dead_code, reason = "a single engine has no turns to take")]
-pub fn outcome_in_turns(engines: &[&dyn Engine], name: &str, cpus: u32, seed: u64) -> (Ended, u32) {
+pub fn outcome_in_turns(
+    engines: &[&dyn Engine],
+    name: &str,
+    cpus: u32,
+    first: First,
+    seed: u64,
+) -> (Ended, u32) {
     let mut config = MachineConfig::new(Source::File(programs().join(format!("{name}.elf"))));
     config.cpus = cpus;
     let lacks = |model: &CpuModel| engines.iter().any(|engine| !engine.missing_for(model).is_empty());
@@ -102,8 +116,7 @@ pub fn outcome_in_turns(engines: &[&dyn Engine], name: &str, cpus: u32, seed: u6
     let mut machine = Machine::build(&config, backends(), engines[0]).unwrap();
     let (mut random, mut turns) = (seed | 1, 0);
     let event = loop {
-        // The first is saved before it was ever started.
-        if turns > 0 {
+        if turns > 0 || first == First::Runs {
             machine.start();
         }
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

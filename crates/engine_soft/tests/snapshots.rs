@@ -14,7 +14,7 @@ fn seed() -> u64 {
 fn in_turns(name: &str, cpus: u32) {
     let jit = Translator::default();
     let engines: [&dyn Engine; 3] = [&Interpreter, &jit, &jit];
-    let (ended, turns) = runner::outcome_in_turns(&engines, name, cpus, seed());
+    let (ended, turns) = runner::outcome_in_turns(&engines, name, cpus, runner::First::Rests, seed());
     let whole = ended.is_whole() && ended.failures().next().is_none();
     assert!(whole, "{name} after {turns} turns: {:?}\n{}", ended.event, ended.text);
     assert!(turns > 0, "{name} ended before it was saved once");

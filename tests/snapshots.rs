@@ -1,0 +1,39 @@
+//! Programs of `guest/` whose machine moves from engine to engine. Interpreter and translator do so in the tests of their
+//! own crate; here KVM takes part.
+
+#[path = "../guest/runner.rs"]
+mod runner;
+
+use engine::Engine;
+use engine_kvm::Kvm;
+use engine_kvm::probe::Pace;
+use engine_soft::{Interpreter, Translator};
+
+/// What a host's emulator says when it lacks an instruction.
+const GAVE_UP: &str = "kvm emulates this guest and cannot execute ";
+
+#[test]
+fn guest_programs_go_on_under_kvm_and_under_the_others() {
+    let kvm = match Kvm::open() {
+        Ok(kvm) => kvm,
+        Err(error) => return println!("skipped: {error}"),
+    };
+    let jit = Translator::default();
+    let mut engines: Vec<&dyn Engine> = vec![&kvm, &Interpreter, &jit];
+    if !matches!(kvm.probe(), Ok(Pace::Real { .. })) {
+        // It knows no TSC but the host's, so nothing can go on there; what began there goes on elsewhere.
+        println!("skipped: restoring under kvm, which emulates guests here");
+        (0..runner::MAX_TURNS).for_each(|turn| engines.push(engines[1 + turn as usize % 2]));
+    }
+    for name in ["calls", "exceptions", "smc"] {
+        let (ended, turns) = runner::outcome_in_turns(&engines, name, 1, runner::First::Runs, 7);
+        let reason = ended.event.as_ref().map(ToString::to_string).unwrap_or_default();
+        if reason.contains(GAVE_UP) {
+            println!("skipped: {name} after {turns} turns: {reason}");
+            continue;
+        }
+        let whole = ended.is_whole() && ended.failures().next().is_none();
+        assert!(whole, "{name} after {turns} turns: {:?}\n{}", ended.event, ended.text);
+        println!("{name}: saved and restored {turns} times");
+    }
+}
