@@ -184,6 +184,7 @@ macro_rules! programs {
 }
 
 programs! {
+    dma: 2,
     exceptions: 1,
     interrupts: 1,
     modes: 1,

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use arch::x86::CpuState;
 use arch::x86::cpuid::{CpuModel, FeatureSet};
 use engine::{Engine, Error, Exit, Statistics, Vcpu, VcpuSignal, Vm, VmConfig};
+use memory::CodeWatcher;
 
 use x86::hostexec::{Thunks, host_features};
 use x86::interp::cpu::Cpu;
@@ -88,6 +89,9 @@ impl SoftVm {
         }
         config.cpu_model = Arc::new(model);
         let shared = Arc::new(Shared::new(config.vcpu_count));
+        let watching = shared.clone();
+        let watcher: CodeWatcher = Arc::new(move || watching.code_changed_by_device());
+        config.ram.watch_code(&watcher);
         Ok(Box::new(Self { engine, config, translator, shared }))
     }
 

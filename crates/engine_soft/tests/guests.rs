@@ -73,6 +73,7 @@ fn under(stress: &str, name: &str, cpus: u32) {
 
 programs! {
     calls: 1,
+    dma: 2,
     exceptions: 1,
     interrupts: 1,
     modes: 1,

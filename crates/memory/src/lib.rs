@@ -14,7 +14,7 @@
 
 pub mod tracker;
 
-pub use tracker::{CodeMark, PageFlags, PageInfo, PageTracker};
+pub use tracker::{CodeMark, CodeWatcher, PageFlags, PageInfo, PageTracker};
 pub use vm_memory;
 
 use std::fs::File;
@@ -195,6 +195,15 @@ impl GuestRam {
         self.backend.write_slice(data, GuestAddress(gpa)).map_err(|_| Error::Access { gpa, len: data.len() })
     }
 
+    /// Has `watcher` called after each write by [`Self::write`], or by a device through [`Self::backend`], that hit
+    /// code: generations are new by then. It takes the place of a watcher from before.
+    pub fn watch_code(&self, watcher: &CodeWatcher) {
+        for region in self.backend.iter() {
+            let mapping: &vm_memory::MmapRegion<PageTracker> = region;
+            mapping.bitmap().watch_code(watcher.clone());
+        }
+    }
+
     /// Says that all of `len` bytes at `gpa` are about to be written: the host gives their memory at once, instead
     /// of by a page fault for each 4 KiB. What cannot be had is no error. Not for memory that may stay untouched.
     ///
@@ -291,6 +300,28 @@ mod tests {
         ram.write(0x103f, &[0; 2]).unwrap();
         assert_ne!(info.code_generation(), before);
         assert!(!info.holds_code());
+    }
+
+    #[test]
+    fn whoever_watches_code_is_told_of_writes_that_hit_some() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicU32, Ordering};
+        let ram = GuestRam::new(&[(0, 0x4000), (0x1_0000_0000, 0x2000)]).unwrap();
+        let told = Arc::new(AtomicU32::new(0));
+        let count = told.clone();
+        let watcher: CodeWatcher = Arc::new(move || _ = count.fetch_add(1, Ordering::SeqCst));
+        ram.watch_code(&watcher);
+        ram.write(0x1000, &[0; 64]).unwrap();
+        assert_eq!(told.load(Ordering::SeqCst), 0, "no code there");
+        for gfn in [1, 2, 0x10_0000] {
+            ram.page(gfn).unwrap().info.begin_code(0x40, 0x10);
+        }
+        ram.write(0x1030, &[0; 8]).unwrap();
+        assert_eq!(told.load(Ordering::SeqCst), 0, "beside it");
+        ram.write(0x1000, &[0; 0x2000]).unwrap();
+        assert_eq!(told.load(Ordering::SeqCst), 1, "two pages by one write");
+        ram.write(0x1_0000_0040, &[0]).unwrap();
+        assert_eq!(told.load(Ordering::SeqCst), 2, "another region");
     }
 
     #[test]

@@ -7,13 +7,17 @@
 //! - a page *holds code* as long as one of its lines is marked; overwriting a marked line unmarks all of them
 //!   and starts a new generation, so a page whose code is gone is an ordinary page again;
 //! - whoever writes RAM writes first and then calls [`PageInfo::note_write`] (`vm-memory` does so through
-//!   the [`Bitmap`] implementation), which starts a new generation if the written lines hold code.
+//!   the [`Bitmap`] implementation), which starts a new generation if the written lines hold code;
+//! - who runs code without comparing generations all the time asks to be told when a write by [`Bitmap`] hit some
+//!   ([`crate::GuestRam::watch_code`]); what its own vCPUs store it learns from [`PageInfo::note_write`].
 //!
 //! An engine that writes without `note_write` (its TLB's fast path) must only do so while the page is DIRTY
 //! and holds no code, and must drop such entries in all vCPUs before it decodes from a page that held none.
 // UNSAFETY: takes zeroed memory as a table of atomics.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
 
@@ -128,16 +132,39 @@ fn lines(offset: usize, len: usize) -> u64 {
     (u64::MAX >> (63 - (last - first))) << first
 }
 
+/// Called after a device has overwritten code, by the thread that did.
+pub type CodeWatcher = Arc<dyn Fn() + Send + Sync>;
+
 /// The pages of one region, as the bitmap `vm-memory` marks writes in.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct PageTracker {
     pages: Box<[PageInfo]>,
+    /// Read only when code was hit, which is rare. Whoever is called takes no lock of this crate.
+    watcher: RwLock<Option<CodeWatcher>>,
+}
+
+impl fmt::Debug for PageTracker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageTracker").field("pages", &self.pages.len()).finish_non_exhaustive()
+    }
 }
 
 impl PageTracker {
     /// One entry a page, in order.
     pub fn pages(&self) -> &[PageInfo] {
         &self.pages
+    }
+
+    /// Has `watcher` called whenever a marked write hit code, in place of whoever was called before.
+    pub(crate) fn watch_code(&self, watcher: CodeWatcher) {
+        *self.watcher.write().unwrap_or_else(PoisonError::into_inner) = Some(watcher);
+    }
+
+    #[cold]
+    fn tell_watcher(&self) {
+        if let Some(watcher) = &*self.watcher.read().unwrap_or_else(PoisonError::into_inner) {
+            watcher();
+        }
     }
 }
 
@@ -147,7 +174,7 @@ impl NewBitmap for PageTracker {
         // SAFETY: all-zero bytes are a valid `PageInfo` (three atomics). Asking for zeroed memory keeps the
         // table untouched, and so uncommitted, until a page is used: 512 GiB guests cost nothing up front.
         let pages = unsafe { Box::<[PageInfo]>::new_zeroed_slice(count).assume_init() };
-        Self { pages }
+        Self { pages, watcher: RwLock::default() }
     }
 }
 
@@ -159,11 +186,15 @@ impl Bitmap for PageTracker {
     fn mark_dirty(&self, offset: usize, len: usize) {
         let end = offset.saturating_add(len).min(self.pages.len() << PAGE_SHIFT);
         let mut at = offset;
+        let mut hit = false;
         while at < end {
             let in_page = at & (PAGE_SIZE - 1);
             let count = (end - at).min(PAGE_SIZE - in_page);
-            self.pages[at >> PAGE_SHIFT].note_write(in_page, count);
+            hit |= self.pages[at >> PAGE_SHIFT].note_write(in_page, count);
             at += count;
+        }
+        if hit {
+            self.tell_watcher();
         }
     }
 

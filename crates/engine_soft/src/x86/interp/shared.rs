@@ -83,6 +83,11 @@ impl Shared {
         self.others(from).for_each(|(_, slot)| slot.post_if_running());
     }
 
+    /// Code was overwritten by a device: as [`Self::code_changed`], for all.
+    pub fn code_changed_by_device(&self) {
+        self.slots.iter().for_each(Slot::post_if_running);
+    }
+
     /// Whether no running vCPU but `from` has yet to answer.
     pub fn is_revoked(&self, from: u32) -> bool {
         self.others(from)
