@@ -261,7 +261,7 @@ fn a_slow_disk_does_not_hold_the_vcpu_and_requests_finish_before_a_save() {
 #[test]
 fn a_drive_without_a_medium_comes_back_with_one_and_the_driver_is_told() {
     let empty = disk::formats::raw::Raw::from_file(tempfile::tempfile().unwrap(), Access::ReadWrite).unwrap();
-    let mut before = Rig::new(Box::new(Block::new(Box::new(empty), "root")));
+    let mut before = Rig::live(Box::new(Block::new(Box::new(empty), "root")));
     let section = before.save();
     let mut after = Rig::new(Box::new(Block::new(file_disk(Access::ReadWrite), "root")));
     after.transport.restore(&section).unwrap();
