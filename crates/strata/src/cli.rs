@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{boot, check, completions, image, kernel, login, man, registry, run, templates};
+use crate::commands::{boot, check, completions, image, kernel, login, man, oci, registry, run, templates};
 use crate::exit;
 
 /// Run any workload at the layer of isolation you choose
@@ -55,6 +55,7 @@ pub enum Command {
     Push(registry::PushOptions),
     Login(login::LoginOptions),
     Logout(login::LogoutOptions),
+    Oci(oci::Options),
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Options),

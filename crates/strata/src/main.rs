@@ -21,6 +21,7 @@ mod size;
 mod store;
 mod terminal;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -30,9 +31,17 @@ use failure::Outcome;
 
 fn main() -> ExitCode {
     terminal::restore_on_panic();
-    let cli = Cli::parse();
-    start_log(cli.global.verbose);
-    match dispatch(&cli) {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    let outcome = if name.as_ref().and_then(|path| path.file_name()).is_some_and(|n| n == commands::oci::LINK)
+    {
+        start_log(0);
+        commands::oci::run_with(&std::env::args_os().skip(1).collect::<Vec<_>>())
+    } else {
+        let cli = Cli::parse();
+        start_log(cli.global.verbose);
+        dispatch(&cli)
+    };
+    match outcome {
         Ok(exit) => exit.into(),
         Err(failure) => {
             failure.print();
@@ -53,6 +62,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Push(options) => commands::registry::push(&cli.global, options),
         Command::Login(options) => commands::login::login(options),
         Command::Logout(options) => commands::login::logout(options),
+        Command::Oci(options) => commands::oci::run(options),
         Command::Man(options) => commands::man::run(options),
         Command::Completions(options) => commands::completions::run(options),
     }

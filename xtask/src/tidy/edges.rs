@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
         &[
             "agent",
             "arch",
+            "container",
             "disk",
             "engine",
             "engine_kvm",
@@ -36,6 +37,7 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
     ("memory", &[], &[]),
     ("state", &[], &[]),
     ("sandbox", &[], &[]),
+    ("container", &[], &[]),
     ("protocol", &[], &[]),
     ("workload", &[], &[]),
     ("agent", &["protocol"], &[]),

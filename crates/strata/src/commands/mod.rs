@@ -7,6 +7,7 @@ pub mod image;
 pub mod kernel;
 pub mod login;
 pub mod man;
+pub mod oci;
 pub mod registry;
 pub mod run;
 mod sizing;

@@ -1,0 +1,89 @@
+use super::bpf::evaluate;
+use super::*;
+use crate::spec::SyscallRule;
+
+const X86_64: u32 = 0xc000_003e;
+
+fn rule(name: &str, action: &str, args: Vec<SyscallArg>) -> SyscallRule {
+    SyscallRule { names: vec![name.to_owned()], action: action.to_owned(), args, ..SyscallRule::default() }
+}
+
+fn filter(default: &str, syscalls: Vec<SyscallRule>) -> Vec<Instruction> {
+    let rules = Seccomp { default_action: default.to_owned(), syscalls, ..Seccomp::default() };
+    let arches = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"].map(str::to_owned).to_vec();
+    Filter::new(&Seccomp { architectures: arches, ..rules }).unwrap().program
+}
+
+fn arg(index: u32, op: &str, value: u64, value_two: u64) -> SyscallArg {
+    SyscallArg { index, value, value_two, op: format!("SCMP_CMP_{op}") }
+}
+
+#[test]
+fn each_call_of_the_profile_gets_its_verdict_on_each_architecture() {
+    let program = filter("SCMP_ACT_ERRNO", profile::default_rules(&[]).syscalls);
+    for (arch, read, mount) in [(X86_64, 0, 165), (0x4000_0003, 3, 21)] {
+        assert_eq!(evaluate(&program, arch, read, [0; 6]), ALLOW);
+        assert_eq!(evaluate(&program, arch, mount, [0; 6]), ERRNO | 1);
+    }
+    assert_eq!(evaluate(&program, X86_64, 9999, [0; 6]), ERRNO | libc::ENOSYS as u32);
+    assert_eq!(evaluate(&program, 0xc000_00b7, 0, [0; 6]), KILL_PROCESS);
+    assert_eq!(evaluate(&program, X86_64, 0x4000_0000, [0; 6]), KILL_PROCESS);
+}
+
+#[test]
+fn arguments_are_compared_with_all_their_bits() {
+    let big = 0x1_0000_0005;
+    let values = [0, 4, 5, 6, 0xffff_ffff, big - 1, big, big + 1, u64::MAX];
+    type Holds = fn(u64, u64) -> bool;
+    let comparisons: [(&str, Holds); 6] = [
+        ("EQ", |a, b| a == b),
+        ("NE", |a, b| a != b),
+        ("LT", |a, b| a < b),
+        ("LE", |a, b| a <= b),
+        ("GT", |a, b| a > b),
+        ("GE", |a, b| a >= b),
+    ];
+    for (name, holds) in comparisons {
+        for bound in [5, big] {
+            let program =
+                filter("SCMP_ACT_KILL", vec![rule("read", "SCMP_ACT_ALLOW", vec![arg(2, name, bound, 0)])]);
+            for value in values {
+                let verdict = evaluate(&program, X86_64, 0, [7, 7, value, 7, 7, 7]);
+                assert_eq!(verdict == ALLOW, holds(value, bound), "{value:#x} {name} {bound:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mask_and_several_conditions_hold_together() {
+    let namespaces = 0x7e02_0000;
+    let rules = vec![
+        rule("clone", "SCMP_ACT_ALLOW", vec![arg(0, "MASKED_EQ", namespaces, 0), arg(1, "EQ", 1, 0)]),
+        rule("clone", "SCMP_ACT_LOG", vec![arg(1, "EQ", 2, 0)]),
+    ];
+    let program = filter("SCMP_ACT_ERRNO", rules);
+    let verdict = |a, b| evaluate(&program, X86_64, 56, [a, b, 0, 0, 0, 0]);
+    assert_eq!(verdict(0x11, 1), ALLOW);
+    assert_eq!(verdict(0x0002_0011, 1), ERRNO | 1);
+    assert_eq!(verdict(0x0002_0011, 2), LOG);
+    assert_eq!(verdict(0, 3), ERRNO | 1);
+}
+
+#[test]
+fn what_nobody_knows_is_refused_or_passed_over() {
+    let unknown_call = vec![rule("no_such_call", "SCMP_ACT_ALLOW", vec![])];
+    assert_eq!(evaluate(&filter("SCMP_ACT_KILL", unknown_call), X86_64, 0, [0; 6]), KILL_THREAD);
+    let refused = |rules: Seccomp| Filter::new(&rules).unwrap_err().to_string();
+    let allow = || "SCMP_ACT_ALLOW".to_owned();
+    assert!(refused(Seccomp { default_action: "X".into(), ..Seccomp::default() }).contains("\"X\""));
+    let syscalls = vec![rule("read", "SCMP_ACT_KILL", vec![arg(6, "EQ", 0, 0)])];
+    assert!(
+        refused(Seccomp { default_action: allow(), syscalls, ..Seccomp::default() }).contains("argument 6")
+    );
+    let listener_path = Some("/x".into());
+    assert!(
+        refused(Seccomp { default_action: allow(), listener_path, ..Seccomp::default() })
+            .contains("listener")
+    );
+}

@@ -1,0 +1,299 @@
+//! `create`: everything up to the point where the process waits to be started.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::Runtime;
+use crate::cgroups::Cgroups;
+use crate::channel::{self, Channel, Message};
+use crate::console;
+use crate::error::{Error, Result, While};
+use crate::hooks::{self, Point};
+use crate::init::Init;
+use crate::launch;
+use crate::mounts;
+use crate::namespaces::Namespaces;
+use crate::process::Plan;
+use crate::rootfs::Root;
+use crate::spec::Spec;
+use crate::state::{Folder, Record, now, process_start};
+use crate::sys::{self, Child};
+use crate::{bundle, ids};
+
+/// What a container is made from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A bundle: `config.json` in this folder.
+    Bundle(PathBuf),
+    /// A config that is in no file, and a root that need not be a folder.
+    Config {
+        /// The config. Its root says only whether it is read-only, unless `root` is [`Root::Folder`].
+        spec: Box<Spec>,
+        /// Where the root comes from.
+        root: Root,
+        /// `USER[:GROUP]` by names of the container's files, instead of the config's numbers.
+        user: Option<String>,
+    },
+}
+
+/// How a container is made.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Its name.
+    pub id: String,
+    /// What it is made from.
+    pub source: Source,
+    /// A socket that is given the controlling end of the terminal.
+    pub console_socket: Option<PathBuf>,
+    /// A file that is given the process's id.
+    pub pid_file: Option<PathBuf>,
+    /// Further descriptors, from 3 on, that the process inherits.
+    pub preserve_fds: u32,
+    /// Whether the root is entered by `pivot_root`. Without, a process with CAP_SYS_CHROOT finds its way out where the
+    /// root is a RAM disk's; that is what it is for.
+    pub pivot: bool,
+}
+
+impl CreateOptions {
+    /// Without anything that is optional.
+    #[must_use]
+    pub fn new(id: impl Into<String>, source: Source) -> Self {
+        Self { id: id.into(), source, console_socket: None, pid_file: None, preserve_fds: 0, pivot: true }
+    }
+}
+
+/// Whether the process waits to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    Later,
+    AtOnce,
+}
+
+/// A container whose process exists.
+pub(super) struct Made {
+    pub child: Child,
+    pub folder: Folder,
+    pub record: Record,
+    /// The controlling end of a terminal that nobody else wanted.
+    pub console: Option<OwnedFd>,
+}
+
+impl Runtime {
+    /// Makes a container and leaves its process waiting for `start`.
+    ///
+    /// # Errors
+    /// The bundle makes no sense, or the host refuses something. Nothing is left then.
+    pub fn create(&self, options: &CreateOptions) -> Result<()> {
+        self.make(options, Start::Later).map(drop)
+    }
+
+    pub(super) fn make(&self, options: &CreateOptions, start: Start) -> Result<Made> {
+        let (spec, root, user, bundle) = load(&options.source)?;
+        bundle::check(&spec)?;
+        let folder = self.folder(&options.id)?;
+        folder.create()?;
+        let result =
+            folder.lock().and_then(|_lock| self.make_in(&folder, options, start, (spec, root, user, bundle)));
+        if result.is_err() {
+            // Its groups are removed where they are known; the folder must not stand in the way of another try.
+            let _ = folder.remove();
+        }
+        result
+    }
+
+    fn make_in(
+        &self,
+        folder: &Folder,
+        options: &CreateOptions,
+        start: Start,
+        (spec, root, user, bundle): (Spec, Root, Option<String>, PathBuf),
+    ) -> Result<Made> {
+        let linux = spec.linux();
+        let root_path = match &root {
+            Root::Folder => bundle::root(&bundle, &spec)?,
+            Root::Image { .. } => {
+                let scratch = folder.path().join("root");
+                std::fs::create_dir(&scratch).during(|| format!("make {}", scratch.display()))?;
+                scratch
+            }
+        };
+        let process = spec.process.clone().unwrap_or_default();
+        let mut plan = Plan::new(&process, linux.seccomp.as_ref())?;
+        plan.user_name = user;
+        plan.preserve_fds = options.preserve_fds;
+        let console = console_for(process.terminal, options, start, &mut plan)?;
+        let namespaces = Namespaces::new(&linux.namespaces)?;
+        let start_socket = (start == Start::Later).then(|| listen(folder.path())).transpose()?;
+        let resources = linux.resources.clone().unwrap_or_default();
+        let path = linux.cgroups_path.as_deref();
+        let cgroups = Cgroups::create(path, &options.id, self.systemd_cgroup, &resources)?;
+        let record = Record {
+            id: options.id.clone(),
+            bundle: bundle.clone(),
+            rootfs: if matches!(root, Root::Folder) { root_path.clone() } else { PathBuf::new() },
+            pid: 0,
+            pid_started: 0,
+            created: now(),
+            owner: rustix::process::getuid().as_raw(),
+            cgroups,
+            spec: spec.clone(),
+        };
+        let result = launch_init(folder, options, &record, |record| {
+            Ok(Init {
+                cgroups: record.cgroups.folders(),
+                entry: record.cgroups.entry()?,
+                state: record.state(folder),
+                pivot: options.pivot,
+                start: start_socket,
+                spec,
+                plan,
+                namespaces,
+                root,
+                root_path,
+                bundle,
+            })
+        });
+        match result {
+            Ok((child, record)) => {
+                let console = console.map(|socket| console::receive(socket.as_fd())).transpose()?;
+                Ok(Made { child, folder: folder.clone(), record, console })
+            }
+            Err(error) => {
+                let _ = record.cgroups.remove();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The config, the root, the user, and the folder that relative paths start from.
+fn load(source: &Source) -> Result<(Spec, Root, Option<String>, PathBuf)> {
+    match source {
+        Source::Bundle(folder) => {
+            let folder = folder.canonicalize().during(|| format!("find bundle {}", folder.display()))?;
+            Ok((bundle::read(&folder)?, Root::Folder, None, folder))
+        }
+        Source::Config { spec, root, user } => {
+            Ok((spec.as_ref().clone(), root.clone(), user.clone(), PathBuf::from("/")))
+        }
+    }
+}
+
+/// Who gets the terminal's controlling end: the socket that was named, or this process.
+fn console_for(
+    terminal: bool,
+    options: &CreateOptions,
+    start: Start,
+    plan: &mut Plan,
+) -> Result<Option<OwnedFd>> {
+    match (&options.console_socket, terminal) {
+        (Some(path), true) => {
+            plan.console = Some(console::connect(path)?);
+            Ok(None)
+        }
+        (Some(_), false) => Err(Error::refused("console socket", "the process has no terminal")),
+        (None, true) if start == Start::Later => {
+            Err(Error::refused("terminal", "the process has one: name a console socket"))
+        }
+        (None, true) => {
+            let (ours, theirs) = console::pair()?;
+            plan.console = Some(theirs);
+            Ok(Some(ours))
+        }
+        (None, false) => Ok(None),
+    }
+}
+
+/// The socket at which the process waits. Its path is made short by a descriptor: those of sockets have 107 bytes.
+fn listen(folder: &Path) -> Result<OwnedFd> {
+    let act = || format!("make a socket in {}", folder.display());
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let open = rustix::fs::open(folder, flags, rustix::fs::Mode::empty()).during(act)?;
+    let address =
+        SocketAddrUnix::new(format!("{}/start.sock", mounts::by_descriptor(open.as_fd()))).during(act)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .during(act)?;
+    rustix::net::bind(&socket, &address).during(act)?;
+    rustix::net::listen(&socket, 8).during(act)?;
+    Ok(socket)
+}
+
+fn launch_init(
+    folder: &Folder,
+    options: &CreateOptions,
+    record: &Record,
+    init: impl FnOnce(&Record) -> Result<Init>,
+) -> Result<(Child, Record)> {
+    // Known from here on: whoever deletes it finds the groups.
+    folder.write(record)?;
+    let init = init(record)?;
+    let (ours, theirs) = channel::pair()?;
+    // Its cgroup and time namespaces are made by the process itself.
+    let late = libc::CLONE_NEWCGROUP as u64 | sys::NEWTIME;
+    let flags = init.namespaces.new & !late;
+    let join = || init.namespaces.enter();
+    let join: Option<&dyn Fn() -> Result<()>> =
+        if init.namespaces.join.is_empty() { None } else { Some(&join) };
+    let mask = sys::block_signals().during(|| "block signals".to_owned())?;
+    let child = launch::spawn(flags, &init.entry, join, || {
+        // Or it would not see that its maker is gone.
+        sys::close_copy(ours.as_fd().as_raw_fd());
+        init.run(&theirs)
+    });
+    sys::restore_signals(&mask);
+    let child = child?;
+    drop(theirs);
+    let mut record = record.clone();
+    record.pid = child.pid;
+    record.pid_started = process_start(child.pid).map_or(0, |(start, _)| start);
+    let done = folder.write(&record).and_then(|()| converse(&ours, &child, &init, &record, folder));
+    let done = done.and_then(|()| write_pid(options.pid_file.as_deref(), child.pid));
+    if let Err(error) = done {
+        // It may have ended by itself. It is ours to reap: nobody else knows it.
+        let _ = sys::signal_process(child.pidfd.as_fd(), libc::SIGKILL);
+        reap(child.pid);
+        return Err(error);
+    }
+    Ok((child, record))
+}
+
+fn reap(pid: i32) {
+    let _ =
+        rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
+}
+
+/// Answers the process until it is ready, or runs.
+fn converse(channel: &Channel, child: &Child, init: &Init, record: &Record, folder: &Folder) -> Result<()> {
+    loop {
+        match channel.receive()? {
+            Some(Message::NeedsIds) => {
+                if init.maps_ids() {
+                    let linux = init.spec.linux();
+                    ids::map(child.pid, &linux.uid_mappings, &linux.gid_mappings)?;
+                }
+                channel.send(&Message::Go(child.pid))?;
+            }
+            Some(Message::NeedsHooks) => {
+                hooks::run(&init.spec, Point::CreateRuntime, &record.state(folder))?;
+                channel.send(&Message::Go(child.pid))?;
+            }
+            // The end of the connection is the command's beginning.
+            Some(Message::Ready) | None => return Ok(()),
+            Some(Message::Failed(125, text)) => return Err(Error::Inside(text)),
+            Some(Message::Failed(code, text)) => return Err(Error::Command { text, code }),
+            Some(Message::Go(_)) => return Err(Error::refused("the process being made", "it says \"go\"")),
+        }
+    }
+}
+
+/// Writes the id whole or not at all: whoever waits for the file reads it as soon as it is there.
+pub(super) fn write_pid(path: Option<&Path>, pid: i32) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let new = path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().to_string_lossy()));
+    std::fs::write(&new, pid.to_string())
+        .and_then(|()| std::fs::rename(&new, path))
+        .during(|| format!("write {}", path.display()))
+}
