@@ -106,7 +106,7 @@ impl Image {
     }
 
     /// The configuration as it is stored.
-    pub(crate) fn config_bytes(&self) -> &[u8] {
+    pub fn config_bytes(&self) -> &[u8] {
         &self.config_bytes
     }
 
@@ -145,10 +145,15 @@ impl Store {
     /// There is no such image, or its manifest or config is missing, corrupt or makes no sense.
     pub fn image(&self, name: &Reference) -> Result<Image> {
         let (digest, size) = self.find(name)?;
+        self.image_at(name, digest, Some(size))
+    }
+
+    /// The image with this manifest; `name` is for messages.
+    pub(crate) fn image_at(&self, name: &Reference, digest: Digest, size: Option<u64>) -> Result<Image> {
         let path = self.blob_path(&digest);
         let pin = files::open_pinned(&path)?;
         let pin = pin.ok_or_else(|| Error::MissingBlob { digest: digest.hex(), path })?;
-        let manifest_bytes = self.read_blob(&digest, Some(size), MAX_DOCUMENT_BYTES)?;
+        let manifest_bytes = self.read_blob(&digest, size, MAX_DOCUMENT_BYTES)?;
         let what = |part: &str| format!("{part} of image {name}");
         let manifest: ImageManifest =
             document::parse(&manifest_bytes).map_err(Error::json(what("manifest")))?;

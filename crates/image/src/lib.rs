@@ -1,7 +1,7 @@
 //! Images and kernels in one content-addressed store, and the root file systems made of them.
 //!
 //! [`Store::open`] gives the store. Images come in by [`Store::import`], [`Store::load`], [`Store::bootstrap`] and piece by
-//! piece by [`Store::incoming`], go out by [`Store::save`], and become one squashfs file for a machine by
+//! piece by [`Store::incoming`], which also makes new ones of layers, go out by [`Store::save`], and become one squashfs file for a machine by
 //! [`Store::root_for_vm`]. Kernels are in [`kernels`]; [`cpio`] writes the initramfs a caller puts together.
 //!
 //! Reading order: `files` (what crash-safe means here), `store` (layout, locks, collector), `tar`, `layers` (archives become a
@@ -36,20 +36,23 @@ mod store;
 mod tar;
 #[cfg(test)]
 mod testing;
+mod view;
 
-pub use archive::SaveFormat;
+pub use archive::{SaveFormat, rfc3339, source_date};
 pub use bootstrap::Bootstrap;
 pub use diff::{Change, ChangeKind};
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use history::HistoryStep;
 pub use image::{Config, Image, ImageSummary};
+pub use layers::{LayerPart, LayerWriter};
 pub use platform::Platform;
 pub use progress::{NoProgress, Part, Progress};
 pub use reference::Reference;
 pub use root::RootFile;
-pub use store::{Checked, Collected, Incoming, PartialBlob, Problem, Pruned, Store};
+pub use store::{Checked, Collected, Incoming, PartialBlob, Problem, Pruned, ScratchFolder, Store};
 pub use tar::TarError;
+pub use view::{Missing, NodeInfo, NodeKind, View};
 
 pub(crate) use store::{MAX_DOCUMENT_BYTES, digest_of};
 

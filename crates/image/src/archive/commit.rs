@@ -28,7 +28,7 @@ impl Made {
 }
 
 /// The time to stamp things with: `SOURCE_DATE_EPOCH` if it is set (reproducible-builds.org), else now.
-pub(crate) fn source_date() -> u64 {
+pub fn source_date() -> u64 {
     let set = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
     set.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))
 }
@@ -82,7 +82,7 @@ pub(super) fn to_bytes(value: &Value) -> Result<Vec<u8>> {
 }
 
 /// A time in UTC as RFC 3339 has it.
-pub(crate) fn rfc3339(seconds: u64) -> String {
+pub fn rfc3339(seconds: u64) -> String {
     let (days, second) = (seconds / 86400, seconds % 86400);
     // Years of 365.2425 days from 1 March 0000 on (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
     let z = days + 719_468;

@@ -17,7 +17,7 @@ use crate::store::{Adding, BlobWriter, Store};
 use crate::tar::{End, Reader, TarError};
 
 /// Quick rather than small. Not zstd: tools of a few years ago read no zstd layers, and images leave here for them.
-const GZIP_LEVEL: u32 = 4;
+pub(crate) const GZIP_LEVEL: u32 = 4;
 
 /// A layer in the store.
 pub(super) struct Layer {

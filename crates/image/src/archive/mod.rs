@@ -7,5 +7,7 @@ mod save;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use commit::{Made, source_date};
+pub(crate) use commit::Made;
+pub use commit::{rfc3339, source_date};
+pub(crate) use import::GZIP_LEVEL;
 pub use save::SaveFormat;

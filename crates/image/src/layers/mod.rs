@@ -7,6 +7,9 @@ mod apply;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod write;
 
 pub(crate) use apply::{ApplyError, Contents, apply};
+pub use write::{LayerPart, LayerWriter};
+
 pub(crate) use tree::{Body, Meta, Node, NodeId, ROOT, Tree, Xattr, XattrKind};

@@ -67,7 +67,7 @@ impl DataWriter {
     }
 
     /// Everything written so far is with the kernel; hands out the file.
-    pub(super) fn file(&mut self) -> Result<&File> {
+    pub(crate) fn file(&mut self) -> Result<&File> {
         self.out.flush().map_err(Error::file("write", &self.path))?;
         Ok(self.out.get_ref())
     }

@@ -19,7 +19,7 @@ pub(crate) use writer::{finish, is_whole};
 const MAGIC: u32 = 0x7371_7368;
 const SUPERBLOCK_BYTES: u64 = 96;
 /// Bytes of a data block.
-const BLOCK_BYTES: usize = 128 << 10;
+pub(crate) const BLOCK_BYTES: usize = 128 << 10;
 const BLOCK_LOG: u16 = 17;
 /// In the size of a data block: it is stored uncompressed.
 const BLOCK_UNCOMPRESSED: u32 = 1 << 24;

@@ -56,7 +56,7 @@ impl Store {
                 }
             }
         }
-        let collected = self.collect_all(Duration::ZERO)?;
+        let collected = self.collect_all(Duration::ZERO, unused)?;
         let busy = || Error::InUse { what: "the store: images are being added to it".to_string() };
         Ok(Pruned { names, collected: collected.ok_or_else(busy)? })
     }
@@ -67,16 +67,20 @@ impl Store {
     /// # Errors
     /// The store cannot be read. Files that cannot be removed are left.
     pub fn collect(&self) -> Result<Collected> {
-        Ok(self.collect_all(PARTIAL_AGE)?.unwrap_or_default())
+        Ok(self.collect_all(PARTIAL_AGE, false)?.unwrap_or_default())
     }
 
-    /// As `collect`; partial blobs go when nobody touched them for `age`. Nothing when images are being added.
-    fn collect_all(&self, age: Duration) -> Result<Option<Collected>> {
+    /// As `collect`; partial blobs go when nobody touched them for `age`, with `forget` what builds remember too. Nothing when
+    /// images are being added.
+    fn collect_all(&self, age: Duration, forget: bool) -> Result<Option<Collected>> {
         let Some(_gc) = files::try_lock(&self.lock_path("gc"))? else { return Ok(None) };
         let mut done = Collected::default();
         let mut live = HashSet::new();
         for descriptor in self.index()?.manifests() {
             self.mark(&digest_of(descriptor)?, &mut live, 0);
+        }
+        for digest in self.remembered_steps(forget)? {
+            self.mark(&digest, &mut live, 0);
         }
         self.sweep_roots(&live, &mut done)?;
         self.sweep_blobs(live, &mut done)?;

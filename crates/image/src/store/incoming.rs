@@ -7,18 +7,18 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::image::ImageManifest;
 use sha2::{Digest as _, Sha256};
 
-use super::blobs::BlobReader;
+use super::blobs::{BlobReader, BlobWriter};
 use super::{Adding, Store};
 use crate::digest::Digest;
 use crate::document;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, TempFolder};
 use crate::image::Image;
 use crate::reference::Reference;
 use crate::{MAX_DOCUMENT_BYTES, MAX_LAYER_BYTES, digest_of};
@@ -32,7 +32,7 @@ const WRITEBACK_BYTES: u64 = 8 << 20;
 /// An image on its way into the store. Until it is committed or dropped, the collector stays away.
 #[derive(Debug)]
 pub struct Incoming {
-    store: Store,
+    pub(super) store: Store,
     adding: Adding,
 }
 
@@ -50,7 +50,7 @@ impl Store {
     }
 
     /// True when a blob of this name and size is there. Its bytes are checked when they are used.
-    fn has_blob(&self, digest: &Digest, size: u64) -> bool {
+    pub(super) fn has_blob(&self, digest: &Digest, size: u64) -> bool {
         fs::metadata(self.blob_path(digest)).is_ok_and(|meta| meta.is_file() && meta.len() == size)
     }
 
@@ -107,6 +107,19 @@ impl Incoming {
         self.store.read_blob(digest, Some(size), MAX_DOCUMENT_BYTES).ok()
     }
 
+    /// An empty folder of the store's file system, which is gone with the value, or soon after this process died.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn scratch_folder(&self) -> Result<ScratchFolder> {
+        Ok(ScratchFolder(self.store.scratch.folder()?))
+    }
+
+    /// Begins a blob whose digest is not known before it is whole.
+    pub(crate) fn blob_writer(&self) -> Result<BlobWriter> {
+        self.store.write_blob(&self.adding)
+    }
+
     /// Stores a small document: a manifest, a config.
     ///
     /// # Errors
@@ -136,6 +149,17 @@ impl Incoming {
         // The name may have meant another image before.
         store.collect()?;
         Ok(image)
+    }
+}
+
+/// A folder for a while.
+#[derive(Debug)]
+pub struct ScratchFolder(TempFolder);
+
+impl ScratchFolder {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 

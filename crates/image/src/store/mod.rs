@@ -4,6 +4,7 @@
 //! oci-layout  index.json  blobs/sha256/<hex>     OCI image specification 1.1, image-layout.md
 //! roots/<hex of the manifest>-<format>.squashfs  root file systems, made on demand, thrown away with their image
 //! kernels/<id>/                                  see `kernels`
+//! build/<hex of a step>                          which image a step of a build led to, see `built`
 //! partial/<hex>                                  blobs on their way from a registry, see `incoming`
 //! locks/  tmp/                                   see `files`
 //! ```
@@ -13,6 +14,7 @@
 //! collector leaves what is locked. Changing `index.json` takes `locks/index`; reading it takes nothing.
 
 mod blobs;
+mod built;
 mod check;
 mod gc;
 mod incoming;
@@ -28,7 +30,7 @@ use std::path::{Path, PathBuf};
 pub(crate) use blobs::BlobWriter;
 pub use check::{Checked, Problem};
 pub use gc::{Collected, Pruned};
-pub use incoming::{Incoming, PartialBlob};
+pub use incoming::{Incoming, PartialBlob, ScratchFolder};
 pub(crate) use index::{MAX_DOCUMENT_BYTES, digest_of};
 
 use crate::error::{Error, Result};
@@ -48,7 +50,7 @@ impl Store {
     /// `root` cannot be made or written, or is an OCI layout of another version.
     pub fn open(root: impl Into<PathBuf>) -> Result<Store> {
         let root: PathBuf = root.into();
-        for dir in ["", "blobs/sha256", "partial", "roots", "kernels", "locks", "tmp"] {
+        for dir in ["", "blobs/sha256", "build", "partial", "roots", "kernels", "locks", "tmp"] {
             let path = if dir.is_empty() { root.clone() } else { root.join(dir) };
             DirBuilder::new()
                 .recursive(true)

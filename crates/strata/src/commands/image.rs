@@ -1,5 +1,6 @@
 //! `strata image …`: images in the store, and the ways in and out.
 
+mod build;
 mod more;
 
 use std::path::PathBuf;
@@ -25,6 +26,11 @@ pub enum Command {
     ///
     /// Calls mmdebstrap or debootstrap with the host's own package sources.
     Bootstrap(BootstrapOptions),
+    /// Make an image as a Containerfile says
+    ///
+    /// What an instruction led to is remembered for two weeks and not done again while nothing of it changes. ADD fetches
+    /// nothing.
+    Build(build::BuildOptions),
     /// Make an image of one layer from a root file system
     Import(ImportOptions),
     /// Take the images of an oci-archive or docker-archive into the store
@@ -139,6 +145,7 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
     let store = store::open(global)?;
     match command {
         Command::Bootstrap(options) => bootstrap(&store, options)?,
+        Command::Build(options) => build::build(&store, options)?,
         Command::Import(options) => import(&store, options)?,
         Command::Load(options) => load(&store, options)?,
         Command::Save(options) => save(&store, options)?,
