@@ -6,8 +6,10 @@
 
 mod bad_input;
 mod boot;
+mod build;
 mod commands;
 mod crashes;
+mod detached;
 mod kernels;
 mod kvm;
 mod registry;

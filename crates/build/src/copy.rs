@@ -1,7 +1,7 @@
 //! COPY and ADD: files from somewhere become entries of a layer.
 //!
 //! Source: the Dockerfile reference, COPY and ADD. A source that is a link is what it leads to; links inside a folder stay
-//! links. A folder gives its contents. A destination that ends with `/`, is a folder already, or has several sources takes each
+//! links. A folder gives its contents, and its mode to the one it becomes if that is new (buildah makes it 0755). A destination that ends with `/`, is a folder already, or has several sources takes each
 //! under its own name. Folders on the way are made, and where the image has a link to a folder there, it is followed.
 
 use std::collections::{HashMap, HashSet};

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{boot, check, completions, image, kernel, login, man, oci, registry, run, templates};
+use crate::commands::{
+    boot, check, completions, image, kernel, login, man, oci, registry, run, templates, workloads,
+};
 use crate::exit;
 
 /// Run any workload at the layer of isolation you choose
@@ -40,6 +42,17 @@ pub struct Global {
 pub enum Command {
     // Text here would hide the longer one that stands with the options.
     Run(run::Options),
+    Ps(workloads::PsOptions),
+    Logs(workloads::LogsOptions),
+    Attach(workloads::AttachOptions),
+    Stop(workloads::StopOptions),
+    Kill(workloads::KillOptions),
+    Wait(workloads::WaitOptions),
+    Pause(workloads::PauseOptions),
+    Unpause(workloads::PauseOptions),
+    Rm(workloads::RmOptions),
+    Inspect(workloads::InspectOptions),
+    Stats(workloads::StatsOptions),
     Boot(boot::Options),
     Check(check::Options),
     /// Kernels that microVMs boot
@@ -56,6 +69,12 @@ pub enum Command {
     Login(login::LoginOptions),
     Logout(login::LogoutOptions),
     Oci(oci::Options),
+    /// Watch a workload in the background
+    #[command(hide = true)]
+    Monitor(run::InnerOptions),
+    /// Run a workload in the background
+    #[command(hide = true)]
+    Worker(run::InnerOptions),
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Options),

@@ -264,6 +264,15 @@ impl Receiver {
         }
     }
 
+    /// Waiting for longer is [`Error::is_timeout`]; what has come of a message by then stays.
+    ///
+    /// # Errors
+    /// The time is none.
+    pub fn set_timeout(&self, time: std::time::Duration) -> Result<()> {
+        let set = self.socket.set_read_timeout(Some(time));
+        set.map_err(|source| Error::Socket { peer: self.peer, source })
+    }
+
     fn wrong(&self, reason: String) -> Error {
         Error::Message { peer: self.peer, reason }
     }

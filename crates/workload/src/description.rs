@@ -31,6 +31,8 @@ pub struct Description {
     pub restart: Restart,
     /// How much of its output is kept.
     pub log: LogLimits,
+    /// The signal that asks it to end, by its number on Linux x86.
+    pub stop_signal: u8,
     /// Its command runs on a terminal.
     pub tty: bool,
     /// Its command has a standard input.

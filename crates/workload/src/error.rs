@@ -99,6 +99,12 @@ impl Error {
         matches!(self, Error::NotFound { .. })
     }
 
+    /// True when nothing came for as long as was to be waited.
+    pub fn is_timeout(&self) -> bool {
+        let late = |kind| matches!(kind, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        matches!(self, Error::Socket { source, .. } if late(source.kind()))
+    }
+
     pub(crate) fn file(act: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
         let path = path.as_ref().to_path_buf();
         move |source| Error::File { act, path, source }

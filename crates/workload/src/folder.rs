@@ -38,6 +38,8 @@ pub struct Draft {
     pub restart: Restart,
     /// How much of its output is kept.
     pub log: LogLimits,
+    /// The signal that asks it to end, by its number on Linux x86.
+    pub stop_signal: u8,
     /// Its command runs on a terminal.
     pub tty: bool,
     /// Its command has a standard input.
@@ -92,6 +94,7 @@ impl Workloads {
             remove: draft.remove,
             restart: draft.restart,
             log: draft.log,
+            stop_signal: draft.stop_signal,
             tty: draft.tty,
             interactive: draft.interactive,
             options: draft.options,
@@ -167,6 +170,13 @@ impl Workloads {
     /// Somebody watches it, or its folder cannot be removed.
     pub fn remove(&self, folder: &Folder) -> Result<()> {
         let _lock = self.lock()?;
+        // A monitor whose workload has ended still answers those who asked.
+        for _ in 0..100 {
+            if !folder.is_watched()? || folder.state()?.status.is_active() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         if folder.is_watched()? {
             let status = folder.state()?.status;
             return Err(Error::Busy { name: folder.description.name.clone(), status });
@@ -355,6 +365,7 @@ mod tests {
             remove: false,
             restart: Restart::No,
             log: LogLimits::default(),
+            stop_signal: 15,
             tty: false,
             interactive: false,
             options: serde_json::json!({"cpus": 1}),

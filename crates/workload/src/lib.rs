@@ -16,7 +16,7 @@
 //! says so. A worker whose monitor is killed dies with it: the state then says that it ran, the lock that nobody watches, and
 //! together they are [`Status::Lost`].
 //!
-//! Reading order: `description`, `state`, `folder`, `control`.
+//! Reading order: `description`, `state`, `folder`, `control`, `log`, `monitor`.
 //!
 //! Deliberately not here: what a machine or a container is, flags, printing.
 #![forbid(unsafe_code)]
@@ -26,6 +26,8 @@ mod description;
 mod error;
 mod files;
 mod folder;
+pub mod log;
+pub mod monitor;
 mod state;
 
 pub use description::{Description, Isolation, LogLimits, Restart};

@@ -12,3 +12,4 @@ pub mod registry;
 pub mod run;
 mod sizing;
 pub mod templates;
+pub mod workloads;

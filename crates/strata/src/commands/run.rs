@@ -4,9 +4,11 @@
 //! time, goes on from a template: a machine that was saved when its agent was up and nothing was mounted. Its root is the
 //! image's read-only squashfs on a virtio disk, under an overlay in guest memory that is gone with the machine.
 
+mod detach;
 pub mod initrd;
 mod session;
 pub mod template;
+mod worker;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +36,9 @@ use crate::{exit, store};
 /// An image that is not in the store is brought from its registry first. Without a command the image's own is run.
 /// Standard input is handed on with -i only. Signals reach the command; three interrupts within two seconds end the
 /// machine at once. Files that the command writes are gone when it ends.
-#[derive(clap::Args)]
+///
+/// With -d the command goes on when this one has ended; strata ps, logs, stop and others reach it by its name.
+#[derive(clap::Args, Clone, serde::Serialize, serde::Deserialize)]
 #[command(after_long_help = exit::OF_RUN)]
 pub struct Options {
     #[command(flatten)]
@@ -66,6 +70,18 @@ pub struct Options {
     /// How the guest starts; a traced or -vv guest always boots
     #[arg(long, value_enum, default_value_t = Start::Warm, value_name = "HOW")]
     start: Start,
+    /// Go on in the background, and write the id of the workload
+    #[arg(short, long, conflicts_with = "timeout")]
+    detach: bool,
+    /// Name for the workload in the background [default: made from image and id]
+    #[arg(long, requires = "detach")]
+    name: Option<String>,
+    /// Remove the workload in the background when it has ended
+    #[arg(long)]
+    rm: bool,
+    /// When to start the workload in the background again: no, on-failure[:TIMES], always
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    restart: workload::Restart,
     /// Name of the image
     image: String,
     /// The command and its arguments
@@ -81,7 +97,7 @@ fn parse_variable(text: &str) -> Result<String, String> {
 }
 
 /// When an image is brought from its registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 enum Pull {
     /// When the store does not have it
     Missing,
@@ -92,7 +108,7 @@ enum Pull {
 }
 
 /// How the guest starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 enum Start {
     /// From a template of such a machine, which is made first if there is none (strata templates)
     Warm,
@@ -115,6 +131,22 @@ struct Prepared {
 /// # Errors
 /// Image, kernel, engine or machine are not as they should be; the message says which.
 pub fn run(global: &Global, options: &Options) -> Outcome {
+    if options.detach {
+        return detach::run(global, options);
+    }
+    if options.restart != workload::Restart::No {
+        let failure =
+            Failure::new("run with --restart: nobody is there to start it again").exit(exit::Exit::Usage);
+        return Err(failure.hint("add -d"));
+    }
+    run_here(global, options, None)
+}
+
+pub use detach::{InnerOptions, monitor, signal_number};
+pub use worker::run as work;
+
+/// Runs the command in a machine of this process; `link` joins it to a monitor.
+fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> Outcome {
     let started = Instant::now();
     let engine = options.sizing.open_engine()?;
     let store = store::open(global)?;
@@ -142,6 +174,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         interactive: options.interactive,
         tty: options.tty,
         timeout: options.timeout,
+        link,
         enter_sandbox: &|| options.sizing.enter_sandbox(engine.as_ref()),
     };
     let outcome = session::run(agent, &machine, &prepared, session, started);

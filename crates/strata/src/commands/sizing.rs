@@ -21,7 +21,7 @@ use crate::size::parse_size;
 use crate::{confine, engines};
 
 /// What executes a machine, and how big it is.
-#[derive(Args)]
+#[derive(Args, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Sizing {
     /// What executes the guest's instructions: the processor (kvm), or code made for it (jit, interp); auto takes kvm
     /// where it is real
@@ -44,8 +44,13 @@ pub struct Sizing {
     pub trace_jit: Option<PathBuf>,
     /// Make the translator do all the time what it does rarely, to find its faults: tlb, code, returns, kick, once,
     /// exact, step[=N], separated by commas
-    #[arg(long, value_name = "LIST")]
-    pub stress: Option<Stress>,
+    #[arg(long, value_name = "LIST", value_parser = parse_stress)]
+    pub stress: Option<String>,
+}
+
+/// Checks the list now; it is kept as text because a description of a workload holds it.
+fn parse_stress(text: &str) -> Result<String, String> {
+    text.parse::<Stress>().map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 impl Sizing {
@@ -68,8 +73,10 @@ impl Sizing {
             File::create(path).map_err(|error| Failure::new(format!("write {}: {error}", path.display())))
         };
         let trace = self.trace_jit.as_ref().map(create).transpose()?;
+        let stress = self.stress.as_deref().unwrap_or_default();
+        let stress = stress.parse().map_err(|error| Failure::because("--stress", error))?;
         let count = tracing::enabled!(tracing::Level::INFO);
-        engines::open(&self.engine, engines::Wishes { count, trace, stress: self.stress.unwrap_or_default() })
+        engines::open(&self.engine, engines::Wishes { count, trace, stress })
     }
 
     /// What is given up while the machine is being built.

@@ -11,6 +11,7 @@ use machine::{Machine, MachineEvent};
 use protocol::{Root, Start, WinSize, Writable};
 use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
 
+use super::worker::Link;
 use super::{Prepared, initrd};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
@@ -33,6 +34,8 @@ pub struct Session<'a> {
     pub origin: Origin,
     /// When it is killed.
     pub timeout: Option<Duration>,
+    /// The monitor, of a workload in the background.
+    pub link: Option<Link>,
     /// Called when everything is open, before the guest starts.
     pub enter_sandbox: &'a dyn Fn() -> Outcome<()>,
 }
@@ -51,31 +54,42 @@ pub fn run(
     agent: AgentSession,
     machine: &Machine,
     prepared: &Prepared,
-    session: Session<'_>,
+    mut session: Session<'_>,
     started: Instant,
 ) -> Outcome {
+    let control = agent.control();
     let last_signal = Arc::new(AtomicI32::new(0));
     let _signals = watch_signals(agent.control(), last_signal.clone(), session.tty)?;
     // On a terminal every key is the command's, Ctrl-C too. Without -i no key is: ours stays as it is, and
     // Ctrl-C is a signal, which the foreground processes of the command's terminal get.
-    let keys = session.tty && session.interactive && terminal::stdin_is_terminal();
+    let keys = session.tty && session.interactive && session.link.is_none() && terminal::stdin_is_terminal();
     let raw = keys.then(Raw::enter).transpose()?;
     let mut is_running = false;
     let workload = Workload {
         start: start(prepared),
-        stdin: if session.interactive { Some(duplicate(&io::stdin(), "standard input")?) } else { None },
+        stdin: match &mut session.link {
+            Some(link) => link.stdin.take(),
+            None if session.interactive => Some(duplicate(&io::stdin(), "standard input")?),
+            None => None,
+        },
         stdout: duplicate(&io::stdout(), "standard output")?,
         stderr: duplicate(&io::stderr(), "standard error")?,
         origin: session.origin,
         boot_timeout: Some(BOOT_TIMEOUT),
         timeout: session.timeout,
         progress: &mut |progress| {
-            is_running |= matches!(progress, Progress::Started { .. });
+            if matches!(progress, Progress::Started { .. }) {
+                is_running = true;
+                session.link.iter().for_each(Link::started);
+            }
             report(progress, started);
         },
     };
     (session.enter_sandbox)()?;
-    let ended = agent.run(machine, workload);
+    let ended = match &session.link {
+        Some(link) => link.serve(machine, &control, || agent.run(machine, workload)),
+        None => agent.run(machine, workload),
+    };
     drop(raw);
     let absent = if is_running { Vec::new() } else { initrd::absent(&prepared.kernel) };
     conclude(ended, &prepared.process.argv, last_signal.load(Ordering::Relaxed)).map_err(|failure| {

@@ -1,0 +1,164 @@
+//! `strata run -d`: the workload's folder, the process that watches it, and the end of this one.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use clap::Args;
+use workload::{Draft, Isolation, LogLimits, Workloads};
+
+use super::Options;
+use crate::cli::Global;
+use crate::commands::image as images;
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While};
+use crate::progress::Bar;
+use crate::{output, store};
+
+/// What the processes in the background are told: the rest is in the workload's folder.
+#[derive(Args)]
+pub struct InnerOptions {
+    /// The workload's id
+    pub id: String,
+}
+
+/// Starts the workload and waits until its command runs; its id goes to standard output.
+///
+/// # Errors
+/// Image, kernel or command are not as they should be. A workload that was made stays, to be looked at, unless it has --rm.
+pub fn run(global: &Global, options: &Options) -> Outcome {
+    let act = || format!("run {:?}", options.image);
+    let store = store::open(global)?;
+    let image = super::find(&store, options)?;
+    let process = super::process(options, &image.config())?;
+    let kernel =
+        store.kernel(options.kernel.as_deref()).map_err(|error| super::explain_kernel(options, error))?;
+    super::check_width(&kernel)?;
+    // Here, where it is seen how long it takes.
+    let root = store.root_for_vm(&image, &Bar::new());
+    drop(root.map_err(|error| images::explain(act(), &options.image, error))?);
+    let inner = Options {
+        // What the variables are here: the worker has others.
+        env: process.env.clone(),
+        detach: false,
+        pull: super::Pull::Never,
+        ..options.clone()
+    };
+    let draft = Draft {
+        name: options.name.clone(),
+        isolation: Isolation::Vm,
+        image: options.image.clone(),
+        command: process.argv,
+        remove: options.rm,
+        restart: options.restart,
+        log: LogLimits::default(),
+        stop_signal: signal_number(&image.config().stop_signal).unwrap_or(15),
+        tty: options.tty,
+        interactive: options.interactive,
+        options: serde_json::to_value(inner).while_trying(act)?,
+    };
+    let workloads = Workloads::open(store.root()).while_trying(act)?;
+    let folder = workloads.create(draft).while_trying(act)?;
+    let id = folder.description().id.clone();
+    drop((image, kernel));
+    let started = start_monitor(global, &id)?;
+    if let Err(reason) = started {
+        let failure = Failure::new(format!("run {:?}: {reason}", options.image));
+        let name = &folder.description().name;
+        return Err(if options.rm {
+            failure
+        } else {
+            failure.hint(format!("strata logs {name}; strata rm {name}"))
+        });
+    }
+    output::write(&format!("{id}\n"))?;
+    Ok(Exit::Success)
+}
+
+/// Starts the process that watches, and hears from it whether the command runs.
+fn start_monitor(global: &Global, id: &str) -> Outcome<Result<(), String>> {
+    let act = || "start the process that watches the workload".to_owned();
+    let mut command = again(global)?;
+    command.args(["monitor", id]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().while_trying(act)?;
+    let stdout =
+        child.stdout.take().ok_or_else(|| Failure::new("start the process that watches: no pipe"))?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line).while_trying(act)?;
+    Ok(match line.trim_end() {
+        "" => Err("the process that watches it ended".to_owned()),
+        "running" => Ok(()),
+        reason => Err(reason.to_owned()),
+    })
+}
+
+/// This program once more, with the same store.
+pub fn again(global: &Global) -> Outcome<Command> {
+    let program = std::env::current_exe().while_trying(|| "find this program".to_owned())?;
+    let mut command = Command::new(program);
+    command
+        .arg("--root")
+        .arg(std::path::absolute(store::root(global)?).while_trying(|| "find the store".to_owned())?);
+    command.args(vec!["-v"; global.verbose.into()]);
+    Ok(command)
+}
+
+/// `strata monitor`: watches a workload until it has ended for good.
+///
+/// # Errors
+/// The workload is watched already, or its folder cannot be written.
+pub fn monitor(global: &Global, options: &InnerOptions) -> Outcome {
+    let act = || format!("watch {}", options.id);
+    // Whoever started us may end, and its terminal with it.
+    let _ = rustix::process::setsid();
+    let folder =
+        Workloads::open(&store::root(global)?).and_then(|all| all.find(&options.id)).while_trying(act)?;
+    let mut worker = again(global)?;
+    worker.args(["worker", &options.id]);
+    let command = || {
+        let mut command = Command::new(worker.get_program());
+        command.args(worker.get_args());
+        command
+    };
+    let ready = |result: Result<(), String>| {
+        let line = result.map_or_else(|reason| reason, |()| "running".to_owned());
+        // Who waited may have been interrupted.
+        let _ = writeln!(std::io::stdout(), "{}", output::visible(&line));
+        let _ = std::io::stdout().flush();
+    };
+    workload::monitor::watch(&folder, &command, &mut { ready }).while_trying(act)?;
+    Ok(Exit::Success)
+}
+
+/// The number of a signal by its name or number.
+pub fn signal_number(text: &str) -> Option<u8> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    if let Ok(number) = text.parse() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset: u8 = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
+        return 34u8.checked_add(offset).filter(|number| *number <= 64);
+    }
+    NAMES.iter().position(|known| *known == name).map(|at| at as u8 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for (text, number) in [("SIGTERM", 15), ("kill", 9), ("2", 2), ("SIGRTMIN+3", 37), ("SIGSYS", 31)] {
+            assert_eq!(signal_number(text), Some(number), "{text}");
+        }
+        for text in ["", "0", "65", "SIGNONE", "RTMIN+40", "-1"] {
+            assert_eq!(signal_number(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! What is done with workloads in the background: a function for each verb.
+
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+use workload::control::{Answer, Client, Request};
+use workload::log::{Reader, rfc3339};
+use workload::{Folder, State, Status, Workloads, now_ms};
+
+use super::run::signal_number;
+use crate::cli::Global;
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While, each};
+use crate::output::{self, Table};
+use crate::store;
+
+/// List workloads in the background
+#[derive(Args)]
+pub struct PsOptions {
+    /// Those that have ended too
+    #[arg(short, long)]
+    all: bool,
+    /// Write JSON
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+    /// Write the ids alone
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Show what a workload wrote
+#[derive(Args)]
+pub struct LogsOptions {
+    /// Go on until it ends
+    #[arg(short, long)]
+    follow: bool,
+    /// Show the last lines only
+    #[arg(short = 'n', long, value_name = "LINES")]
+    tail: Option<usize>,
+    /// Show when each line was written
+    #[arg(short, long)]
+    timestamps: bool,
+    /// Name or id of the workload
+    workload: String,
+}
+
+/// Join the terminal to a workload until it ends; its exit code is ours
+///
+/// What it writes from now on is shown, and with a workload that was started with -i what is typed is handed on.
+#[derive(Args)]
+pub struct AttachOptions {
+    /// Name or id of the workload
+    workload: String,
+}
+
+/// Ask workloads to end, and end them when they do not
+#[derive(Args)]
+pub struct StopOptions {
+    /// Seconds until they are ended without asking
+    #[arg(short, long, default_value_t = 10, value_name = "SECONDS")]
+    time: u64,
+    /// Names or ids of workloads
+    #[arg(required = true)]
+    workloads: Vec<String>,
+}
+
+/// End workloads at once, or send their commands a signal
+#[derive(Args)]
+pub struct KillOptions {
+    /// Signal for the command; without it the whole machine ends
+    #[arg(short, long, value_name = "SIGNAL")]
+    signal: Option<String>,
+    /// Names or ids of workloads
+    #[arg(required = true)]
+    workloads: Vec<String>,
+}
+
+/// Wait until workloads have ended, and write their exit codes
+#[derive(Args)]
+pub struct WaitOptions {
+    /// Names or ids of workloads
+    #[arg(required = true)]
+    workloads: Vec<String>,
+}
+
+/// Let workloads stand still, or go on
+#[derive(Args)]
+pub struct PauseOptions {
+    /// Names or ids of workloads
+    #[arg(required = true)]
+    workloads: Vec<String>,
+}
+
+/// Remove workloads that have ended, and what they wrote
+#[derive(Args)]
+pub struct RmOptions {
+    /// End those that run
+    #[arg(short, long)]
+    force: bool,
+    /// Names or ids of workloads
+    #[arg(required = true)]
+    workloads: Vec<String>,
+}
+
+/// Show everything about a workload as JSON
+#[derive(Args)]
+pub struct InspectOptions {
+    /// Name or id of the workload
+    workload: String,
+}
+
+/// Show what workloads take of the host
+#[derive(Args)]
+pub struct StatsOptions {
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn all(global: &Global) -> Outcome<Workloads> {
+    Workloads::open(&store::root(global)?).while_trying(|| "open the workloads".to_owned())
+}
+
+fn find(global: &Global, name: &str) -> Outcome<Folder> {
+    all(global)?.find(name).map_err(|error| {
+        let missing = error.is_not_found();
+        let failure = Failure::because(format!("find {name:?}"), error);
+        if missing { failure.hint("strata ps -a shows what there is") } else { failure }
+    })
+}
+
+fn state(folder: &Folder) -> Outcome<State> {
+    folder.state().while_trying(|| format!("read the state of {}", folder.description().name))
+}
+
+/// Asks the one who watches a workload.
+fn ask(folder: &Folder, act: &str, request: &Request) -> Outcome<Answer> {
+    let asked = Client::connect(folder).and_then(|mut client| client.ask(request, &[]));
+    asked.while_trying(|| format!("{act} {}", folder.description().name))
+}
+
+/// `strata ps`
+///
+/// # Errors
+/// The workloads cannot be read.
+pub fn ps(global: &Global, options: &PsOptions) -> Outcome {
+    let mut found = Vec::new();
+    for folder in all(global)?.list().while_trying(|| "list the workloads".to_owned())? {
+        // One that is being removed just now is gone.
+        let Ok(state) = folder.state() else { continue };
+        if options.all || state.status.is_active() {
+            found.push((folder, state));
+        }
+    }
+    if options.json {
+        let one =
+            |(folder, state): &(Folder, State)| json!({ "workload": folder.description(), "state": state });
+        output::json(&json!(found.iter().map(one).collect::<Vec<_>>()))?;
+    } else if options.quiet {
+        let ids: String = found.iter().map(|(folder, _)| format!("{}\n", folder.description().id)).collect();
+        output::write(&ids)?;
+    } else {
+        let mut table = Table::new(&["ID", "NAME", "IMAGE", "COMMAND", "STATUS", "CREATED"]);
+        for (folder, state) in &found {
+            let what = folder.description();
+            let command: String = what.command.join(" ").chars().take(30).collect();
+            table.row(vec![
+                what.id[..12].to_owned(),
+                what.name.clone(),
+                what.image.clone(),
+                output::visible(&command),
+                status(state),
+                rfc3339(what.created_ms)[..19].to_owned() + "Z",
+            ]);
+        }
+        table.print()?;
+    }
+    Ok(Exit::Success)
+}
+
+/// What it does, since when, and how it ended.
+fn status(state: &State) -> String {
+    let since = |from: Option<u64>| {
+        let seconds = now_ms().saturating_sub(from.unwrap_or_default()) / 1000;
+        match seconds {
+            0..120 => format!("{seconds} s"),
+            120..7200 => format!("{} min", seconds / 60),
+            7200..172_800 => format!("{} h", seconds / 3600),
+            _ => format!("{} days", seconds / 86_400),
+        }
+    };
+    match (state.status, state.exit_code) {
+        (Status::Running | Status::Paused, _) => format!("{} for {}", state.status, since(state.started_ms)),
+        (Status::Exited, Some(code)) => format!("exited ({code}) {} ago", since(state.finished_ms)),
+        (status, _) => status.to_string(),
+    }
+}
+
+/// `strata logs`
+///
+/// # Errors
+/// There is no such workload, or its log cannot be read.
+pub fn logs(global: &Global, options: &LogsOptions) -> Outcome {
+    let folder = find(global, &options.workload)?;
+    let act = || format!("read the log of {}", folder.description().name);
+    let mut reader = Reader::open(&folder.log()).while_trying(act)?;
+    if let Some(tail) = options.tail {
+        let mut last = std::collections::VecDeque::new();
+        while let Some(entry) = reader.next_entry().while_trying(act)? {
+            last.push_back(entry);
+            if last.len() > tail {
+                last.pop_front();
+            }
+        }
+        for entry in &last {
+            show(entry, options.timestamps)?;
+        }
+    }
+    loop {
+        // First: what it wrote before its end is there then.
+        let watched = folder.is_watched().unwrap_or(false);
+        while let Some(entry) = reader.next_entry().while_trying(act)? {
+            show(&entry, options.timestamps)?;
+        }
+        if !options.follow || !watched {
+            return Ok(Exit::Success);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn show(entry: &workload::log::Entry, timestamps: bool) -> Outcome<()> {
+    let time = if timestamps { format!("{} ", entry.time) } else { String::new() };
+    if entry.stream == "stderr" {
+        eprint!("{time}{}", entry.log);
+        return Ok(());
+    }
+    output::write(&format!("{time}{}", entry.log))
+}
+
+/// `strata attach`
+///
+/// # Errors
+/// It does not run.
+pub fn attach(global: &Global, options: &AttachOptions) -> Outcome {
+    let folder = find(global, &options.workload)?;
+    let act = || format!("attach to {}", folder.description().name);
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let interactive = folder.description().interactive;
+    let keys = interactive && folder.description().tty && stdin.is_terminal();
+    let raw = keys.then(crate::terminal::Raw::enter).transpose()?;
+    let mut fds = vec![stdout.as_fd(), stderr.as_fd()];
+    if interactive {
+        fds.push(stdin.as_fd());
+    }
+    let mut client = Client::connect(&folder).while_trying(act)?;
+    let answer = client.ask(&Request::Attach { stdin: interactive }, &fds);
+    drop(raw);
+    match answer.while_trying(act)? {
+        Answer::Exited { code } => Ok(Exit::Workload(code)),
+        other => Err(Failure::new(format!("attach to {}: {other:?}", folder.description().name))),
+    }
+}
+
+/// `strata stop`
+///
+/// # Errors
+/// There is no such workload. One that has ended is none.
+pub fn stop(global: &Global, options: &StopOptions) -> Outcome {
+    each(&options.workloads, |name| {
+        let folder = find(global, name)?;
+        if state(&folder)?.status.is_active() {
+            let timeout_ms = options.time.saturating_mul(1000);
+            ask(&folder, "stop", &Request::Stop { timeout_ms })?;
+        }
+        output::write(&format!("{name}\n"))
+    })
+}
+
+/// `strata kill`
+///
+/// # Errors
+/// It does not run.
+pub fn kill(global: &Global, options: &KillOptions) -> Outcome {
+    let request = match options.signal.as_deref() {
+        None => Request::Kill,
+        Some(text) => match signal_number(text) {
+            // Nothing in the machine could refuse it; outside it, nothing is left of it.
+            Some(9) => Request::Kill,
+            Some(number) => Request::Signal { number },
+            None => return Err(Failure::new(format!("{text:?} is no signal")).exit(Exit::Usage)),
+        },
+    };
+    each(&options.workloads, |name| {
+        ask(&find(global, name)?, "kill", &request)?;
+        output::write(&format!("{name}\n"))
+    })
+}
+
+/// `strata wait`
+///
+/// # Errors
+/// There is no such workload, or nobody knows how it ended.
+pub fn wait(global: &Global, options: &WaitOptions) -> Outcome {
+    each(&options.workloads, |name| {
+        let folder = find(global, name)?;
+        let asked = Client::connect(&folder).and_then(|mut client| client.ask(&Request::Wait, &[]));
+        let code = match asked {
+            Ok(Answer::Exited { code }) => code,
+            // It has ended meanwhile, or before.
+            _ => ended(&folder)?,
+        };
+        output::write(&format!("{code}\n"))
+    })
+}
+
+fn ended(folder: &Folder) -> Outcome<u8> {
+    let state = state(folder)?;
+    state.exit_code.filter(|_| state.status == Status::Exited).ok_or_else(|| {
+        Failure::new(format!("wait for {}: it is {}", folder.description().name, state.status))
+    })
+}
+
+/// `strata pause`
+///
+/// # Errors
+/// It does not run.
+pub fn pause(global: &Global, options: &PauseOptions) -> Outcome {
+    each(&options.workloads, |name| ask(&find(global, name)?, "pause", &Request::Pause).map(drop))
+}
+
+/// `strata unpause`
+///
+/// # Errors
+/// It does not run.
+pub fn unpause(global: &Global, options: &PauseOptions) -> Outcome {
+    each(&options.workloads, |name| ask(&find(global, name)?, "unpause", &Request::Resume).map(drop))
+}
+
+/// `strata rm`
+///
+/// # Errors
+/// It runs, or its folder cannot be removed.
+pub fn rm(global: &Global, options: &RmOptions) -> Outcome {
+    each(&options.workloads, |name| {
+        let folder = find(global, name)?;
+        if options.force && state(&folder)?.status.is_active() {
+            ask(&folder, "kill", &Request::Kill)?;
+        }
+        all(global)?.remove(&folder).map_err(|error| {
+            Failure::because(format!("remove {name:?}"), error).hint("strata stop it, or strata rm --force")
+        })?;
+        output::write(&format!("{name}\n"))
+    })
+}
+
+/// `strata inspect`
+///
+/// # Errors
+/// There is no such workload.
+pub fn inspect(global: &Global, options: &InspectOptions) -> Outcome {
+    let folder = find(global, &options.workload)?;
+    output::json(&json!({
+        "workload": folder.description(),
+        "state": state(&folder)?,
+        "folder": folder.path(),
+    }))?;
+    Ok(Exit::Success)
+}
+
+/// `strata stats`
+///
+/// # Errors
+/// The workloads cannot be read.
+pub fn stats(global: &Global, options: &StatsOptions) -> Outcome {
+    let mut rows = Vec::new();
+    for folder in all(global)?.list().while_trying(|| "list the workloads".to_owned())? {
+        let pid = folder.state().ok().and_then(|state| state.worker_pid);
+        if let Some((cpu_ms, memory)) = pid.and_then(usage) {
+            rows.push((folder.description().name.clone(), cpu_ms, memory));
+        }
+    }
+    if options.json {
+        let row = |(name, cpu_ms, memory): &(String, u64, u64)| json!({ "name": name, "cpu_ms": cpu_ms, "memory_bytes": memory });
+        output::json(&json!(rows.iter().map(row).collect::<Vec<_>>()))?;
+        return Ok(Exit::Success);
+    }
+    let mut table = Table::new(&["NAME", "CPU TIME", "MEMORY"]);
+    for (name, cpu_ms, memory) in rows {
+        table.row(vec![
+            name,
+            format!("{}.{:02} s", cpu_ms / 1000, cpu_ms % 1000 / 10),
+            output::bytes(memory),
+        ]);
+    }
+    table.print()?;
+    Ok(Exit::Success)
+}
+
+/// Processor time in milliseconds and resident bytes of a process.
+fn usage(pid: u32) -> Option<(u64, u64)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // After the name, which may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    let ticks = number(11)? + number(12)?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = resident.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    // The kernel tells times in hundredths of a second, whatever its clock (USER_HZ).
+    Some((ticks * 10, kib << 10))
+}

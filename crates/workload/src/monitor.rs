@@ -1,0 +1,201 @@
+//! The process that watches one workload: starts its worker, keeps what it writes, notes how it ends, answers on the socket.
+//!
+//! ```text
+//! Starting ── Event::Started ──► Running ◄──► Paused
+//!    └───────────── the worker ends ──┴──────────┘
+//!                        │
+//!     again? ── yes ──► Restarting ──► Starting        no ──► Exited
+//! ```
+//! Threads: one that accepts, one for each client, and for each worker one for each of its streams and one for what it says;
+//! the caller's starts workers and waits for them. Locks: `shared` alone is held while the state is written; `log` and
+//! `attached` are taken after it, or alone.
+
+mod client;
+mod worker;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::mpsc;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::control::{self, Answer, Sender};
+use crate::error::Result;
+use crate::folder::Folder;
+use crate::log::Writer;
+use crate::state::{State, Status, now_ms};
+
+/// Before a workload is started again; twice as long each time it ended soon.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// No pause is longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// One that ran for so long did not end soon.
+const LONG_RUN: Duration = Duration::from_secs(10);
+
+/// What the threads of a monitor share.
+struct Monitor<'a> {
+    folder: &'a Folder,
+    shared: Mutex<Shared>,
+    changed: Condvar,
+    log: Mutex<Writer>,
+    attached: Mutex<Vec<Attached>>,
+}
+
+struct Shared {
+    state: State,
+    worker: Option<Worker>,
+    /// The user asked for the end: it is not started again.
+    stopping: bool,
+    /// It has ended for good.
+    over: bool,
+    next_request: u64,
+    /// Who waits for the worker's answers.
+    waiting: HashMap<u64, mpsc::Sender<Answer>>,
+    attachments: u64,
+}
+
+/// A worker that has not been waited for: its process id is its own.
+struct Worker {
+    pid: rustix::process::Pid,
+    sender: Sender,
+    /// Where the command's standard input is written to.
+    stdin: Option<OwnedFd>,
+}
+
+/// Somebody who sees the output as it comes.
+struct Attached {
+    id: u64,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+/// Watches `folder` until its workload has ended for good. `command` gives what starts a worker; its standard streams are set
+/// here: the control socket is its standard input. `ready` is called once, when the command runs for the first time, or with
+/// the reason why it does not.
+///
+/// # Errors
+/// Somebody else watches it, or its folder cannot be written.
+pub fn watch(
+    folder: &Folder,
+    command: &dyn Fn() -> Command,
+    ready: &mut dyn FnMut(std::result::Result<(), String>),
+) -> Result<()> {
+    let _lock = folder.watch()?;
+    let listener = control::listen(folder)?;
+    let shared = Shared {
+        state: State::new(),
+        worker: None,
+        stopping: false,
+        over: false,
+        next_request: 1,
+        waiting: HashMap::new(),
+        attachments: 0,
+    };
+    let monitor = Monitor {
+        folder,
+        shared: Mutex::new(shared),
+        changed: Condvar::new(),
+        log: Mutex::new(Writer::open(&folder.log(), folder.description().log)?),
+        attached: Mutex::new(Vec::new()),
+    };
+    // The threads of clients may outlive the scope of a worker, and none outlives the process.
+    std::thread::scope(|scope| {
+        let monitor = &monitor;
+        scope.spawn(move || client::accept(monitor, &listener, scope));
+        let result = monitor.run(command, ready);
+        monitor.end();
+        result
+    })?;
+    if folder.description().remove {
+        folder.bury()?;
+    }
+    Ok(())
+}
+
+impl Monitor<'_> {
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, durably, and tells whoever waits for a change.
+    fn note(&self, change: impl FnOnce(&mut State)) {
+        let mut shared = self.lock();
+        change(&mut shared.state);
+        if let Err(error) = self.folder.set_state(&shared.state) {
+            // A full disk: what runs goes on, and what is in memory is still told.
+            shared.state.error = Some(error.to_string());
+        }
+        self.changed.notify_all();
+    }
+
+    /// Starts workers until there is nothing more to do.
+    fn run(
+        &self,
+        command: &dyn Fn() -> Command,
+        ready: &mut dyn FnMut(std::result::Result<(), String>),
+    ) -> Result<()> {
+        let mut said = false;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let begun = Instant::now();
+            self.note(|state| {
+                state.status = Status::Starting;
+                state.monitor_pid = Some(std::process::id());
+                (state.exit_code, state.error, state.finished_ms) = (None, None, None);
+            });
+            let mut failed: Option<String> = None;
+            let mut started = |result: std::result::Result<(), String>| match result {
+                Ok(()) if !std::mem::replace(&mut said, true) => ready(Ok(())),
+                Ok(()) => {}
+                Err(reason) => drop(failed.get_or_insert(reason)),
+            };
+            let code = self.run_worker(command(), &mut started)?;
+            let policy = self.folder.description().restart;
+            let (restarts, stopping) = {
+                let shared = self.lock();
+                (shared.state.restarts, shared.stopping)
+            };
+            let again = !stopping && policy.again(code, restarts);
+            self.note(|state| {
+                state.status = if again { Status::Restarting } else { Status::Exited };
+                state.exit_code = Some(code);
+                state.finished_ms = Some(now_ms());
+                state.worker_pid = None;
+                state.restarts += u32::from(again);
+            });
+            // Once it is noted: who hears of it may look.
+            if let Some(reason) = failed.filter(|_| !std::mem::replace(&mut said, true)) {
+                ready(Err(reason));
+            }
+            if !again {
+                return Ok(());
+            }
+            pause = if begun.elapsed() >= LONG_RUN { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+            if !self.sleep(pause) {
+                self.note(|state| state.status = Status::Exited);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits, unless the user asks for the end meanwhile: false then.
+    fn sleep(&self, time: Duration) -> bool {
+        let shared = self.lock();
+        let waited = self.changed.wait_timeout_while(shared, time, |shared| !shared.stopping);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.stopping
+    }
+
+    /// Nobody is to be answered any more but with the end.
+    fn end(&self) {
+        let mut shared = self.lock();
+        shared.over = true;
+        shared.state.monitor_pid = None;
+        let _ = self.folder.set_state(&shared.state);
+        self.changed.notify_all();
+        drop(shared);
+        let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).sync();
+        // Wakes the thread that accepts, which then sees the end.
+        drop(control::Client::connect(self.folder));
+    }
+}

@@ -1,0 +1,183 @@
+//! Those who ask something of a workload.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{PoisonError, mpsc};
+use std::thread::Scope;
+use std::time::Duration;
+
+use rustix::process::{Signal, kill_process};
+
+use super::worker::write_all;
+use super::{Attached, Monitor, Shared};
+use crate::control::{self, Answer, Message, Request};
+use crate::state::Status;
+
+/// Takes connections until the workload has ended for good.
+pub(super) fn accept<'scope, 'env: 'scope>(
+    monitor: &'scope Monitor<'env>,
+    listener: &UnixListener,
+    scope: &'scope Scope<'scope, 'env>,
+) {
+    for connection in listener.incoming() {
+        if monitor.lock().over {
+            return;
+        }
+        match connection {
+            Ok(socket) => drop(scope.spawn(move || monitor.serve(socket))),
+            // No open file is left, say: that passes.
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+impl Monitor<'_> {
+    /// One client, request after request.
+    fn serve(&self, socket: UnixStream) {
+        let Ok((mut sender, mut receiver)) = control::halves(socket, "a client") else { return };
+        // Once all has ended nobody waits for what a client might still ask.
+        let _ = receiver.set_timeout(Duration::from_millis(200));
+        loop {
+            match receiver.receive::<Request>() {
+                Ok(Some(message)) => {
+                    let id = message.id;
+                    let answer = self.answer(message);
+                    if sender.send(id, &answer, &[]).is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) if error.is_timeout() => {
+                    if self.lock().over {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    let _ = sender.send(0, &Answer::Error { reason: error.to_string() }, &[]);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn answer(&self, message: Message<Request>) -> Answer {
+        match message.body {
+            Request::State => Answer::State { state: Box::new(self.lock().state.clone()) },
+            Request::Wait => self.wait_for_end(None),
+            Request::Kill => {
+                self.kill();
+                self.wait_for_end(None)
+            }
+            Request::Stop { timeout_ms } => self.stop(Duration::from_millis(timeout_ms)),
+            Request::Attach { stdin } => self.attach(message.fds, stdin),
+            request => self.hand_on(&request, &message.fds),
+        }
+    }
+
+    /// Waits for the end, at most so long; nothing but an error then.
+    fn wait_for_end(&self, limit: Option<Duration>) -> Answer {
+        let going = |shared: &mut Shared| !shared.over && shared.state.status != Status::Exited;
+        let shared = self.lock();
+        let shared = match limit {
+            None => self.changed.wait_while(shared, going).unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => {
+                let waited = self.changed.wait_timeout_while(shared, limit, going);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        match shared.state.exit_code {
+            Some(code) if shared.state.status == Status::Exited => Answer::Exited { code },
+            _ => Answer::Error { reason: "it has not ended".to_owned() },
+        }
+    }
+
+    fn stop(&self, timeout: Duration) -> Answer {
+        self.will_end();
+        let number = self.folder.description().stop_signal;
+        let asked = self.hand_on(&Request::Signal { number }, &[]);
+        if asked == Answer::Done
+            && let ended @ Answer::Exited { .. } = self.wait_for_end(Some(timeout))
+        {
+            return ended;
+        }
+        self.kill();
+        self.wait_for_end(None)
+    }
+
+    /// It is not started again.
+    fn will_end(&self) {
+        self.lock().stopping = true;
+        self.changed.notify_all();
+    }
+
+    fn kill(&self) {
+        self.will_end();
+        if let Some(worker) = &self.lock().worker {
+            let _ = kill_process(worker.pid, Signal::KILL);
+        }
+    }
+
+    /// The worker is asked, and what it answers comes back.
+    fn hand_on(&self, request: &Request, fds: &[OwnedFd]) -> Answer {
+        let error = |reason: &str| Answer::Error { reason: reason.to_owned() };
+        let (answer, answered) = mpsc::channel();
+        {
+            let mut shared = self.lock();
+            let id = shared.next_request;
+            shared.next_request += 1;
+            let Some(worker) = &mut shared.worker else { return error("it does not run") };
+            let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            if let Err(failed) = worker.sender.send(id, request, &fds) {
+                return error(&failed.to_string());
+            }
+            shared.waiting.insert(id, answer);
+        }
+        // The sender goes with the worker.
+        let answer = answered.recv().unwrap_or_else(|_| error("it has ended"));
+        match (request, &answer) {
+            (Request::Pause, Answer::Done) => self.note(|state| state.status = Status::Paused),
+            (Request::Resume, Answer::Done) => self.note(|state| state.status = Status::Running),
+            _ => {}
+        }
+        answer
+    }
+
+    fn attach(&self, fds: Vec<OwnedFd>, has_stdin: bool) -> Answer {
+        let mut fds = fds.into_iter();
+        let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else {
+            return Answer::Error { reason: "attach without two open files".to_owned() };
+        };
+        let input = fds.next().filter(|_| has_stdin);
+        let id = {
+            let mut shared = self.lock();
+            shared.attachments += 1;
+            shared.attachments
+        };
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).push(Attached { id, stdout, stderr });
+        if let Some(input) = input {
+            let pipe = self.lock().worker.as_ref().and_then(|worker| worker.stdin.as_ref()?.try_clone().ok());
+            let Some(pipe) = pipe else {
+                self.detach(id);
+                return Answer::Error { reason: "it has no standard input".to_owned() };
+            };
+            // It ends with the client's stream, or with the process: nobody waits for a key.
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) =
+                    rustix::io::retry_on_intr(|| rustix::io::read(&input, &mut buffer))
+                {
+                    if !write_all(&pipe, &buffer[..count]) {
+                        return;
+                    }
+                }
+            });
+        }
+        let ended = self.wait_for_end(None);
+        self.detach(id);
+        ended
+    }
+
+    fn detach(&self, id: u64) {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).retain(|client| client.id != id);
+    }
+}

@@ -1,0 +1,139 @@
+//! One worker: from its start to its end.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::sync::PoisonError;
+
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
+use super::{Monitor, Worker};
+use crate::control::{self, Event, FromWorker, Receiver, Request, Sender};
+use crate::error::{Error, Result};
+use crate::log::Lines;
+use crate::state::{Status, now_ms};
+
+/// The end of a process that something else than itself ended is told as 128 and the signal.
+const SIGNALLED: i32 = 128;
+
+type Started<'f> = &'f mut dyn FnMut(std::result::Result<(), String>);
+
+impl Monitor<'_> {
+    /// Starts a worker and waits until it has ended and all it wrote is kept. Gives its exit code.
+    pub(super) fn run_worker(
+        &self,
+        mut command: Command,
+        started: &mut dyn FnMut(std::result::Result<(), String>),
+    ) -> Result<u8> {
+        let socket = |source| Error::Socket { peer: "the worker", source };
+        let (ours, theirs) = UnixStream::pair().map_err(socket)?;
+        let (mut sender, receiver) = control::halves(ours, "the worker")?;
+        let stdin = if self.folder.description().interactive { Some(open_stdin(&mut sender)?) } else { None };
+        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(Error::file("start", command.get_program()))?;
+        // It holds the other ends: ours would keep the streams open.
+        drop(command);
+        let pid = Pid::from_child(&child);
+        {
+            let mut shared = self.lock();
+            shared.worker = Some(Worker { pid, sender, stdin });
+        }
+        self.note(|state| state.worker_pid = Some(child.id()));
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        std::thread::scope(|scope| {
+            scope.spawn(|| stdout.map(|stream| self.keep("stdout", stream)));
+            scope.spawn(|| stderr.map(|stream| self.keep("stderr", stream)));
+            self.hear(receiver, started);
+        });
+        // It has closed its streams: its end is near, or it is here.
+        let _ = rustix::io::retry_on_intr(|| {
+            waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+        });
+        // Before its process id may become another's.
+        let mut shared = self.lock();
+        shared.worker = None;
+        shared.waiting.clear();
+        drop(shared);
+        let status = child.wait().map_err(Error::file("wait for", "the worker"))?;
+        let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+        let code = status.code().unwrap_or(SIGNALLED + signal.unwrap_or_default());
+        let code = u8::try_from(code).unwrap_or(u8::MAX);
+        started(Err(format!("it ended with exit code {code}")));
+        Ok(code)
+    }
+
+    /// What the worker says, until it has nothing more to say.
+    fn hear(&self, mut receiver: Receiver, started: Started<'_>) {
+        // A message that makes no sense ends the conversation, not the worker.
+        while let Ok(Some(message)) = receiver.receive::<FromWorker>() {
+            match message.body {
+                FromWorker::Event(Event::Started) => {
+                    self.note(|state| {
+                        state.status = Status::Running;
+                        state.started_ms = Some(now_ms());
+                    });
+                    started(Ok(()));
+                }
+                FromWorker::Event(Event::Failed { reason }) => {
+                    self.note(|state| state.error = Some(reason.clone()));
+                    started(Err(reason));
+                }
+                FromWorker::Answer(answer) => {
+                    let waiting = self.lock().waiting.remove(&message.id);
+                    if let Some(waiting) = waiting {
+                        let _ = waiting.send(answer);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything a stream brings goes to the log, and to those who are attached.
+    fn keep(&self, name: &str, mut stream: impl Read) {
+        let mut lines = Lines::default();
+        let mut buffer = vec![0; 64 << 10];
+        let add = |line: &[u8]| self.log.lock().unwrap_or_else(PoisonError::into_inner).add(name, line);
+        loop {
+            let count = match stream.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(_) => break,
+            };
+            // A full disk loses lines; the workload goes on.
+            let _ = lines.push(&buffer[..count], add);
+            let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+            // A slow reader slows the workload down, as one of a foreground run does. One that is gone is forgotten.
+            attached.retain(|client| {
+                let fd = if name == "stdout" { &client.stdout } else { &client.stderr };
+                write_all(fd, &buffer[..count])
+            });
+        }
+        let _ = lines.finish(add);
+    }
+}
+
+/// A pipe for the command's standard input, its other end on the way to the worker.
+fn open_stdin(sender: &mut Sender) -> Result<OwnedFd> {
+    let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+    let (read, write) = pipe.map_err(|e| Error::Socket { peer: "the worker", source: e.into() })?;
+    sender.send(0, &Request::Stdin, &[read.as_fd()])?;
+    Ok(write)
+}
+
+/// Writes all of it; false when nobody reads it any more.
+pub(super) fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        match rustix::io::write(fd, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => {
+                let mut wait = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::OUT)];
+                let _ = rustix::event::poll(&mut wait, None);
+            }
+            Err(_) => return false,
+        }
+    }
+    true
+}
