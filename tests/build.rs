@@ -105,7 +105,12 @@ fn what_is_built_is_what_buildah_builds() {
         assert_eq!(own(&["image", "diff", &built, stage]), "", "{stage}");
         let config = |name: &str| -> Value {
             let all: Value = serde_json::from_str(&own(&["image", "inspect", name])).unwrap();
-            all["config"]["config"].clone()
+            let mut config = all["config"]["config"].clone();
+            // A variable that is set again stays where it was, as with docker; buildah puts it at the end.
+            if let Some(env) = config["Env"].as_array_mut() {
+                env.sort_by_key(Value::to_string);
+            }
+            config
         };
         let (ours, theirs) = (config(&built), config(stage));
         for key in ["Env", "Cmd", "Entrypoint", "WorkingDir", "User", "ExposedPorts", "Volumes", "StopSignal"]
