@@ -6,6 +6,7 @@
 //! to the case, so that a translator finds them in its TLB.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arch::x86::cpuid::CpuModel;
 use arch::x86::paging::Pte;
@@ -41,6 +42,8 @@ pub struct Guest {
     vcpu: Box<dyn Vcpu>,
     _vm: Box<dyn Vm>,
     signal: Arc<VcpuSignal>,
+    /// Runs so far.
+    begun: Arc<AtomicU64>,
     template: CpuState,
     pool: &'static [u8],
     warm: bool,
@@ -74,12 +77,17 @@ impl Guest {
         tables.map(WARM64, WARM_PA, Pte::USER);
         write_system_page(&ram);
         ram.write(USER_PA, &[0xcc; PAGE as usize]).unwrap();
-        Self { ram, vcpu, _vm: vm, signal, template: template(model), pool, warm }
+        Self { ram, vcpu, _vm: vm, signal, begun: Arc::default(), template: template(model), pool, warm }
     }
 
     /// What ends a case that does not end: call it from another thread.
     pub fn signal(&self) -> Arc<VcpuSignal> {
         self.signal.clone()
+    }
+
+    /// How many runs have begun: what shows another thread that one does not end.
+    pub fn begun(&self) -> Arc<AtomicU64> {
+        self.begun.clone()
     }
 
     /// Runs a case.
@@ -97,6 +105,9 @@ impl Guest {
             state.rip = WARM64;
         }
         *self.vcpu.state_mut() = state;
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        // Of a kick that came while nothing ran, because the host's processor was slow, this case must know nothing.
+        self.signal.take(engine::Request::KICK);
         let exit = self.vcpu.run();
         self.signal.take(engine::Request::KICK);
         self.read_output(&exit, output);

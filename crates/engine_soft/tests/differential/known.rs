@@ -67,6 +67,12 @@ const KNOWN: &[Known] = &[
             && ends.guest.fault.vector == PAGE_FAULT,
     },
     Known {
+        what: "MASKMOVQ and its kin, misaligned, over the end of a segment: limit or alignment first",
+        applies: |ends| matches!(ends.insn.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu)
+            && matches!(ends.native.fault.vector, STACK_FAULT | PROTECTION) && ends.guest.fault.vector == ALIGNMENT
+            && ends.native.registers.rip == ends.guest.registers.rip,
+    },
+    Known {
         what: "an x87 or FXSAVE image at the end of page or segment: which piece is tried, checked and stored first",
         applies: |ends| is_in_pieces(&ends.insn) && ends.native.registers.rip == ends.guest.registers.rip
             && is_memory_fault(ends.native) && is_memory_fault(ends.guest),
@@ -100,13 +106,18 @@ const KNOWN: &[Known] = &[
     Known {
         what: "a restored x87 pointer beyond 48 bits, of which a processor with 57-bit addresses keeps more",
         applies: |ends| ends.every(|name| matches!(name, "fip" | "fdp"))
-            && [8, 16].into_iter().all(|at| ends.agree_in_48_bits(at)),
+            && [("fip", 8), ("fdp", 16)].into_iter().all(|(name, at)| ends.agree_on(name) || ends.agree_in_48_bits(at)),
     },
 ];
 
 impl Ends<'_> {
     pub fn ran(&self, mnemonic: Mnemonic) -> bool {
         self.completed.iter().any(|placed| placed.insn.mnemonic() == mnemonic)
+    }
+
+    /// Whether `name` does not differ.
+    fn agree_on(&self, name: &str) -> bool {
+        self.lines.iter().all(|line| name_of(line) != name)
     }
 
     /// Whether the x87 pointers at `at` of the FXSAVE images are the same address of a processor with 48-bit ones, and

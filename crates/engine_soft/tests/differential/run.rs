@@ -230,11 +230,11 @@ impl Sides {
 }
 
 /// Kicks the interpreter out of a case it does not finish.
-fn watch(done: &AtomicBool, progress: &AtomicU64, signal: &Arc<VcpuSignal>) {
+fn watch(done: &AtomicBool, begun: &AtomicU64, signal: &Arc<VcpuSignal>) {
     let mut seen = u64::MAX;
     while !done.load(Ordering::Relaxed) {
         std::thread::park_timeout(PATIENCE);
-        let now = progress.load(Ordering::Relaxed);
+        let now = begun.load(Ordering::Relaxed);
         if now == seen {
             signal.kick();
         }
@@ -247,13 +247,13 @@ fn work(plan: &Plan) -> Summary {
     let Settings { engine, warm, .. } = *plan.settings;
     let mut sides = Sides { native, guest: Guest::new(engine, warm, plan.rules.model(), plan.pool) };
     let signal = sides.guest.signal();
-    let (done, progress) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (done, begun) = (AtomicBool::new(false), sides.guest.begun());
     std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(&done, &progress, &signal));
+        let watcher = scope.spawn(|| watch(&done, &begun, &signal));
         let finish = Finish { done: &done, watcher: watcher.thread().clone() };
         let mut summary = Summary::default();
         while let Some(cases) = batch(plan) {
-            run_batch(plan, &mut sides, &cases, &progress, &mut summary);
+            run_batch(plan, &mut sides, &cases, &mut summary);
         }
         drop(finish);
         summary
@@ -285,7 +285,7 @@ fn batch(plan: &Plan) -> Option<Vec<Case>> {
     Some((start..end.min(start + BATCH as u64)).map(|index| plan.generator.case(index)).collect())
 }
 
-fn run_batch(plan: &Plan, sides: &mut Sides, cases: &[Case], progress: &AtomicU64, summary: &mut Summary) {
+fn run_batch(plan: &Plan, sides: &mut Sides, cases: &[Case], summary: &mut Summary) {
     let inputs: Vec<_> = cases.iter().map(|case| case.input.clone()).collect();
     let natives = match sides.native.run(&inputs) {
         Ok(outputs) => outputs.to_vec(),
@@ -293,7 +293,6 @@ fn run_batch(plan: &Plan, sides: &mut Sides, cases: &[Case], progress: &AtomicU6
     };
     let mut output = native::blank();
     for (case, native) in cases.iter().zip(&natives) {
-        progress.fetch_add(1, Ordering::Relaxed);
         summary.sequences += 1;
         summary.by_bits[Bits::ALL.iter().position(|b| *b == case.input.bits).unwrap_or(0)] += 1;
         *summary.vectors.entry(native.fault.vector).or_default() += 1;
