@@ -8,6 +8,7 @@ mod bad_input;
 mod boot;
 mod build;
 mod commands;
+mod container;
 mod crashes;
 mod detached;
 mod kernels;

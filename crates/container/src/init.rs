@@ -34,6 +34,8 @@ pub struct Init {
     pub cgroups: Vec<(String, PathBuf)>,
     /// Its root.
     pub root: Root,
+    /// An image's file system.
+    pub lower: Option<OwnedFd>,
     /// Where the root is mounted.
     pub root_path: PathBuf,
     /// The bundle's folder: relative sources of mounts start there.
@@ -187,7 +189,8 @@ impl Init {
         }
         rustix::process::umask(Mode::empty());
         rustix::process::chdir(&self.bundle).during(|| format!("enter {}", self.bundle.display()))?;
-        let root = rootfs::open(&self.root, &self.root_path, rootfs::propagation(&self.spec)?)?;
+        let root =
+            rootfs::open(&self.root, self.lower.as_ref(), &self.root_path, rootfs::propagation(&self.spec)?)?;
         let label = self.spec.linux().mount_label.filter(|label| !label.is_empty());
         let target = Target { root: root.as_fd(), label: label.as_deref(), cgroups: &self.cgroups };
         let new_user = self.spec.has_namespace("user");

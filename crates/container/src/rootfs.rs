@@ -76,11 +76,11 @@ pub fn propagation(spec: &Spec) -> Result<Option<u64>> {
 }
 
 /// Mounts the root where it can become `/`, and returns it held open. `path` is the bundle's folder, or a scratch
-/// folder for an image.
+/// folder for an image, whose [`lower`] comes with it.
 ///
 /// # Errors
 /// It does not exist or cannot be mounted.
-pub fn open(root: &Root, path: &Path, propagation: Option<u64>) -> Result<OwnedFd> {
+pub fn open(root: &Root, lower: Option<&OwnedFd>, path: &Path, propagation: Option<u64>) -> Result<OwnedFd> {
     let act = || format!("open root {}", path.display());
     // What is mounted from here on stays in this namespace; what the host mounts may come in, unless told otherwise.
     let all = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during(act)?;
@@ -95,7 +95,10 @@ pub fn open(root: &Root, path: &Path, propagation: Option<u64>) -> Result<OwnedF
                 | OpenTreeFlags::AT_RECURSIVE;
             open_tree(CWD, path, flags).during(act)?
         }
-        Root::Image { file, fs_type, upper } => overlay(file, fs_type, upper, path)?,
+        Root::Image { upper, .. } => {
+            let lower = lower.ok_or_else(|| Error::refused("root", "its image is not mounted"))?;
+            overlay(lower, upper, path)?
+        }
     };
     if paths::file_type(made.as_fd()).during(act)? != FileType::Directory {
         return Err(Error::refused(format!("root {}", path.display()), "it is no folder"));
@@ -107,14 +110,24 @@ pub fn open(root: &Root, path: &Path, propagation: Option<u64>) -> Result<OwnedF
     Ok(made)
 }
 
-/// A detached overlay over the file system in a file.
-fn overlay(file: &Path, fs_type: &str, upper: &Upper, scratch: &Path) -> Result<OwnedFd> {
+/// The file system of an image, mounted but attached nowhere. Made before the container's process is: that one may not
+/// use the block device, and needs not.
+///
+/// # Errors
+/// There is no loop device, or the kernel does not know the file system.
+pub fn lower(root: &Root) -> Result<Option<OwnedFd>> {
+    let Root::Image { file, fs_type, .. } = root else { return Ok(None) };
     let act = || format!("mount {}", file.display());
     let open = rustix::fs::open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during(act)?;
-    let (_device, device) =
-        sys::loop_device(open.as_fd()).during(|| format!("attach {} to a loop device", file.display()))?;
+    let attached = sys::loop_device(open.as_fd());
+    let (_device, device) = attached.during(|| format!("attach {} to a loop device", file.display()))?;
     let read_only = MountOptions { set: 1, ..MountOptions::default() };
-    let lower = mounts::file_system(fs_type, Some(&device), &read_only).during(act)?;
+    mounts::file_system(fs_type, Some(&device), &read_only).during(act).map(Some)
+}
+
+/// A detached overlay over an image's file system.
+fn overlay(lower: &OwnedFd, upper: &Upper, scratch: &Path) -> Result<OwnedFd> {
+    let act = || "mount the layers of the root".to_owned();
     let place = |path: &Path| {
         rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())
             .during(|| format!("open {}", path.display()))
@@ -139,7 +152,7 @@ fn overlay(file: &Path, fs_type: &str, upper: &Upper, scratch: &Path) -> Result<
     let (upper_path, work_path) = (writable.join("upper"), writable.join("work"));
     make(&upper_path, 0o755)?;
     make(&work_path, 0o755)?;
-    like_root(&lower, &upper_path).during(act)?;
+    like_root(lower, &upper_path).during(act)?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let options = MountOptions {
         values: vec![

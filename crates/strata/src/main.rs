@@ -21,6 +21,7 @@ mod size;
 mod store;
 mod terminal;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -31,11 +32,16 @@ use failure::Outcome;
 
 fn main() -> ExitCode {
     terminal::restore_on_panic();
-    let name = std::env::args_os().next().map(PathBuf::from);
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let name = arguments.first().map(PathBuf::from);
     let outcome = if name.as_ref().and_then(|path| path.file_name()).is_some_and(|n| n == commands::oci::LINK)
     {
         start_log(0);
-        commands::oci::run_with(&std::env::args_os().skip(1).collect::<Vec<_>>())
+        commands::oci::run_with(&arguments[1..])
+    } else if arguments.get(1).is_some_and(|verb| verb == "oci") {
+        // Its --root is another: it must not be taken for ours.
+        start_log(0);
+        commands::oci::run_with(&arguments[2..])
     } else {
         let cli = Cli::parse();
         start_log(cli.global.verbose);

@@ -16,7 +16,7 @@ use crate::launch;
 use crate::mounts;
 use crate::namespaces::Namespaces;
 use crate::process::Plan;
-use crate::rootfs::Root;
+use crate::rootfs::{self, Root};
 use crate::spec::Spec;
 use crate::state::{Folder, Record, now, process_start};
 use crate::sys::{self, Child};
@@ -150,6 +150,7 @@ impl Runtime {
                 spec,
                 plan,
                 namespaces,
+                lower: rootfs::lower(&root)?,
                 root,
                 root_path,
                 bundle,

@@ -5,7 +5,7 @@
 
 mod change;
 mod cli;
-mod enter;
+pub mod enter;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -4,6 +4,7 @@
 //! time, goes on from a template: a machine that was saved when its agent was up and nothing was mounted. Its root is the
 //! image's read-only squashfs on a virtio disk, under an overlay in guest memory that is gone with the machine.
 
+mod container;
 mod detach;
 pub mod initrd;
 mod session;
@@ -43,6 +44,11 @@ use crate::{exit, store};
 pub struct Options {
     #[command(flatten)]
     sizing: Sizing,
+    /// What stands between the command and this host
+    #[arg(long, value_enum, default_value_t = Isolation::Vm, value_name = "KIND")]
+    isolation: Isolation,
+    #[command(flatten)]
+    container: container::Flags,
     /// Kernel to boot, by its id [default: the one that `strata kernel ls` marks]
     #[arg(long, value_name = "ID")]
     kernel: Option<String>,
@@ -96,6 +102,15 @@ fn parse_variable(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// What stands between a workload and the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+enum Isolation {
+    /// A virtual machine with a kernel of its own
+    Vm,
+    /// Namespaces and filters of this host's kernel
+    Container,
+}
+
 /// When an image is brought from its registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 enum Pull {
@@ -131,6 +146,14 @@ struct Prepared {
 /// # Errors
 /// Image, kernel, engine or machine are not as they should be; the message says which.
 pub fn run(global: &Global, options: &Options) -> Outcome {
+    if options.isolation == Isolation::Container {
+        if options.detach {
+            let failure =
+                Failure::new("run -d --isolation container: not offered yet").exit(exit::Exit::Usage);
+            return Err(failure.hint("leave -d out, or --isolation container"));
+        }
+        return container::run(global, options);
+    }
     if options.detach {
         return detach::run(global, options);
     }

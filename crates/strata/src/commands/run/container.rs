@@ -1,0 +1,267 @@
+//! `strata run --isolation container`: the same command of the same image, in a container.
+//!
+//! The root is the file the VM's disk would be, attached to a loop device and mounted under an overlay by the
+//! container's own process: both isolations see the same files, owners and modes, and the host sees no mount.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use container::spec::{Cpu, Linux, Memory, Pids, Process, Resources, Rlimit, Spec};
+use container::{
+    CreateOptions, Root, Running, Runtime, Signals, Source, Upper, capabilities, seccomp, template,
+};
+
+use super::{Options, find, hostname, process};
+use crate::cli::Global;
+use crate::commands::image as images;
+use crate::commands::oci::enter;
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While};
+use crate::progress::Bar;
+use crate::size::parse_size;
+use crate::store;
+
+/// What only containers have.
+#[derive(clap::Args, Clone, serde::Serialize, serde::Deserialize)]
+#[command(next_help_heading = "Options of containers")]
+pub struct Flags {
+    /// Processes and threads at most
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pids_limit: i64,
+    /// Give a capability more; ALL for all
+    #[arg(long, value_name = "NAME")]
+    cap_add: Vec<String>,
+    /// Take a capability away; ALL for all
+    #[arg(long, value_name = "NAME")]
+    cap_drop: Vec<String>,
+    /// no-new-privileges, or seccomp=unconfined
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<String>,
+    /// Let nothing be written to the root
+    #[arg(long)]
+    read_only: bool,
+    /// Mount memory on a folder, e.g. /tmp:size=64M
+    #[arg(long, value_name = "DIR[:OPTIONS]")]
+    tmpfs: Vec<String>,
+    /// Set a resource limit, e.g. nofile=1024:4096
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse_limit)]
+    ulimit: Vec<Rlimit>,
+    /// Host name [default: the image's name]
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// All capabilities, all devices, no filter of system calls: root inside is root outside
+    #[arg(long)]
+    privileged: bool,
+}
+
+fn parse_limit(text: &str) -> Result<Rlimit, String> {
+    let wrong = || format!("{text:?} is not NAME=SOFT[:HARD]");
+    let (name, values) = text.split_once('=').ok_or_else(wrong)?;
+    let value = |text: &str| match text {
+        "unlimited" | "-1" => Ok(u64::MAX),
+        _ => text.parse::<u64>().map_err(|_| wrong()),
+    };
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    let kind = format!("RLIMIT_{}", name.to_ascii_uppercase());
+    Ok(Rlimit { kind, soft: value(soft)?, hard: value(hard)? })
+}
+
+/// Runs the command; its exit code is ours.
+///
+/// # Errors
+/// Image, flags or host are not as they should be; the message says which.
+pub fn run(global: &Global, options: &Options) -> Outcome {
+    // Before anything is opened: it starts this program anew.
+    container::own_binary::protect().map_err(explain)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::new("run a container: an image's root is mounted by root only")
+            .hint("strata run without --isolation container needs no root"));
+    }
+    let store = store::open(global)?;
+    let image = find(&store, options)?;
+    let wanted = process(options, &image.config())?;
+    let root = store
+        .root_for_vm(&image, &Bar::new())
+        .map_err(|error| images::explain(format!("run {:?}", options.image), &options.image, error))?;
+    let name = options.container.hostname.clone().unwrap_or_else(|| hostname(&image));
+    let user = wanted.user.clone();
+    let spec = spec(options, wanted, name)?;
+    let root =
+        Root::Image { file: root.path().to_owned(), fs_type: root.fstype().to_owned(), upper: Upper::Memory };
+    let source = Source::Config { spec: Box::new(spec), root, user: Some(user) };
+    if options.container.privileged {
+        tracing::warn!("--privileged: root in this container can do what root can do on this host");
+    }
+    if !options.interactive {
+        let null = std::fs::File::open("/dev/null").while_trying(|| "open /dev/null".to_owned())?;
+        rustix::stdio::dup2_stdin(&null).while_trying(|| "close standard input".to_owned())?;
+    }
+    let id = format!("run-{}-{}", std::process::id(), container::state::now());
+    start(&CreateOptions::new(id, source), options)
+}
+
+fn start(create: &CreateOptions, options: &Options) -> Outcome {
+    let signals = Signals::block().map_err(explain)?;
+    let running = Runtime::new("/run/strata/run").run(create).map_err(explain)?;
+    let late = options.timeout.map(|timeout| watch(&running, timeout)).transpose()?;
+    let exit = enter::attend(&running, &signals, options.interactive);
+    running.delete().map_err(explain)?;
+    match (late, options.timeout) {
+        (Some(late), Some(timeout)) if late.load(Ordering::Acquire) => {
+            let text =
+                format!("run {:?}: killed after {} s, as --timeout says", options.image, timeout.as_secs());
+            Err(Failure::new(text).exit(Exit::Timeout))
+        }
+        _ => exit,
+    }
+}
+
+/// Kills the command when its time is over. The thread ends with this process.
+fn watch(running: &Running, timeout: Duration) -> Outcome<Arc<AtomicBool>> {
+    let act = || "watch the time".to_owned();
+    let process = running.pidfd().try_clone_to_owned().while_trying(act)?;
+    let late = Arc::new(AtomicBool::new(false));
+    let told = late.clone();
+    let work = move || {
+        std::thread::sleep(timeout);
+        told.store(true, Ordering::Release);
+        // It may have ended at the same moment.
+        let _ = rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL);
+    };
+    std::thread::Builder::new().name("timeout".into()).spawn(work).while_trying(act)?;
+    Ok(late)
+}
+
+/// An error of the os layer with the code `run` ends with.
+fn explain(error: container::Error) -> Failure {
+    let exit = match &error {
+        container::Error::Command { code, .. } => Exit::Workload(*code),
+        _ => Exit::Strata,
+    };
+    Failure::new(error.chain()).exit(exit)
+}
+
+fn granted(flags: &Flags) -> Outcome<Vec<String>> {
+    let all = || capabilities::NAMES.map(str::to_owned).to_vec();
+    if flags.privileged {
+        return Ok(all());
+    }
+    let mut names = template::default_capabilities();
+    let full = |name: &String| {
+        let number = capabilities::number(name);
+        let unknown = || Failure::new(format!("no capability is called {name:?}")).exit(Exit::Usage);
+        number.map(|number| capabilities::NAMES[number].to_owned()).ok_or_else(unknown)
+    };
+    for name in &flags.cap_drop {
+        if name.eq_ignore_ascii_case("all") {
+            names.clear();
+        } else {
+            let name = full(name)?;
+            names.retain(|other| *other != name);
+        }
+    }
+    for name in &flags.cap_add {
+        if name.eq_ignore_ascii_case("all") {
+            names = all();
+        } else {
+            names.push(full(name)?);
+        }
+    }
+    Ok(names)
+}
+
+fn spec(options: &Options, wanted: protocol::Process, hostname: String) -> Outcome<Spec> {
+    let flags = &options.container;
+    let names = granted(flags)?;
+    let (mut no_new_privileges, mut filtered) = (false, !flags.privileged);
+    for option in &flags.security_opt {
+        match option.as_str() {
+            "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true" => {
+                no_new_privileges = true
+            }
+            "seccomp=unconfined" | "seccomp:unconfined" => filtered = false,
+            other => {
+                let text = format!("--security-opt {other:?}: no-new-privileges or seccomp=unconfined");
+                return Err(Failure::new(text).exit(Exit::Usage));
+            }
+        }
+    }
+    let mut mounts = template::mounts();
+    for entry in &flags.tmpfs {
+        mounts.push(tmpfs(entry)?);
+    }
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let mut env = wanted.env;
+    if !env.iter().any(|entry| entry.starts_with("PATH=")) {
+        env.push(path.to_owned());
+    }
+    let quota = i64::from(options.sizing.cpus) * 100_000;
+    let devices = if flags.privileged { Vec::new() } else { vec![template::deny_all()] };
+    let hidden = |paths: &[&str]| -> Vec<String> {
+        if flags.privileged { Vec::new() } else { paths.iter().map(|p| (*p).to_owned()).collect() }
+    };
+    Ok(Spec {
+        oci_version: container::state::OCI_VERSION.to_owned(),
+        process: Some(Process {
+            terminal: wanted.tty.is_some(),
+            args: wanted.argv,
+            env,
+            cwd: if wanted.cwd.is_empty() { "/".to_owned() } else { wanted.cwd },
+            capabilities: Some(template::capabilities(&names)),
+            rlimits: flags.ulimit.clone(),
+            no_new_privileges,
+            ..Process::default()
+        }),
+        root: Some(container::spec::Root { readonly: flags.read_only, ..Default::default() }),
+        hostname: Some(hostname),
+        mounts,
+        linux: Some(Linux {
+            resources: Some(Resources {
+                devices,
+                memory: Some(Memory {
+                    limit: i64::try_from(options.sizing.memory).ok(),
+                    ..Memory::default()
+                }),
+                cpu: Some(Cpu { quota: Some(quota), period: Some(100_000), ..Cpu::default() }),
+                pids: Some(Pids { limit: flags.pids_limit }),
+                ..Resources::default()
+            }),
+            cgroups_path: None,
+            namespaces: template::namespaces(&["pid", "network", "ipc", "uts", "mount", "cgroup"]),
+            seccomp: filtered.then(|| seccomp::profile::default_rules(&names)),
+            masked_paths: hidden(&template::MASKED),
+            readonly_paths: hidden(&template::READ_ONLY),
+            ..Linux::default()
+        }),
+        ..Spec::default()
+    })
+}
+
+fn tmpfs(entry: &str) -> Outcome<container::spec::Mount> {
+    let (folder, options) = entry.split_once(':').unwrap_or((entry, ""));
+    if !folder.starts_with('/') {
+        return Err(Failure::new(format!("--tmpfs {entry:?}: the folder is absolute")).exit(Exit::Usage));
+    }
+    let mut mount = template::mount(folder, "tmpfs", "tmpfs", "nosuid,nodev,noexec");
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        mount.options.push(match option.strip_prefix("size=").map(parse_size) {
+            Some(Ok(bytes)) => format!("size={bytes}"),
+            _ => option.to_owned(),
+        });
+    }
+    Ok(mount)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resource_limits_are_read_as_docker_has_them() {
+        let limit = parse_limit("nofile=1024:4096").unwrap();
+        assert_eq!((limit.kind.as_str(), limit.soft, limit.hard), ("RLIMIT_NOFILE", 1024, 4096));
+        assert_eq!(parse_limit("core=unlimited").unwrap().hard, u64::MAX);
+        assert!(parse_limit("nofile").is_err() && parse_limit("nofile=x").is_err());
+    }
+}

@@ -1,0 +1,299 @@
+//! The os layer: `strata oci` on bundles, hostile ones too, and `strata run --isolation container`.
+//!
+//! Bundles are made of the distribution's `busybox-static`. All of it needs root.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::{Ended, finish, run, strata};
+
+/// A bundle and a folder for states.
+struct Bundle {
+    folder: tempfile::TempDir,
+    config: Value,
+}
+
+impl Bundle {
+    /// A bundle whose command is `script`, or a line that says why there is none.
+    fn new(script: &str) -> Option<Self> {
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+        if !rustix::process::geteuid().is_root() || busybox.is_none() {
+            println!("skipped: containers are tested as root, with busybox-static");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let bin = folder.path().join("rootfs/bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        std::fs::copy(busybox?, bin.join("busybox")).unwrap();
+        let tools =
+            "sh cat echo id ls mount hostname sleep true stat readlink pwd grep kill mknod ulimit touch dd";
+        for tool in tools.split(' ') {
+            symlink("busybox", bin.join(tool)).unwrap();
+        }
+        let mut command = strata();
+        let ended = finish({
+            command.args(["oci", "spec", "--bundle"]).arg(folder.path());
+            command
+        });
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        let text = std::fs::read(folder.path().join("config.json")).unwrap();
+        let mut config: Value = serde_json::from_slice(&text).unwrap();
+        config["process"]["terminal"] = json!(false);
+        config["process"]["args"] = json!(["/bin/sh", "-c", script]);
+        Some(Self { folder, config })
+    }
+
+    fn rootfs(&self) -> PathBuf {
+        self.folder.path().join("rootfs")
+    }
+
+    fn oci(&self, arguments: &[&str]) -> Command {
+        let mut command = strata();
+        command.args(["oci", "--root"]).arg(self.folder.path().join("states")).args(arguments);
+        command.current_dir(self.folder.path());
+        command
+    }
+
+    /// Runs it to its end.
+    fn run(&self) -> Ended {
+        self.write();
+        let id =
+            format!("test-{}", self.folder.path().file_name().unwrap().to_string_lossy().replace('.', ""));
+        finish(self.oci(&["run", &id]))
+    }
+
+    fn write(&self) {
+        std::fs::write(self.folder.path().join("config.json"), self.config.to_string()).unwrap();
+    }
+
+    fn add_mount(&mut self, destination: &str, kind: &str, source: &str, options: &[&str]) {
+        let mount = json!({ "destination": destination, "type": kind, "source": source, "options": options });
+        self.config["mounts"].as_array_mut().unwrap().push(mount);
+    }
+}
+
+#[test]
+fn a_bundle_runs_with_its_streams_and_exit_code() {
+    let Some(bundle) = Bundle::new("echo out; echo err >&2; hostname; id -u; echo $$; exit 7") else {
+        return;
+    };
+    let ended = bundle.run();
+    assert_eq!(ended.code(), 7, "{ended:?}");
+    assert_eq!(ended.stdout, "out\nstrata\n0\n1\n");
+    assert_eq!(ended.stderr, "err\n");
+    let left = bundle.folder.path().join("states").read_dir().unwrap().count();
+    assert_eq!(left, 0, "states are left");
+}
+
+#[test]
+fn a_container_goes_through_its_life() {
+    let Some(mut bundle) = Bundle::new("trap 'exit 3' TERM; while :; do sleep 0.1; done") else { return };
+    bundle.config["linux"]["cgroupsPath"] = json!(format!("/strata-test-{}", std::process::id()));
+    bundle.write();
+    let act = |arguments: &[&str]| finish(bundle.oci(arguments));
+    let status = || {
+        let state: Value = serde_json::from_str(&act(&["state", "life"]).stdout).unwrap();
+        state["status"].as_str().unwrap().to_owned()
+    };
+    // The container keeps the streams it is made with.
+    let mut create = bundle.oci(&["create", "life"]);
+    assert!(create.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    assert_eq!(status(), "created");
+    act(&["create", "life"]).expect_failure(1, &["life", "exists"]);
+    assert_eq!(act(&["start", "life"]).code(), 0);
+    assert_eq!(status(), "running");
+    act(&["start", "life"]).expect_failure(1, &["start", "running"]);
+    act(&["delete", "life"]).expect_failure(1, &["delete", "running"]);
+    let inside = act(&["exec", "life", "/bin/sh", "-c", "id -u; exit 5"]);
+    assert_eq!((inside.code(), inside.stdout.as_str()), (5, "0\n"));
+    act(&["exec", "life", "no-such"]).expect_failure(127, &["no-such"]);
+    assert_eq!(act(&["pause", "life"]).code(), 0);
+    assert_eq!(status(), "paused");
+    assert_eq!(act(&["resume", "life"]).code(), 0);
+    assert_eq!(act(&["update", "--pids-limit", "30", "life"]).code(), 0);
+    assert_eq!(act(&["kill", "life", "KILL"]).code(), 0);
+    while status() != "stopped" {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(act(&["delete", "life"]).code(), 0);
+    act(&["state", "life"]).expect_failure(1, &["life", "does not exist"]);
+}
+
+#[test]
+fn what_a_bundle_does_not_say_is_not_given() {
+    let script = "grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; ls /sys/firmware; \
+                  echo x > /proc/sys/kernel/hostname; cat /proc/keys; touch /x; dd if=/dev/vda of=/dev/null count=1";
+    let Some(mut bundle) = Bundle::new(script) else { return };
+    bundle.config["process"]["capabilities"] = json!({});
+    bundle.config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        { "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 } ] });
+    let ended = bundle.run();
+    assert!(ended.stdout.contains("CapEff:\t0000000000000000"), "{ended:?}");
+    assert!(ended.stdout.contains("NoNewPrivs:\t1") && ended.stdout.contains("Seccomp:\t2"), "{ended:?}");
+    assert_eq!(ended.stdout.lines().count(), 3, "{ended:?}");
+    assert!(ended.stderr.contains("/x: Read-only file system"), "{ended:?}");
+}
+
+#[test]
+fn proc_cannot_be_put_elsewhere_or_covered() {
+    // CVE-2019-16884, CVE-2019-19921: the image's /proc is a link, or something is mounted over what it shows.
+    let Some(bundle) = Bundle::new("true") else { return };
+    std::fs::create_dir(bundle.rootfs().join("elsewhere")).unwrap();
+    symlink("/elsewhere", bundle.rootfs().join("proc")).unwrap();
+    bundle.run().expect_failure(1, &["/proc", "link"]);
+    let Some(mut bundle) = Bundle::new("true") else { return };
+    bundle.add_mount("/proc/self/attr", "tmpfs", "tmpfs", &[]);
+    bundle.run().expect_failure(1, &["/proc"]);
+}
+
+#[test]
+fn mounts_do_not_leave_the_root_through_links() {
+    // CVE-2021-30465: a volume's folder is a link to the host.
+    let Some(mut bundle) = Bundle::new("cat /target/file") else { return };
+    let outside = bundle.folder.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::create_dir(bundle.folder.path().join("source")).unwrap();
+    std::fs::write(bundle.folder.path().join("source/file"), "inside\n").unwrap();
+    let up = "../".repeat(20);
+    symlink(format!("{up}{}", outside.display()), bundle.rootfs().join("target")).unwrap();
+    bundle.config["root"]["readonly"] = json!(false);
+    bundle.add_mount("/target", "bind", "source", &["bind"]);
+    let ended = bundle.run();
+    // The link leads to nowhere inside, which is no place to mount on.
+    assert_ne!(ended.code(), 0, "{ended:?}");
+    assert_eq!(outside.read_dir().unwrap().count(), 0);
+}
+
+#[test]
+fn the_working_directory_is_no_descriptor_of_the_runtime() {
+    // CVE-2024-21626.
+    for number in 3..12 {
+        let Some(mut bundle) = Bundle::new("cat ../../../../etc/hostname; pwd") else { return };
+        bundle.config["process"]["cwd"] = json!(format!("/proc/self/fd/{number}"));
+        assert_ne!(bundle.run().code(), 0);
+    }
+}
+
+#[test]
+fn descriptors_of_the_runtime_are_not_inherited() {
+    let Some(bundle) = Bundle::new("for n in 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && echo $n; done; true")
+    else {
+        return;
+    };
+    let ended = bundle.run();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, ""), "{ended:?}");
+}
+
+#[test]
+fn a_mask_is_the_hosts_null_device() {
+    // CVE-2025-31133: the image's /dev/null is a link to what is to be written.
+    let Some(mut bundle) = Bundle::new("cat /secret; echo gone > /secret; cat /prize") else { return };
+    std::fs::write(bundle.rootfs().join("secret"), "secret\n").unwrap();
+    std::fs::write(bundle.rootfs().join("prize"), "prize\n").unwrap();
+    std::fs::create_dir(bundle.rootfs().join("dev")).unwrap();
+    symlink("/prize", bundle.rootfs().join("dev/null")).unwrap();
+    bundle.config["linux"]["maskedPaths"] = json!(["/secret"]);
+    bundle.config["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|m| !m["destination"].as_str().unwrap().starts_with("/dev"));
+    let ended = bundle.run();
+    // That something else stands in the place of a device is refused, or the mask holds.
+    assert!(!ended.stdout.contains("secret"), "{ended:?}");
+    assert_eq!(std::fs::read_to_string(bundle.rootfs().join("prize")).unwrap(), "prize\n");
+}
+
+#[test]
+fn the_runtimes_own_program_cannot_be_written() {
+    // CVE-2019-5736: the command is /proc/self/exe, and whoever looks at it from inside finds a file it cannot open.
+    let script = "for n in 1 2 3; do for p in /proc/[0-9]*; do \
+                  readlink $p/exe | grep -q strata && echo x >> $p/exe; done; done; sleep 0.2; true";
+    let Some(mut bundle) = Bundle::new(script) else { return };
+    let program = Path::new(env!("CARGO_BIN_EXE_strata"));
+    let before = program.metadata().unwrap();
+    bundle.run();
+    bundle.config["process"]["args"] = json!(["/proc/self/exe"]);
+    assert_ne!(bundle.run().code(), 0);
+    let after = program.metadata().unwrap();
+    assert_eq!((before.len(), before.modified().unwrap()), (after.len(), after.modified().unwrap()));
+}
+
+#[test]
+fn parameters_of_the_host_are_not_set() {
+    let Some(mut bundle) = Bundle::new("true") else { return };
+    bundle.config["linux"]["sysctl"] = json!({ "kernel.core_pattern": "|/x" });
+    bundle.run().expect_failure(1, &["kernel.core_pattern", "host's"]);
+    bundle.config["linux"]["sysctl"] = json!({ "net.../../kernel/core_pattern": "|/x" });
+    assert_ne!(bundle.run().code(), 0);
+    bundle.config["linux"]["sysctl"] = json!({ "net.ipv4.ip_forward": "1" });
+    assert_eq!(bundle.run().code(), 0);
+}
+
+#[test]
+fn a_user_namespace_maps_its_root_to_an_ordinary_user() {
+    let Some(mut bundle) = Bundle::new("id -u; cat /proc/self/uid_map; mount | grep -c proc") else { return };
+    // The root must be reachable for that user.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(bundle.folder.path(), open).unwrap();
+    for folder in ["", "proc", "sys", "dev"] {
+        let folder = bundle.rootfs().join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::os::unix::fs::chown(&folder, Some(100_000), Some(100_000)).unwrap();
+    }
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+    let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+    bundle.config["linux"]["uidMappings"] = map.clone();
+    bundle.config["linux"]["gidMappings"] = map;
+    let ended = bundle.run();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    let mut lines = ended.stdout.lines();
+    assert_eq!(lines.next(), Some("0"));
+    let map: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(map, ["0", "100000", "65536"]);
+}
+
+#[test]
+fn an_image_runs_as_a_container() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: containers are tested as root");
+        return;
+    }
+    let script = "id -u; pwd; hostname; echo $A; exit 9";
+    let arguments =
+        ["--isolation", "container", "-e", "A=b", "-w", "/var/tmp", "debian", "--", "sh", "-c", script];
+    let Some(command) = run(&arguments) else { return };
+    let ended = finish(command);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (9, "0\n/var/tmp\ndebian\nb\n"), "{ended:?}");
+    let Some(command) = run(&["--isolation", "container", "debian", "--", "no-such"]) else { return };
+    finish(command).expect_failure(127, &["no-such"]);
+    let Some(command) = run(&["--isolation", "container", "debian", "--", "/etc/passwd"]) else { return };
+    finish(command).expect_failure(126, &["/etc/passwd"]);
+}
+
+#[test]
+fn both_isolations_show_the_same_files() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: containers are tested as root");
+        return;
+    }
+    // The guest's agent writes its host name to /etc, a container has the image's.
+    let list = "find / -xdev -path /proc -prune -o -path /dev -prune -o -path /sys -prune -o \
+                -path /run -prune -o -printf '%p %y %m %U %G %s %l\\n' | grep -vE '^/(etc)? d|^/etc/(hostname|hosts|resolv.conf) ' | sort";
+    let listing = |isolation| {
+        let ended = finish(run(&["--isolation", isolation, "debian", "--", "sh", "-c", list])?);
+        assert_eq!(ended.code(), 0, "{isolation}: {}", ended.stderr);
+        Some(ended.stdout)
+    };
+    let (Some(container), Some(vm)) = (listing("container"), listing("vm")) else { return };
+    let (container, vm): (Vec<&str>, Vec<&str>) = (container.lines().collect(), vm.lines().collect());
+    let differ: Vec<_> = container.iter().filter(|line| !vm.contains(line)).take(5).collect();
+    assert!(
+        differ.is_empty() && container.len() == vm.len(),
+        "{} and {}: {differ:?}",
+        container.len(),
+        vm.len()
+    );
+}
