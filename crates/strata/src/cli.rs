@@ -41,7 +41,7 @@ pub struct Global {
 #[derive(Subcommand)]
 pub enum Command {
     // Text here would hide the longer one that stands with the options.
-    Run(run::Options),
+    Run(Box<run::Options>),
     Ps(workloads::PsOptions),
     Logs(workloads::LogsOptions),
     Attach(workloads::AttachOptions),
