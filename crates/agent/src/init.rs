@@ -51,6 +51,10 @@ fn live() -> Result<End, Fault> {
     mounts::devices()?;
     occupy_stdio()?;
     let failed_modules = modules::load_all();
+    mounts::for_processes()?;
+    if let Err(fault) = mounts::loopback() {
+        console::report(&fault.to_string());
+    }
     let signals = sys::child_signals().map_err(|errno| Fault::os("take signals", "SIGCHLD", errno))?;
     // Fails only where the kernel allows less; then less it is.
     let _ = setrlimit(Resource::Nofile, OPEN_FILES);

@@ -46,8 +46,12 @@ pub fn devices() -> Result<(), Fault> {
     mount_own("devtmpfs", "/dev", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=0755")
 }
 
-/// What the processes expect beside `/dev`, in the root they see. Only `/proc` and `/dev/pts` are
-/// indispensable; what else a kernel or an image lacks is absent.
+/// Where the kernel's own file systems are that the processes' root gets beside `/dev`.
+pub const OWN: [&str; 2] = ["/proc", "/sys"];
+
+/// The kernel's own file systems that processes expect, in `/dev` and in [`OWN`], where they wait for the root: none of
+/// them depends on it, and what is done before the host is told that the agent is ready is done once for all machines
+/// that come from one that was saved then. Only `/proc` and `/dev/pts` are indispensable; what else a kernel lacks is absent.
 ///
 /// # Errors
 /// The kernel's, for those two.
@@ -69,13 +73,17 @@ pub fn for_processes() -> Result<(), Fault> {
     ] {
         let _ = fs::symlink(target, link);
     }
+    Ok(())
+}
+
+/// Directories that programs can't do without, in the root they see.
+pub fn directories() {
     for (dir, mode) in [("/tmp", 0o1777), ("/run", 0o755)] {
         if fs::mkdir(dir, Mode::from_raw_mode(mode)).is_ok() {
             // mkdir takes the umask and drops the sticky bit of some file systems.
             let _ = fs::chmod(dir, Mode::from_raw_mode(mode));
         }
     }
-    Ok(())
 }
 
 /// The machine's name, where the C library and others look for it. The image may have brought

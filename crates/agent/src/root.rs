@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! initramfs /            the agent's own root: /init, /modules
-//!   ├─ /dev              devtmpfs, moved into the new root
+//!   ├─ /dev /proc /sys   the kernel's own, moved into the new root
 //!   ├─ /lower            the device, read-only
 //!   ├─ /upper            tmpfs: /upper/data, /upper/work
 //!   └─ /newroot          overlay of the two (or the device itself), moved over / and chrooted into
@@ -11,7 +11,7 @@
 //! the new root is moved on top of it.
 
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use core::time::Duration;
 
 use protocol::{Level, Log, Root, Start, Writable};
@@ -45,11 +45,8 @@ pub fn enter(start: &Start, log: &mut dyn FnMut(Log)) -> Result<(), Fault> {
         mount_device(device, fs_type, *writable, log)?;
         switch()?;
     }
-    mounts::for_processes()?;
+    mounts::directories();
     mounts::name_files(&start.hostname);
-    if let Err(fault) = mounts::loopback() {
-        log(warning(fault.to_string()));
-    }
     Ok(())
 }
 
@@ -134,9 +131,15 @@ fn move_mount(from: &str, to: &str) -> Result<(), Fault> {
 }
 
 fn switch() -> Result<(), Fault> {
-    let dev = format!("{NEW_ROOT}/dev");
-    let _ = files::make_dirs(&dev, 0o755);
-    move_mount("/dev", &dev)?;
+    for own in mounts::OWN.iter().chain(&["/dev"]) {
+        let place = format!("{NEW_ROOT}{own}");
+        let _ = files::make_dirs(&place, 0o755);
+        match move_mount(own, &place) {
+            // A kernel without it, or a root without a place for it.
+            Err(_) if *own == "/sys" => {}
+            moved => moved?,
+        }
+    }
     let step = |errno| Fault::os("switch root", NEW_ROOT, errno);
     chdir(NEW_ROOT).map_err(step)?;
     move_mount(".", "/")?;

@@ -36,10 +36,10 @@ pub fn strata(engine: &str, guest: &Guest, options: &Options, errand: Errand<'_>
     command
 }
 
-/// `strata run`, of a command that says one word and ends.
+/// `strata run`, of a command that says one word and ends; it boots, as QEMU does.
 pub fn strata_run(engine: &str, options: &Options) -> Command {
     let mut command = Command::new(&options.strata);
-    command.arg("--root").arg(&options.store).args(["run", "--engine", engine]);
+    command.arg("--root").arg(&options.store).args(["run", "--start", "cold", "--engine", engine]);
     command.args(["--memory", &format!("{MEMORY_MIB}M"), &options.image, "--", "echo", "up"]);
     command
 }

@@ -15,6 +15,7 @@
 //! is told so.
 
 pub mod folder;
+pub mod fork;
 pub mod ram;
 
 use std::fs::File;
@@ -29,6 +30,7 @@ use crate::boards::layout;
 use crate::config::{OnReset, Source};
 use crate::machine::Machine;
 pub use folder::Folder;
+pub use fork::Fork;
 pub use ram::PageMap;
 use ram::RamState;
 pub use state::Archive;
@@ -193,7 +195,15 @@ impl Snapshot {
         let mut bytes = Vec::new();
         let read = state.take(MAX_STATE_BYTES).read_to_end(&mut bytes);
         read.map_err(|source| Error::Host { act: "read state", source })?;
-        let mut archive = Archive::parse(&bytes)?;
+        Self::parse(&bytes, ram)
+    }
+
+    /// The same from the bytes of `state`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(state: &[u8], ram: File) -> Result<Self, Error> {
+        let mut archive = Archive::parse(state)?;
         let header = archive.header.clone();
         if header.board != BOARD {
             return Err(Error::Board { found: header.board });

@@ -109,6 +109,34 @@ fn a_machine_goes_on_where_it_was_and_its_copies_do_not_see_each_other() {
 }
 
 #[test]
+fn a_forked_machine_goes_on_and_its_copies_have_what_it_had_then() {
+    let machine = paused(&testing::config());
+    machine.ram().write(0x20_0000, b"before").unwrap();
+    let fork = Fork::of(&machine, fork::memory_file().unwrap(), &PageMap::open()).unwrap();
+    machine.ram().write(0x20_0000, b"after!").unwrap();
+    machine.resume();
+    let copies: Vec<Machine> = (0..4)
+        .map(|_| Machine::restore(fork.copy().unwrap(), Backends::default(), &busy()).unwrap())
+        .collect();
+    drop(fork);
+    copies.iter().for_each(Machine::start);
+    drop(machine);
+    for copy in &copies {
+        let mut bytes = [0; 6];
+        copy.ram().read(0x20_0000, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"before");
+        copy.ram().write(0x20_0000, b"copy's").unwrap();
+    }
+    // A copy of a copy.
+    copies[0].pause();
+    let fork = Fork::of(&copies[0], fork::memory_file().unwrap(), &PageMap::open()).unwrap();
+    let again = Machine::restore(fork.copy().unwrap(), Backends::default(), &busy()).unwrap();
+    let mut bytes = [0; 6];
+    again.ram().read(0x20_0000, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"copy's");
+}
+
+#[test]
 fn time_goes_on_from_where_it_stood() {
     let machine = paused(&testing::config());
     let clocks: ClockState = take(&mut machine.capture().unwrap(), path::CLOCKS, CLOCKS).unwrap();

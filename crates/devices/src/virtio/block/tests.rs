@@ -262,23 +262,22 @@ fn a_slow_disk_does_not_hold_the_vcpu_and_requests_finish_before_a_save() {
 fn a_drive_without_a_medium_comes_back_with_one_and_the_driver_is_told() {
     let empty = disk::formats::raw::Raw::from_file(tempfile::tempfile().unwrap(), Access::ReadWrite).unwrap();
     let mut before = Rig::live(Box::new(Block::new(Box::new(empty), "root")));
-    let section = before.save();
-    let mut after = Rig::new(Box::new(Block::new(file_disk(Access::ReadWrite), "root")));
-    after.transport.restore(&section).unwrap();
-    after.transport.as_queued().unwrap().start_queues();
-    let interrupt = |rig: &mut Rig| {
-        let mut word = [0; 4];
-        rig.transport.as_mmio().unwrap().mmio_read(0x60, &mut word);
-        u32::from_le_bytes(word)
+    let ram = before.ram.clone();
+    let restored = |section: &state::Section| {
+        let block = Block::new(file_disk(Access::ReadWrite), "root");
+        let mut rig = Rig::with_ram(Box::new(block), ram.clone());
+        rig.transport.restore(section).unwrap();
+        rig.transport.as_queued().unwrap().start_queues();
+        rig
     };
-    assert_eq!(interrupt(&mut after), 2, "a configuration change");
+    let (status, acknowledge) = (0x60, 0x64);
+    let section = before.save();
+    let mut after = restored(&section);
+    assert_eq!(after.read(status), 2, "a configuration change");
+    after.write(acknowledge, 2);
     after.transport.as_queued().unwrap().stop_queues();
-    let section = after.save();
-    let mut same = Rig::new(Box::new(Block::new(file_disk(Access::ReadWrite), "root")));
-    same.transport.restore(&section).unwrap();
-    same.transport.as_mmio().unwrap().mmio_write(0x64, &2u32.to_le_bytes());
-    same.transport.as_queued().unwrap().start_queues();
-    assert_eq!(interrupt(&mut same), 0, "the same disk is no news");
+    let mut same = restored(&after.transport.save().unwrap());
+    assert_eq!(same.read(status), 0, "the same disk is no news");
 }
 
 #[test]
