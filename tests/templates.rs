@@ -74,7 +74,7 @@ fn a_damaged_template_is_made_anew() {
     assert_eq!(finish(command).stdout, "one\n");
     let id = templates(234).remove(0);
     type Damage = fn(PathBuf);
-    let damages: [Damage; 4] = [
+    let damages: [Damage; 5] = [
         |folder| File::options().write(true).open(folder.join("state")).unwrap().set_len(100).unwrap(),
         |folder| {
             let state = File::options().read(true).write(true).open(folder.join("state")).unwrap();
@@ -89,6 +89,7 @@ fn a_damaged_template_is_made_anew() {
             ram.write_all_at(&[byte[0] ^ 1], 32 << 20).unwrap();
         },
         |folder| std::fs::remove_file(folder.join("ram")).unwrap(),
+        |folder| std::fs::remove_file(folder.join("state")).unwrap(),
     ];
     for (index, damage) in damages.into_iter().enumerate() {
         damage(folder(&id));

@@ -106,7 +106,7 @@ pub fn open_or_make(
     let target = place(store).join(key(config, kernel, engine));
     match folder::open(&target) {
         Ok(snapshot) => return Some(snapshot),
-        Err(snapshot::Error::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        Err(_) if !target.exists() => {}
         Err(error) => {
             let failure = Failure::because(format!("use template {}", target.display()), error);
             tracing::info!("{failure}; it is made anew");
