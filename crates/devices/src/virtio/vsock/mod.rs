@@ -4,7 +4,9 @@
 //! gives the socket or refuses; [`VsockHandle::connect`] asks the guest for one. Sockets never block the
 //! device, so packets are carried on the notifying vCPU; the device's thread waits for the sockets.
 //!
-//! After a restore all streams are gone and the guest is told so (transport reset event).
+//! A restore carries streams on where the host has a socket for each ([`VsockHost::resume`]): the guest sees no
+//! difference. What the guest had sent before is the original's, and not sent again; what was on its way to the guest
+//! still arrives. With any other host all streams are gone and the guest is told so (transport reset event).
 //!
 //! Writes to sockets expect SIGPIPE to be ignored, as Rust programs have it unless they change it.
 //!
@@ -30,12 +32,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use state::Section;
 
+use self::connection::SavedConnection;
 use self::muxer::{FIRST_EPHEMERAL_PORT, Muxer};
 use super::poller::Poller;
 use super::{DeviceType, QueueProgress, Signals, VirtioDevice, Virtqueue, read_config_bytes};
 
 const KIND: &str = "virtio-vsock";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Feature bit: stream sockets.
 const VIRTIO_VSOCK_F_STREAM: u32 = 0;
@@ -53,6 +56,23 @@ pub trait VsockHost: Send {
     /// # Errors
     /// Any error refuses the connection.
     fn connect(&mut self, port: u32) -> io::Result<UnixStream>;
+
+    /// As [`Self::connect`], for who wants to know from which port of the guest.
+    ///
+    /// # Errors
+    /// Any error refuses the connection.
+    fn accept(&mut self, port: u32, _guest_port: u32) -> io::Result<UnixStream> {
+        self.connect(port)
+    }
+
+    /// The guest was restored with a connection from its port `guest_port` to `port` of the host: gives the socket that
+    /// carries it on, from which `unread` is read first. Must not wait.
+    ///
+    /// # Errors
+    /// Any error ends all connections of the guest, as it is for a host that does not carry on.
+    fn resume(&mut self, _port: u32, _guest_port: u32, _unread: &[u8]) -> io::Result<UnixStream> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 impl<F: FnMut(u32) -> io::Result<UnixStream> + Send> VsockHost for F {
@@ -78,12 +98,15 @@ struct Shared {
     poller: Arc<Poller>,
 }
 
-/// Saved form: streams are not part of it.
+/// Saved form.
 #[derive(Serialize, Deserialize)]
 struct VsockState {
     guest_cid: u64,
     next_port: u32,
     transport_reset: bool,
+    connections: Vec<SavedConnection>,
+    /// Ports of the host and of the guest of connections that the guest has yet to be told the end of.
+    resets: Vec<(u32, u32)>,
 }
 
 impl Vsock {
@@ -243,21 +266,31 @@ impl VirtioDevice for Vsock {
 
     fn save(&self) -> Result<Section, state::Error> {
         let muxer = self.shared.lock();
+        let (connections, resets) = muxer.saved_connections();
         let state = VsockState {
             guest_cid: muxer.guest_cid(),
             next_port: muxer.next_port,
             transport_reset: muxer.transport_reset,
+            connections,
+            resets,
         };
         Section::encode(KIND, VERSION, &state)
     }
 
     fn restore(&mut self, section: &Section) -> Result<(), state::Error> {
-        // The guest reads its context id again after the transport reset, so another one is not an error.
-        let VsockState { guest_cid: _, next_port, transport_reset: _ } = section.decode(KIND, VERSION)?;
+        let VsockState { guest_cid, next_port, transport_reset, connections, resets } =
+            section.decode(KIND, VERSION)?;
+        connection::check(&connections, &resets)
+            .map_err(|reason| state::Error::Malformed { kind: KIND, reason: reason.to_owned() })?;
         let mut muxer = self.shared.lock();
         muxer.forget_connections();
         muxer.next_port = next_port.max(FIRST_EPHEMERAL_PORT);
-        muxer.transport_reset = true;
+        // The guest reads its context id again after a transport reset, so another one is not an error.
+        let carried = !transport_reset
+            && guest_cid == muxer.guest_cid()
+            && !connections.is_empty()
+            && muxer.resume(connections, &resets);
+        muxer.transport_reset = !carried;
         Ok(())
     }
 }

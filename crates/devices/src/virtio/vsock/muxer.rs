@@ -10,13 +10,9 @@ use std::time::Duration;
 use super::super::poller::{Interest, Poller, Ready};
 use super::super::{Chain, Signals, Virtqueue};
 use super::VsockHost;
-use super::connection::{Connection, Fate, Ports};
+use super::connection::{Connection, Fate, MAX_CONNECTIONS, MAX_RESETS, Ports, SavedConnection};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op};
 
-/// Connections at once, lingering ones included; bounds the memory a guest can make us use.
-const MAX_CONNECTIONS: usize = 1024;
-/// RSTs waiting for a buffer beyond which the guest's packets are left in the ring.
-const MAX_RESETS: usize = 256;
 /// Ports the host's side of a connection it asks for is given.
 pub(super) const FIRST_EPHEMERAL_PORT: u32 = 1 << 30;
 
@@ -83,6 +79,50 @@ impl Muxer {
             self.settle(token, fate);
         }
         self.resets.clear();
+    }
+
+    /// The connections that can be carried on elsewhere, and the ports of those that the guest is to be told the end of.
+    pub fn saved_connections(&self) -> (Vec<SavedConnection>, Vec<(u32, u32)>) {
+        let known = self.connections.values().filter(|c| !c.is_unasked() && !c.lingering);
+        let (mut saved, mut resets) = (Vec::new(), Vec::new());
+        for connection in known {
+            match connection.save() {
+                Some(connection) => saved.push(connection),
+                // Whoever waits for the guest's answer waits here.
+                None => resets.push((connection.ports.host, connection.ports.guest)),
+            }
+        }
+        saved.sort_by_key(|connection| (connection.guest, connection.host));
+        let waiting = self.resets.iter().filter(|reset| reset.src_cid == HOST_CID);
+        resets.extend(waiting.map(|reset| (reset.src_port, reset.dst_port)));
+        (saved, resets)
+    }
+
+    /// Carries on what was saved. `false` if the host does not: then nothing is.
+    pub fn resume(&mut self, saved: Vec<SavedConnection>, resets: &[(u32, u32)]) -> bool {
+        for connection in saved {
+            let resumed = self
+                .host
+                .resume(connection.host, connection.guest, &connection.unread)
+                .and_then(|stream| self.insert(Connection::resumed(&connection, stream)));
+            match resumed {
+                Ok(token) => {
+                    let fate =
+                        self.connections.get_mut(&token).map_or(Fate::Gone, Connection::settle_resumed);
+                    self.settle(token, fate);
+                }
+                Err(error) => {
+                    tracing::debug!(port = connection.host, %error, "resume vsock connection");
+                    self.forget_connections();
+                    return false;
+                }
+            }
+        }
+        for &(host, guest) in resets {
+            let reset = Header { op: op::RST, src_port: host, dst_port: guest, ..self.host_header() };
+            self.resets.push_back(reset);
+        }
+        true
     }
 
     /// The device is gone: delivers what the guest had sent to whoever still reads, and drops everything.
@@ -271,7 +311,7 @@ impl Muxer {
     fn accept(&mut self, ports: Ports, request: &Header) {
         let accepted = self
             .host
-            .connect(ports.host)
+            .accept(ports.host, ports.guest)
             .and_then(|stream| self.insert(Connection::accepted(ports, stream, request)));
         if let Err(error) = accepted {
             tracing::debug!(port = ports.host, %error, "refuse vsock connection");

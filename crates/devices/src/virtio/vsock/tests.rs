@@ -432,3 +432,71 @@ fn after_a_restore_the_guest_is_told_that_its_connections_are_gone() {
     guest.send(peer.header(op::RW), b"anyone?");
     assert_eq!(guest.next().0.op, op::RST);
 }
+
+/// Gives the sockets it is told to carry on with to the test.
+struct Resuming(mpsc::Sender<(u32, u32, Vec<u8>, UnixStream)>);
+
+impl VsockHost for Resuming {
+    fn connect(&mut self, _port: u32) -> io::Result<UnixStream> {
+        Err(ErrorKind::ConnectionRefused.into())
+    }
+
+    fn resume(&mut self, port: u32, guest_port: u32, unread: &[u8]) -> io::Result<UnixStream> {
+        let (ours, mut theirs) = UnixStream::pair()?;
+        theirs.write_all(unread)?;
+        self.0.send((port, guest_port, unread.to_vec(), theirs)).unwrap();
+        Ok(ours)
+    }
+}
+
+#[test]
+fn a_host_that_carries_on_loses_nothing_over_a_restore() {
+    let (mut guest, host) = guest_with_host();
+    let mut peer = guest.connect(7);
+    let mut stream = host.recv().unwrap();
+    guest.send(peer.header(op::RW), b"before");
+    let mut before = [0; 6];
+    stream.read_exact(&mut before).unwrap();
+    // More than the guest has room for: the rest waits in the socket.
+    let sent = pattern(&mut Random(9), GUEST_BUFFER as usize + 5000);
+    stream.write_all(&sent).unwrap();
+    let mut received = Vec::new();
+    while received.len() < GUEST_BUFFER as usize {
+        received.extend(guest.next_event().1);
+    }
+    let section = guest.rig.save();
+
+    let (sender, resumed) = mpsc::channel();
+    let (device, handle) = Vsock::new(CID, Box::new(Resuming(sender))).unwrap();
+    let mut rig = Rig::with_ram(Box::new(device), guest.rig.ram.clone());
+    rig.queues = guest.rig.queues.clone();
+    rig.transport.restore(&section).unwrap();
+    let (port, guest_port, unread, mut stream) = resumed.recv().unwrap();
+    assert_eq!((port, guest_port), (PORT, 7));
+    assert!(unread == sent[GUEST_BUFFER as usize..]);
+    rig.transport.as_queued().unwrap().start_queues();
+    let Guest { inbox, sent_packets, unused_packets, .. } = guest;
+    let mut guest = Guest { rig, handle, inbox, sent_packets, unused_packets };
+    peer.forwarded = GUEST_BUFFER;
+    guest.send(peer.header(op::CREDIT_UPDATE), &[]);
+    while received.len() < sent.len() {
+        received.extend(guest.next_event().1);
+    }
+    assert!(received == sent);
+    guest.send(peer.header(op::RW), b"after");
+    let mut after = [0; 5];
+    stream.read_exact(&mut after).unwrap();
+    assert_eq!((&before, &after), (b"before", b"after"));
+}
+
+#[test]
+fn saved_connections_that_cannot_be_are_refused() {
+    let (mut guest, _host) = guest_with_host();
+    guest.connect(7);
+    guest.rig.save();
+    let saved = guest.handle.shared.lock().saved_connections().0;
+    let twice = [saved[0].clone(), saved[0].clone()];
+    assert!(connection::check(&saved, &[]).is_ok());
+    assert!(connection::check(&twice, &[]).is_err());
+    assert!(connection::check(&saved, &vec![(1, 2); 2000]).is_err());
+}
