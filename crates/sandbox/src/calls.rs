@@ -24,8 +24,9 @@ const ANY: &[i64] = &[
     libc::SYS_eventfd2, libc::SYS_pipe2,
     // Both ends of what the guest's sockets are joined to, and what wakes the thread for signals.
     libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_shutdown,
-    // A monitor's requests, with the open files it sends along: the only ones that can still come.
-    libc::SYS_recvmsg,
+    // Requests of a monitor, or of whoever asks for a snapshot, with the open files they bring: the only ones that can
+    // still come.
+    libc::SYS_accept4, libc::SYS_recvmsg,
     // Threads and locks; both clones go through the other filter.
     libc::SYS_futex, libc::SYS_clone, libc::SYS_clone3, libc::SYS_set_robust_list, libc::SYS_rseq, libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity, libc::SYS_gettid, libc::SYS_getpid, libc::SYS_exit, libc::SYS_exit_group,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    boot, check, completions, image, kernel, login, man, oci, registry, run, templates, workloads,
+    boot, check, completions, image, kernel, login, man, oci, registry, restore, run, snapshot, templates, workloads,
 };
 use crate::exit;
 
@@ -53,6 +53,8 @@ pub enum Command {
     Rm(workloads::RmOptions),
     Inspect(workloads::InspectOptions),
     Stats(workloads::StatsOptions),
+    Snapshot(snapshot::Options),
+    Restore(restore::Options),
     Boot(boot::Options),
     Check(check::Options),
     /// Kernels that microVMs boot

@@ -16,6 +16,7 @@ mod failure;
 mod host_cpu;
 mod output;
 mod progress;
+mod running;
 mod signals;
 mod size;
 mod store;
@@ -72,6 +73,8 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Stats(options) => commands::workloads::stats(&cli.global, options),
         Command::Monitor(options) => commands::run::monitor(&cli.global, options),
         Command::Worker(options) => commands::run::work(&cli.global, options),
+        Command::Snapshot(options) => commands::snapshot::run(&cli.global, options),
+        Command::Restore(options) => commands::restore::run(&cli.global, options),
         Command::Boot(options) => commands::boot::run(options),
         Command::Check(options) => commands::check::run(&cli.global, options),
         Command::Kernel(command) => commands::kernel::run(&cli.global, command),

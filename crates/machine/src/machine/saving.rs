@@ -52,7 +52,7 @@ impl Supervisor {
     }
 
     pub(super) fn restore(&mut self, snapshot: Snapshot) -> Result<(), Error> {
-        let Snapshot { mut archive, clocks, config: _, header: _, ram: _ } = snapshot;
+        let Snapshot { mut archive, clocks, config: _, header: _, workload: _, ram: _ } = snapshot;
         let (saved, host) = (clocks.tsc_khz, crate::tsc::host_tsc_khz());
         // What NTP still corrects; more would be seen by the guest.
         if saved.abs_diff(host) > saved / 4000 {

@@ -29,6 +29,7 @@ use crate::MachineConfig;
 use crate::boards::layout;
 use crate::config::{OnReset, Source};
 use crate::machine::Machine;
+use crate::workload::{WORKLOAD, WorkloadState};
 pub use folder::Folder;
 pub use fork::Fork;
 pub use ram::PageMap;
@@ -48,6 +49,7 @@ pub(crate) mod path {
     pub const APICS: &str = "apics";
     pub const KVM_CLOCK: &str = "kvm-clock";
     pub const RAM: &str = "ram";
+    pub const WORKLOAD: &str = "workload";
 
     pub fn vcpu(index: usize) -> String {
         format!("vcpu/{index}")
@@ -161,6 +163,8 @@ pub struct Snapshot {
     pub config: MachineConfig,
     /// What it said of itself.
     pub header: Header,
+    /// The command that ran in it, if one did.
+    pub workload: Option<WorkloadState>,
     pub(crate) archive: Archive,
     pub(crate) clocks: ClockState,
     pub(crate) ram: File,
@@ -169,7 +173,7 @@ pub struct Snapshot {
 /// Writes `machine`, which is paused, to the empty files `state` and `ram`; both are durable then.
 ///
 /// # Errors
-/// All but those of reading. The files are to be thrown away then; the machine can go on.
+/// As [`write_running`].
 pub fn write(
     machine: &Machine,
     build: &str,
@@ -177,8 +181,26 @@ pub fn write(
     ram: &File,
     map: &PageMap,
 ) -> Result<(), crate::Error> {
+    write_running(machine, build, None, state, ram, map)
+}
+
+/// Writes `machine`, which is paused, and the workload that runs in it, to the empty files `state` and `ram`; both are durable then.
+///
+/// # Errors
+/// All but those of reading. The files are to be thrown away then; the machine can go on.
+pub fn write_running(
+    machine: &Machine,
+    build: &str,
+    workload: Option<&WorkloadState>,
+    state: &File,
+    ram: &File,
+    map: &PageMap,
+) -> Result<(), crate::Error> {
     let mut archive = machine.capture()?;
     archive.header.build = build.to_owned();
+    if let Some(workload) = workload {
+        archive.put(path::WORKLOAD, encode(path::WORKLOAD, WORKLOAD, workload)?);
+    }
     let ram = ram::write(machine.ram(), ram, map)?;
     archive.put(path::RAM, encode(path::RAM, RAM, &ram)?);
     let mut file = state;
@@ -223,8 +245,14 @@ impl Snapshot {
         if clocks.tscs.len() != cpus || clocks.latched_nmis.len() != cpus || clocks.apic_timer_hz == 0 {
             return Err(malformed(path::CLOCKS, "clocks of another machine"));
         }
+        let has_workload = archive.sections().any(|(at, _)| at == path::WORKLOAD);
+        let workload: Option<WorkloadState> =
+            has_workload.then(|| take(&mut archive, path::WORKLOAD, WORKLOAD)).transpose()?;
+        if let Some(Err(reason)) = workload.as_ref().map(WorkloadState::check) {
+            return Err(malformed(path::WORKLOAD, reason));
+        }
         ram::check(&ram, &ram_state)?;
-        Ok(Self { config, header, archive, clocks, ram })
+        Ok(Self { config, header, workload, archive, clocks, ram })
     }
 }
 

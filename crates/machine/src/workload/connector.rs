@@ -1,12 +1,13 @@
 //! What the guest's vsock connections end in: socket pairs, one end each handed to the session.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 
 use devices::virtio::VsockHost;
 
 use super::Event;
+use super::saving::WorkloadState;
 
 /// Connections a guest may open in its life: the agent needs four; a guest that opens more plays tricks.
 const MAX_CONNECTIONS: u32 = 64;
@@ -16,30 +17,61 @@ pub struct Connector {
     events: Sender<Event>,
     control_open: bool,
     connections: u32,
+    /// Of a workload that was saved: what its connections are.
+    saved: Option<WorkloadState>,
 }
 
 impl Connector {
-    pub(super) fn new(events: Sender<Event>) -> Self {
-        Self { events, control_open: false, connections: 0 }
+    pub(super) fn new(events: Sender<Event>, saved: Option<WorkloadState>) -> Self {
+        Self { events, control_open: false, connections: 0, saved }
+    }
+
+    fn hand_on(&mut self, event: impl FnOnce(UnixStream) -> Event, unread: &[u8]) -> io::Result<UnixStream> {
+        // The guest only hears of a reset; the owner is told why.
+        let (theirs, mut ours) = UnixStream::pair().inspect_err(|error| {
+            let _ = self.events.send(Event::NoSocket(copy_of(error)));
+        })?;
+        // As much as such a socket held before: if this one does not, it is no snapshot of ours.
+        ours.set_nonblocking(true)?;
+        ours.write_all(unread)?;
+        ours.set_nonblocking(false)?;
+        self.events.send(event(ours)).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        Ok(theirs)
     }
 }
 
 impl VsockHost for Connector {
     fn connect(&mut self, port: u32) -> io::Result<UnixStream> {
+        self.accept(port, 0)
+    }
+
+    fn accept(&mut self, port: u32, guest_port: u32) -> io::Result<UnixStream> {
         let is_control = port == protocol::CONTROL_PORT;
         let known = is_control || port == protocol::STREAM_PORT;
         if !known || (is_control && self.control_open) || self.connections >= MAX_CONNECTIONS {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        // The guest only hears of a reset; the owner is told why.
-        let (theirs, ours) = UnixStream::pair().inspect_err(|error| {
-            let _ = self.events.send(Event::NoSocket(copy_of(error)));
-        })?;
-        let event = Event::Connected { port, socket: ours };
-        self.events.send(event).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        let socket = self.hand_on(|socket| Event::Connected { port, guest_port, socket }, &[])?;
         self.connections += 1;
         self.control_open |= is_control;
-        Ok(theirs)
+        Ok(socket)
+    }
+
+    fn resume(&mut self, port: u32, guest_port: u32, unread: &[u8]) -> io::Result<UnixStream> {
+        let Some(saved) = &self.saved else { return Err(io::ErrorKind::Unsupported.into()) };
+        let is_control = saved.control == guest_port && port == protocol::CONTROL_PORT;
+        let stream = saved.stream_of(guest_port).filter(|_| port == protocol::STREAM_PORT);
+        let exec = saved.exec;
+        if is_control {
+            self.control_open = true;
+            return self.hand_on(|socket| Event::Connected { port, guest_port, socket }, unread);
+        }
+        let Some(stream) = stream else {
+            // One that was over for the host already: for the guest it ends now.
+            return UnixStream::pair().map(|(theirs, _ours)| theirs);
+        };
+        let hello = protocol::Hello { exec, stream };
+        self.hand_on(|socket| Event::StreamOpened { hello, guest_port, socket }, unread)
     }
 }
 
@@ -54,7 +86,7 @@ mod tests {
     #[test]
     fn one_control_connection_and_a_bounded_number_of_streams() {
         let (sender, _events) = std::sync::mpsc::channel();
-        let mut connector = Connector::new(sender);
+        let mut connector = Connector::new(sender, None);
         assert!(connector.connect(protocol::CONTROL_PORT).is_ok());
         assert!(connector.connect(protocol::CONTROL_PORT).is_err());
         assert!(connector.connect(22).is_err());

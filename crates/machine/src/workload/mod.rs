@@ -18,20 +18,27 @@
 pub mod connector;
 mod error;
 pub mod pump;
+mod saving;
 #[cfg(test)]
 mod tests;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::PoisonError;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use devices::virtio::VsockHost;
+use rustix::event::{PollFd, PollFlags, poll};
+
 use protocol::{AgentMessage, Hello, HostMessage, Stream, WinSize};
 
 use crate::{Machine, MachineEvent};
 use connector::Connector;
 pub use error::Error;
+use saving::Gate;
+pub(crate) use saving::WORKLOAD;
+pub use saving::{Saving, WorkloadState};
 
 /// How long a guest may take to write back and power off after [`HostMessage::Shutdown`].
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -95,6 +102,8 @@ pub enum Outcome {
     Exited(protocol::Exit),
     /// The agent could not start it.
     NotStarted(protocol::Failure),
+    /// It was saved, to go on elsewhere.
+    Saved,
 }
 
 /// Talks to a running workload. Any thread.
@@ -122,12 +131,14 @@ impl Control {
 enum Event {
     Connected {
         port: u32,
+        guest_port: u32,
         socket: UnixStream,
     },
     /// The host has none for a connection of the agent.
     NoSocket(std::io::Error),
     StreamOpened {
         hello: Hello,
+        guest_port: u32,
         socket: UnixStream,
     },
     Agent(Result<Option<AgentMessage>, protocol::Error>),
@@ -138,6 +149,7 @@ enum Event {
     MachineEnded(MachineEvent),
     Signal(u8),
     Resize(WinSize),
+    Save(Box<Saving>),
     Cancel,
 }
 
@@ -145,6 +157,7 @@ enum Event {
 pub struct AgentSession {
     sender: Sender<Event>,
     events: Receiver<Event>,
+    saved: Option<WorkloadState>,
 }
 
 impl Default for AgentSession {
@@ -157,12 +170,17 @@ impl AgentSession {
     /// Nothing is connected yet.
     pub fn new() -> Self {
         let (sender, events) = channel();
-        Self { sender, events }
+        Self { sender, events, saved: None }
+    }
+
+    /// For the machine of a snapshot that was taken while its command ran.
+    pub fn resume(saved: WorkloadState) -> Self {
+        Self { saved: Some(saved), ..Self::new() }
     }
 
     /// For [`crate::Backends::vsock`].
     pub fn host(&self) -> Box<dyn VsockHost> {
-        Box::new(Connector::new(self.sender.clone()))
+        Box::new(Connector::new(self.sender.clone(), self.saved.clone()))
     }
 
     /// For signals, resizes and cancelling.
@@ -181,9 +199,9 @@ impl AgentSession {
         let mut control = None;
         loop {
             match self.events.recv_timeout(Duration::from_millis(20)) {
-                Ok(Event::Connected { port: protocol::CONTROL_PORT, socket }) => {
+                Ok(Event::Connected { port: protocol::CONTROL_PORT, socket, .. }) => {
                     control = Some(socket.try_clone().map_err(Error::Host)?);
-                    read_control(socket, self.sender.clone()).map_err(Error::Host)?;
+                    read_control(socket, self.sender.clone(), Gate::default()).map_err(Error::Host)?;
                 }
                 Ok(Event::NoSocket(error)) => return Err(Error::Host(error)),
                 Ok(Event::Cancel) => return Err(Error::Cancelled),
@@ -227,9 +245,12 @@ impl AgentSession {
 }
 
 /// Starts the thread that hands on what the agent says.
-fn read_control(mut reader: UnixStream, sender: Sender<Event>) -> std::io::Result<()> {
+fn read_control(mut reader: UnixStream, sender: Sender<Event>, gate: Gate) -> std::io::Result<()> {
     let read = move || {
         loop {
+            // Not while nothing is there to be read: who wants to know whether all was read must get the lock.
+            let _ = poll(&mut [PollFd::new(&reader, PollFlags::IN)], None);
+            let _held = gate.lock().unwrap_or_else(PoisonError::into_inner);
             let message = protocol::read_message::<AgentMessage>(&mut reader);
             let more = matches!(
                 message,
@@ -267,6 +288,10 @@ struct Run<'a> {
     machine: &'a Machine,
     workload: Workload<'a>,
     control: Option<UnixStream>,
+    control_port: Option<u32>,
+    gate: Gate,
+    /// The guest's port of each stream that was opened.
+    streams: Vec<(u32, Stream)>,
     pumps: pump::Pumps,
     phase: Phase,
     deadline: Option<Instant>,
@@ -276,15 +301,25 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(session: AgentSession, machine: &'a Machine, workload: Workload<'a>) -> Self {
-        let AgentSession { sender, events } = session;
+        let AgentSession { sender, events, saved } = session;
+        let mut pumps = pump::Pumps::default();
+        // What runs already is not waited for.
+        let phase = if saved.is_some() { Phase::Running } else { Phase::Booting };
+        let limit = if saved.is_some() { workload.timeout } else { workload.boot_timeout };
+        for stream in saved.iter().flat_map(WorkloadState::over) {
+            pumps.ended(stream, Ok(()));
+        }
         Self {
             sender,
             events,
             machine,
             control: None,
-            pumps: pump::Pumps::default(),
-            phase: Phase::Booting,
-            deadline: workload.boot_timeout.and_then(|t| Instant::now().checked_add(t)),
+            control_port: None,
+            gate: Gate::default(),
+            streams: saved.iter().flat_map(WorkloadState::over).map(|stream| (0, stream)).collect(),
+            pumps,
+            phase,
+            deadline: limit.and_then(|t| Instant::now().checked_add(t)),
             workload,
             outcome: None,
             ended: None,
@@ -297,17 +332,34 @@ impl<'a> Run<'a> {
                 return Ok(outcome);
             }
             match self.next_event()? {
-                Event::Connected { port, socket } => self.connected(port, socket)?,
-                Event::NoSocket(error) => return Err(Error::Host(error)),
-                Event::StreamOpened { hello, socket } => self.stream_opened(hello, socket)?,
-                Event::Agent(message) => self.agent_said(message)?,
-                Event::StreamEnded { stream, result } => self.pumps.ended(stream, result),
-                Event::MachineEnded(event) => self.machine_ended(event),
-                Event::Signal(number) => self.signal(number)?,
-                Event::Resize(size) => self.resize(size)?,
-                Event::Cancel => return Err(Error::Cancelled),
+                Event::Save(saving) => {
+                    if self.save(&saving) {
+                        self.outcome = Some(Outcome::Saved);
+                    }
+                }
+                event => self.handle(event)?,
             }
         }
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Error> {
+        match event {
+            Event::Connected { port, guest_port, socket } => self.connected(port, guest_port, socket)?,
+            Event::NoSocket(error) => return Err(Error::Host(error)),
+            Event::StreamOpened { hello, guest_port, socket } => {
+                self.stream_opened(hello, guest_port, socket)?;
+            }
+            Event::Agent(message) => self.agent_said(message)?,
+            Event::StreamEnded { stream, result } => self.pumps.ended(stream, result),
+            Event::MachineEnded(event) => self.machine_ended(event),
+            Event::Signal(number) => self.signal(number)?,
+            Event::Resize(size) => self.resize(size)?,
+            Event::Save(saving) => {
+                let _ = saving.done.send(Err("it is being saved already".to_owned()));
+            }
+            Event::Cancel => return Err(Error::Cancelled),
+        }
+        Ok(())
     }
 
     /// The outcome, once the process has ended and all its output is out.
@@ -364,13 +416,17 @@ impl<'a> Run<'a> {
         self.deadline = Some(Instant::now() + LAST_WORDS);
     }
 
-    fn connected(&mut self, port: u32, socket: UnixStream) -> Result<(), Error> {
+    fn connected(&mut self, port: u32, guest_port: u32, socket: UnixStream) -> Result<(), Error> {
         let sender = self.sender.clone();
         let thread = std::thread::Builder::new();
         let spawned = if port == protocol::CONTROL_PORT {
             let reader = socket.try_clone().map_err(Error::Host)?;
             self.control = Some(socket);
-            read_control(reader, sender)
+            self.control_port = Some(guest_port);
+            if self.phase == Phase::Running {
+                self.tell(&HostMessage::Renew(renewal().map_err(Error::Host)?))?;
+            }
+            read_control(reader, sender, self.gate.clone())
         } else {
             // Eight bytes that a guest may never send: read beside everything else.
             thread
@@ -378,7 +434,7 @@ impl<'a> Run<'a> {
                 .spawn(move || {
                     let mut socket = socket;
                     match Hello::read(&mut socket) {
-                        Ok(hello) => drop(sender.send(Event::StreamOpened { hello, socket })),
+                        Ok(hello) => drop(sender.send(Event::StreamOpened { hello, guest_port, socket })),
                         Err(error) => tracing::debug!(%error, "stream connection without a hello"),
                     }
                 })
@@ -387,13 +443,17 @@ impl<'a> Run<'a> {
         spawned.map_err(Error::Host)
     }
 
-    fn stream_opened(&mut self, hello: Hello, socket: UnixStream) -> Result<(), Error> {
+    fn stream_opened(&mut self, hello: Hello, guest_port: u32, socket: UnixStream) -> Result<(), Error> {
         let process = &self.workload.start.process;
         if hello.exec != process.exec {
             return Ok(());
         }
         let sender = self.sender.clone();
         let stream = hello.stream;
+        if self.streams.iter().any(|(_, known)| *known == stream) {
+            return Ok(());
+        }
+        self.streams.push((guest_port, stream));
         let done = move |result| drop(sender.send(Event::StreamEnded { stream, result }));
         match stream {
             Stream::Stdin => match self.workload.stdin.take() {
@@ -478,8 +538,25 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Waits for pumps that write what they have read.
+    fn finish_output(&mut self) {
+        let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
+        while !self.output_streams().iter().all(|stream| self.pumps.is_over(*stream)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                Ok(Event::StreamEnded { stream, result }) => self.pumps.ended(stream, result),
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
     fn turn_off(&mut self, orderly: bool) {
+        let orderly = orderly && self.outcome != Some(Outcome::Saved);
         self.pumps.end_all();
+        if self.outcome == Some(Outcome::Saved) {
+            self.finish_output();
+        }
         if orderly && self.ended.is_none() {
             let _ = self.tell(&HostMessage::Shutdown);
             if self.machine.wait_timeout(SHUTDOWN_TIMEOUT).is_none() {

@@ -103,6 +103,13 @@ impl Pumps {
         self.error.take()
     }
 
+    /// Whether the pumps have taken all that came.
+    pub fn is_output_read(&self) -> bool {
+        self.outputs
+            .iter()
+            .all(|(_, socket)| rustix::io::ioctl_fionread(socket).is_ok_and(|unread| unread == 0))
+    }
+
     /// Ends the input pump: nobody reads it any more.
     pub fn end_input(&mut self) {
         if let Some(socket) = self.input.take() {

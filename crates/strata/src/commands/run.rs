@@ -7,7 +7,7 @@
 mod container;
 mod detach;
 pub mod initrd;
-mod session;
+pub mod session;
 pub mod template;
 mod worker;
 
@@ -30,7 +30,7 @@ use crate::failure::{Failure, Outcome};
 use crate::progress::Bar;
 use crate::size::parse_duration;
 use crate::terminal::LogWriter;
-use crate::{exit, store};
+use crate::{exit, running, store};
 
 /// Run a command in a microVM made from an image
 ///
@@ -79,8 +79,8 @@ pub struct Options {
     /// Go on in the background, and write the id of the workload
     #[arg(short, long, conflicts_with = "timeout")]
     detach: bool,
-    /// Name for the workload in the background [default: made from image and id]
-    #[arg(long, requires = "detach")]
+    /// Name, for strata snapshot and for the workload in the background [default there: made from image and id]
+    #[arg(long, value_parser = running::parse_name)]
     name: Option<String>,
     /// Remove the workload in the background when it has ended
     #[arg(long)]
@@ -180,6 +180,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     } else {
         None
     };
+    let named = options.name.as_deref().map(|name| running::claim(store.root(), name)).transpose()?;
     let origin = if template.is_some() { Origin::Restored } else { Origin::Booted };
     let agent = AgentSession::new();
     let backends = Backends {
@@ -198,6 +199,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
         tty: options.tty,
         timeout: options.timeout,
         link,
+        named,
         enter_sandbox: &|| options.sizing.enter_sandbox(engine.as_ref()),
     };
     let outcome = session::run(agent, &machine, &prepared, session, started);

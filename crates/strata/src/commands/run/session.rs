@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use machine::workload::{AgentSession, Control, Error, Origin, Outcome as Ended, Progress, Workload};
+use machine::workload::{
+    AgentSession, Control, Error, Origin, Outcome as Ended, Progress, Workload, WorkloadState,
+};
 use machine::{Machine, MachineEvent};
 use protocol::{Root, Start, WinSize, Writable};
 use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
@@ -15,6 +17,7 @@ use super::worker::Link;
 use super::{Prepared, initrd};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
+use crate::running::Named;
 use crate::signals::{ENDING, SIGWINCH, Watch};
 use crate::terminal::{self, Raw};
 
@@ -36,7 +39,23 @@ pub struct Session<'a> {
     pub timeout: Option<Duration>,
     /// The monitor, of a workload in the background.
     pub link: Option<Link>,
+    /// The name it has, for snapshots.
+    pub named: Option<Named>,
     /// Called when everything is open, before the guest starts.
+    pub enter_sandbox: &'a dyn Fn() -> Outcome<()>,
+}
+
+/// How a command that was saved is joined to the caller.
+pub struct Resumed<'a> {
+    /// What was saved of it.
+    pub saved: &'a WorkloadState,
+    /// It reads our standard input.
+    pub interactive: bool,
+    /// When it is killed.
+    pub timeout: Option<Duration>,
+    /// The name it has, for snapshots.
+    pub named: Option<Named>,
+    /// Called when everything is open, before the guest goes on.
     pub enter_sandbox: &'a dyn Fn() -> Outcome<()>,
 }
 
@@ -50,7 +69,7 @@ pub fn window() -> WinSize {
 ///
 /// # Errors
 /// The machine ended first, the time is over, or streams could not be carried.
-pub fn run(
+pub(super) fn run(
     agent: AgentSession,
     machine: &Machine,
     prepared: &Prepared,
@@ -85,6 +104,7 @@ pub fn run(
             report(progress, started);
         },
     };
+    session.named.map_or(Ok(()), |named| named.serve(agent.control()))?;
     (session.enter_sandbox)()?;
     let ended = match &session.link {
         Some(link) => link.serve(machine, &control, || agent.run(machine, workload)),
@@ -102,6 +122,44 @@ pub fn run(
             absent.join(", ")
         ))
     })
+}
+
+/// Carries on the command of a machine that was restored, to its end.
+///
+/// # Errors
+/// As [`run`].
+pub fn resume(agent: AgentSession, machine: &Machine, resumed: Resumed<'_>, started: Instant) -> Outcome {
+    let Resumed { saved, interactive, timeout, named, enter_sandbox } = resumed;
+    let last_signal = Arc::new(AtomicI32::new(0));
+    let _signals = watch_signals(agent.control(), last_signal.clone(), saved.tty)?;
+    let keys = saved.tty && interactive && terminal::stdin_is_terminal();
+    let raw = keys.then(Raw::enter).transpose()?;
+    if saved.tty {
+        agent.control().resize(window());
+    }
+    named.map_or(Ok(()), |named| named.serve(agent.control()))?;
+    let process = protocol::Process {
+        exec: saved.exec,
+        argv: saved.command.clone(),
+        tty: saved.tty.then(window),
+        stdin: saved.stdin,
+        ..protocol::Process::default()
+    };
+    let workload = Workload {
+        // It was started long ago.
+        start: Start { root: Root::Initramfs, hostname: String::new(), process },
+        stdin: if interactive { Some(duplicate(&io::stdin(), "standard input")?) } else { None },
+        stdout: duplicate(&io::stdout(), "standard output")?,
+        stderr: duplicate(&io::stderr(), "standard error")?,
+        origin: Origin::Restored,
+        boot_timeout: None,
+        timeout,
+        progress: &mut |progress| report(progress, started),
+    };
+    enter_sandbox()?;
+    let ended = agent.run(machine, workload);
+    drop(raw);
+    conclude(ended, &saved.command, last_signal.load(Ordering::Relaxed))
 }
 
 fn start(prepared: &Prepared) -> Start {
@@ -160,6 +218,7 @@ fn conclude(ended: Result<Ended, Error>, argv: &[String], last_signal: i32) -> O
     let command = argv.first().map(String::as_str).unwrap_or_default();
     let error = match ended {
         Ok(Ended::Exited(exit)) => return Ok(Exit::Workload(exit.shell_code())),
+        Ok(Ended::Saved) => return Ok(Exit::Success),
         Ok(Ended::NotStarted(failure)) => {
             let exit = Exit::Workload(failure.code);
             let text = match failure.act.as_str() {

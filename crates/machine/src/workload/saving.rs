@@ -1,0 +1,179 @@
+//! A workload that is saved with its machine, and carried on by another process.
+//!
+//! The machine stands still meanwhile. What the command had written by then is the original's to deliver; what it writes
+//! later is the copy's. Streams go on where they were: the guest does not notice ([`devices::virtio::VsockHost::resume`]).
+//! Nothing the agent said is lost between the two: a snapshot is taken when every message of it was read and acted on.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::{Duration, Instant};
+
+use protocol::Stream;
+use rustix::io::ioctl_fionread;
+use serde::{Deserialize, Serialize};
+
+use super::{Event, Phase, Run};
+use crate::snapshot::{self, PageMap};
+
+/// How long what the agent has said may take to be heard.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Section of a snapshot: what its host must know to carry a command on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadState {
+    /// The command's id for the agent.
+    pub exec: u32,
+    /// It runs on a terminal.
+    pub tty: bool,
+    /// It reads an input that has not ended.
+    pub stdin: bool,
+    /// What runs, for messages.
+    pub command: Vec<String>,
+    /// The guest's port of the control connection.
+    pub(super) control: u32,
+    /// The guest's port and the number of each stream that has not ended.
+    streams: Vec<(u32, u8)>,
+    /// The numbers of the streams that have.
+    over: Vec<u8>,
+}
+
+pub(crate) const WORKLOAD: (&str, u32) = ("workload", 1);
+const STREAMS: [Stream; 3] = [Stream::Stdin, Stream::Stdout, Stream::Stderr];
+
+impl WorkloadState {
+    /// Whether it can be one that was saved.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let numbers = || self.streams.iter().map(|(_, number)| number).chain(&self.over);
+        if numbers().any(|number| usize::from(*number) >= STREAMS.len()) || numbers().count() > STREAMS.len()
+        {
+            return Err("streams that no command has");
+        }
+        Ok(())
+    }
+
+    pub(super) fn stream_of(&self, guest_port: u32) -> Option<Stream> {
+        let number = self.streams.iter().find(|(port, _)| *port == guest_port)?.1;
+        STREAMS.get(usize::from(number)).copied()
+    }
+
+    pub(super) fn over(&self) -> impl Iterator<Item = Stream> {
+        self.over.iter().filter_map(|number| STREAMS.get(usize::from(*number)).copied())
+    }
+}
+
+/// Where a snapshot goes, and what becomes of the original.
+#[derive(Debug)]
+pub struct Saving {
+    /// Empty: see [`snapshot::write`].
+    pub state: File,
+    /// Empty: see [`snapshot::write`].
+    pub ram: File,
+    /// This process's.
+    pub pages: Arc<PageMap>,
+    /// Who writes it.
+    pub build: String,
+    /// The original ends there.
+    pub stop: bool,
+    /// Told how long the machine stood still, or why there is no snapshot.
+    pub done: Sender<Result<Duration, String>>,
+}
+
+/// A lock that is held while a message is read: who holds it finds none half read.
+pub(super) type Gate = Arc<Mutex<()>>;
+
+impl Run<'_> {
+    /// Saves machine and workload. The machine goes on, unless it was to stop.
+    pub(super) fn save(&mut self, saving: &Saving) -> bool {
+        let began = Instant::now();
+        self.machine.pause();
+        let result = self.settle(saving.stop).and_then(|()| self.write(saving));
+        let is_over = result.is_ok() && saving.stop;
+        if !is_over {
+            self.machine.resume();
+        }
+        let _ = saving.done.send(result.map(|()| began.elapsed()));
+        is_over
+    }
+
+    fn write(&self, saving: &Saving) -> Result<(), String> {
+        let state = self.state()?;
+        let Saving { state: file, ram, pages, build, .. } = saving;
+        snapshot::write_running(self.machine, build, Some(&state), file, ram, pages)
+            .map_err(|error| crate::machine::chain(&error))
+    }
+
+    fn state(&self) -> Result<WorkloadState, String> {
+        let process = &self.workload.start.process;
+        let number = |stream: Stream| STREAMS.iter().position(|known| *known == stream).unwrap_or(0) as u8;
+        let (over, streams): (Vec<_>, Vec<_>) =
+            self.streams.iter().copied().partition(|(_, s)| self.pumps.is_over(*s));
+        Ok(WorkloadState {
+            exec: process.exec,
+            tty: process.tty.is_some(),
+            stdin: streams.iter().any(|(_, stream)| *stream == Stream::Stdin),
+            command: process.argv.clone(),
+            control: self.control_port.ok_or("the agent is not connected")?,
+            streams: streams.into_iter().map(|(port, stream)| (port, number(stream))).collect(),
+            over: over.into_iter().map(|(_, stream)| number(stream)).collect(),
+        })
+    }
+
+    /// Waits until all that the agent said is heard, and does what it means.
+    fn settle(&mut self, stop: bool) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        // Twice in a row: a socket that was full is filled again when it was read.
+        let mut drained = 0;
+        loop {
+            let heard = self.is_all_heard()?;
+            // Of an original that ends, what the command has written is delivered first.
+            drained = if !stop || self.pumps.is_output_read() { drained + 1 } else { 0 };
+            while let Ok(event) = self.events.try_recv() {
+                self.handle(event).map_err(|error| crate::machine::chain(&error))?;
+            }
+            if self.ended.is_some() || self.outcome.is_some() {
+                return Err("the command has ended".to_owned());
+            }
+            if heard && drained > 1 && self.phase == Phase::Running && self.are_streams_open() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(match self.phase {
+                    Phase::Running if drained == 0 => "nobody reads the command's output".to_owned(),
+                    Phase::Running => "the guest is in the middle of a message".to_owned(),
+                    _ => "the command does not run yet".to_owned(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Whether every message that came was read whole and is among the events.
+    fn is_all_heard(&self) -> Result<bool, String> {
+        let _held = match self.gate.try_lock() {
+            Ok(held) => held,
+            Err(TryLockError::Poisoned(held)) => held.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(false),
+        };
+        let unread = |socket: &UnixStream| ioctl_fionread(socket).map_err(|errno| errno.to_string());
+        Ok(self.control.as_ref().map(unread).transpose()?.is_none_or(|count| count == 0))
+    }
+
+    fn are_streams_open(&self) -> bool {
+        let known = |stream: &Stream| self.streams.iter().any(|(_, open)| open == stream);
+        self.output_streams().iter().all(known)
+    }
+}
+
+/// An event asks for it from any thread.
+impl super::Control {
+    /// Saves the workload as it runs; `saving` is told what came of it.
+    pub fn save(&self, saving: Saving) {
+        if let Err(unsent) = self.0.send(Event::Save(Box::new(saving)))
+            && let Event::Save(saving) = unsent.0
+        {
+            let _ = saving.done.send(Err("the command has ended".to_owned()));
+        }
+    }
+}
