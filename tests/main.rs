@@ -16,6 +16,7 @@ mod kvm;
 mod registry;
 mod run;
 mod sandbox;
+mod snapshot_command;
 mod snapshots;
 mod streams;
 mod stress;

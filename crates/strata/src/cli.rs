@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    boot, check, completions, image, kernel, login, man, oci, registry, restore, run, snapshot, templates, workloads,
+    boot, check, completions, image, kernel, login, man, oci, registry, restore, run, snapshot, templates,
+    workloads,
 };
 use crate::exit;
 
