@@ -4,11 +4,10 @@
 //! step by step), `process` (the last steps before any command), then `mounts`, `paths` and `rootfs` (how nothing of a
 //! hostile root is trusted), `cgroups`, `seccomp`, [`own_binary`] (CVE-2019-5736), [`command`] (one command in a folder).
 //!
-//! **Why not libcontainer** (youki's library, 0.7): measured before this was written, its runtime takes 24 ms for a run
-//! where crun takes 10 and the kernel itself 6, half of that for starting itself anew; without the C library libseccomp
-//! it passes filters over with a warning; v1 hierarchies are at the end of their maintenance there, and hosts with both
-//! are what we meet. Here a container costs one `clone3` and no helper process, and no exec but the command's, and paths
-//! and mounts go by descriptor throughout.
+//! **Why not libcontainer** (youki's library, 0.7). Not tried here; decided by what is known of it: youki's run takes 24 ms
+//! where crun's takes 10, without the C library libseccomp it passes filters over with a warning, and v1 hierarchies, which
+//! hosts with both still need, are at the end of their maintenance there. Here a container costs one `clone3`, one new start
+//! of this program from a sealed copy ([`own_binary`]), and no helper process, and paths and mounts go by descriptor.
 //!
 //! Deliberately absent: networks beyond loopback, images, checkpoints, listeners of seccomp notifications, id-mapped
 //! mounts, Intel RDT, network classes; printing and flags, which are `strata`'s.

@@ -142,6 +142,11 @@ pub struct RmOptions {
 /// # Errors
 /// The store, the archive or the image is not as it should be; the message says which.
 pub fn run(global: &Global, command: &Command) -> Outcome {
+    if matches!(command, Command::Build(_)) {
+        // RUN lets foreign programs run as root here. Before anything is opened: it starts this program anew.
+        container::own_binary::protect()
+            .map_err(|error| Failure::new(format!("build: {}", error.chain())))?;
+    }
     let store = store::open(global)?;
     match command {
         Command::Bootstrap(options) => bootstrap(&store, options)?,

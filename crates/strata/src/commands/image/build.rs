@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use build::{Images, Run, Runner};
 use clap::Args;
+use container::Exit as Ended;
+use container::command::{Command, Network};
+use container::template;
 use image::{Image, Reference, Store};
 
 use super::{explain, parse};
@@ -51,7 +55,7 @@ pub fn build(store: &Store, options: &BuildOptions) -> Outcome<()> {
         no_cache: options.no_cache,
     };
     let bar = Bar::new();
-    let built = build::build(store, &wanted, &FromStore(store), &NoCommands, &bar);
+    let built = build::build(store, &wanted, &FromStore(store), &InContainers, &bar);
     drop(bar);
     let digest = built.map_err(|error| {
         let failure = Failure::because(format!("build {}", options.context.display()), error);
@@ -101,12 +105,43 @@ impl Images for FromStore<'_> {
     }
 }
 
-/// Nothing that could run a command in a folder is part of this build of Strata.
-struct NoCommands;
+/// Containers on this host's kernel and network; what the commands say goes to standard error, for the digest goes to
+/// standard output.
+struct InContainers;
 
-impl Runner for NoCommands {
-    fn run(&self, _run: &Run<'_>) -> Result<u8, Box<dyn Error + Send + Sync>> {
-        Err("RUN needs containers, which this build of strata does not have".into())
+impl Runner for InContainers {
+    fn run(&self, run: &Run<'_>) -> Result<u8, Box<dyn Error + Send + Sync>> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(
+                "RUN needs root on this host: commands run in a container, as the image's own users".into()
+            );
+        }
+        const RESOLVER: &str = "/etc/resolv.conf";
+        let resolver = template::mount(RESOLVER, "bind", RESOLVER, "bind,ro");
+        let mounts = Path::new(RESOLVER).exists().then_some(resolver);
+        let command = Command {
+            root: run.root.to_owned(),
+            args: run.argv.to_vec(),
+            env: run.env.to_vec(),
+            cwd: run.cwd.to_owned(),
+            user: run.user.to_owned(),
+            network: Network::Host,
+            hostname: String::new(),
+            mounts: mounts.into_iter().collect(),
+            state: PathBuf::from("/run/strata/build"),
+            id: format!("build-{}-{}", std::process::id(), container::state::now()),
+        };
+        let (input, output) =
+            (File::open("/dev/null")?, rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?);
+        rustix::stdio::dup2_stdin(&input)?;
+        rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+        let ended = command.run();
+        rustix::stdio::dup2_stdout(&output)?;
+        match ended {
+            Ok(Ended::Code(code)) => Ok(code),
+            Ok(Ended::Signal(signal)) => Ok(128 + signal),
+            Err(error) => Err(error.chain().into()),
+        }
     }
 }
 
