@@ -176,7 +176,7 @@ fn a_kernel_that_changed_in_the_store_does_not_run() {
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&vmlinux, bytes).unwrap();
     let mut command = strata();
-    command.arg("--root").arg(&store).args(["run", "debian", "--", "echo", "runs"]);
+    command.arg("--root").arg(&store).args(["run", "--start", "cold", "debian", "--", "echo", "runs"]);
     let ended = finish(command);
     ended.expect_failure(125, &["run \"debian\"", "corrupt blob", "vmlinux"]);
     assert!(ended.stderr.contains("next: strata kernel fetch"), "{ended:?}");
@@ -293,7 +293,12 @@ fn a_full_disk_leaves_the_store_as_it_was() {
 fn a_disk_that_is_full_when_the_root_is_made_is_named() {
     let Some(assets) = assets() else { return };
     let source = assets.join("store");
-    let used = Command::new("du").args(["-sm", "--exclude=roots"]).arg(&source).output().unwrap().stdout;
+    let used = Command::new("du")
+        .args(["-sm", "--exclude=roots", "--exclude=templates"])
+        .arg(&source)
+        .output()
+        .unwrap()
+        .stdout;
     let used = String::from_utf8_lossy(&used);
     let used: u64 = used.split_whitespace().next().unwrap().parse().unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -310,7 +315,7 @@ fn a_disk_that_is_full_when_the_root_is_made_is_named() {
     let parts = ["blobs", "kernels", "index.json", "oci-layout"].map(|name| source.join(name));
     let copied = Command::new("cp").arg("-a").args(parts).arg(&store).status();
     let mut command = strata();
-    command.arg("--root").arg(&store).args(["run", "debian", "--", "true"]);
+    command.arg("--root").arg(&store).args(["run", "--start", "cold", "debian", "--", "true"]);
     let ended = finish(command);
     let left = ["tmp", "roots"].map(|name| fs::read_dir(store.join(name)).map_or(0, Iterator::count));
     let unmounted = Command::new("umount").arg(folder.path()).status().unwrap();
