@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{finish, strata};
+use crate::support::{assets, finish, strata};
 
 const CONTAINERFILE: &str = "\
 ARG TOP=scratch
@@ -143,4 +143,34 @@ fn what_is_wrong_in_a_containerfile_names_its_line() {
         .expect_failure(125, &["Containerfile:2: RUN true", "/bin/sh", "no such file"]);
     let ended = build("FROM scratch\nCOPY Containerfile /\n");
     assert!(ended.code() == 0 && ended.stdout.starts_with("sha256:"), "{ended:?}");
+}
+
+#[test]
+fn what_run_writes_is_in_the_image_under_both_isolations() {
+    let Some(assets) = assets() else { return };
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: RUN needs root");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let parts = ["blobs", "kernels", "index.json", "oci-layout"].map(|name| assets.join("store").join(name));
+    assert!(Command::new("cp").arg("-a").args(parts).arg(&store).status().unwrap().success());
+    let text = "FROM debian\nRUN echo made > /made && chown 5:6 /made && rm /etc/issue\nUSER 1000\nRUN test $(id -u) = 1000\n";
+    fs::write(dir.path().join("Containerfile"), text).unwrap();
+    let program = |arguments: &[&str]| {
+        let mut command = strata();
+        command.env("STRATA_ROOT", &store).args(arguments).current_dir(dir.path());
+        finish(command)
+    };
+    let built = program(&["image", "build", "-t", "built", "."]);
+    assert!(built.code() == 0 && built.stdout.trim().starts_with("sha256:"), "{built:?}");
+    for isolation in ["vm", "container"] {
+        let script = "cat /made; stat -c %u:%g /made; test -e /etc/issue || echo gone";
+        let ended = program(&["run", "--isolation", isolation, "built", "--", "sh", "-c", script]);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (0, "made\n5:6\ngone\n"), "{isolation}: {ended:?}");
+    }
+    let failed = "FROM debian\nRUN exit 3\n";
+    fs::write(dir.path().join("Containerfile"), failed).unwrap();
+    program(&["image", "build", "."]).expect_failure(125, &["Containerfile:2: RUN exit 3"]);
 }
