@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let Ok(found) = source::parse(text) else { return };
-    let variables = |name: &str| (name.len() % 3 != 0).then(|| name.repeat(3));
+    let variables = |name: &str| (!name.len().is_multiple_of(3)).then(|| name.repeat(3));
     for statement in &found.statements {
         let _ = Instruction::parse(statement);
         let _ = words::expand(&statement.rest, found.escape, &variables);

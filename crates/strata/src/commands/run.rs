@@ -85,7 +85,7 @@ pub struct Options {
     /// Remove the workload in the background when it has ended
     #[arg(long)]
     rm: bool,
-    /// When to start the workload in the background again: no, on-failure[:TIMES], always
+    /// When to start the workload in the background again: no, on-failure, on-failure:TIMES or always
     #[arg(long, value_name = "POLICY", default_value = "no")]
     restart: workload::Restart,
     /// Name of the image

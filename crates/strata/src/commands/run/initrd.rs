@@ -12,7 +12,7 @@ use crate::failure::{Failure, Outcome, While};
 const MODULES: [&str; 6] =
     ["virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport", "squashfs", "overlay", "virtio_rng"];
 
-/// Modules that [`build`] would have taken and that came neither with the kernel nor, as far as anybody can tell,
+/// Modules that [`build()`] would have taken and that came neither with the kernel nor, as far as anybody can tell,
 /// inside it. A guest does without randomness from its host.
 pub fn absent(kernel: &KernelBundle) -> Vec<&'static str> {
     let absent = &kernel.info().absent;
@@ -22,7 +22,7 @@ pub fn absent(kernel: &KernelBundle) -> Vec<&'static str> {
         .collect()
 }
 
-/// The kernel's modules that [`build`] takes, by the checksums of their files.
+/// The kernel's modules that [`build()`] takes, by the checksums of their files.
 pub fn module_checksums(kernel: &KernelBundle) -> impl Iterator<Item = &str> {
     kernel.modules_for(&MODULES).into_iter().map(|module| module.file.sha256.as_str())
 }
