@@ -1,6 +1,6 @@
 //! Images made by a Containerfile.
 //!
-//! [`build`] reads the file, and makes the stages that the wanted one needs. Each instruction leads from one image in the store
+//! [`build()`] reads the file, and makes the stages that the wanted one needs. Each instruction leads from one image in the store
 //! to the next; what it led to is remembered under a key of all that went into it, so that it is not done again.
 //!
 //! Reading order: `source` (text to statements), `instruction` (statements to instructions), `words` (variables), `build` (the
