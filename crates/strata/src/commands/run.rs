@@ -165,7 +165,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     run_here(global, options, None)
 }
 
-pub use detach::{InnerOptions, monitor, signal_number};
+pub use detach::{InnerOptions, monitor};
 pub use worker::run as work;
 
 /// Runs the command in a machine of this process; `link` joins it to a monitor.

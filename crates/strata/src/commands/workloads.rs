@@ -10,12 +10,11 @@ use workload::control::{Answer, Client, Request};
 use workload::log::{Reader, rfc3339};
 use workload::{Folder, State, Status, Workloads, now_ms};
 
-use super::run::signal_number;
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While, each};
 use crate::output::{self, Table};
-use crate::store;
+use crate::{signals, store};
 
 /// List workloads in the background
 #[derive(Args)]
@@ -287,7 +286,7 @@ pub fn stop(global: &Global, options: &StopOptions) -> Outcome {
 pub fn kill(global: &Global, options: &KillOptions) -> Outcome {
     let request = match options.signal.as_deref() {
         None => Request::Kill,
-        Some(text) => match signal_number(text) {
+        Some(text) => match signals::number(text) {
             // Nothing in the machine could refuse it; outside it, nothing is left of it.
             Some(9) => Request::Kill,
             Some(number) => Request::Signal { number },

@@ -11,38 +11,14 @@ use super::cli::{Format, KillOptions, UpdateOptions};
 use super::enter::explain;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
-use crate::output;
-
-/// Names of signals by number, from 1.
-const SIGNALS: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-    "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-];
-
-/// A signal by its name, with or without SIG, or its number.
-pub fn signal(text: &str) -> Option<i32> {
-    if let Ok(number) = text.parse() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let name = text.to_ascii_uppercase();
-    let name = name.strip_prefix("SIG").unwrap_or(&name);
-    let offset = |rest: &str| rest.parse::<i32>().ok().filter(|n| (0..=30).contains(n));
-    if let Some(rest) = name.strip_prefix("RTMIN") {
-        return if rest.is_empty() { Some(34) } else { Some(34 + offset(rest.strip_prefix('+')?)?) };
-    }
-    if let Some(rest) = name.strip_prefix("RTMAX") {
-        return if rest.is_empty() { Some(64) } else { Some(64 - offset(rest.strip_prefix('-')?)?) };
-    }
-    SIGNALS.iter().position(|known| *known == name).map(|at| at as i32 + 1)
-}
+use crate::{output, signals};
 
 /// `kill`
 pub fn kill(runtime: &Runtime, options: &KillOptions) -> Outcome {
     let unknown =
         || Failure::new(format!("no signal is called {:?}", options.signal)).exit(Exit::Workload(1));
-    let signal = signal(&options.signal).ok_or_else(unknown)?;
-    runtime.kill(&options.id, signal, options.all).map_err(explain)?;
+    let signal = signals::number(&options.signal).ok_or_else(unknown)?;
+    runtime.kill(&options.id, signal.into(), options.all).map_err(explain)?;
     Ok(Exit::Success)
 }
 
@@ -111,17 +87,5 @@ fn resources(options: &UpdateOptions) -> Resources {
         pids: options.pids_limit.map(|limit| Pids { limit }),
         block_io: options.blkio_weight.map(|weight| BlockIo { weight: Some(weight), ..BlockIo::default() }),
         ..Resources::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::signal;
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        let known = ["9", "KILL", "SIGKILL", "sigterm", "RTMIN", "SIGRTMIN+2", "RTMAX-1"].map(signal);
-        assert_eq!(known, [9, 9, 9, 15, 34, 36, 63].map(Some));
-        assert_eq!(["", "0", "65", "NONE", "RTMIN+x", "RTMIN+31"].map(signal), [None; 6]);
     }
 }

@@ -12,7 +12,7 @@ use crate::commands::image as images;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::progress::Bar;
-use crate::{output, store};
+use crate::{output, signals, store};
 
 /// What the processes in the background are told: the rest is in the workload's folder.
 #[derive(Args)]
@@ -51,7 +51,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         remove: options.rm,
         restart: options.restart,
         log: LogLimits::default(),
-        stop_signal: signal_number(&image.config().stop_signal).unwrap_or(15),
+        stop_signal: signals::number(&image.config().stop_signal).unwrap_or(15),
         tty: options.tty,
         interactive: options.interactive,
         options: serde_json::to_value(inner).while_trying(act)?,
@@ -127,38 +127,4 @@ pub fn monitor(global: &Global, options: &InnerOptions) -> Outcome {
     };
     workload::monitor::watch(&folder, &command, &mut { ready }).while_trying(act)?;
     Ok(Exit::Success)
-}
-
-/// The number of a signal by its name or number.
-pub fn signal_number(text: &str) -> Option<u8> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    if let Ok(number) = text.parse() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    if let Some(offset) = name.strip_prefix("RTMIN") {
-        let offset: u8 = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
-        return 34u8.checked_add(offset).filter(|number| *number <= 64);
-    }
-    NAMES.iter().position(|known| *known == name).map(|at| at as u8 + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        for (text, number) in [("SIGTERM", 15), ("kill", 9), ("2", 2), ("SIGRTMIN+3", 37), ("SIGSYS", 31)] {
-            assert_eq!(signal_number(text), Some(number), "{text}");
-        }
-        for text in ["", "0", "65", "SIGNONE", "RTMIN+40", "-1"] {
-            assert_eq!(signal_number(text), None, "{text}");
-        }
-    }
 }
