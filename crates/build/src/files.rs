@@ -7,14 +7,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use image::path::{Step, components};
 use image::{NodeInfo, NodeKind, View};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::error::{Error, Result};
 use crate::pattern::{Ignore, fits_name, is_pattern};
 
-/// Symlinks followed in one path (Linux: MAXSYMLINKS).
-const MAX_HOPS: u32 = 40;
 /// Names of extended attributes of one file.
 const MAX_XATTR_NAMES: usize = 64 << 10;
 
@@ -46,35 +45,19 @@ pub trait Files {
     /// # Errors
     /// Links in circles, or a folder that cannot be read.
     fn resolve(&self, path: &[u8]) -> Result<Option<Vec<u8>>> {
-        let mut todo: Vec<Vec<u8>> = components(path).rev().map(<[u8]>::to_vec).collect();
-        let mut done: Vec<Vec<u8>> = Vec::new();
-        let mut hops = 0;
-        while let Some(name) = todo.pop() {
-            if name == b".." {
-                done.pop();
-                continue;
-            }
-            done.push(name);
-            let Some(info) = self.stat(&done.join(&b'/'))? else { return Ok(None) };
-            match info.kind {
-                NodeKind::Symlink(target) => {
-                    hops += 1;
-                    if hops > MAX_HOPS {
-                        let path = String::from_utf8_lossy(path);
-                        return Err(Error::Invalid(format!("{path}: too many symbolic links")));
-                    }
-                    done.pop();
-                    if target.starts_with(b"/") {
-                        done.clear();
-                    }
-                    todo.extend(components(&target).rev().map(<[u8]>::to_vec));
-                }
-                NodeKind::Dir => {}
-                _ if todo.is_empty() => {}
-                _ => return Ok(None),
-            }
-        }
-        Ok(Some(done.join(&b'/')))
+        let too_many = || {
+            let path = String::from_utf8_lossy(path);
+            Error::Invalid(format!("{path}: too many symbolic links"))
+        };
+        image::path::resolve(path, too_many, |here, rest| {
+            let Some(info) = self.stat(here)? else { return Ok(Step::Nowhere) };
+            Ok(match info.kind {
+                NodeKind::Symlink(target) => Step::Follow(target),
+                NodeKind::Dir => Step::On,
+                _ if rest.is_empty() => Step::On,
+                _ => Step::Nowhere,
+            })
+        })
     }
 
     /// The paths that a pattern fits, sorted; a name without a pattern gives itself if it is there.
@@ -125,11 +108,6 @@ fn clean(path: &str) -> Vec<&str> {
         }
     }
     parts
-}
-
-/// The components of a path that are names or `..`.
-pub(crate) fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".")
 }
 
 /// A name in a folder.

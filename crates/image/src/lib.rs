@@ -26,6 +26,7 @@ mod image;
 pub mod kernels;
 mod layers;
 pub mod media;
+pub mod path;
 mod platform;
 mod progress;
 mod reference;

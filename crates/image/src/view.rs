@@ -11,14 +11,12 @@ use crate::error::{Error, Result};
 use crate::files::TempFile;
 use crate::image::Image;
 use crate::layers::{self, ApplyError, Body, NodeId, ROOT, Tree, XattrKind};
+use crate::path::{self, Step, components};
 use crate::progress::Progress;
 use crate::squashfs::{BLOCK_BYTES, DataWriter, FileData};
 use crate::store::Store;
 use crate::tar::{Reader, TarError};
 use crate::{MAX_LAYER_BYTES, compression};
-
-/// Symlinks followed in one path (Linux: MAXSYMLINKS).
-const MAX_HOPS: u32 = 40;
 
 /// The files of an image or an archive.
 pub struct View {
@@ -119,40 +117,21 @@ impl View {
     /// # Errors
     /// A file that is no folder stands in its way, or its links lead in circles. What stands in the way is the error.
     pub fn resolve(&self, path: &[u8], missing: Missing) -> std::result::Result<Option<Vec<u8>>, String> {
-        let mut todo: Vec<Vec<u8>> = components(path).rev().map(<[u8]>::to_vec).collect();
-        let mut done: Vec<Vec<u8>> = Vec::new();
-        let mut hops = 0;
-        while let Some(name) = todo.pop() {
-            if name == b".." {
-                done.pop();
-                continue;
-            }
-            done.push(name);
-            let here = done.join(&b'/');
-            let Some(id) = self.id(&here) else {
-                match missing {
-                    Missing::Nothing => return Ok(None),
-                    Missing::Stays => continue,
-                }
+        let too_many = || "too many symbolic links".to_string();
+        path::resolve(path, too_many, |here, rest| {
+            let Some(id) = self.id(here) else {
+                return Ok(match missing {
+                    Missing::Nothing => Step::Nowhere,
+                    Missing::Stays => Step::On,
+                });
             };
             match &self.tree.node(id).body {
-                Body::Symlink(target) => {
-                    hops += 1;
-                    if hops > MAX_HOPS {
-                        return Err("too many symbolic links".to_string());
-                    }
-                    done.pop();
-                    if target.starts_with(b"/") {
-                        done.clear();
-                    }
-                    todo.extend(components(target).rev().map(<[u8]>::to_vec));
-                }
-                Body::Dir(_) => {}
-                _ if todo.iter().all(|rest| rest == b"..") => {}
-                _ => return Err(format!("{:?} is no folder", String::from_utf8_lossy(&here))),
+                Body::Symlink(target) => Ok(Step::Follow(target.to_vec())),
+                Body::Dir(_) => Ok(Step::On),
+                _ if rest.iter().all(|name| name == b"..") => Ok(Step::On),
+                _ => Err(format!("{:?} is no folder", String::from_utf8_lossy(here))),
             }
-        }
-        Ok(Some(done.join(&b'/')))
+        })
     }
 
     /// The inode that a path without symbolic links names.
@@ -228,10 +207,6 @@ fn full_name(kind: XattrKind, name: &[u8]) -> Vec<u8> {
         XattrKind::Security => b"security.",
     };
     [space, name].concat()
-}
-
-fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|&b| b == b'/').filter(|c| !c.is_empty() && *c != b".")
 }
 
 /// Reads a file block by block; holes are zeros.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::path::{MAX_HOPS, components};
 use crate::squashfs::FileData;
 
 /// Names an inode of one tree.
@@ -10,8 +11,6 @@ pub(crate) type NodeId = u32;
 /// The root folder.
 pub(crate) const ROOT: NodeId = 0;
 
-/// Symlinks followed in one path (Linux: MAXSYMLINKS).
-const MAX_HOPS: u32 = 40;
 /// Folders inside each other. Attack: depth that makes any walk of the result slow.
 const MAX_DEPTH: u32 = 1024;
 /// NAME_MAX of Linux.
@@ -337,11 +336,6 @@ impl Tree {
             self.dir_mut(id).children = children;
         }
     }
-}
-
-/// The components of a path that are names or `..`.
-fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|&b| b == b'/').filter(|c| !c.is_empty() && *c != b".")
 }
 
 fn check_name(name: &[u8]) -> Result<(), String> {
