@@ -34,6 +34,26 @@ impl Write for Console {
     }
 }
 
+/// Hands all programs, each with the vCPUs it wants, to the macro named.
+#[allow(unused_macros, reason = "not every test runs all of them")]
+macro_rules! all_programs {
+    ($with:ident) => {
+        $with! {
+            calls: 1,
+            dma: 2,
+            exceptions: 1,
+            interrupts: 1,
+            modes: 1,
+            paging: 1,
+            smc: 1,
+            smp: 4,
+            system: 1,
+        }
+    };
+}
+#[allow(unused_imports, reason = "not every test runs all of them")]
+pub(crate) use all_programs;
+
 /// The folder with the built programs; they are built once a test process.
 fn programs() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -68,6 +88,15 @@ impl Ended {
     }
 }
 
+/// A machine for program `name`, of the best processor that all `engines` can give.
+fn machine(engines: &[&dyn Engine], name: &str, cpus: u32) -> MachineConfig {
+    let mut config = MachineConfig::new(Source::File(programs().join(format!("{name}.elf"))));
+    config.cpus = cpus;
+    let lacks = |model: &CpuModel| engines.iter().any(|engine| !engine.missing_for(model).is_empty());
+    config.cpu_model = CpuModel::best(lacks).to_owned();
+    config
+}
+
 /// Runs program `name` with `cpus` vCPUs on `engine`, as the best processor that the engine can give there.
 pub fn outcome(engine: &dyn Engine, name: &str, cpus: u32) -> Ended {
     outcome_while(engine, name, cpus, |_| {})
@@ -75,9 +104,7 @@ pub fn outcome(engine: &dyn Engine, name: &str, cpus: u32) -> Ended {
 
 /// The same; `meanwhile` happens once the machine runs.
 pub fn outcome_while(engine: &dyn Engine, name: &str, cpus: u32, meanwhile: impl FnOnce(&Machine)) -> Ended {
-    let mut config = MachineConfig::new(Source::File(programs().join(format!("{name}.elf"))));
-    config.cpus = cpus;
-    config.cpu_model = CpuModel::best(|model| !engine.missing_for(model).is_empty()).to_owned();
+    let config = machine(&[engine], name, cpus);
     let console = Console::default();
     let backends = Backends { console: Some(Box::new(console.clone())), ..Backends::default() };
     let machine = Machine::build(&config, backends, engine).unwrap();
@@ -107,10 +134,7 @@ pub fn outcome_in_turns(
     first: First,
     seed: u64,
 ) -> (Ended, u32) {
-    let mut config = MachineConfig::new(Source::File(programs().join(format!("{name}.elf"))));
-    config.cpus = cpus;
-    let lacks = |model: &CpuModel| engines.iter().any(|engine| !engine.missing_for(model).is_empty());
-    config.cpu_model = CpuModel::best(lacks).to_owned();
+    let config = machine(engines, name, cpus);
     let console = Console::default();
     let backends = || Backends { console: Some(Box::new(console.clone())), ..Backends::default() };
     let mut machine = Machine::build(&config, backends(), engines[0]).unwrap();

@@ -183,16 +183,7 @@ macro_rules! programs {
     };
 }
 
-programs! {
-    dma: 2,
-    exceptions: 1,
-    interrupts: 1,
-    modes: 1,
-    paging: 1,
-    smc: 1,
-    smp: 4,
-    system: 1,
-}
+runner::all_programs!(programs);
 
 #[test]
 fn a_machine_that_is_stopped_all_the_time_computes_the_same() {

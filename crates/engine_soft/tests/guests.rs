@@ -71,14 +71,4 @@ fn under(stress: &str, name: &str, cpus: u32) {
     runner::run(&Translator { config, ..Translator::default() }, name, cpus);
 }
 
-programs! {
-    calls: 1,
-    dma: 2,
-    exceptions: 1,
-    interrupts: 1,
-    modes: 1,
-    paging: 1,
-    smc: 1,
-    smp: 4,
-    system: 1,
-}
+runner::all_programs!(programs);

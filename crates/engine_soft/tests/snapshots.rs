@@ -31,13 +31,4 @@ macro_rules! programs {
     };
 }
 
-programs! {
-    calls: 1,
-    exceptions: 1,
-    interrupts: 1,
-    modes: 1,
-    paging: 1,
-    smc: 1,
-    smp: 4,
-    system: 1,
-}
+runner::all_programs!(programs);
