@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
 use machine::snapshot::folder;
-use machine::workload::AgentSession;
+use machine::workload::{AgentSession, Origin};
 use machine::{Backends, Machine};
 
-use super::run::session::{self, Resumed};
+use super::run::session::{self, Session};
 use super::sizing::account;
 use crate::cli::Global;
 use crate::failure::{Failure, Outcome};
@@ -49,11 +49,8 @@ pub struct Options {
 pub fn run(global: &Global, options: &Options) -> Outcome {
     let started = Instant::now();
     let act = || format!("restore {}", options.folder.display());
-    let wishes = engines::Wishes {
-        count: tracing::enabled!(tracing::Level::INFO),
-        trace: None,
-        stress: engines::Stress::default(),
-    };
+    let wishes =
+        engines::Wishes { count: tracing::enabled!(tracing::Level::INFO), ..engines::Wishes::default() };
     let engine = engines::open(&options.engine, wishes)?;
     let store = store::open(global)?;
     let snapshot = folder::open(&options.folder).map_err(|error| Failure::because(act(), error))?;
@@ -70,16 +67,18 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let machine = Machine::restore(snapshot, backends, engine.as_ref());
     let machine = machine.map_err(|error| Failure::because(act(), error))?;
     tracing::info!("restored in {} ms", started.elapsed().as_millis());
-    let resumed = Resumed {
-        saved: &saved,
+    let session = Session {
+        origin: Origin::Restored,
         interactive: options.interactive,
+        tty: saved.tty,
         timeout: options.timeout,
+        link: None,
         named,
         enter_sandbox: &|| {
             if options.no_sandbox { Ok(()) } else { confine::before_start(engine.host_requests()) }
         },
     };
-    let outcome = session::resume(agent, &machine, resumed, started);
+    let outcome = session::resume(agent, &machine, &saved, session, started);
     account(engine.name(), &machine, started);
     outcome
 }

@@ -45,20 +45,6 @@ pub struct Session<'a> {
     pub enter_sandbox: &'a dyn Fn() -> Outcome<()>,
 }
 
-/// How a command that was saved is joined to the caller.
-pub struct Resumed<'a> {
-    /// What was saved of it.
-    pub saved: &'a WorkloadState,
-    /// It reads our standard input.
-    pub interactive: bool,
-    /// When it is killed.
-    pub timeout: Option<Duration>,
-    /// The name it has, for snapshots.
-    pub named: Option<Named>,
-    /// Called when everything is open, before the guest goes on.
-    pub enter_sandbox: &'a dyn Fn() -> Outcome<()>,
-}
-
 /// The size of our terminal.
 pub fn window() -> WinSize {
     let (rows, cols) = terminal::size();
@@ -73,9 +59,66 @@ pub(super) fn run(
     agent: AgentSession,
     machine: &Machine,
     prepared: &Prepared,
-    mut session: Session<'_>,
+    session: Session<'_>,
     started: Instant,
 ) -> Outcome {
+    let carried = carry(agent, machine, start(prepared), Some(BOOT_TIMEOUT), session, started)?;
+    let absent = if carried.is_running { Vec::new() } else { initrd::absent(&prepared.kernel) };
+    carried.conclude(&prepared.process.argv).map_err(|failure| {
+        if absent.is_empty() || failure.exit_code() != Exit::Strata {
+            return failure;
+        }
+        failure.hint(format!(
+            "kernel {} came without {}: strata kernel add FILE --modules DIR, or strata kernel fetch",
+            prepared.kernel.info().id,
+            absent.join(", ")
+        ))
+    })
+}
+
+/// Carries on the command `saved` of a machine that was restored, to its end.
+///
+/// # Errors
+/// As [`run`].
+pub fn resume(
+    agent: AgentSession,
+    machine: &Machine,
+    saved: &WorkloadState,
+    session: Session<'_>,
+    started: Instant,
+) -> Outcome {
+    if saved.tty {
+        agent.control().resize(window());
+    }
+    let process = protocol::Process {
+        exec: saved.exec,
+        argv: saved.command.clone(),
+        tty: saved.tty.then(window),
+        stdin: saved.stdin,
+        ..protocol::Process::default()
+    };
+    // It was started long ago.
+    let start = Start { root: Root::Initramfs, hostname: String::new(), process };
+    carry(agent, machine, start, None, session, started)?.conclude(&saved.command)
+}
+
+/// What came of a command.
+struct Carried {
+    ended: Result<Ended, Error>,
+    /// It was started here, and did run.
+    is_running: bool,
+    last_signal: i32,
+}
+
+/// Joins the command to the caller until it ends.
+fn carry(
+    agent: AgentSession,
+    machine: &Machine,
+    start: Start,
+    boot_timeout: Option<Duration>,
+    mut session: Session<'_>,
+    started: Instant,
+) -> Outcome<Carried> {
     let control = agent.control();
     let last_signal = Arc::new(AtomicI32::new(0));
     let _signals = watch_signals(agent.control(), last_signal.clone(), session.tty)?;
@@ -85,7 +128,7 @@ pub(super) fn run(
     let raw = keys.then(Raw::enter).transpose()?;
     let mut is_running = false;
     let workload = Workload {
-        start: start(prepared),
+        start,
         stdin: match &mut session.link {
             Some(link) => link.stdin.take(),
             None if session.interactive => Some(duplicate(&io::stdin(), "standard input")?),
@@ -94,7 +137,7 @@ pub(super) fn run(
         stdout: duplicate(&io::stdout(), "standard output")?,
         stderr: duplicate(&io::stderr(), "standard error")?,
         origin: session.origin,
-        boot_timeout: Some(BOOT_TIMEOUT),
+        boot_timeout,
         timeout: session.timeout,
         progress: &mut |progress| {
             if matches!(progress, Progress::Started { .. }) {
@@ -111,55 +154,7 @@ pub(super) fn run(
         None => agent.run(machine, workload),
     };
     drop(raw);
-    let absent = if is_running { Vec::new() } else { initrd::absent(&prepared.kernel) };
-    conclude(ended, &prepared.process.argv, last_signal.load(Ordering::Relaxed)).map_err(|failure| {
-        if absent.is_empty() || failure.exit_code() != Exit::Strata {
-            return failure;
-        }
-        failure.hint(format!(
-            "kernel {} came without {}: strata kernel add FILE --modules DIR, or strata kernel fetch",
-            prepared.kernel.info().id,
-            absent.join(", ")
-        ))
-    })
-}
-
-/// Carries on the command of a machine that was restored, to its end.
-///
-/// # Errors
-/// As [`run`].
-pub fn resume(agent: AgentSession, machine: &Machine, resumed: Resumed<'_>, started: Instant) -> Outcome {
-    let Resumed { saved, interactive, timeout, named, enter_sandbox } = resumed;
-    let last_signal = Arc::new(AtomicI32::new(0));
-    let _signals = watch_signals(agent.control(), last_signal.clone(), saved.tty)?;
-    let keys = saved.tty && interactive && terminal::stdin_is_terminal();
-    let raw = keys.then(Raw::enter).transpose()?;
-    if saved.tty {
-        agent.control().resize(window());
-    }
-    named.map_or(Ok(()), |named| named.serve(agent.control()))?;
-    let process = protocol::Process {
-        exec: saved.exec,
-        argv: saved.command.clone(),
-        tty: saved.tty.then(window),
-        stdin: saved.stdin,
-        ..protocol::Process::default()
-    };
-    let workload = Workload {
-        // It was started long ago.
-        start: Start { root: Root::Initramfs, hostname: String::new(), process },
-        stdin: if interactive { Some(duplicate(&io::stdin(), "standard input")?) } else { None },
-        stdout: duplicate(&io::stdout(), "standard output")?,
-        stderr: duplicate(&io::stderr(), "standard error")?,
-        origin: Origin::Restored,
-        boot_timeout: None,
-        timeout,
-        progress: &mut |progress| report(progress, started),
-    };
-    enter_sandbox()?;
-    let ended = agent.run(machine, workload);
-    drop(raw);
-    conclude(ended, &saved.command, last_signal.load(Ordering::Relaxed))
+    Ok(Carried { ended, is_running, last_signal: last_signal.load(Ordering::Relaxed) })
 }
 
 fn start(prepared: &Prepared) -> Start {
@@ -213,43 +208,47 @@ fn report(progress: Progress, started: Instant) {
     }
 }
 
-/// What the end of the command means to whoever started us.
-fn conclude(ended: Result<Ended, Error>, argv: &[String], last_signal: i32) -> Outcome {
-    let command = argv.first().map(String::as_str).unwrap_or_default();
-    let error = match ended {
-        Ok(Ended::Exited(exit)) => return Ok(Exit::Workload(exit.shell_code())),
-        Ok(Ended::Saved) => return Ok(Exit::Success),
-        Ok(Ended::NotStarted(failure)) => {
-            let exit = Exit::Workload(failure.code);
-            let text = match failure.act.as_str() {
-                "run" => failure.to_string(),
-                _ => format!("run {command:?}: {failure}"),
-            };
-            return Err(Failure::new(text).exit(exit));
-        }
-        Err(Error::Timeout { seconds }) => {
-            let text = format!("run {command:?}: killed after {seconds} s, as --timeout says");
-            return Err(Failure::new(text).exit(Exit::Timeout));
-        }
-        Err(Error::Cancelled) => {
-            let exit = u8::try_from(last_signal).ok().filter(|n| *n > 0).map_or(Exit::Strata, Exit::Signal);
-            return Err(Failure::new(format!("run {command:?}: ended by a signal")).exit(exit));
-        }
-        Err(error) => error,
-    };
-    let hint = match &error {
-        Error::GuestEnded { event: MachineEvent::GuestPanic { .. }, .. } => {
-            Some("-vv shows the whole console; --memory gives the guest more room")
-        }
-        Error::GuestEnded { .. } => Some("-vv shows the whole console"),
-        Error::BootTimeout { .. } => {
-            Some("-vv shows the whole console; another kernel: strata run --kernel ID")
-        }
-        _ => None,
-    };
-    let failure = Failure::because(format!("run {command:?}"), error);
-    Err(match hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    })
+impl Carried {
+    /// What the end of the command means to whoever started us.
+    fn conclude(self, argv: &[String]) -> Outcome {
+        let Self { ended, last_signal, .. } = self;
+        let command = argv.first().map(String::as_str).unwrap_or_default();
+        let error = match ended {
+            Ok(Ended::Exited(exit)) => return Ok(Exit::Workload(exit.shell_code())),
+            Ok(Ended::Saved) => return Ok(Exit::Success),
+            Ok(Ended::NotStarted(failure)) => {
+                let exit = Exit::Workload(failure.code);
+                let text = match failure.act.as_str() {
+                    "run" => failure.to_string(),
+                    _ => format!("run {command:?}: {failure}"),
+                };
+                return Err(Failure::new(text).exit(exit));
+            }
+            Err(Error::Timeout { seconds }) => {
+                let text = format!("run {command:?}: killed after {seconds} s, as --timeout says");
+                return Err(Failure::new(text).exit(Exit::Timeout));
+            }
+            Err(Error::Cancelled) => {
+                let exit =
+                    u8::try_from(last_signal).ok().filter(|n| *n > 0).map_or(Exit::Strata, Exit::Signal);
+                return Err(Failure::new(format!("run {command:?}: ended by a signal")).exit(exit));
+            }
+            Err(error) => error,
+        };
+        let hint = match &error {
+            Error::GuestEnded { event: MachineEvent::GuestPanic { .. }, .. } => {
+                Some("-vv shows the whole console; --memory gives the guest more room")
+            }
+            Error::GuestEnded { .. } => Some("-vv shows the whole console"),
+            Error::BootTimeout { .. } => {
+                Some("-vv shows the whole console; another kernel: strata run --kernel ID")
+            }
+            _ => None,
+        };
+        let failure = Failure::because(format!("run {command:?}"), error);
+        Err(match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        })
+    }
 }
