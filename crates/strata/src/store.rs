@@ -1,11 +1,12 @@
 //! Where the store is, and how it is opened.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use image::Store;
 
 use crate::cli::Global;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, While};
 
 /// The folder of the store: `--root`, `STRATA_ROOT`, or the user's default.
 ///
@@ -36,4 +37,16 @@ pub fn open(global: &Global) -> Outcome<Store> {
         Failure::because(format!("open store {}", root.display()), error)
             .hint("name a folder you may write with --root DIR or STRATA_ROOT")
     })
+}
+
+/// This program once more, on the store at `root`, as talkative as `verbose` says.
+///
+/// # Errors
+/// The program or the working directory is gone.
+pub fn again(root: &Path, verbose: u8) -> Outcome<Command> {
+    let program = std::env::current_exe().while_trying(|| "find this program".to_owned())?;
+    let mut command = Command::new(program);
+    command.arg("--root").arg(std::path::absolute(root).while_trying(|| "find the store".to_owned())?);
+    command.args(vec!["-v"; verbose.into()]);
+    Ok(command)
 }

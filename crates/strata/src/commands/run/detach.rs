@@ -77,7 +77,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
 /// Starts the process that watches, and hears from it whether the command runs.
 fn start_monitor(global: &Global, id: &str) -> Outcome<Result<(), String>> {
     let act = || "start the process that watches the workload".to_owned();
-    let mut command = again(global)?;
+    let mut command = store::again(&store::root(global)?, global.verbose)?;
     command.args(["monitor", id]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().while_trying(act)?;
     let stdout =
@@ -91,17 +91,6 @@ fn start_monitor(global: &Global, id: &str) -> Outcome<Result<(), String>> {
     })
 }
 
-/// This program once more, with the same store.
-pub fn again(global: &Global) -> Outcome<Command> {
-    let program = std::env::current_exe().while_trying(|| "find this program".to_owned())?;
-    let mut command = Command::new(program);
-    command
-        .arg("--root")
-        .arg(std::path::absolute(store::root(global)?).while_trying(|| "find the store".to_owned())?);
-    command.args(vec!["-v"; global.verbose.into()]);
-    Ok(command)
-}
-
 /// `strata monitor`: watches a workload until it has ended for good.
 ///
 /// # Errors
@@ -112,7 +101,7 @@ pub fn monitor(global: &Global, options: &InnerOptions) -> Outcome {
     let _ = rustix::process::setsid();
     let folder =
         Workloads::open(&store::root(global)?).and_then(|all| all.find(&options.id)).while_trying(act)?;
-    let mut worker = again(global)?;
+    let mut worker = store::again(&store::root(global)?, global.verbose)?;
     worker.args(["worker", &options.id]);
     let command = || {
         let mut command = Command::new(worker.get_program());

@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -142,9 +142,8 @@ fn make(
 ) -> Outcome<()> {
     fs::create_dir_all(place(store)).while_trying(|| format!("create {}", place(store).display()))?;
     let partial = Folder::create(target).map_err(|error| Failure::because("make a template", error))?;
-    let exe = std::env::current_exe().while_trying(|| "find this program".to_owned())?;
-    let mut command = Command::new(exe);
-    command.arg("templates").arg("capture").arg("--root").arg(store.root());
+    let mut command = store::again(store.root(), 0)?;
+    command.args(["templates", "capture"]);
     let mut flag = |name: &str, value: &dyn std::fmt::Display| {
         command.arg(OsString::from(format!("{name}={value}")));
     };
