@@ -10,6 +10,7 @@ use image::{Progress, Store};
 use machine::loader;
 use serde::Serialize;
 
+use super::listing::Listing;
 use super::run::initrd;
 use crate::cli::Global;
 use crate::exit::Exit;
@@ -26,7 +27,7 @@ pub enum Command {
     /// Add a kernel from files: Debian packages, a bzImage, or an ELF vmlinux
     Add(AddOptions),
     /// List the kernels; the one marked with * is booted when nobody says which
-    Ls(LsOptions),
+    Ls(Listing),
     /// Remove kernels
     Rm(RmOptions),
 }
@@ -52,16 +53,6 @@ pub struct AddOptions {
     /// Boot it from now on when nobody says which
     #[arg(long)]
     default: bool,
-}
-
-#[derive(Args)]
-pub struct LsOptions {
-    /// Write JSON
-    #[arg(long, conflicts_with = "quiet")]
-    json: bool,
-    /// Write the ids alone
-    #[arg(short, long)]
-    quiet: bool,
 }
 
 #[derive(Args)]
@@ -167,7 +158,7 @@ fn said(bundle: &KernelBundle) -> Outcome<()> {
     output::write(&format!("{}\n", bundle.info().id))
 }
 
-fn list(store: &Store, options: &LsOptions) -> Outcome<()> {
+fn list(store: &Store, options: &Listing) -> Outcome<()> {
     let bundles = store.kernels().while_trying(|| "list kernels".to_owned())?;
     let broken = store.broken_kernels().while_trying(|| "list kernels".to_owned())?;
     let broken: Vec<(String, String)> =

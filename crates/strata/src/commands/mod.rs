@@ -5,6 +5,7 @@ pub mod check;
 pub mod completions;
 pub mod image;
 pub mod kernel;
+mod listing;
 pub mod login;
 pub mod man;
 pub mod oci;

@@ -7,6 +7,7 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::listing::Listing;
 use super::run::template::{self, CaptureOptions, Template};
 use crate::cli::Global;
 use crate::exit::Exit;
@@ -18,7 +19,7 @@ use crate::store;
 #[derive(Subcommand)]
 pub enum Command {
     /// List the templates
-    Ls(LsOptions),
+    Ls(Listing),
     /// Remove templates; machines that came from them run on
     Rm(RmOptions),
     /// Remove templates that no run would use: of other builds, of kernels that are gone, damaged ones
@@ -26,16 +27,6 @@ pub enum Command {
     /// Make one into a folder
     #[command(hide = true)]
     Capture(CaptureOptions),
-}
-
-#[derive(Args)]
-pub struct LsOptions {
-    /// Write JSON
-    #[arg(long, conflicts_with = "quiet")]
-    json: bool,
-    /// Write the ids alone
-    #[arg(short, long)]
-    quiet: bool,
 }
 
 #[derive(Args)]
@@ -76,7 +67,7 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
     Ok(Exit::Success)
 }
 
-fn list(global: &Global, options: &LsOptions) -> Outcome<()> {
+fn list(global: &Global, options: &Listing) -> Outcome<()> {
     let store = store::open(global)?;
     let found = template::all(&store).while_trying(|| "list templates".to_owned())?;
     let rows = found.into_iter().map(|Template { id, path, snapshot }| {

@@ -10,6 +10,7 @@ use workload::control::{Answer, Client, Request};
 use workload::log::{Reader, rfc3339};
 use workload::{Folder, State, Status, Workloads, now_ms};
 
+use super::listing::Listing;
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While, each};
@@ -22,12 +23,8 @@ pub struct PsOptions {
     /// Those that have ended too
     #[arg(short, long)]
     all: bool,
-    /// Write JSON
-    #[arg(long, conflicts_with = "quiet")]
-    json: bool,
-    /// Write the ids alone
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    listing: Listing,
 }
 
 /// Show what a workload wrote
@@ -154,11 +151,11 @@ pub fn ps(global: &Global, options: &PsOptions) -> Outcome {
             found.push((folder, state));
         }
     }
-    if options.json {
+    if options.listing.json {
         let one =
             |(folder, state): &(Folder, State)| json!({ "workload": folder.description(), "state": state });
         output::json(&json!(found.iter().map(one).collect::<Vec<_>>()))?;
-    } else if options.quiet {
+    } else if options.listing.quiet {
         let ids: String = found.iter().map(|(folder, _)| format!("{}\n", folder.description().id)).collect();
         output::write(&ids)?;
     } else {
