@@ -19,6 +19,14 @@ pub struct Description {
     pub name: String,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: u64,
+    /// What the user decided.
+    #[serde(flatten)]
+    pub wanted: Wanted,
+}
+
+/// What the user decides about a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
     /// What stands between it and the host.
     pub isolation: Isolation,
     /// The image, as the user named it.

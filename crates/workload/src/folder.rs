@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::description::{self, Description, Isolation, LogLimits, Restart};
+use crate::description::{self, Description, Wanted};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::state::{self, State, Status, now_ms};
@@ -19,33 +19,6 @@ const UNFINISHED: &str = ".";
 #[derive(Clone, Debug)]
 pub struct Workloads {
     dir: PathBuf,
-}
-
-/// What the user decides about a new workload; the rest of a [`Description`] is given by [`Workloads::create`].
-#[derive(Clone, Debug)]
-pub struct Draft {
-    /// Nothing for one that is made from image and id.
-    pub name: Option<String>,
-    /// What stands between it and the host.
-    pub isolation: Isolation,
-    /// The image, as the user named it.
-    pub image: String,
-    /// What runs in it.
-    pub command: Vec<String>,
-    /// It is removed when it has ended.
-    pub remove: bool,
-    /// When it is started again.
-    pub restart: Restart,
-    /// How much of its output is kept.
-    pub log: LogLimits,
-    /// The signal that asks it to end, by its number on Linux x86.
-    pub stop_signal: u8,
-    /// Its command runs on a terminal.
-    pub tty: bool,
-    /// Its command has a standard input.
-    pub interactive: bool,
-    /// All that the worker needs to know, in its own words.
-    pub options: serde_json::Value,
 }
 
 impl Workloads {
@@ -68,37 +41,23 @@ impl Workloads {
         Ok(file)
     }
 
-    /// Makes a workload that does nothing yet.
+    /// Makes a workload that does nothing yet. Without a name it gets one, made from image and id.
     ///
     /// # Errors
     /// The name is none or another's, or the folder cannot be written.
-    pub fn create(&self, draft: Draft) -> Result<Folder> {
+    pub fn create(&self, name: Option<String>, wanted: Wanted) -> Result<Folder> {
         let _lock = self.lock()?;
         self.clean();
         let id = new_id()?;
-        let name = match draft.name {
+        let name = match name {
             Some(name) => check_name(name)?,
-            None => default_name(&draft.image, &id),
+            None => default_name(&wanted.image, &id),
         };
         if self.list()?.iter().any(|folder| folder.description.name == name) {
             return Err(Error::BadName { name, reason: "another workload has it".to_owned() });
         }
-        let description = Description {
-            version: description::VERSION,
-            id: id.clone(),
-            name,
-            created_ms: now_ms(),
-            isolation: draft.isolation,
-            image: draft.image,
-            command: draft.command,
-            remove: draft.remove,
-            restart: draft.restart,
-            log: draft.log,
-            stop_signal: draft.stop_signal,
-            tty: draft.tty,
-            interactive: draft.interactive,
-            options: draft.options,
-        };
+        let version = description::VERSION;
+        let description = Description { version, id: id.clone(), name, created_ms: now_ms(), wanted };
         let (temp, path) = (self.dir.join(format!("{UNFINISHED}{id}")), self.dir.join(&id));
         DirBuilder::new().mode(0o700).create(&temp).map_err(Error::file("create", &temp))?;
         let made = Folder { path: temp.clone(), description };
@@ -355,10 +314,10 @@ fn default_name(image: &str, id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::description::{Isolation, LogLimits, Restart};
 
-    fn draft(name: Option<&str>) -> Draft {
-        Draft {
-            name: name.map(str::to_owned),
+    fn wanted() -> Wanted {
+        Wanted {
             isolation: Isolation::Vm,
             image: "reg.example/team/debian:12".to_owned(),
             command: vec!["true".to_owned()],
@@ -381,8 +340,8 @@ mod tests {
     #[test]
     fn a_workload_is_found_by_name_id_and_the_beginning_of_its_id() {
         let (_dir, all) = workloads();
-        let web = all.create(draft(Some("web"))).unwrap();
-        let other = all.create(draft(None)).unwrap();
+        let web = all.create(Some("web".to_owned()), wanted()).unwrap();
+        let other = all.create(None, wanted()).unwrap();
         let id = &web.description().id;
         for name in ["web", id, &id[..12]] {
             assert_eq!(all.find(name).unwrap().description(), web.description());
@@ -397,19 +356,24 @@ mod tests {
     #[test]
     fn a_name_is_given_once() {
         let (_dir, all) = workloads();
-        let first = all.create(draft(Some("a"))).unwrap();
-        assert!(all.create(draft(Some("a"))).unwrap_err().to_string().contains("another workload has it"));
+        let first = all.create(Some("a".to_owned()), wanted()).unwrap();
+        assert!(
+            all.create(Some("a".to_owned()), wanted())
+                .unwrap_err()
+                .to_string()
+                .contains("another workload has it")
+        );
         for name in ["", "-a", ".a", "a/b", "a b", "é", &"a".repeat(129), &"a".repeat(64)] {
-            assert!(all.create(draft(Some(name))).is_err(), "{name:?}");
+            assert!(all.create(Some(name.to_owned()), wanted()).is_err(), "{name:?}");
         }
         all.remove(&first).unwrap();
-        all.create(draft(Some("a"))).unwrap();
+        all.create(Some("a".to_owned()), wanted()).unwrap();
     }
 
     #[test]
     fn what_ran_without_a_monitor_is_lost_and_can_be_removed() {
         let (_dir, all) = workloads();
-        let folder = all.create(draft(Some("a"))).unwrap();
+        let folder = all.create(Some("a".to_owned()), wanted()).unwrap();
         assert_eq!(folder.state().unwrap().status, Status::Created);
         let watch = folder.watch().unwrap();
         let running = State { status: Status::Running, worker_pid: Some(7), ..State::new() };
@@ -428,13 +392,13 @@ mod tests {
     #[test]
     fn what_crashes_left_is_cleaned_and_what_is_broken_hides_nothing() {
         let (dir, all) = workloads();
-        let folder = all.create(draft(Some("a"))).unwrap();
+        let folder = all.create(Some("a".to_owned()), wanted()).unwrap();
         let place = dir.path().join("workloads");
         fs::create_dir(place.join(format!(".{}", "1".repeat(64)))).unwrap();
         let broken = place.join("2".repeat(64));
         fs::create_dir(&broken).unwrap();
         fs::write(broken.join("workload.json"), b"{").unwrap();
-        all.create(draft(Some("b"))).unwrap();
+        all.create(Some("b".to_owned()), wanted()).unwrap();
         assert!(!place.join(format!(".{}", "1".repeat(64))).exists());
         assert_eq!(all.list().unwrap().len(), 2);
         let text = fs::read_to_string(folder.path().join("workload.json")).unwrap();

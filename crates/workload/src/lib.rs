@@ -30,7 +30,7 @@ pub mod log;
 pub mod monitor;
 mod state;
 
-pub use description::{Description, Isolation, LogLimits, Restart};
+pub use description::{Description, Isolation, LogLimits, Restart, Wanted};
 pub use error::{Error, Result};
-pub use folder::{Draft, Folder, Workloads};
+pub use folder::{Folder, Workloads};
 pub use state::{State, Status, now_ms};

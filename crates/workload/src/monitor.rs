@@ -96,7 +96,7 @@ pub fn watch(
         folder,
         shared: Mutex::new(shared),
         changed: Condvar::new(),
-        log: Mutex::new(Writer::open(&folder.log(), folder.description().log)?),
+        log: Mutex::new(Writer::open(&folder.log(), folder.description().wanted.log)?),
         attached: Mutex::new(Vec::new()),
     };
     // The threads of clients may outlive the scope of a worker, and none outlives the process.
@@ -107,7 +107,7 @@ pub fn watch(
         monitor.end();
         result
     })?;
-    if folder.description().remove {
+    if folder.description().wanted.remove {
         folder.bury()?;
     }
     Ok(())
@@ -151,7 +151,7 @@ impl Monitor<'_> {
                 Err(reason) => drop(failed.get_or_insert(reason)),
             };
             let code = self.run_worker(command(), &mut started)?;
-            let policy = self.folder.description().restart;
+            let policy = self.folder.description().wanted.restart;
             let (restarts, stopping) = {
                 let shared = self.lock();
                 (shared.state.restarts, shared.stopping)

@@ -162,11 +162,11 @@ pub fn ps(global: &Global, options: &PsOptions) -> Outcome {
         let mut table = Table::new(&["ID", "NAME", "IMAGE", "COMMAND", "STATUS", "CREATED"]);
         for (folder, state) in &found {
             let what = folder.description();
-            let command: String = what.command.join(" ").chars().take(30).collect();
+            let command: String = what.wanted.command.join(" ").chars().take(30).collect();
             table.row(vec![
                 what.id[..12].to_owned(),
                 what.name.clone(),
-                what.image.clone(),
+                what.wanted.image.clone(),
                 output::visible(&command),
                 status(state),
                 rfc3339(what.created_ms)[..19].to_owned() + "Z",
@@ -245,8 +245,8 @@ pub fn attach(global: &Global, options: &AttachOptions) -> Outcome {
     let folder = find(global, &options.workload)?;
     let act = || format!("attach to {}", folder.description().name);
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let interactive = folder.description().interactive;
-    let keys = interactive && folder.description().tty && stdin.is_terminal();
+    let interactive = folder.description().wanted.interactive;
+    let keys = interactive && folder.description().wanted.tty && stdin.is_terminal();
     let raw = keys.then(crate::terminal::Raw::enter).transpose()?;
     let mut fds = vec![stdout.as_fd(), stderr.as_fd()];
     if interactive {

@@ -93,7 +93,7 @@ impl Monitor<'_> {
 
     fn stop(&self, timeout: Duration) -> Answer {
         self.will_end();
-        let number = self.folder.description().stop_signal;
+        let number = self.folder.description().wanted.stop_signal;
         let asked = self.hand_on(&Request::Signal { number }, &[]);
         if asked == Answer::Done
             && let ended @ Answer::Exited { .. } = self.wait_for_end(Some(timeout))

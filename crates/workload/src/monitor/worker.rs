@@ -29,7 +29,8 @@ impl Monitor<'_> {
         let socket = |source| Error::Socket { peer: "the worker", source };
         let (ours, theirs) = UnixStream::pair().map_err(socket)?;
         let (mut sender, receiver) = control::halves(ours, "the worker")?;
-        let stdin = if self.folder.description().interactive { Some(open_stdin(&mut sender)?) } else { None };
+        let stdin =
+            if self.folder.description().wanted.interactive { Some(open_stdin(&mut sender)?) } else { None };
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(Error::file("start", command.get_program()))?;
         // It holds the other ends: ours would keep the streams open.

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use clap::Args;
-use workload::{Draft, Isolation, LogLimits, Workloads};
+use workload::{Isolation, LogLimits, Wanted, Workloads};
 
 use super::Options;
 use crate::cli::Global;
@@ -43,8 +43,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         pull: super::Pull::Never,
         ..options.clone()
     };
-    let draft = Draft {
-        name: options.name.clone(),
+    let wanted = Wanted {
         isolation: Isolation::Vm,
         image: options.image.clone(),
         command: process.argv,
@@ -57,7 +56,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         options: serde_json::to_value(inner).while_trying(act)?,
     };
     let workloads = Workloads::open(store.root()).while_trying(act)?;
-    let folder = workloads.create(draft).while_trying(act)?;
+    let folder = workloads.create(options.name.clone(), wanted).while_trying(act)?;
     let id = folder.description().id.clone();
     drop((image, kernel));
     let started = start_monitor(global, &id)?;

@@ -39,7 +39,8 @@ pub fn run(global: &Global, options: &InnerOptions) -> Outcome {
         Workloads::open(&store::root(global)?).and_then(|all| all.find(&options.id)).while_trying(act)?;
     let link = Link::open(&folder)?;
     let sender = link.sender.clone();
-    let wanted: Options = serde_json::from_value(folder.description().options.clone()).while_trying(act)?;
+    let wanted: Options =
+        serde_json::from_value(folder.description().wanted.options.clone()).while_trying(act)?;
     let outcome = super::run_here(global, &wanted, Some(link));
     if let Err(failure) = &outcome {
         let failed = Event::Failed { reason: failure.to_string() };
@@ -55,7 +56,7 @@ impl Link {
         let twin = socket.try_clone().while_trying(act)?;
         let (sender, mut receiver) = control::halves(socket, "the monitor").while_trying(act)?;
         let mut stdin = None;
-        if folder.description().interactive {
+        if folder.description().wanted.interactive {
             let message = receiver.receive::<Request>().while_trying(act)?;
             let first =
                 message.ok_or_else(|| Failure::new("reach the process that watches this one: it is gone"))?;
