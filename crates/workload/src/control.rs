@@ -71,35 +71,8 @@ pub enum Request {
     Pause,
     /// Goes on.
     Resume,
-    /// A further command in it. Its standard output and error are the first two open files that come along, its standard input
-    /// the third. Answered by [`Answer::Exited`] when it has ended.
-    Exec {
-        /// The command and its arguments.
-        argv: Vec<String>,
-        /// `NAME=value` each, beside those of the workload.
-        env: Vec<String>,
-        /// Where it starts; nothing for where the workload's command did.
-        cwd: Option<String>,
-        /// Nothing for the workload's own.
-        user: Option<String>,
-        /// Rows and columns of its terminal, if it has one.
-        tty: Option<(u16, u16)>,
-        /// A third file comes along.
-        stdin: bool,
-        /// By which [`Request::ExecSignal`] and [`Request::Resize`] name it; the client's choice.
-        key: String,
-    },
-    /// A signal to a command that [`Request::Exec`] started.
-    ExecSignal {
-        /// Its key.
-        key: String,
-        /// The number.
-        number: u8,
-    },
-    /// The terminal of a command has a new size.
+    /// The terminal of its command has a new size.
     Resize {
-        /// The key of [`Request::Exec`]; nothing for the workload's first command.
-        key: Option<String>,
         /// Lines.
         rows: u16,
         /// Columns.

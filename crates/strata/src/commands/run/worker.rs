@@ -103,7 +103,7 @@ impl Link {
 fn answer(message: Message<Request>, machine: &Machine, control: &Control) -> Option<Answer> {
     match message.body {
         Request::Signal { number } => control.signal(number),
-        Request::Resize { key: None, rows, columns } => control.resize(WinSize { rows, cols: columns }),
+        Request::Resize { rows, columns } => control.resize(WinSize { rows, cols: columns }),
         Request::Pause => machine.pause(),
         Request::Resume => machine.resume(),
         other => return Some(Answer::Error { reason: format!("a machine cannot do this yet: {other:?}") }),
