@@ -17,15 +17,7 @@ fn damaged(good: &Section, input: &mut Bytes<'_>) -> Section {
         section.bytes = input.slice(len).to_vec();
         return section;
     }
-    for _ in 0..changes % 8 {
-        let at = usize::from(input.u16()) % section.bytes.len().max(1);
-        match (input.u8(), section.bytes.get_mut(at)) {
-            (0, _) => section.bytes.truncate(at),
-            (1, _) => section.bytes.insert(at, input.u8()),
-            (_, Some(byte)) => *byte = input.u8(),
-            _ => {}
-        }
-    }
+    input.damage(&mut section.bytes, changes % 8);
     section
 }
 

@@ -32,15 +32,8 @@ fn damaged(input: &mut Bytes<'_>) -> Archive {
     let paths: Vec<String> = archive.sections().map(|(path, _)| path.to_owned()).collect();
     let path = &paths[usize::from(input.u8()) % paths.len()];
     let mut section: Section = archive.take(path).expect("it was listed");
-    for _ in 0..input.u8() % 8 {
-        let at = usize::from(input.u16()) % section.bytes.len().max(1);
-        match (input.u8(), section.bytes.get_mut(at)) {
-            (0, _) => section.bytes.truncate(at),
-            (1, _) => section.bytes.insert(at, input.u8()),
-            (_, Some(byte)) => *byte = input.u8(),
-            _ => {}
-        }
-    }
+    let changes = input.u8() % 8;
+    input.damage(&mut section.bytes, changes);
     if path.starts_with("vcpu/")
         && let Ok(cpu) = saved::restore(&section)
     {

@@ -16,6 +16,19 @@ impl<'a> Bytes<'a> {
         self.0.is_empty()
     }
 
+    /// Changes `bytes` in so many places: cut off, pushed apart, or another value.
+    pub fn damage(&mut self, bytes: &mut Vec<u8>, changes: u8) {
+        for _ in 0..changes {
+            let at = usize::from(self.u16()) % bytes.len().max(1);
+            match (self.u8(), bytes.get_mut(at)) {
+                (0, _) => bytes.truncate(at),
+                (1, _) => bytes.insert(at, self.u8()),
+                (_, Some(byte)) => *byte = self.u8(),
+                _ => {}
+            }
+        }
+    }
+
     /// The next `len` bytes, or as many as are left.
     pub fn slice(&mut self, len: usize) -> &'a [u8] {
         let (head, rest) = self.0.split_at(len.min(self.0.len()));
