@@ -136,10 +136,11 @@ static void by_device(u32 *at) { dma(at, 4); }
 static void by_store(u32 *at) { *(volatile u32 *)at = 0x12345678; }
 static void by_alias(u32 *at) { *(volatile u32 *)USER_PTR(at) = 0x12345678; }
 static void by_string(u32 *at) {
-    static const u8 bytes[] = {1, 2, 3, 4};
-    const u8 *from = bytes;
-    word count = 4;
-    asm volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(count)::"memory");
+    static const u32 value = 0x04030201;
+    const u32 *from = &value;
+    // One element, so that no CPU executes half of what is written.
+    word count = 1;
+    asm volatile("rep movsl" : "+D"(at), "+S"(from), "+c"(count)::"memory");
 }
 
 void run(void) {

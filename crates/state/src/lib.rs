@@ -11,8 +11,9 @@
 
 pub mod archive;
 
-pub use archive::{Archive, ArchiveError, Header};
+use std::ops::RangeInclusive;
 
+pub use archive::{Archive, ArchiveError, Header};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Sections larger than this are refused: no device has that much state, so it is nonsense or an attack.
@@ -85,11 +86,24 @@ impl Section {
     /// # Errors
     /// [`Error::Kind`], [`Error::Version`] and [`Error::Malformed`].
     pub fn decode<T: DeserializeOwned>(&self, kind: &'static str, version: u32) -> Result<T, Error> {
+        self.decode_any(kind, version..=version)
+    }
+
+    /// Decodes a section that must be of `kind` and of one of `versions`, which `T` reads all: what an older one lacks
+    /// has a default in it.
+    ///
+    /// # Errors
+    /// [`Error::Kind`], [`Error::Version`] and [`Error::Malformed`].
+    pub fn decode_any<T: DeserializeOwned>(
+        &self,
+        kind: &'static str,
+        versions: RangeInclusive<u32>,
+    ) -> Result<T, Error> {
         if self.kind != kind {
             return Err(Error::Kind { found: self.kind.clone(), expected: kind });
         }
-        if self.version != version {
-            return Err(Error::Version { kind, found: self.version, newest: version });
+        if !versions.contains(&self.version) {
+            return Err(Error::Version { kind, found: self.version, newest: *versions.end() });
         }
         if self.bytes.len() > MAX_SECTION_BYTES {
             return Err(Error::Malformed { kind, reason: format!("{} bytes long", self.bytes.len()) });

@@ -104,8 +104,11 @@ struct VsockState {
     guest_cid: u64,
     next_port: u32,
     transport_reset: bool,
+    /// Since version 2; before, a restore reset the transport.
+    #[serde(default)]
     connections: Vec<SavedConnection>,
-    /// Ports of the host and of the guest of connections that the guest has yet to be told the end of.
+    /// Since version 2. Ports of the host and of the guest of connections that the guest has yet to be told the end of.
+    #[serde(default)]
     resets: Vec<(u32, u32)>,
 }
 
@@ -279,7 +282,7 @@ impl VirtioDevice for Vsock {
 
     fn restore(&mut self, section: &Section) -> Result<(), state::Error> {
         let VsockState { guest_cid, next_port, transport_reset, connections, resets } =
-            section.decode(KIND, VERSION)?;
+            section.decode_any(KIND, 1..=VERSION)?;
         connection::check(&connections, &resets)
             .map_err(|reason| state::Error::Malformed { kind: KIND, reason: reason.to_owned() })?;
         let mut muxer = self.shared.lock();
