@@ -1,8 +1,8 @@
 //! What this process gives up before a guest's first instruction, so that whoever breaks out of the guest into it finds
 //! little: [`drop_privileges`] takes its capabilities and the way to new ones, [`forbid_system_calls`] leaves it the few
-//! system calls a running machine makes.
+//! system calls a running machine makes, [`give_back_memory`] returns what only its start needed.
 //!
-//! Reading order: `privileges`, `calls` (the allow-list, each with its reason), `violation` (what a forbidden call ends in).
+//! Reading order: `memory`, `privileges`, `calls` (the allow-list, each with its reason), `violation` (what a forbidden call ends in).
 //!
 //! Deliberately absent: landlock, as no path can be opened at all any more; another user id, as a process of the owner's
 //! name can be seen and ended by him, and nothing that a user id allows is left; name spaces, which need files under other
@@ -10,10 +10,12 @@
 #![deny(unsafe_code)]
 
 mod calls;
+mod memory;
 mod names;
 mod privileges;
 mod violation;
 
+pub use memory::give_back_memory;
 pub use privileges::drop_privileges;
 pub use violation::Violation;
 

@@ -19,6 +19,7 @@ pub fn while_building() -> Confine {
 /// # Errors
 /// The host has no filter for system calls.
 pub fn before_start(requests: &[u64]) -> Outcome<()> {
+    sandbox::give_back_memory();
     sandbox::forbid_system_calls(requests, say).map_err(|error| {
         Failure::because("enter the sandbox", error).hint("--no-sandbox runs the machine without it")
     })
