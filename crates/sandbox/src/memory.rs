@@ -1,5 +1,6 @@
 //! Memory that only the start of a process needed.
 
+// UNSAFETY: asks the loader for addresses of this program and the kernel to take pages there.
 #![expect(
     unsafe_code,
     reason = "there is no safe way to ask the loader for the program's segments, nor to give pages back"
