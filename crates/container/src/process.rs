@@ -34,6 +34,8 @@ pub struct Plan {
     filter: Option<Filter>,
     /// Descriptors from 3 on that it inherits.
     pub preserve_fds: u32,
+    /// Whether it is killed when the thread that made it ends.
+    pub tied: bool,
     /// Where its terminal's controlling end goes.
     pub console: Option<OwnedFd>,
     /// The host's `/proc`: where labels and the like are written, which a forged one must not swallow.
@@ -71,6 +73,7 @@ impl Plan {
             sets: Sets::new(process.capabilities.as_ref().unwrap_or(&spec::Capabilities::default())),
             filter: seccomp.map(Filter::new).transpose()?,
             preserve_fds: 0,
+            tied: false,
             console: None,
             host_proc,
         })
@@ -147,6 +150,11 @@ pub fn execute(
     }
     become_user(&user)?;
     plan.sets.apply()?;
+    if plan.tied {
+        // Not earlier: the kernel forgets it whenever a process becomes somebody else.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .during(|| "end with whoever made it".to_owned())?;
+    }
     if entered.is_err() {
         // A folder that only its owner may enter, on a file system where root is nobody.
         enter_folder(root, &process.cwd)?;

@@ -54,13 +54,23 @@ pub struct CreateOptions {
     /// Whether the root is entered by `pivot_root`. Without, a process with CAP_SYS_CHROOT finds its way out where the
     /// root is a RAM disk's; that is what it is for.
     pub pivot: bool,
+    /// Whether its first process is killed when the thread that made it ends, however that ends.
+    pub tied: bool,
 }
 
 impl CreateOptions {
     /// Without anything that is optional.
     #[must_use]
     pub fn new(id: impl Into<String>, source: Source) -> Self {
-        Self { id: id.into(), source, console_socket: None, pid_file: None, preserve_fds: 0, pivot: true }
+        Self {
+            id: id.into(),
+            source,
+            console_socket: None,
+            pid_file: None,
+            preserve_fds: 0,
+            pivot: true,
+            tied: false,
+        }
     }
 }
 
@@ -123,6 +133,7 @@ impl Runtime {
         let mut plan = Plan::new(&process, linux.seccomp.as_ref())?;
         plan.user_name = user;
         plan.preserve_fds = options.preserve_fds;
+        plan.tied = options.tied;
         let console = console_for(process.terminal, options, start, &mut plan)?;
         let namespaces = Namespaces::new(&linux.namespaces)?;
         let start_socket = (start == Start::Later).then(|| listen(folder.path())).transpose()?;

@@ -55,6 +55,16 @@ impl Running {
         self.console.as_ref().map(AsFd::as_fd)
     }
 
+    /// Gives its terminal a new size; one without a terminal has none.
+    ///
+    /// # Errors
+    /// The terminal is gone.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        let Some(console) = self.console() else { return Ok(()) };
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(console, size).during(|| "resize the terminal".to_owned())
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors

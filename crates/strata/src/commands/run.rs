@@ -4,7 +4,7 @@
 //! time, goes on from a template: a machine that was saved when its agent was up and nothing was mounted. Its root is the
 //! image's read-only squashfs on a virtio disk, under an overlay in guest memory that is gone with the machine.
 
-mod container;
+pub mod container;
 mod detach;
 pub mod initrd;
 pub mod session;
@@ -146,14 +146,6 @@ struct Prepared {
 /// # Errors
 /// Image, kernel, engine or machine are not as they should be; the message says which.
 pub fn run(global: &Global, options: &Options) -> Outcome {
-    if options.isolation == Isolation::Container {
-        if options.detach {
-            let failure =
-                Failure::new("run -d --isolation container: not offered yet").exit(exit::Exit::Usage);
-            return Err(failure.hint("leave -d out, or --isolation container"));
-        }
-        return container::run(global, options);
-    }
     if options.detach {
         return detach::run(global, options);
     }
@@ -161,6 +153,9 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         let failure =
             Failure::new("run with --restart: nobody is there to start it again").exit(exit::Exit::Usage);
         return Err(failure.hint("add -d"));
+    }
+    if options.isolation == Isolation::Container {
+        return container::run(global, options);
     }
     run_here(global, options, None)
 }

@@ -8,9 +8,10 @@ use clap::Args;
 use serde_json::json;
 use workload::control::{Answer, Client, Request};
 use workload::log::{Reader, rfc3339};
-use workload::{Folder, State, Status, Workloads, now_ms};
+use workload::{Folder, Isolation, State, Status, Workloads, now_ms};
 
 use super::listing::Listing;
+use super::run::container;
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While, each};
@@ -345,6 +346,11 @@ pub fn rm(global: &Global, options: &RmOptions) -> Outcome {
         let folder = find(global, name)?;
         if options.force && state(&folder)?.status.is_active() {
             ask(&folder, "kill", &Request::Kill)?;
+        }
+        if folder.description().wanted.isolation == Isolation::Container
+            && state(&folder)?.status == Status::Lost
+        {
+            container::bury(&folder.description().id)?;
         }
         all(global)?.remove(&folder).map_err(|error| {
             Failure::because(format!("remove {name:?}"), error).hint("strata stop it, or strata rm --force")

@@ -11,7 +11,11 @@ use rustix::process::{Signal, kill_process};
 use super::worker::write_all;
 use super::{Attached, Monitor, Shared};
 use crate::control::{self, Answer, Message, Request};
+use crate::description::Isolation;
 use crate::state::Status;
+
+/// A container whose processes do not end by then waits for the kernel.
+const DEATH: Duration = Duration::from_secs(10);
 
 /// Takes connections until the workload has ended for good.
 pub(super) fn accept<'scope, 'env: 'scope>(
@@ -110,8 +114,16 @@ impl Monitor<'_> {
         self.changed.notify_all();
     }
 
+    /// A worker that is killed takes its machine with it. That of a container had better remove it: it is asked first.
     fn kill(&self) {
         self.will_end();
+        let number = Signal::KILL.as_raw() as u8;
+        if self.folder.description().wanted.isolation == Isolation::Container
+            && self.hand_on(&Request::Signal { number }, &[]) == Answer::Done
+            && matches!(self.wait_for_end(Some(DEATH)), Answer::Exited { .. })
+        {
+            return;
+        }
         if let Some(worker) = &self.lock().worker {
             let _ = kill_process(worker.pid, Signal::KILL);
         }

@@ -12,6 +12,9 @@ use container::{
     CreateOptions, Root, Running, Runtime, Signals, Source, Upper, capabilities, seccomp, template,
 };
 
+use workload::control::{Message, Request};
+
+use super::worker::{Link, Target};
 use super::{Options, find, hostname, process};
 use crate::cli::Global;
 use crate::commands::image as images;
@@ -67,17 +70,75 @@ fn parse_limit(text: &str) -> Result<Rlimit, String> {
     Ok(Rlimit { kind, soft: value(soft)?, hard: value(hard)? })
 }
 
+/// Where containers of `run` have their states.
+const STATES: &str = "/run/strata/run";
+
+/// Containers of `run`.
+pub fn runtime() -> Runtime {
+    Runtime::new(STATES)
+}
+
+/// Removes what is left of the container of a workload whose worker was killed.
+///
+/// # Errors
+/// Something cannot be removed.
+pub fn bury(id: &str) -> Outcome<()> {
+    runtime().delete(id, true).map_err(explain)
+}
+
+/// Puts this program out of the reach of what it will run. Before anything is opened: it starts this program anew.
+///
+/// # Errors
+/// The host has no way to.
+pub fn protect() -> Outcome<()> {
+    container::own_binary::protect().map_err(explain)
+}
+
+/// Whether this process may run containers at all.
+///
+/// # Errors
+/// It is not root's.
+pub fn check_rights() -> Outcome<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::new("run a container: an image's root is mounted by root only")
+        .hint("strata run without --isolation container needs no root"))
+}
+
 /// Runs the command; its exit code is ours.
 ///
 /// # Errors
 /// Image, flags or host are not as they should be; the message says which.
 pub fn run(global: &Global, options: &Options) -> Outcome {
-    // Before anything is opened: it starts this program anew.
-    container::own_binary::protect().map_err(explain)?;
-    if !rustix::process::geteuid().is_root() {
-        return Err(Failure::new("run a container: an image's root is mounted by root only")
-            .hint("strata run without --isolation container needs no root"));
+    protect()?;
+    let create = prepare(global, options, format!("run-{}-{}", std::process::id(), container::state::now()))?;
+    if !options.interactive {
+        let null = std::fs::File::open("/dev/null").while_trying(|| "open /dev/null".to_owned())?;
+        rustix::stdio::dup2_stdin(&null).while_trying(|| "close standard input".to_owned())?;
     }
+    start(&create, options, None)
+}
+
+/// Runs the command of the workload `id` in the background, with standard streams and requests from its monitor.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_linked(global: &Global, options: &Options, id: &str, mut link: Link) -> Outcome {
+    bury(id)?;
+    let create = prepare(global, options, id.to_owned())?;
+    let act = || "set up standard input".to_owned();
+    let stdin = match link.stdin.take() {
+        Some(stdin) => stdin,
+        None => std::fs::File::open("/dev/null").while_trying(act)?.into(),
+    };
+    rustix::stdio::dup2_stdin(&stdin).while_trying(act)?;
+    drop(stdin);
+    start(&create, options, Some(&link))
+}
+
+fn prepare(global: &Global, options: &Options, id: String) -> Outcome<CreateOptions> {
+    check_rights()?;
     let store = store::open(global)?;
     let image = find(&store, options)?;
     let wanted = process(options, &image.config())?;
@@ -93,19 +154,21 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     if options.container.privileged {
         tracing::warn!("--privileged: root in this container can do what root can do on this host");
     }
-    if !options.interactive {
-        let null = std::fs::File::open("/dev/null").while_trying(|| "open /dev/null".to_owned())?;
-        rustix::stdio::dup2_stdin(&null).while_trying(|| "close standard input".to_owned())?;
-    }
-    let id = format!("run-{}-{}", std::process::id(), container::state::now());
-    start(&CreateOptions::new(id, source), options)
+    Ok(CreateOptions { tied: true, ..CreateOptions::new(id, source) })
 }
 
-fn start(create: &CreateOptions, options: &Options) -> Outcome {
+fn start(create: &CreateOptions, options: &Options, link: Option<&Link>) -> Outcome {
     let signals = Signals::block().map_err(explain)?;
-    let running = Runtime::new("/run/strata/run").run(create).map_err(explain)?;
+    let running = runtime().run(create).map_err(explain)?;
     let late = options.timeout.map(|timeout| watch(&running, timeout)).transpose()?;
-    let exit = enter::attend(&running, &signals, options.interactive);
+    let attend = || enter::attend(&running, &signals, options.interactive);
+    let exit = match link {
+        Some(link) => {
+            link.started();
+            link.serve(&Contained { id: &create.id, running: &running }, attend)
+        }
+        None => attend(),
+    };
     running.delete().map_err(explain)?;
     match (late, options.timeout) {
         (Some(late), Some(timeout)) if late.load(Ordering::Acquire) => {
@@ -114,6 +177,25 @@ fn start(create: &CreateOptions, options: &Options) -> Outcome {
             Err(Failure::new(text).exit(Exit::Timeout))
         }
         _ => exit,
+    }
+}
+
+/// A container, and what its monitor may ask of it.
+struct Contained<'a> {
+    id: &'a str,
+    running: &'a Running,
+}
+
+impl Target for Contained<'_> {
+    fn answer(&self, message: Message<Request>) -> Result<(), String> {
+        let done = match message.body {
+            Request::Signal { number } => runtime().kill(self.id, i32::from(number), false),
+            Request::Pause => runtime().pause(self.id),
+            Request::Resume => runtime().resume(self.id),
+            Request::Resize { rows, columns } => self.running.resize(rows, columns),
+            other => return Err(format!("a container cannot do this: {other:?}")),
+        };
+        done.map_err(|error| error.chain())
     }
 }
 

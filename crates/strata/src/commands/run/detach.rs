@@ -4,9 +4,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use clap::Args;
-use workload::{Isolation, LogLimits, Wanted, Workloads};
+use image::Store;
+use workload::{LogLimits, Wanted, Workloads};
 
-use super::Options;
+use super::{Isolation, Options, container};
 use crate::cli::Global;
 use crate::commands::image as images;
 use crate::exit::Exit;
@@ -27,12 +28,17 @@ pub struct InnerOptions {
 /// Image, kernel or command are not as they should be. A workload that was made stays, to be looked at, unless it has --rm.
 pub fn run(global: &Global, options: &Options) -> Outcome {
     let act = || format!("run {:?}", options.image);
+    let isolation = match options.isolation {
+        Isolation::Vm => workload::Isolation::Vm,
+        Isolation::Container => workload::Isolation::Container,
+    };
     let store = store::open(global)?;
     let image = super::find(&store, options)?;
     let process = super::process(options, &image.config())?;
-    let kernel =
-        store.kernel(options.kernel.as_deref()).map_err(|error| super::explain_kernel(options, error))?;
-    super::check_width(&kernel)?;
+    match options.isolation {
+        Isolation::Vm => check_kernel(&store, options)?,
+        Isolation::Container => container::check_rights()?,
+    }
     // Here, where it is seen how long it takes.
     let root = store.root_for_vm(&image, &Bar::new());
     drop(root.map_err(|error| images::explain(act(), &options.image, error))?);
@@ -44,7 +50,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         ..options.clone()
     };
     let wanted = Wanted {
-        isolation: Isolation::Vm,
+        isolation,
         image: options.image.clone(),
         command: process.argv,
         remove: options.rm,
@@ -58,7 +64,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let workloads = Workloads::open(store.root()).while_trying(act)?;
     let folder = workloads.create(options.name.clone(), wanted).while_trying(act)?;
     let id = folder.description().id.clone();
-    drop((image, kernel));
+    drop(image);
     let started = start_monitor(global, &id)?;
     if let Err(reason) = started {
         let failure = Failure::new(format!("run {:?}: {reason}", options.image));
@@ -71,6 +77,13 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     }
     output::write(&format!("{id}\n"))?;
     Ok(Exit::Success)
+}
+
+/// Whether there is a kernel to boot.
+fn check_kernel(store: &Store, options: &Options) -> Outcome<()> {
+    let kernel =
+        store.kernel(options.kernel.as_deref()).map_err(|error| super::explain_kernel(options, error))?;
+    super::check_width(&kernel)
 }
 
 /// Starts the process that watches, and hears from it whether the command runs.

@@ -13,7 +13,7 @@ use machine::{Machine, MachineEvent};
 use protocol::{Root, Start, WinSize, Writable};
 use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
 
-use super::worker::Link;
+use super::worker::{Guest, Link};
 use super::{Prepared, initrd};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
@@ -150,7 +150,7 @@ fn carry(
     session.named.map_or(Ok(()), |named| named.serve(agent.control()))?;
     (session.enter_sandbox)()?;
     let ended = match &session.link {
-        Some(link) => link.serve(machine, &control, || agent.run(machine, workload)),
+        Some(link) => link.serve(&Guest { machine, control: &control }, || agent.run(machine, workload)),
         None => agent.run(machine, workload),
     };
     drop(raw);

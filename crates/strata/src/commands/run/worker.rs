@@ -1,4 +1,4 @@
-//! `strata worker`: the process that runs the machine of a workload in the background. Its standard input is the socket on which
+//! `strata worker`: the process that runs the machine, or waits for the container, of a workload in the background. Its standard input is the socket on which
 //! its monitor asks; it dies with the monitor.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,14 +10,26 @@ use machine::workload::Control;
 use protocol::WinSize;
 use rustix::process::Signal;
 use workload::control::{self, Answer, Event, Message, Receiver, Request, Sender};
-use workload::{Folder, Workloads};
+use workload::{Folder, Isolation, Workloads};
 
-use super::{InnerOptions, Options};
+use super::{InnerOptions, Options, container};
 use crate::cli::Global;
 use crate::failure::{Failure, Outcome, While};
 use crate::store;
 
-/// What joins a machine to its monitor.
+/// What a monitor asks things of: a machine, or a container.
+pub trait Target: Sync {
+    /// Does it.
+    ///
+    /// # Errors
+    /// The reason why not, in one line.
+    fn answer(&self, message: Message<Request>) -> Result<(), String>;
+
+    /// Nobody will ask any more: the work has ended, which minds no more, or the monitor.
+    fn unheard(&self) {}
+}
+
+/// What joins a workload to its monitor.
 pub struct Link {
     /// What the command reads.
     pub stdin: Option<OwnedFd>,
@@ -37,11 +49,19 @@ pub fn run(global: &Global, options: &InnerOptions) -> Outcome {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).while_trying(act)?;
     let folder =
         Workloads::open(&store::root(global)?).and_then(|all| all.find(&options.id)).while_trying(act)?;
+    let isolation = folder.description().wanted.isolation;
+    if isolation == Isolation::Container {
+        // Before anything is read from the monitor: it starts this program anew.
+        container::protect()?;
+    }
     let link = Link::open(&folder)?;
     let sender = link.sender.clone();
     let wanted: Options =
         serde_json::from_value(folder.description().wanted.options.clone()).while_trying(act)?;
-    let outcome = super::run_here(global, &wanted, Some(link));
+    let outcome = match isolation {
+        Isolation::Vm => super::run_here(global, &wanted, Some(link)),
+        Isolation::Container => container::run_linked(global, &wanted, &options.id, link),
+    };
     if let Err(failure) = &outcome {
         let failed = Event::Failed { reason: failure.to_string() };
         let _ = sender.lock().unwrap_or_else(PoisonError::into_inner).send(0, &failed, &[]);
@@ -76,37 +96,49 @@ impl Link {
         self.say(0, &Event::Started);
     }
 
-    /// Does what the monitor asks while `work` goes on.
-    pub fn serve<T>(&self, machine: &Machine, control: &Control, work: impl FnOnce() -> T) -> T {
+    /// Lets `target` do what the monitor asks while `work` goes on.
+    pub fn serve<T>(&self, target: &dyn Target, work: impl FnOnce() -> T) -> T {
         std::thread::scope(|scope| {
-            scope.spawn(|| self.hear(machine, control));
+            scope.spawn(|| self.hear(target));
             let done = work();
             let _ = self.socket.shutdown(std::net::Shutdown::Read);
             done
         })
     }
 
-    fn hear(&self, machine: &Machine, control: &Control) {
+    fn hear(&self, target: &dyn Target) {
         let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
         while let Ok(Some(message)) = receiver.receive::<Request>() {
             let id = message.id;
-            if let Some(answer) = answer(message, machine, control) {
-                self.say(id, &answer);
-            }
+            let answer = match target.answer(message) {
+                Ok(()) => Answer::Done,
+                Err(reason) => Answer::Error { reason },
+            };
+            self.say(id, &answer);
         }
-        // The end of the work, which minds no more, or that of the monitor.
-        control.cancel();
+        target.unheard();
     }
 }
 
-/// Does it. Nothing when the answer comes later.
-fn answer(message: Message<Request>, machine: &Machine, control: &Control) -> Option<Answer> {
-    match message.body {
-        Request::Signal { number } => control.signal(number),
-        Request::Resize { rows, columns } => control.resize(WinSize { rows, cols: columns }),
-        Request::Pause => machine.pause(),
-        Request::Resume => machine.resume(),
-        other => return Some(Answer::Error { reason: format!("a machine cannot do this yet: {other:?}") }),
+/// A machine and the way to its command.
+pub struct Guest<'a> {
+    pub machine: &'a Machine,
+    pub control: &'a Control,
+}
+
+impl Target for Guest<'_> {
+    fn answer(&self, message: Message<Request>) -> Result<(), String> {
+        match message.body {
+            Request::Signal { number } => self.control.signal(number),
+            Request::Resize { rows, columns } => self.control.resize(WinSize { rows, cols: columns }),
+            Request::Pause => self.machine.pause(),
+            Request::Resume => self.machine.resume(),
+            other => return Err(format!("a machine cannot do this: {other:?}")),
+        }
+        Ok(())
     }
-    Some(Answer::Done)
+
+    fn unheard(&self) {
+        self.control.cancel();
+    }
 }
