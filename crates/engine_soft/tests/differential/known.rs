@@ -42,6 +42,7 @@ pub struct Ends<'a> {
 }
 
 pub const DEBUG: u32 = 1;
+pub const BOUND_RANGE: u32 = 5;
 pub const UNDEFINED: u32 = 6;
 pub const STACK_FAULT: u32 = 12;
 pub const PROTECTION: u32 = 13;
@@ -102,6 +103,11 @@ const KNOWN: &[Known] = &[
         what: "RETF that releases parameters over the end of a 16-bit stack: the upper half of ESP changes",
         applies: |ends| ends.ran(Mnemonic::Retf) && ends.only("rsp")
             && ends.native.registers.gpr[4] as u16 == ends.guest.registers.gpr[4] as u16,
+    },
+    Known {
+        what: "BOUND whose upper limit is beyond the segment: it is not read once the lower one is not kept",
+        applies: |ends| ends.insn.mnemonic() == Mnemonic::Bound && ends.native.fault.vector == BOUND_RANGE
+            && is_memory_fault(ends.guest) && ends.native.registers.rip == ends.guest.registers.rip,
     },
     Known {
         what: "a restored x87 pointer beyond 48 bits, of which a processor with 57-bit addresses keeps more",

@@ -22,8 +22,8 @@ pub struct Failure {
     pub count: u64,
 }
 
-/// Shortens `case` as far as it still differs and describes it.
-pub fn examine(generator: &Generator, sides: &mut Sides, case: &Case) -> Failure {
+/// Shortens `case`, which differed as `seen` says, as far as it still differs and describes it.
+pub fn examine(generator: &Generator, sides: &mut Sides, case: &Case, seen: &Seen) -> Failure {
     let mut shortest = case.clone();
     let (first, ..) = sides.verdict(case);
     for count in 1..case.instructions.len() {
@@ -40,17 +40,30 @@ pub fn examine(generator: &Generator, sides: &mut Sides, case: &Case) -> Failure
     let Verdict::Differ(lines) = verdict else {
         let what = if first == Verdict::Agree { "the run's state, or chance" } else { "chance" };
         let key = format!("differs by {what}");
-        return Failure { key, text: describe(case), count: 1 };
+        return Failure { key, text: describe(case) + &seen.describe(), count: 1 };
     };
     let last = shortest.instructions.last().expect("cases have instructions");
     let place = lines[0].split(':').next().unwrap_or("").to_owned();
     let key = format!("{}-bit {:?}: {place}", shortest.input.bits.count(), last.insn.code());
     let mut text = describe(&shortest);
-    let _ = writeln!(text, "  processor: {}\n  interpreter: {}", outcome(&native), outcome(&guest));
-    for line in &lines {
-        let _ = writeln!(text, "  {line}");
-    }
+    text += &Seen { lines: &lines, native: &native, guest: &guest }.describe();
     Failure { key, text, count: 1 }
+}
+
+/// How a case ended on both sides.
+pub struct Seen<'a> {
+    /// What differs.
+    pub lines: &'a [String],
+    pub native: &'a Output,
+    pub guest: &'a Output,
+}
+
+impl Seen<'_> {
+    fn describe(&self) -> String {
+        let (native, guest) = (outcome(self.native), outcome(self.guest));
+        let lines: String = self.lines.iter().map(|line| format!("  {line}\n")).collect();
+        format!("  processor: {native}\n  interpreter: {guest}\n{lines}")
+    }
 }
 
 fn truncated(case: &Case, count: usize) -> Case {
