@@ -43,6 +43,7 @@ pub struct Global {
 pub enum Command {
     // Text here would hide the longer one that stands with the options.
     Run(Box<run::Options>),
+    Exec(run::exec::Options),
     Ps(workloads::PsOptions),
     Logs(workloads::LogsOptions),
     Attach(workloads::AttachOptions),

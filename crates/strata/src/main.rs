@@ -60,6 +60,7 @@ fn main() -> ExitCode {
 fn dispatch(cli: &Cli) -> Outcome {
     match &cli.command {
         Command::Run(options) => commands::run::run(&cli.global, options),
+        Command::Exec(options) => commands::run::exec::run(&cli.global, options),
         Command::Ps(options) => commands::workloads::ps(&cli.global, options),
         Command::Logs(options) => commands::workloads::logs(&cli.global, options),
         Command::Attach(options) => commands::workloads::attach(&cli.global, options),

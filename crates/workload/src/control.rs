@@ -78,6 +78,25 @@ pub enum Request {
         /// Columns.
         columns: u16,
     },
+    /// Another command beside the workload's own. Its output goes to the two open files that come along, and a third one is its
+    /// standard input. Answered by [`Answer::Exited`] or [`Answer::NotStarted`].
+    Exec(Exec),
+    /// A signal to such a command.
+    ExecSignal {
+        /// Which one.
+        key: u64,
+        /// The number.
+        number: u8,
+    },
+    /// The terminal of such a command has a new size.
+    ExecResize {
+        /// Which one.
+        key: u64,
+        /// Lines.
+        rows: u16,
+        /// Columns.
+        columns: u16,
+    },
     /// From the monitor to its worker alone, first of all: a standard input for the command comes along.
     Stdin,
 }
@@ -90,6 +109,27 @@ impl Request {
             Request::State | Request::Stop { .. } | Request::Kill | Request::Wait | Request::Attach { .. }
         )
     }
+}
+
+/// Another command in a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Chosen by the client, for [`Request::ExecSignal`] and [`Request::ExecResize`].
+    pub key: u64,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// Its whole environment, `NAME=value`.
+    pub env: Vec<String>,
+    /// Its working directory.
+    pub workdir: String,
+    /// `USER[:GROUP]`; empty is root.
+    pub user: String,
+    /// Lines and columns of its terminal, if it has one.
+    pub terminal: Option<(u16, u16)>,
+    /// A third file comes along.
+    pub stdin: bool,
+    /// Answered by [`Answer::Done`] when it has started.
+    pub detach: bool,
 }
 
 /// What comes of a [`Request`].
@@ -107,6 +147,13 @@ pub enum Answer {
     State {
         /// As noted.
         state: Box<State>,
+    },
+    /// A command could not be started.
+    NotStarted {
+        /// What a shell would end with: 127 where there is no such command.
+        code: u8,
+        /// One line.
+        reason: String,
     },
     /// A command has ended.
     Exited {

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
 
 use devices::virtio::VsockHost;
@@ -9,21 +11,20 @@ use devices::virtio::VsockHost;
 use super::Event;
 use super::saving::WorkloadState;
 
-/// Connections a guest may open in its life: the agent needs four; a guest that opens more plays tricks.
-const MAX_CONNECTIONS: u32 = 64;
-
 /// Accepts the agent's connections.
 pub struct Connector {
     events: Sender<Event>,
     control_open: bool,
     connections: u32,
+    /// How many it may open in its life.
+    allowed: Arc<AtomicU32>,
     /// Of a workload that was saved: what its connections are.
     saved: Option<WorkloadState>,
 }
 
 impl Connector {
-    pub(super) fn new(events: Sender<Event>, saved: Option<WorkloadState>) -> Self {
-        Self { events, control_open: false, connections: 0, saved }
+    pub(super) fn new(events: Sender<Event>, allowed: Arc<AtomicU32>, saved: Option<WorkloadState>) -> Self {
+        Self { events, control_open: false, connections: 0, allowed, saved }
     }
 
     fn hand_on(&mut self, event: impl FnOnce(UnixStream) -> Event, unread: &[u8]) -> io::Result<UnixStream> {
@@ -48,7 +49,10 @@ impl VsockHost for Connector {
     fn accept(&mut self, port: u32, guest_port: u32) -> io::Result<UnixStream> {
         let is_control = port == protocol::CONTROL_PORT;
         let known = is_control || port == protocol::STREAM_PORT;
-        if !known || (is_control && self.control_open) || self.connections >= MAX_CONNECTIONS {
+        if !known
+            || (is_control && self.control_open)
+            || self.connections >= self.allowed.load(Ordering::Relaxed)
+        {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let socket = self.hand_on(|socket| Event::Connected { port, guest_port, socket }, &[])?;
@@ -86,11 +90,14 @@ mod tests {
     #[test]
     fn one_control_connection_and_a_bounded_number_of_streams() {
         let (sender, _events) = std::sync::mpsc::channel();
-        let mut connector = Connector::new(sender, None);
+        let allowed = Arc::new(AtomicU32::new(64));
+        let mut connector = Connector::new(sender, allowed.clone(), None);
         assert!(connector.connect(protocol::CONTROL_PORT).is_ok());
         assert!(connector.connect(protocol::CONTROL_PORT).is_err());
         assert!(connector.connect(22).is_err());
         let accepted = (0..1000).filter(|_| connector.connect(protocol::STREAM_PORT).is_ok()).count();
-        assert_eq!(accepted as u32, MAX_CONNECTIONS - 1);
+        assert_eq!(accepted, 63);
+        allowed.fetch_add(3, Ordering::Relaxed);
+        assert_eq!((0..10).filter(|_| connector.connect(protocol::STREAM_PORT).is_ok()).count(), 3);
     }
 }

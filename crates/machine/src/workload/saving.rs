@@ -14,7 +14,9 @@ use protocol::Stream;
 use rustix::io::ioctl_fionread;
 use serde::{Deserialize, Serialize};
 
-use super::{Event, Phase, Run};
+use super::Event;
+use super::command::Command;
+use super::run::{Phase, Run};
 use crate::snapshot::{self, PageMap};
 
 /// How long what the agent has said may take to be heard.
@@ -105,10 +107,9 @@ impl Run<'_> {
     }
 
     fn state(&self) -> Result<WorkloadState, String> {
-        let process = &self.workload.start.process;
+        let Command { process, opened, pumps, .. } = &self.first;
         let number = |stream: Stream| STREAMS.iter().position(|known| *known == stream).unwrap_or(0) as u8;
-        let (over, streams): (Vec<_>, Vec<_>) =
-            self.streams.iter().copied().partition(|(_, s)| self.pumps.is_over(*s));
+        let (over, streams): (Vec<_>, Vec<_>) = opened.iter().copied().partition(|(_, s)| pumps.is_over(*s));
         Ok(WorkloadState {
             exec: process.exec,
             tty: process.tty.is_some(),
@@ -122,20 +123,23 @@ impl Run<'_> {
 
     /// Waits until all that the agent said is heard, and does what it means.
     fn settle(&mut self, stop: bool) -> Result<(), String> {
+        if !self.extras.is_empty() {
+            return Err("another command runs in it, by strata exec".to_owned());
+        }
         let deadline = Instant::now() + PATIENCE;
         // Twice in a row: a socket that was full is filled again when it was read.
         let mut drained = 0;
         loop {
             let heard = self.is_all_heard()?;
             // Of an original that ends, what the command has written is delivered first.
-            drained = if !stop || self.pumps.is_output_read() { drained + 1 } else { 0 };
+            drained = if !stop || self.first.pumps.is_output_read() { drained + 1 } else { 0 };
             while let Ok(event) = self.events.try_recv() {
                 self.handle(event).map_err(|error| crate::machine::chain(&error))?;
             }
-            if self.ended.is_some() || self.outcome.is_some() {
+            if self.ended.is_some() || self.first.outcome.is_some() {
                 return Err("the command has ended".to_owned());
             }
-            if heard && drained > 1 && self.phase == Phase::Running && self.are_streams_open() {
+            if heard && drained > 1 && self.phase == Phase::Running && self.first.is_open() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
@@ -159,18 +163,13 @@ impl Run<'_> {
         let unread = |socket: &UnixStream| ioctl_fionread(socket).map_err(|errno| errno.to_string());
         Ok(self.control.as_ref().map(unread).transpose()?.is_none_or(|count| count == 0))
     }
-
-    fn are_streams_open(&self) -> bool {
-        let known = |stream: &Stream| self.streams.iter().any(|(_, open)| open == stream);
-        self.output_streams().iter().all(known)
-    }
 }
 
 /// An event asks for it from any thread.
 impl super::Control {
     /// Saves the workload as it runs; `saving` is told what came of it.
     pub fn save(&self, saving: Saving) {
-        if let Err(unsent) = self.0.send(Event::Save(Box::new(saving)))
+        if let Err(unsent) = self.events.send(Event::Save(Box::new(saving)))
             && let Event::Save(saving) = unsent.0
         {
             let _ = saving.done.send(Err("the command has ended".to_owned()));

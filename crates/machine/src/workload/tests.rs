@@ -1,8 +1,9 @@
 //! A session against an agent that is a thread on the other end of its sockets; no machine runs a guest here.
 
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 
-use protocol::{Exit, Process, Ready, Root, Start, read_message, write_message};
+use protocol::{Exit, HostMessage, Process, Ready, Root, Start, read_message, write_message};
 
 use super::*;
 use crate::testing;
@@ -61,9 +62,7 @@ fn run(harness: &mut Harness, session: AgentSession) -> Result<Outcome, Error> {
     let mut progress = |_| ();
     let workload = Workload {
         start: start("true"),
-        stdin: Some(stdin),
-        stdout,
-        stderr,
+        streams: Streams { stdin: Some(stdin), stdout, stderr },
         origin: Origin::Booted,
         boot_timeout: Some(Duration::from_secs(60)),
         timeout: Some(Duration::from_secs(60)),
@@ -174,4 +173,73 @@ fn an_agent_of_another_version_is_named() {
     let error = run(&mut harness, session).unwrap_err();
     assert!(matches!(error, Error::Protocol(protocol::Error::Version { theirs: 999, .. })));
     agent.join().unwrap();
+}
+
+#[test]
+fn a_command_beside_the_first_has_streams_and_an_end_of_its_own() {
+    let mut harness = harness();
+    let (session, mut host) = take_session(&mut harness);
+    let control = session.control();
+    let (told, events) = std::sync::mpsc::channel();
+    let agent = std::thread::spawn(move || {
+        let mut agent = greet(&mut *host);
+        let first = [Stream::Stdout, Stream::Stderr].map(|stream| open(&mut *host, stream));
+        write_message(&mut agent, &AgentMessage::Started { exec: 1, pid: 2 }).unwrap();
+        let process = match read_message::<HostMessage>(&mut agent) {
+            Ok(Some(HostMessage::Exec(process))) => process,
+            other => panic!("{other:?}"),
+        };
+        let exec = process.exec;
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let mut socket = host.connect(protocol::STREAM_PORT).unwrap();
+            Hello { exec, stream }.write(&mut socket).unwrap();
+            socket.write_all(process.argv[0].as_bytes()).unwrap();
+        }
+        write_message(&mut agent, &AgentMessage::Started { exec, pid: 3 }).unwrap();
+        let number = match read_message::<HostMessage>(&mut agent) {
+            Ok(Some(HostMessage::Signal { exec: signalled, number })) if signalled == exec => number,
+            other => panic!("{other:?}"),
+        };
+        write_message(&mut agent, &AgentMessage::Exited { exec, exit: Exit::Signal(number) }).unwrap();
+        // An end that nobody waits for is none.
+        write_message(&mut agent, &AgentMessage::Exited { exec: exec + 1, exit: Exit::Code(1) }).unwrap();
+        // The first goes on: it ends when the owner has heard of the other's end.
+        let _ = read_message::<HostMessage>(&mut agent);
+        drop(first);
+        write_message(&mut agent, &AgentMessage::Exited { exec: 1, exit: Exit::Code(4) }).unwrap();
+        let _ = read_message::<HostMessage>(&mut agent);
+    });
+    let owner = std::thread::spawn(move || {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let streams = Streams { stdin: None, stdout: write.try_clone().unwrap(), stderr: write };
+        let process = Process { argv: vec!["hello".into()], ..Process::default() };
+        // Until the first runs there is nothing beside it.
+        let id = loop {
+            let told = told.clone();
+            let streams = Streams {
+                stdin: None,
+                stdout: streams.stdout.try_clone().unwrap(),
+                stderr: streams.stderr.try_clone().unwrap(),
+            };
+            let told = Box::new(move |event| told.send(event).unwrap());
+            let id = control.new_extra();
+            control.exec(id, Extra { process: process.clone(), streams, told });
+            match events.recv().unwrap() {
+                ExtraEvent::Lost(_) => std::thread::sleep(Duration::from_millis(5)),
+                event => break (event, id),
+            }
+        };
+        drop(streams);
+        assert_eq!(id.0, ExtraEvent::Started);
+        control.signal_extra(id.1, 15);
+        assert_eq!(events.recv().unwrap(), ExtraEvent::Ended(Outcome::Exited(Exit::Signal(15))));
+        let mut text = String::new();
+        std::fs::File::from(read).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hellohello");
+        control.signal(1);
+    });
+    let outcome = run(&mut harness, session).unwrap();
+    owner.join().unwrap();
+    agent.join().unwrap();
+    assert_eq!(outcome, Outcome::Exited(Exit::Code(4)));
 }

@@ -6,6 +6,7 @@
 
 pub mod container;
 mod detach;
+pub mod exec;
 pub mod initrd;
 pub mod session;
 pub mod template;

@@ -121,7 +121,11 @@ fn all(global: &Global) -> Outcome<Workloads> {
     Workloads::open(&store::root(global)?).while_trying(|| "open the workloads".to_owned())
 }
 
-fn find(global: &Global, name: &str) -> Outcome<Folder> {
+/// The workload of this name or id.
+///
+/// # Errors
+/// There is none.
+pub fn find(global: &Global, name: &str) -> Outcome<Folder> {
     all(global)?.find(name).map_err(|error| {
         let missing = error.is_not_found();
         let failure = Failure::because(format!("find {name:?}"), error);
@@ -129,7 +133,11 @@ fn find(global: &Global, name: &str) -> Outcome<Folder> {
     })
 }
 
-fn state(folder: &Folder) -> Outcome<State> {
+/// How it is.
+///
+/// # Errors
+/// Its state cannot be read.
+pub fn state(folder: &Folder) -> Outcome<State> {
     folder.state().while_trying(|| format!("read the state of {}", folder.description().name))
 }
 

@@ -14,7 +14,7 @@ use container::{
 
 use workload::control::{Message, Request};
 
-use super::worker::{Link, Target};
+use super::worker::{Link, Reply, Target};
 use super::{Options, find, hostname, process};
 use crate::cli::Global;
 use crate::commands::image as images;
@@ -187,15 +187,16 @@ struct Contained<'a> {
 }
 
 impl Target for Contained<'_> {
-    fn answer(&self, message: Message<Request>) -> Result<(), String> {
+    fn answer(&self, message: Message<Request>, reply: Reply) {
         let done = match message.body {
             Request::Signal { number } => runtime().kill(self.id, i32::from(number), false),
             Request::Pause => runtime().pause(self.id),
             Request::Resume => runtime().resume(self.id),
             Request::Resize { rows, columns } => self.running.resize(rows, columns),
-            other => return Err(format!("a container cannot do this: {other:?}")),
+            // Who asks for another command makes it a process of its own.
+            other => return reply.done(Err(format!("a container cannot do this: {other:?}"))),
         };
-        done.map_err(|error| error.chain())
+        reply.done(done.map_err(|error| error.chain()));
     }
 }
 
@@ -216,7 +217,7 @@ fn watch(running: &Running, timeout: Duration) -> Outcome<Arc<AtomicBool>> {
 }
 
 /// An error of the os layer with the code `run` ends with.
-fn explain(error: container::Error) -> Failure {
+pub fn explain(error: container::Error) -> Failure {
     let exit = match &error {
         container::Error::Command { code, .. } => Exit::Workload(*code),
         _ => Exit::Strata,

@@ -45,6 +45,9 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let inner = Options {
         // What the variables are here: the worker has others.
         env: process.env.clone(),
+        // What the image says may change.
+        workdir: Some(process.cwd.clone()),
+        user: Some(process.user.clone()),
         detach: false,
         pull: super::Pull::Never,
         ..options.clone()

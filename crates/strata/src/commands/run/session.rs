@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
+use machine::workload::command::Streams;
 use machine::workload::{
     AgentSession, Control, Error, Origin, Outcome as Ended, Progress, Workload, WorkloadState,
 };
@@ -129,13 +130,15 @@ fn carry(
     let mut is_running = false;
     let workload = Workload {
         start,
-        stdin: match &mut session.link {
-            Some(link) => link.stdin.take(),
-            None if session.interactive => Some(duplicate(&io::stdin(), "standard input")?),
-            None => None,
+        streams: Streams {
+            stdin: match &mut session.link {
+                Some(link) => link.stdin.take(),
+                None if session.interactive => Some(duplicate(&io::stdin(), "standard input")?),
+                None => None,
+            },
+            stdout: duplicate(&io::stdout(), "standard output")?,
+            stderr: duplicate(&io::stderr(), "standard error")?,
         },
-        stdout: duplicate(&io::stdout(), "standard output")?,
-        stderr: duplicate(&io::stderr(), "standard error")?,
         origin: session.origin,
         boot_timeout,
         timeout: session.timeout,
@@ -150,7 +153,7 @@ fn carry(
     session.named.map_or(Ok(()), |named| named.serve(agent.control()))?;
     (session.enter_sandbox)()?;
     let ended = match &session.link {
-        Some(link) => link.serve(&Guest { machine, control: &control }, || agent.run(machine, workload)),
+        Some(link) => link.serve(&Guest::new(machine, &control), || agent.run(machine, workload)),
         None => agent.run(machine, workload),
     };
     drop(raw);

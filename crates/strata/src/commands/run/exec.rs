@@ -1,0 +1,179 @@
+//! `strata exec`: another command beside that of a workload in the background.
+//!
+//! In a machine the agent starts it, asked by the workload's worker. In a container this process does, as a child of its own.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use clap::Args;
+use container::{ExecOptions, Signals};
+use signal_hook::consts::SIGWINCH;
+use workload::control::{Answer, Client, Exec, Request};
+use workload::{Folder, Isolation, Status};
+
+use super::{container as containers, environment, parse_variable, session};
+use crate::cli::Global;
+use crate::commands::oci::enter;
+use crate::commands::workloads;
+use crate::exit::{self, Exit};
+use crate::failure::{Failure, Outcome, While};
+use crate::signals::{ENDING, Watch};
+use crate::terminal::{self, Raw};
+
+/// Run another command in a workload in the background
+///
+/// It sees the same files, and has the variables, the user and the working directory of the workload's own command unless told
+/// otherwise. It ends with the workload.
+#[derive(Args)]
+#[command(after_long_help = exit::OF_RUN)]
+pub struct Options {
+    /// Hand on standard input
+    #[arg(short, long, conflicts_with = "detach")]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Do not wait for its end; what it writes is lost
+    #[arg(short, long)]
+    detach: bool,
+    /// Set a variable for the command; without a value take the one from here
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = parse_variable)]
+    env: Vec<String>,
+    /// Folder to run the command in
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// User to run it as, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Name or id of the workload
+    workload: String,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs the command; its exit code is ours.
+///
+/// # Errors
+/// The workload does not run, or the command cannot be started.
+pub fn run(global: &Global, options: &Options) -> Outcome {
+    let folder = workloads::find(global, &options.workload)?;
+    let name = &folder.description().name;
+    let status = workloads::state(&folder)?.status;
+    if status != Status::Running {
+        let failure = Failure::new(format!("exec in {name}: it is {status}"));
+        return Err(match status {
+            Status::Paused => failure.hint(format!("strata unpause {name}")),
+            _ => failure,
+        });
+    }
+    match folder.description().wanted.isolation {
+        Isolation::Vm => in_machine(&folder, options),
+        Isolation::Container => in_container(&folder, options),
+    }
+}
+
+fn in_container(folder: &Folder, options: &Options) -> Outcome {
+    containers::protect()?;
+    containers::check_rights()?;
+    let id = folder.description().id.clone();
+    let runtime = containers::runtime();
+    let mut process = runtime.process_of(&id).map_err(containers::explain)?;
+    process.args.clone_from(&options.command);
+    process.env = environment(&process.env, &options.env, |name| std::env::var(name).ok());
+    process.terminal = options.tty;
+    if let Some(folder) = &options.workdir {
+        process.cwd.clone_from(folder);
+    }
+    let user = options.user.clone().or_else(|| defaults(folder).ok()?.user);
+    let exec = ExecOptions {
+        id,
+        process,
+        user,
+        console_socket: None,
+        pid_file: None,
+        preserve_fds: 0,
+        ignore_paused: false,
+    };
+    let act = || "close standard streams".to_owned();
+    let null = File::options().read(true).write(true).open("/dev/null").while_trying(act)?;
+    if !options.interactive {
+        rustix::stdio::dup2_stdin(&null).while_trying(act)?;
+    }
+    if options.detach {
+        rustix::stdio::dup2_stdout(&null).while_trying(act)?;
+        rustix::stdio::dup2_stderr(&null).while_trying(act)?;
+        runtime.exec(&exec).map_err(containers::explain)?;
+        return Ok(Exit::Success);
+    }
+    let signals = Signals::block().map_err(containers::explain)?;
+    let running = runtime.exec(&exec).map_err(containers::explain)?;
+    enter::attend(&running, &signals, options.interactive)
+}
+
+/// What the workload's own command was started with.
+fn defaults(folder: &Folder) -> Outcome<super::Options> {
+    let options = folder.description().wanted.options.clone();
+    serde_json::from_value(options)
+        .while_trying(|| format!("read how {} was started", folder.description().name))
+}
+
+fn in_machine(folder: &Folder, options: &Options) -> Outcome {
+    let defaults = defaults(folder)?;
+    let key = new_key();
+    let size = session::window();
+    let request = Request::Exec(Exec {
+        key,
+        command: options.command.clone(),
+        env: environment(&defaults.env, &options.env, |name| std::env::var(name).ok()),
+        workdir: options.workdir.clone().or(defaults.workdir).unwrap_or_default(),
+        user: options.user.clone().or(defaults.user).unwrap_or_default(),
+        terminal: options.tty.then_some((size.rows, size.cols)),
+        stdin: options.interactive,
+        detach: options.detach,
+    });
+    let act = || format!("exec in {}", folder.description().name);
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let null = File::options().write(true).open("/dev/null").while_trying(act)?;
+    let mut fds =
+        if options.detach { vec![null.as_fd(), null.as_fd()] } else { vec![stdout.as_fd(), stderr.as_fd()] };
+    if options.interactive {
+        fds.push(stdin.as_fd());
+    }
+    let mut client = Client::connect(folder).while_trying(act)?;
+    let _signals = watch_signals(folder, key, options.tty)?;
+    let keys = options.tty && options.interactive && terminal::stdin_is_terminal();
+    let raw = keys.then(Raw::enter).transpose()?;
+    let answer = client.ask(&request, &fds);
+    drop(raw);
+    match answer.while_trying(act)? {
+        Answer::Done => Ok(Exit::Success),
+        Answer::Exited { code } => Ok(Exit::Workload(code)),
+        Answer::NotStarted { code, reason } => Err(Failure::new(reason).exit(Exit::Workload(code))),
+        other => Err(Failure::new(format!("{}: {other:?}", act()))),
+    }
+}
+
+/// A number that no other client of a workload has.
+fn new_key() -> u64 {
+    u64::from(std::process::id()) << 32 | u64::from(workload::now_ms() as u32)
+}
+
+/// Hands signals on to the command, and changes of the terminal's size.
+fn watch_signals(folder: &Folder, key: u64, tty: bool) -> Outcome<Watch> {
+    let mut signals = ENDING.to_vec();
+    if tty {
+        signals.push(SIGWINCH);
+    }
+    let folder = folder.clone();
+    Watch::start(&signals, move |signal| {
+        let request = if signal == SIGWINCH {
+            let size = session::window();
+            Request::ExecResize { key, rows: size.rows, columns: size.cols }
+        } else {
+            Request::ExecSignal { key, number: u8::try_from(signal).unwrap_or_default() }
+        };
+        // The first connection waits for the end. A command that has ended hears nothing.
+        let _ = Client::connect(&folder).and_then(|mut client| client.ask(&request, &[]));
+    })
+}
