@@ -1,4 +1,4 @@
-//! Workloads in the background: what they write and how they end is never lost, whatever dies.
+//! Workloads in the background, in machines and in containers: what they write and how they end is never lost, whatever dies.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,15 +11,20 @@ use crate::support::{Ended, PATIENCE, assets, finish, strata};
 /// A store of its own for workloads, with the kernel and the image of the assets.
 struct Place {
     dir: tempfile::TempDir,
+    isolation: &'static str,
 }
 
 impl Place {
-    fn new() -> Option<Place> {
-        let from = assets()?.join("store");
-        let dir = tempfile::tempdir().unwrap();
-        let copied = Command::new("cp").arg("-a").arg(from).arg(dir.path().join("store")).status();
-        assert!(copied.unwrap().success());
-        Some(Place { dir })
+    /// One for machines and, as root, one for containers.
+    fn each() -> impl Iterator<Item = Place> {
+        let kinds = if rustix::process::geteuid().is_root() { &["vm", "container"][..] } else { &["vm"] };
+        kinds.iter().filter_map(|isolation| {
+            let from = assets()?.join("store");
+            let dir = tempfile::tempdir().unwrap();
+            let copied = Command::new("cp").arg("-a").arg(from).arg(dir.path().join("store")).status();
+            assert!(copied.unwrap().success());
+            Some(Place { dir, isolation })
+        })
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -39,7 +44,9 @@ impl Place {
     }
 
     fn start(&self, flags: &[&str], command: &str) -> String {
-        let all = [&["run", "-d"], flags, &["debian", "--", "sh", "-c", command]].concat();
+        let all =
+            [&["run", "-d", "--isolation", self.isolation], flags, &["debian", "--", "sh", "-c", command]]
+                .concat();
         self.strata(&all).trim().to_owned()
     }
 
@@ -74,21 +81,23 @@ fn exists(pid: &Value) -> bool {
 
 #[test]
 fn a_workload_outlives_who_started_it_and_tells_how_it_ended() {
-    let Some(place) = Place::new() else { return };
-    let id = place.start(&["--name", "one"], "echo out; echo err >&2; read x < /dev/null; sleep 1; exit 7");
-    assert_eq!(id.len(), 64);
-    assert!(place.strata(&["ps"]).contains("one"));
-    let again = place.try_to(&["run", "-d", "--name", "one", "debian", "true"]);
-    again.expect_failure(125, &["another workload has it"]);
-    assert_eq!(place.strata(&["wait", &id[..12]]), "7\n");
-    assert_eq!(place.strata(&["wait", "one"]), "7\n");
-    let logs = place.try_to(&["logs", "one"]);
-    assert_eq!(logs.stdout, "out\n");
-    assert!(logs.stderr.ends_with("err\n"), "{logs:?}");
-    assert!(!place.strata(&["ps"]).contains("one") && place.strata(&["ps", "-a"]).contains("exited (7)"));
-    place.strata(&["rm", "one"]);
-    place.try_to(&["inspect", "one"]).expect_failure(125, &["no workload \"one\""]);
-    assert!(is_empty(&place.dir.path().join("store/workloads")));
+    for place in Place::each() {
+        let id =
+            place.start(&["--name", "one"], "echo out; echo err >&2; read x < /dev/null; sleep 1; exit 7");
+        assert_eq!(id.len(), 64);
+        assert!(place.strata(&["ps"]).contains("one"));
+        let again = place.try_to(&["run", "-d", "--name", "one", "debian", "true"]);
+        again.expect_failure(125, &["another workload has it"]);
+        assert_eq!(place.strata(&["wait", &id[..12]]), "7\n");
+        assert_eq!(place.strata(&["wait", "one"]), "7\n");
+        let logs = place.try_to(&["logs", "one"]);
+        assert_eq!(logs.stdout, "out\n");
+        assert!(logs.stderr.ends_with("err\n"), "{logs:?}");
+        assert!(!place.strata(&["ps"]).contains("one") && place.strata(&["ps", "-a"]).contains("exited (7)"));
+        place.strata(&["rm", "one"]);
+        place.try_to(&["inspect", "one"]).expect_failure(125, &["no workload \"one\""]);
+        assert!(is_empty(&place.dir.path().join("store/workloads")));
+    }
 }
 
 /// But for the lock.
@@ -98,64 +107,101 @@ fn is_empty(folder: &Path) -> bool {
 
 #[test]
 fn asked_to_end_killed_paused_and_followed() {
-    let Some(place) = Place::new() else { return };
-    place.start(&["--name", "a"], "trap 'echo asked; exit 3' TERM; echo up; while :; do sleep 0.1; done");
-    place.wait_for("the first line", || place.strata(&["logs", "a"]) == "up\n");
-    place.strata(&["pause", "a"]);
-    assert_eq!(place.state("a")["status"], "paused");
-    place.strata(&["unpause", "a"]);
-    place.try_to(&["rm", "a"]).expect_failure(125, &["a is running"]);
-    place.strata(&["stop", "-t", "300", "a"]);
-    let state = place.state("a");
-    assert_eq!((state["status"].as_str(), state["exit_code"].as_u64()), (Some("exited"), Some(3)));
-    assert_eq!(place.strata(&["logs", "-f", "a"]), "up\nasked\n");
-    assert_eq!(place.strata(&["logs", "-n", "1", "a"]), "asked\n");
-    // One that does not listen, and is removed by itself.
-    place.start(&["--name", "b", "--rm"], "trap '' TERM; while :; do sleep 0.1; done");
-    place.strata(&["kill", "b"]);
-    place.wait_for("the removal", || !place.strata(&["ps", "-a"]).contains(" b "));
-    place.try_to(&["kill", "a"]).expect_failure(125, &["a is not running"]);
+    for place in Place::each() {
+        place.start(&["--name", "a"], "trap 'echo asked; exit 3' TERM; echo up; while :; do sleep 0.1; done");
+        place.wait_for("the first line", || place.strata(&["logs", "a"]) == "up\n");
+        place.strata(&["pause", "a"]);
+        assert_eq!(place.state("a")["status"], "paused");
+        place.strata(&["unpause", "a"]);
+        place.try_to(&["rm", "a"]).expect_failure(125, &["a is running"]);
+        place.strata(&["stop", "-t", "300", "a"]);
+        let state = place.state("a");
+        assert_eq!((state["status"].as_str(), state["exit_code"].as_u64()), (Some("exited"), Some(3)));
+        assert_eq!(place.strata(&["logs", "-f", "a"]), "up\nasked\n");
+        assert_eq!(place.strata(&["logs", "-n", "1", "a"]), "asked\n");
+        // One that does not listen, and is removed by itself.
+        place.start(&["--name", "b", "--rm"], "trap '' TERM; while :; do sleep 0.1; done");
+        place.strata(&["kill", "b"]);
+        place.wait_for("the removal", || !place.strata(&["ps", "-a"]).contains(" b "));
+        place.try_to(&["kill", "a"]).expect_failure(125, &["a is not running"]);
+    }
 }
 
 #[test]
 fn what_is_typed_reaches_the_command() {
-    let Some(place) = Place::new() else { return };
-    place.start(&["-i", "--name", "cat"], "read line; echo \"got $line\"; exit 4");
-    let file = place.dir.path().join("input");
-    std::fs::write(&file, "hello\n").unwrap();
-    let mut attach = place.command(&["attach", "cat"]);
-    attach.stdin(std::fs::File::open(&file).unwrap());
-    let ended = finish(attach);
-    assert_eq!((ended.code(), ended.stdout.as_str()), (4, "got hello\n"), "{ended:?}");
-    assert_eq!(place.strata(&["logs", "cat"]), "got hello\n");
+    for place in Place::each() {
+        place.start(&["-i", "--name", "cat"], "read line; echo \"got $line\"; exit 4");
+        let file = place.dir.path().join("input");
+        std::fs::write(&file, "hello\n").unwrap();
+        let mut attach = place.command(&["attach", "cat"]);
+        attach.stdin(std::fs::File::open(&file).unwrap());
+        let ended = finish(attach);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (4, "got hello\n"), "{ended:?}");
+        assert_eq!(place.strata(&["logs", "cat"]), "got hello\n");
+    }
 }
 
 #[test]
 fn a_killed_monitor_leaves_the_truth() {
-    let Some(place) = Place::new() else { return };
-    place.start(&["--name", "lost"], "echo before; sleep 1000");
-    place.wait_for("the first line", || place.strata(&["logs", "lost"]) == "before\n");
-    let state = place.state("lost");
-    let monitor = i32::try_from(state["monitor_pid"].as_i64().unwrap()).unwrap();
-    let pid = rustix::process::Pid::from_raw(monitor).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    place.wait_for("the end of the machine", || !exists(&state["worker_pid"]));
-    assert_eq!(place.state("lost")["status"], "lost");
-    place.try_to(&["wait", "lost"]).expect_failure(125, &["it is lost"]);
-    assert_eq!(place.strata(&["logs", "lost"]), "before\n");
-    place.strata(&["rm", "lost"]);
+    for place in Place::each() {
+        let id = place.start(&["--name", "lost"], "echo before; sleep 1000");
+        place.wait_for("the first line", || place.strata(&["logs", "lost"]) == "before\n");
+        let state = place.state("lost");
+        let monitor = i32::try_from(state["monitor_pid"].as_i64().unwrap()).unwrap();
+        let pid = rustix::process::Pid::from_raw(monitor).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        place.wait_for("the end of the machine", || !exists(&state["worker_pid"]));
+        assert_eq!(place.state("lost")["status"], "lost");
+        place.try_to(&["wait", "lost"]).expect_failure(125, &["it is lost"]);
+        assert_eq!(place.strata(&["logs", "lost"]), "before\n");
+        place.strata(&["rm", "lost"]);
+        assert!(!Path::new("/run/strata/run").join(&id).exists(), "what is left of a container goes with it");
+    }
 }
 
 #[test]
 fn it_is_started_again_as_often_as_the_policy_says() {
-    let Some(place) = Place::new() else { return };
-    place.start(&["--name", "again", "--restart", "on-failure:1"], "echo run; exit 5");
-    assert_eq!(place.strata(&["wait", "again"]), "5\n");
-    assert_eq!(
-        (place.state("again")["restarts"].as_u64(), place.strata(&["logs", "again"])),
-        (Some(1), "run\nrun\n".into())
-    );
-    let failed = place.try_to(&["run", "-d", "--name", "none", "debian", "--", "no-such-command"]);
-    failed.expect_failure(125, &["no-such-command", "not found in PATH"]);
-    assert_eq!(place.state("none")["exit_code"], 127);
+    for place in Place::each() {
+        place.start(&["--name", "again", "--restart", "on-failure:1"], "echo run; exit 5");
+        assert_eq!(place.strata(&["wait", "again"]), "5\n");
+        assert_eq!(
+            (place.state("again")["restarts"].as_u64(), place.strata(&["logs", "again"])),
+            (Some(1), "run\nrun\n".into())
+        );
+        let failed = place.try_to(&["run", "-d", "--name", "none", "debian", "--", "no-such-command"]);
+        failed.expect_failure(125, &["no-such-command", "not found in PATH"]);
+        assert_eq!(place.state("none")["exit_code"], 127);
+    }
+}
+
+#[test]
+fn another_command_runs_beside_it() {
+    for place in Place::each() {
+        place.start(&["--name", "one", "-e", "A=b", "-w", "/tmp"], "echo own > own; exec sleep 1000");
+        let exec = |flags: &[&str], script: &str| {
+            place.try_to(&[&["exec"], flags, &["one", "sh", "-c", script]].concat())
+        };
+        place.wait_for("its file", || exec(&[], "cat own").stdout == "own\n");
+        let ended = exec(&["-e", "C=d"], "echo $A $C; pwd; echo wrong >&2; exit 5");
+        assert_eq!((ended.code(), ended.stdout.as_str()), (5, "b d\n/tmp\n"), "{ended:?}");
+        assert!(ended.stderr.ends_with("wrong\n"), "{ended:?}");
+        assert_eq!(exec(&["-u", "1000:7", "-w", "/usr"], "id -u; id -g; pwd").stdout, "1000\n7\n/usr\n");
+        assert_eq!(exec(&["-t"], "test -t 0 && test -t 1 && echo terminal").stdout, "terminal\r\n");
+        let mut with_input = place.command(&["exec", "-i", "one", "cat"]);
+        let file = place.dir.path().join("input");
+        std::fs::write(&file, "x".repeat(300_000)).unwrap();
+        with_input.stdin(std::fs::File::open(&file).unwrap());
+        assert_eq!(finish(with_input).stdout.len(), 300_000);
+        place.try_to(&["exec", "one", "no-such"]).expect_failure(127, &["no-such"]);
+        place.strata(&["exec", "-d", "one", "sh", "-c", "echo late > late; sleep 1000"]);
+        place.wait_for("the other's file", || exec(&[], "cat late").stdout == "late\n");
+        place.strata(&["pause", "one"]);
+        place.try_to(&["exec", "one", "true"]).expect_failure(125, &["it is paused"]);
+        place.strata(&["unpause", "one"]);
+        // More than the connections a guest may open of its own.
+        let all: Vec<_> = (0..30).map(|n| exec(&[], &format!("exit {n}")).code()).collect();
+        assert_eq!(all, (0..30).collect::<Vec<_>>());
+        place.strata(&["stop", "-t", "0", "one"]);
+        place.try_to(&["exec", "one", "true"]).expect_failure(125, &["it is exited"]);
+    }
 }
