@@ -9,14 +9,19 @@ use serde_json::Value;
 use crate::support::{Ended, PATIENCE, assets, finish, strata};
 
 /// A store of its own for workloads, with the kernel and the image of the assets.
-struct Place {
-    dir: tempfile::TempDir,
+pub struct Place {
+    pub dir: tempfile::TempDir,
     isolation: &'static str,
 }
 
 impl Place {
+    /// One for machines.
+    pub fn new() -> Option<Place> {
+        Place::each().next()
+    }
+
     /// One for machines and, as root, one for containers.
-    fn each() -> impl Iterator<Item = Place> {
+    pub fn each() -> impl Iterator<Item = Place> {
         let kinds = if rustix::process::geteuid().is_root() { &["vm", "container"][..] } else { &["vm"] };
         kinds.iter().filter_map(|isolation| {
             let from = assets()?.join("store");
@@ -27,34 +32,34 @@ impl Place {
         })
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = strata();
         command.env("STRATA_ROOT", self.dir.path().join("store")).args(arguments);
         command
     }
 
-    fn try_to(&self, arguments: &[&str]) -> Ended {
+    pub fn try_to(&self, arguments: &[&str]) -> Ended {
         finish(self.command(arguments))
     }
 
-    fn strata(&self, arguments: &[&str]) -> String {
+    pub fn strata(&self, arguments: &[&str]) -> String {
         let ended = self.try_to(arguments);
         assert_eq!(ended.code(), 0, "{arguments:?}: {ended:?}");
         ended.stdout
     }
 
-    fn start(&self, flags: &[&str], command: &str) -> String {
+    pub fn start(&self, flags: &[&str], command: &str) -> String {
         let all =
             [&["run", "-d", "--isolation", self.isolation], flags, &["debian", "--", "sh", "-c", command]]
                 .concat();
         self.strata(&all).trim().to_owned()
     }
 
-    fn state(&self, name: &str) -> Value {
+    pub fn state(&self, name: &str) -> Value {
         serde_json::from_str::<Value>(&self.strata(&["inspect", name])).unwrap()["state"].clone()
     }
 
-    fn wait_for(&self, what: &str, mut is: impl FnMut() -> bool) {
+    pub fn wait_for(&self, what: &str, mut is: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is() {
             assert!(Instant::now() < deadline, "{what} never came");

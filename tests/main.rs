@@ -11,6 +11,7 @@ mod commands;
 mod container;
 mod crashes;
 mod detached;
+mod fork;
 mod kernels;
 mod kvm;
 mod registry;

@@ -52,6 +52,7 @@ enum Message {
     /// Done once the sender is dropped.
     Pause(Sender<()>),
     Resume(Sender<()>),
+    IsPaused(Sender<bool>),
     Save(Sender<Result<Archive, Error>>),
     Stop,
     Power(PowerEvent),
@@ -214,6 +215,13 @@ impl Machine {
         self.ask(Message::Resume);
     }
 
+    /// Whether it stands still: it was not started, or [`Self::pause`] was the last that was asked of it.
+    pub fn is_paused(&self) -> bool {
+        let (reply, answer) = channel();
+        let _ = self.messages.send(Message::IsPaused(reply));
+        answer.recv().unwrap_or(false)
+    }
+
     /// Guest memory; it changes unless the machine is paused.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
@@ -336,6 +344,10 @@ impl Supervisor {
             let done = match self.next() {
                 Some(Message::Pause(done)) => self.pause().map(|()| drop(done)),
                 Some(Message::Resume(done)) => self.resume().map(|()| drop(done)),
+                Some(Message::IsPaused(reply)) => {
+                    let _ = reply.send(self.state == RunState::Paused);
+                    Ok(())
+                }
                 Some(Message::Save(reply)) => {
                     let _ = reply.send(self.save());
                     Ok(())

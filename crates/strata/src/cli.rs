@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    boot, check, completions, image, kernel, login, man, oci, registry, restore, run, snapshot, templates,
-    workloads,
+    boot, check, completions, fork, image, kernel, login, man, oci, registry, restore, run, snapshot,
+    templates, workloads,
 };
 use crate::exit;
 
@@ -56,6 +56,7 @@ pub enum Command {
     Inspect(workloads::InspectOptions),
     Stats(workloads::StatsOptions),
     Snapshot(snapshot::Options),
+    Fork(fork::Options),
     Restore(restore::Options),
     Boot(boot::Options),
     Check(check::Options),

@@ -16,7 +16,6 @@ mod failure;
 mod host_cpu;
 mod output;
 mod progress;
-mod running;
 mod signals;
 mod size;
 mod store;
@@ -75,6 +74,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Monitor(options) => commands::run::monitor(&cli.global, options),
         Command::Worker(options) => commands::run::work(&cli.global, options),
         Command::Snapshot(options) => commands::snapshot::run(&cli.global, options),
+        Command::Fork(options) => commands::fork::run(&cli.global, options),
         Command::Restore(options) => commands::restore::run(&cli.global, options),
         Command::Boot(options) => commands::boot::run(options),
         Command::Check(options) => commands::check::run(&cli.global, options),

@@ -97,8 +97,18 @@ pub enum Request {
         /// Columns.
         columns: u16,
     },
-    /// From the monitor to its worker alone, first of all: a standard input for the command comes along.
-    Stdin,
+    /// Its machine is saved to the two empty files that come along, for state and for memory: [`Answer::Saved`].
+    Snapshot {
+        /// It ends there, and is not started again.
+        stop: bool,
+    },
+    /// From the monitor to its worker alone, first of all: what comes along.
+    Begin {
+        /// A standard input for the command.
+        stdin: bool,
+        /// Behind it two files, of [`Request::Snapshot`]: it goes on from there.
+        saved: bool,
+    },
 }
 
 impl Request {
@@ -154,6 +164,11 @@ pub enum Answer {
         code: u8,
         /// One line.
         reason: String,
+    },
+    /// The snapshot is whole and durable.
+    Saved {
+        /// How long the machine stood still, in milliseconds.
+        paused_ms: u64,
     },
     /// A command has ended.
     Exited {

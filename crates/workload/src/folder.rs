@@ -1,5 +1,6 @@
 //! The folders of all workloads of a store.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -50,12 +51,17 @@ impl Workloads {
         self.clean();
         let id = new_id()?;
         let name = match name {
-            Some(name) => check_name(name)?,
+            Some(name) => parse_name(&name).map_err(|reason| Error::BadName { name, reason })?,
             None => default_name(&wanted.image, &id),
         };
         if self.list()?.iter().any(|folder| folder.description.name == name) {
             return Err(Error::BadName { name, reason: "another workload has it".to_owned() });
         }
+        self.make(id, name, wanted)
+    }
+
+    /// The lock is held.
+    fn make(&self, id: String, name: String, wanted: Wanted) -> Result<Folder> {
         let version = description::VERSION;
         let description = Description { version, id: id.clone(), name, created_ms: now_ms(), wanted };
         let (temp, path) = (self.dir.join(format!("{UNFINISHED}{id}")), self.dir.join(&id));
@@ -68,12 +74,33 @@ impl Workloads {
         Ok(Folder { path, ..made })
     }
 
-    /// Removes what crashes left. The lock is held.
+    /// Makes a copy of `parent` that does nothing yet. Its name is the parent's with `-1`, or the next number that is free.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_copy(&self, parent: &Description) -> Result<Folder> {
+        let _lock = self.lock()?;
+        self.clean();
+        let taken: HashSet<String> = self.list()?.into_iter().map(|folder| folder.description.name).collect();
+        let id = new_id()?;
+        let mut names = (1u64..).map(|number| format!("{}-{number}", parent.name));
+        let free = names.find(|name| !taken.contains(name)).unwrap_or_default();
+        let name = parse_name(&free).map_err(|reason| Error::BadName { name: free.clone(), reason })?;
+        self.make(id, name, parent.wanted.clone())
+    }
+
+    /// Removes what crashes left, and what was to be removed and had nobody to do it. The lock is held.
     fn clean(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(UNFINISHED) {
                 let _ = fs::remove_dir_all(entry.path());
+            } else if is_id(&name)
+                && let Ok(folder) = Folder::open(entry.path())
+                && folder.is_left()
+            {
+                let _ = folder.bury();
             }
         }
     }
@@ -90,6 +117,7 @@ impl Workloads {
             // One that vanishes meanwhile was removed.
             if is_id(&name)
                 && let Ok(folder) = Folder::open(entry.path())
+                && !folder.is_left()
             {
                 found.push(folder);
             }
@@ -241,6 +269,12 @@ impl Folder {
         }
     }
 
+    /// Whether it is over and was to be removed then, but whoever watched it could not: it was killed, or it is the machine of a
+    /// [`crate::Foreground`], which may touch no folder any more.
+    fn is_left(&self) -> bool {
+        self.description.wanted.remove && self.state().is_ok_and(|state| state.status == Status::Lost)
+    }
+
     /// Becomes the one who watches it, as long as the file lives.
     ///
     /// # Errors
@@ -289,17 +323,20 @@ fn new_id() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn check_name(name: String) -> Result<String> {
+/// Whether `text` can be the name of a workload: the one rule, whoever takes a name.
+///
+/// # Errors
+/// What a name is.
+pub fn parse_name(text: &str) -> std::result::Result<String, String> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    let right = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
-        && name.len() <= 128
-        && name.bytes().all(ok)
-        && !is_id(&name);
+    let right = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
+        && text.len() <= 128
+        && text.bytes().all(ok)
+        && !is_id(text);
     if right {
-        return Ok(name);
+        return Ok(text.to_owned());
     }
-    let reason = "it is up to 128 letters, digits, '_', '-' and '.', and begins with one of the first two";
-    Err(Error::BadName { name, reason: reason.to_owned() })
+    Err("it is up to 128 letters, digits, '_', '-' and '.', and begins with one of the first two".to_owned())
 }
 
 /// The last part of the image's name and the beginning of the id: `debian-3f0a9c`.
@@ -312,11 +349,11 @@ fn default_name(image: &str, id: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) mod testing {
+    use super::{Wanted, Workloads};
     use crate::description::{Isolation, LogLimits, Restart};
 
-    fn wanted() -> Wanted {
+    pub(crate) fn wanted() -> Wanted {
         Wanted {
             isolation: Isolation::Vm,
             image: "reg.example/team/debian:12".to_owned(),
@@ -331,10 +368,33 @@ mod tests {
         }
     }
 
-    fn workloads() -> (tempfile::TempDir, Workloads) {
+    pub(crate) fn workloads() -> (tempfile::TempDir, Workloads) {
         let dir = tempfile::tempdir().unwrap();
         let all = Workloads::open(dir.path()).unwrap();
         (dir, all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{wanted, workloads};
+    use super::*;
+
+    #[test]
+    fn copies_are_numbered_and_a_number_that_is_taken_is_passed_over() {
+        let (_dir, all) = workloads();
+        let web = all.create(Some("web".to_owned()), wanted()).unwrap();
+        all.create(Some("web-2".to_owned()), wanted()).unwrap();
+        let copy = || all.create_copy(web.description()).unwrap().description().clone();
+        let copies = [copy(), copy(), copy()];
+        assert_eq!(copies.each_ref().map(|copy| copy.name.as_str()), ["web-1", "web-3", "web-4"]);
+        assert!(
+            copies
+                .iter()
+                .all(|copy| copy.wanted == web.description().wanted && copy.id != web.description().id)
+        );
+        let long = all.create(Some("x".repeat(127)), wanted()).unwrap();
+        assert!(matches!(all.create_copy(long.description()), Err(Error::BadName { .. })));
     }
 
     #[test]

@@ -16,7 +16,7 @@
 //! says so. A worker whose monitor is killed dies with it: the state then says that it ran, the lock that nobody watches, and
 //! together they are [`Status::Lost`].
 //!
-//! Reading order: `description`, `state`, `folder`, `control`, `log`, `monitor`.
+//! Reading order: `description`, `state`, `folder`, `control`, `log`, `monitor`, `foreground`.
 //!
 //! Deliberately not here: what a machine or a container is, flags, printing.
 #![forbid(unsafe_code)]
@@ -26,11 +26,13 @@ mod description;
 mod error;
 mod files;
 mod folder;
+mod foreground;
 pub mod log;
 pub mod monitor;
 mod state;
 
 pub use description::{Description, Isolation, LogLimits, Restart, Wanted};
 pub use error::{Error, Result};
-pub use folder::{Folder, Workloads};
+pub use folder::{Folder, Workloads, parse_name};
+pub use foreground::Foreground;
 pub use state::{State, Status, now_ms};

@@ -70,8 +70,17 @@ struct Attached {
     stderr: OwnedFd,
 }
 
+/// A machine at rest that a workload goes on from, instead of its command's start.
+#[derive(Debug)]
+pub struct Saved {
+    /// Of [`control::Request::Snapshot`].
+    pub state: OwnedFd,
+    /// Guest memory; the copies of one machine share the file.
+    pub ram: OwnedFd,
+}
+
 /// Watches `folder` until its workload has ended for good. `command` gives what starts a worker; its standard streams are set
-/// here: the control socket is its standard input. `ready` is called once, when the command runs for the first time, or with
+/// here: the control socket is its standard input. The first worker goes on from `saved`, if that is given. `ready` is called once, when the command runs for the first time, or with
 /// the reason why it does not.
 ///
 /// # Errors
@@ -79,6 +88,7 @@ struct Attached {
 pub fn watch(
     folder: &Folder,
     command: &dyn Fn() -> Command,
+    saved: Option<Saved>,
     ready: &mut dyn FnMut(std::result::Result<(), String>),
 ) -> Result<()> {
     let _lock = folder.watch()?;
@@ -103,7 +113,7 @@ pub fn watch(
     std::thread::scope(|scope| {
         let monitor = &monitor;
         scope.spawn(move || client::accept(monitor, &listener, scope));
-        let result = monitor.run(command, ready);
+        let result = monitor.run(command, saved, ready);
         monitor.end();
         result
     })?;
@@ -133,6 +143,7 @@ impl Monitor<'_> {
     fn run(
         &self,
         command: &dyn Fn() -> Command,
+        mut saved: Option<Saved>,
         ready: &mut dyn FnMut(std::result::Result<(), String>),
     ) -> Result<()> {
         let mut said = false;
@@ -150,7 +161,7 @@ impl Monitor<'_> {
                 Ok(()) => {}
                 Err(reason) => drop(failed.get_or_insert(reason)),
             };
-            let code = self.run_worker(command(), &mut started)?;
+            let code = self.run_worker(command(), saved.take(), &mut started)?;
             let policy = self.folder.description().wanted.restart;
             let (restarts, stopping) = {
                 let shared = self.lock();

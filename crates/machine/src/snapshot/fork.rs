@@ -6,44 +6,47 @@
 use std::fs::File;
 use std::io;
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals};
 
-use super::{Error, PageMap, RAM, Snapshot, encode, path, ram};
-use crate::Machine;
+use super::{Error, Snapshot};
 
-/// A machine that copies are made of.
+/// A machine that copies are made of: the files of a snapshot, in memory.
 #[derive(Debug)]
-pub struct Fork {
-    state: Vec<u8>,
-    ram: File,
+pub struct Frozen {
+    /// For [`super::write`], empty at first.
+    pub state: File,
+    /// Guest memory; the same.
+    pub ram: File,
 }
 
-/// A file in memory for [`Fork::of`]; made before a sandbox forbids it.
-///
-/// # Errors
-/// The host's.
-pub fn memory_file() -> io::Result<File> {
-    Ok(rustix::fs::memfd_create("strata-fork", MemfdFlags::CLOEXEC)?.into())
-}
-
-impl Fork {
-    /// Takes the state of `machine`, which is paused and may go on afterwards.
+impl Frozen {
+    /// Empty files.
     ///
     /// # Errors
-    /// As [`super::write`].
-    pub fn of(machine: &Machine, memory: File, map: &PageMap) -> Result<Self, crate::Error> {
-        let mut archive = machine.capture()?;
-        let state = ram::write(machine.ram(), &memory, map)?;
-        archive.put(path::RAM, encode(path::RAM, RAM, &state)?);
-        Ok(Self { state: archive.to_bytes(), ram: memory })
+    /// The host has no more open files.
+    pub fn create() -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = |name: &str| Ok::<File, io::Error>(rustix::fs::memfd_create(name, flags)?.into());
+        Ok(Self { state: file("strata-fork-state")?, ram: file("strata-fork-ram")? })
+    }
+
+    /// Once they are written: from now on nobody can change them. Memory that is mapped must not get shorter.
+    ///
+    /// # Errors
+    /// Somebody has them mapped to write to them.
+    pub fn seal(&self) -> io::Result<()> {
+        for file in [&self.state, &self.ram] {
+            fcntl_add_seals(file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
+        }
+        Ok(())
     }
 
     /// A copy, to be restored with disks and connections of its own.
     ///
     /// # Errors
-    /// The host has no more open files.
+    /// As [`Snapshot::read`].
     pub fn copy(&self) -> Result<Snapshot, Error> {
         let ram = self.ram.try_clone().map_err(|source| Error::Host { act: "share guest memory", source })?;
-        Snapshot::parse(&self.state, ram)
+        Snapshot::read(&self.state, ram)
     }
 }

@@ -19,7 +19,8 @@ pub mod fork;
 pub mod ram;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -31,9 +32,9 @@ use crate::config::{OnReset, Source};
 use crate::machine::Machine;
 use crate::workload::{WORKLOAD, WorkloadState};
 pub use folder::Folder;
-pub use fork::Fork;
+pub use fork::Frozen;
 pub use ram::PageMap;
-use ram::RamState;
+use ram::{FileStamp, RamState};
 pub use state::Archive;
 pub use state::archive::FORMAT;
 
@@ -214,9 +215,11 @@ impl Snapshot {
     /// # Errors
     /// All of [`Error`] that tell of damage and of other machines.
     pub fn read(state: &File, ram: File) -> Result<Self, Error> {
-        let mut bytes = Vec::new();
-        let read = state.take(MAX_STATE_BYTES).read_to_end(&mut bytes);
-        read.map_err(|source| Error::Host { act: "read state", source })?;
+        let failed = |source| Error::Host { act: "read state", source };
+        // By position: processes that go on from one snapshot may share the open file.
+        let len = FileStamp::of(state).map_err(failed)?.len_bytes();
+        let mut bytes = vec![0; usize::try_from(len.min(MAX_STATE_BYTES)).unwrap_or(usize::MAX)];
+        state.read_exact_at(&mut bytes, 0).map_err(failed)?;
         Self::parse(&bytes, ram)
     }
 

@@ -48,6 +48,11 @@ pub struct FileStamp {
 }
 
 impl FileStamp {
+    /// How long the file was, in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
     /// The stamp of `file` now.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Machines of a scripted engine, saved and restored; the golden snapshot; and what is refused.
 
-use std::io::Seek;
+use std::io::{Read, Seek};
 use std::path::Path;
 
 use super::*;
@@ -62,6 +62,14 @@ fn files(machine: &Machine) -> (Vec<u8>, File) {
     (bytes, ram)
 }
 
+fn frozen(machine: &Machine, map: &PageMap) -> Frozen {
+    let frozen = Frozen::create().unwrap();
+    write(machine, "test", &frozen.state, &frozen.ram, map).unwrap();
+    frozen.seal().unwrap();
+    assert!(frozen.ram.set_len(0).is_err(), "what is mapped cannot be cut");
+    frozen
+}
+
 fn read(state: &[u8], ram: &File) -> Result<Snapshot, Error> {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(state).unwrap();
@@ -112,7 +120,7 @@ fn a_machine_goes_on_where_it_was_and_its_copies_do_not_see_each_other() {
 fn a_forked_machine_goes_on_and_its_copies_have_what_it_had_then() {
     let machine = paused(&testing::config());
     machine.ram().write(0x20_0000, b"before").unwrap();
-    let fork = Fork::of(&machine, fork::memory_file().unwrap(), &PageMap::open()).unwrap();
+    let fork = frozen(&machine, &PageMap::open());
     machine.ram().write(0x20_0000, b"after!").unwrap();
     machine.resume();
     let copies: Vec<Machine> = (0..4)
@@ -129,7 +137,7 @@ fn a_forked_machine_goes_on_and_its_copies_have_what_it_had_then() {
     }
     // A copy of a copy.
     copies[0].pause();
-    let fork = Fork::of(&copies[0], fork::memory_file().unwrap(), &PageMap::open()).unwrap();
+    let fork = frozen(&copies[0], &PageMap::open());
     let again = Machine::restore(fork.copy().unwrap(), Backends::default(), &busy()).unwrap();
     let mut bytes = [0; 6];
     again.ram().read(0x20_0000, &mut bytes).unwrap();
@@ -300,7 +308,7 @@ fn figures() {
     for _ in 0..3 {
         timed("snapshot to disk, durable", &mut || drop(files(&machine)));
         let mut fork = None;
-        let mut make = || fork = Some(Fork::of(&machine, fork::memory_file().unwrap(), &map).unwrap());
+        let mut make = || fork = Some(frozen(&machine, &map));
         timed("fork, pause", &mut make);
         let fork = fork.unwrap();
         let (before, mut copies) = (private(), Vec::new());

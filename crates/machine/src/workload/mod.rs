@@ -94,6 +94,8 @@ pub enum Progress {
         /// Its process id in the guest.
         pid: u32,
     },
+    /// The process, which ran when it was saved, goes on.
+    Resumed,
     /// The agent has something to say.
     Log(protocol::Log),
 }

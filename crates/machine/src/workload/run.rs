@@ -196,6 +196,7 @@ impl<'a> Run<'a> {
             self.control_port = Some(guest_port);
             if self.phase == Phase::Running {
                 self.tell(&HostMessage::Renew(renewal().map_err(Error::Host)?))?;
+                (self.progress)(Progress::Resumed);
             }
             read_control(reader, sender, self.gate.clone())
         } else {

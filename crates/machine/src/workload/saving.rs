@@ -86,13 +86,14 @@ pub struct Saving {
 pub(super) type Gate = Arc<Mutex<()>>;
 
 impl Run<'_> {
-    /// Saves machine and workload. The machine goes on, unless it was to stop.
+    /// Saves machine and workload. The machine goes on, unless it was to stop, or stood still before.
     pub(super) fn save(&mut self, saving: &Saving) -> bool {
         let began = Instant::now();
+        let stood_still = self.machine.is_paused();
         self.machine.pause();
         let result = self.settle(saving.stop).and_then(|()| self.write(saving));
         let is_over = result.is_ok() && saving.stop;
-        if !is_over {
+        if !is_over && !stood_still {
             self.machine.resume();
         }
         let _ = saving.done.send(result.map(|()| began.elapsed()));

@@ -1,19 +1,26 @@
 //! `strata restore`: a workload goes on from where `strata snapshot` saved it.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
-use machine::snapshot::folder;
-use machine::workload::{AgentSession, Origin};
+use machine::snapshot::{Snapshot, folder};
+use machine::workload::{AgentSession, Origin, WorkloadState};
 use machine::{Backends, Machine};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use workload::monitor::Saved;
+use workload::{Isolation, LogLimits, Restart, Wanted};
 
+use super::run::requests::Named;
 use super::run::session::{self, Session};
+use super::run::worker::Link;
 use super::sizing::account;
 use crate::cli::Global;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, While};
 use crate::size::parse_duration;
-use crate::{confine, engines, running, store};
+use crate::{confine, engines, store};
 
 /// Go on with a workload that was saved
 ///
@@ -25,8 +32,8 @@ pub struct Options {
     /// What executes the guest's instructions
     #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(engines::names()))]
     engine: String,
-    /// Name for strata snapshot
-    #[arg(long, value_parser = running::parse_name)]
+    /// Name, for strata ps, snapshot and others [default: made from the folder's]
+    #[arg(long, value_parser = workload::parse_name)]
     name: Option<String>,
     /// Hand on standard input, if the command still read its own
     #[arg(short, long)]
@@ -48,34 +55,101 @@ pub struct Options {
 /// The snapshot is damaged or of another kind of machine, or something it needs is not there.
 pub fn run(global: &Global, options: &Options) -> Outcome {
     let started = Instant::now();
-    let act = || format!("restore {}", options.folder.display());
+    let act = format!("restore {}", options.folder.display());
+    let engine = options.engine.as_str();
+    let carried =
+        Carried { sizing: CarriedSizing { engine: engine.to_owned(), no_sandbox: options.no_sandbox } };
+    let store = store::open(global)?;
+    let snapshot = folder::open(&options.folder).map_err(|error| Failure::because(&act, error))?;
+    let saved = command_of(&snapshot, &act)?;
+    let wanted = Wanted {
+        isolation: Isolation::Vm,
+        image: options.folder.display().to_string(),
+        command: saved.command.clone(),
+        remove: true,
+        restart: Restart::No,
+        log: LogLimits::default(),
+        stop_signal: 15,
+        tty: saved.tty,
+        interactive: options.interactive,
+        options: serde_json::to_value(&carried).while_trying(|| act.clone())?,
+    };
+    let named = Named::claim(store.root(), options.name.clone(), wanted)?;
+    let session =
+        Joined { interactive: options.interactive, timeout: options.timeout, link: None, named: Some(named) };
+    go_on(&carried.sizing, act, snapshot, session, started)
+}
+
+/// What a process that goes on with a saved machine needs of the options of the one that started it.
+#[derive(Deserialize, Serialize)]
+struct Carried {
+    sizing: CarriedSizing,
+}
+
+/// Of [`super::sizing::Sizing`].
+#[derive(Deserialize, Serialize)]
+struct CarriedSizing {
+    engine: String,
+    no_sandbox: bool,
+}
+
+/// How the command is joined to the caller.
+struct Joined {
+    interactive: bool,
+    timeout: Option<Duration>,
+    link: Option<Link>,
+    named: Option<Named>,
+}
+
+fn command_of(snapshot: &Snapshot, act: &str) -> Outcome<WorkloadState> {
+    let none = || Failure::new(format!("{act}: no command runs in it: it is a template"));
+    snapshot.workload.clone().ok_or_else(none)
+}
+
+/// Goes on with a machine at rest for a monitor, in the workload `name` with `options`.
+///
+/// # Errors
+/// As [`run`].
+pub fn go_on_with(options: Value, files: Saved, link: Link, name: &str) -> Outcome {
+    let started = Instant::now();
+    let act = format!("go on as {name:?}");
+    let carried: Carried = serde_json::from_value(options).while_trying(|| act.clone())?;
+    let snapshot = Snapshot::read(&File::from(files.state), File::from(files.ram));
+    let snapshot = snapshot.map_err(|error| Failure::because(&act, error))?;
+    let interactive = link.stdin.is_some();
+    let session = Joined { interactive, timeout: None, link: Some(link), named: None };
+    go_on(&carried.sizing, act, snapshot, session, started)
+}
+
+fn go_on(
+    sizing: &CarriedSizing,
+    act: String,
+    snapshot: Snapshot,
+    joined: Joined,
+    started: Instant,
+) -> Outcome {
     let wishes =
         engines::Wishes { count: tracing::enabled!(tracing::Level::INFO), ..engines::Wishes::default() };
-    let engine = engines::open(&options.engine, wishes)?;
-    let store = store::open(global)?;
-    let snapshot = folder::open(&options.folder).map_err(|error| Failure::because(act(), error))?;
-    let Some(saved) = snapshot.workload.clone() else {
-        return Err(Failure::new(format!("{}: no command runs in it: it is a template", act())));
-    };
-    let named = options.name.as_deref().map(|name| running::claim(store.root(), name)).transpose()?;
+    let engine = engines::open(&sizing.engine, wishes)?;
+    let saved = command_of(&snapshot, &act)?;
     let agent = AgentSession::resume(saved.clone());
     let backends = Backends {
         console: None,
         vsock: Some(agent.host()),
-        confine: (!options.no_sandbox).then(confine::while_building),
+        confine: (!sizing.no_sandbox).then(confine::while_building),
     };
     let machine = Machine::restore(snapshot, backends, engine.as_ref());
-    let machine = machine.map_err(|error| Failure::because(act(), error))?;
+    let machine = machine.map_err(|error| Failure::because(act, error))?;
     tracing::info!("restored in {} ms", started.elapsed().as_millis());
     let session = Session {
         origin: Origin::Restored,
-        interactive: options.interactive,
+        interactive: joined.interactive,
         tty: saved.tty,
-        timeout: options.timeout,
-        link: None,
-        named,
+        timeout: joined.timeout,
+        link: joined.link,
+        named: joined.named,
         enter_sandbox: &|| {
-            if options.no_sandbox { Ok(()) } else { confine::before_start(engine.host_requests()) }
+            if sizing.no_sandbox { Ok(()) } else { confine::before_start(engine.host_requests()) }
         },
     };
     let outcome = session::resume(agent, &machine, &saved, session, started);

@@ -8,9 +8,10 @@ pub mod container;
 mod detach;
 pub mod exec;
 pub mod initrd;
+pub mod requests;
 pub mod session;
 pub mod template;
-mod worker;
+pub mod worker;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use crate::failure::{Failure, Outcome};
 use crate::progress::Bar;
 use crate::size::parse_duration;
 use crate::terminal::LogWriter;
-use crate::{exit, running, store};
+use crate::{exit, store};
 
 /// Run a command in a microVM made from an image
 ///
@@ -80,8 +81,8 @@ pub struct Options {
     /// Go on in the background, and write the id of the workload
     #[arg(short, long, conflicts_with = "timeout")]
     detach: bool,
-    /// Name, for strata snapshot and for the workload in the background [default there: made from image and id]
-    #[arg(long, value_parser = running::parse_name)]
+    /// Name, for strata ps, snapshot and others [default in the background: made from image and id]
+    #[arg(long, value_parser = workload::parse_name)]
     name: Option<String>,
     /// Remove the workload in the background when it has ended
     #[arg(long)]
@@ -137,6 +138,7 @@ struct Prepared {
     config: MachineConfig,
     process: protocol::Process,
     hostname: String,
+    stop_signal: String,
     root_type: &'static str,
     _root: RootFile,
     kernel: Arc<KernelBundle>,
@@ -161,7 +163,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     run_here(global, options, None)
 }
 
-pub use detach::{InnerOptions, monitor};
+pub use detach::{InnerOptions, monitor, start_monitor};
 pub use worker::run as work;
 
 /// Runs the command in a machine of this process; `link` joins it to a monitor.
@@ -176,7 +178,14 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     } else {
         None
     };
-    let named = options.name.as_deref().map(|name| running::claim(store.root(), name)).transpose()?;
+    let named = match &options.name {
+        // One in the background has it already.
+        Some(name) if link.is_none() => {
+            let wanted = detach::wanted(options, &prepared.process, &prepared.stop_signal)?;
+            Some(requests::Named::claim(store.root(), Some(name.clone()), wanted)?)
+        }
+        _ => None,
+    };
     let origin = if template.is_some() { Origin::Restored } else { Origin::Booted };
     let agent = AgentSession::new();
     let backends = Backends {
@@ -288,6 +297,7 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
         config,
         process,
         hostname: hostname(&image),
+        stop_signal: image.config().stop_signal.clone(),
         root_type: root.fstype(),
         _root: root,
         kernel,

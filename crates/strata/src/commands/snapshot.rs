@@ -1,13 +1,17 @@
 //! `strata snapshot`: a running workload to a folder.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use machine::snapshot::Folder;
+use machine::snapshot;
+use workload::Folder;
+use workload::control::{Answer, Client, Request};
 
+use super::workloads::find;
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
-use crate::{running, store};
 
 /// Save a running workload to a folder
 ///
@@ -18,9 +22,9 @@ pub struct Options {
     /// End the workload when it is saved
     #[arg(long)]
     stop: bool,
-    /// Name of the workload (strata run --name)
-    #[arg(value_parser = running::parse_name)]
-    name: String,
+    /// Name or id of the workload
+    #[arg(value_name = "NAME")]
+    workload: String,
     /// Folder to make
     #[arg(value_name = "DIR")]
     folder: PathBuf,
@@ -31,11 +35,25 @@ pub struct Options {
 /// # Errors
 /// It does not run, or there is no space.
 pub fn run(global: &Global, options: &Options) -> Outcome {
-    let store = store::open(global)?;
-    let explain = |error| Failure::because(format!("snapshot {:?}", options.name), error);
-    let partial = Folder::create(&options.folder).map_err(explain)?;
-    let paused = running::snapshot(store.root(), &options.name, &partial.state, &partial.ram, options.stop)?;
+    let folder = find(global, &options.workload)?;
+    let explain = |error| Failure::because(format!("snapshot {:?}", options.workload), error);
+    let partial = snapshot::Folder::create(&options.folder).map_err(explain)?;
+    let paused_ms = take(&folder, &partial.state, &partial.ram, options.stop)?;
     partial.commit(&options.folder).map_err(explain)?;
-    tracing::info!("saved; the machine stood still for {paused} ms");
+    tracing::info!("saved; the machine stood still for {paused_ms} ms");
     Ok(Exit::Success)
+}
+
+/// Has a running workload saved to the empty files `state` and `ram`. How long it stood still, in milliseconds.
+///
+/// # Errors
+/// It does not run, or cannot be saved now.
+pub fn take(folder: &Folder, state: &File, ram: &File, stop: bool) -> Outcome<u64> {
+    let act = || format!("save {:?}", folder.description().name);
+    let asked = Client::connect(folder)
+        .and_then(|mut client| client.ask(&Request::Snapshot { stop }, &[state.as_fd(), ram.as_fd()]));
+    match asked.map_err(|error| Failure::because(act(), error))? {
+        Answer::Saved { paused_ms } => Ok(paused_ms),
+        other => Err(Failure::new(format!("{}: {other:?} is no answer to that", act()))),
+    }
 }

@@ -117,7 +117,7 @@ pub struct StatsOptions {
     json: bool,
 }
 
-fn all(global: &Global) -> Outcome<Workloads> {
+pub(super) fn all(global: &Global) -> Outcome<Workloads> {
     Workloads::open(&store::root(global)?).while_trying(|| "open the workloads".to_owned())
 }
 

@@ -74,6 +74,15 @@ impl Monitor<'_> {
             }
             Request::Stop { timeout_ms } => self.stop(Duration::from_millis(timeout_ms)),
             Request::Attach { stdin } => self.attach(message.fds, stdin),
+            request @ Request::Snapshot { stop: true } => {
+                // Before it ends: it goes on elsewhere, and not here as well.
+                let before = std::mem::replace(&mut self.lock().stopping, true);
+                let answer = self.hand_on(&request, &message.fds);
+                if matches!(answer, Answer::Error { .. }) {
+                    self.lock().stopping = before;
+                }
+                answer
+            }
             request => self.hand_on(&request, &message.fds),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use super::{Monitor, Worker};
+use super::{Monitor, Saved, Worker};
 use crate::control::{self, Event, FromWorker, Receiver, Request, Sender};
 use crate::error::{Error, Result};
 use crate::log::Lines;
@@ -24,13 +24,13 @@ impl Monitor<'_> {
     pub(super) fn run_worker(
         &self,
         mut command: Command,
+        saved: Option<Saved>,
         started: &mut dyn FnMut(std::result::Result<(), String>),
     ) -> Result<u8> {
         let socket = |source| Error::Socket { peer: "the worker", source };
         let (ours, theirs) = UnixStream::pair().map_err(socket)?;
         let (mut sender, receiver) = control::halves(ours, "the worker")?;
-        let stdin =
-            if self.folder.description().wanted.interactive { Some(open_stdin(&mut sender)?) } else { None };
+        let stdin = self.begin(&mut sender, saved)?;
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(Error::file("start", command.get_program()))?;
         // It holds the other ends: ours would keep the streams open.
@@ -62,6 +62,15 @@ impl Monitor<'_> {
         let code = u8::try_from(code).unwrap_or(u8::MAX);
         started(Err(format!("it ended with exit code {code}")));
         Ok(code)
+    }
+
+    /// Tells a new worker what it begins with; gives what the command's standard input is written to.
+    fn begin(&self, sender: &mut Sender, saved: Option<Saved>) -> Result<Option<OwnedFd>> {
+        let pipe = if self.folder.description().wanted.interactive { Some(open_pipe()?) } else { None };
+        let mut fds: Vec<_> = pipe.iter().map(|(read, _)| read.as_fd()).collect();
+        fds.extend(saved.iter().flat_map(|saved| [saved.state.as_fd(), saved.ram.as_fd()]));
+        sender.send(0, &Request::Begin { stdin: pipe.is_some(), saved: saved.is_some() }, &fds)?;
+        Ok(pipe.map(|(_, write)| write))
     }
 
     /// What the worker says, until it has nothing more to say.
@@ -115,12 +124,10 @@ impl Monitor<'_> {
     }
 }
 
-/// A pipe for the command's standard input, its other end on the way to the worker.
-fn open_stdin(sender: &mut Sender) -> Result<OwnedFd> {
+/// A pipe for the command's standard input: its reading end, and its writing end.
+fn open_pipe() -> Result<(OwnedFd, OwnedFd)> {
     let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-    let (read, write) = pipe.map_err(|e| Error::Socket { peer: "the worker", source: e.into() })?;
-    sender.send(0, &Request::Stdin, &[read.as_fd()])?;
-    Ok(write)
+    pipe.map_err(|e| Error::Socket { peer: "the worker", source: e.into() })
 }
 
 /// Writes all of it; false when nobody reads it any more.

@@ -1,10 +1,15 @@
 //! `strata run -d`: the workload's folder, the process that watches it, and the end of this one.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use clap::Args;
 use image::Store;
+use workload::control::{self, Request};
+use workload::monitor::Saved;
 use workload::{LogLimits, Wanted, Workloads};
 
 use super::{Isolation, Options, container};
@@ -20,6 +25,9 @@ use crate::{output, signals, store};
 pub struct InnerOptions {
     /// The workload's id
     pub id: String,
+    /// It goes on from a machine at rest, which comes on standard input
+    #[arg(long)]
+    pub saved: bool,
 }
 
 /// Starts the workload and waits until its command runs; its id goes to standard output.
@@ -28,10 +36,6 @@ pub struct InnerOptions {
 /// Image, kernel or command are not as they should be. A workload that was made stays, to be looked at, unless it has --rm.
 pub fn run(global: &Global, options: &Options) -> Outcome {
     let act = || format!("run {:?}", options.image);
-    let isolation = match options.isolation {
-        Isolation::Vm => workload::Isolation::Vm,
-        Isolation::Container => workload::Isolation::Container,
-    };
     let store = store::open(global)?;
     let image = super::find(&store, options)?;
     let process = super::process(options, &image.config())?;
@@ -42,33 +46,12 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     // Here, where it is seen how long it takes.
     let root = store.root_for_vm(&image, &Bar::new());
     drop(root.map_err(|error| images::explain(act(), &options.image, error))?);
-    let inner = Options {
-        // What the variables are here: the worker has others.
-        env: process.env.clone(),
-        // What the image says may change.
-        workdir: Some(process.cwd.clone()),
-        user: Some(process.user.clone()),
-        detach: false,
-        pull: super::Pull::Never,
-        ..options.clone()
-    };
-    let wanted = Wanted {
-        isolation,
-        image: options.image.clone(),
-        command: process.argv,
-        remove: options.rm,
-        restart: options.restart,
-        log: LogLimits::default(),
-        stop_signal: signals::number(&image.config().stop_signal).unwrap_or(15),
-        tty: options.tty,
-        interactive: options.interactive,
-        options: serde_json::to_value(inner).while_trying(act)?,
-    };
+    let wanted = wanted(options, &process, &image.config().stop_signal)?;
     let workloads = Workloads::open(store.root()).while_trying(act)?;
     let folder = workloads.create(options.name.clone(), wanted).while_trying(act)?;
     let id = folder.description().id.clone();
     drop(image);
-    let started = start_monitor(global, &id)?;
+    let started = start_monitor(global, &id, None)?;
     if let Err(reason) = started {
         let failure = Failure::new(format!("run {:?}: {reason}", options.image));
         let name = &folder.description().name;
@@ -89,12 +72,53 @@ fn check_kernel(store: &Store, options: &Options) -> Outcome<()> {
     super::check_width(&kernel)
 }
 
-/// Starts the process that watches, and hears from it whether the command runs.
-fn start_monitor(global: &Global, id: &str) -> Outcome<Result<(), String>> {
+/// What the user decided about the workload, for its folder.
+pub(super) fn wanted(options: &Options, process: &protocol::Process, stop_signal: &str) -> Outcome<Wanted> {
+    let inner = Options {
+        // What the variables are here: the worker has others.
+        env: process.env.clone(),
+        // What the image says may change.
+        workdir: Some(process.cwd.clone()),
+        user: Some(process.user.clone()),
+        detach: false,
+        pull: super::Pull::Never,
+        ..options.clone()
+    };
+    Ok(Wanted {
+        isolation: match options.isolation {
+            Isolation::Vm => workload::Isolation::Vm,
+            Isolation::Container => workload::Isolation::Container,
+        },
+        image: options.image.clone(),
+        command: process.argv.clone(),
+        remove: options.rm,
+        restart: options.restart,
+        log: LogLimits::default(),
+        stop_signal: signals::number(stop_signal).unwrap_or(15),
+        tty: options.tty,
+        interactive: options.interactive,
+        options: serde_json::to_value(inner).while_trying(|| format!("run {:?}", options.image))?,
+    })
+}
+
+/// Starts the process that watches a workload, which goes on from the files `saved` if they are given, and hears from it
+/// whether the command runs.
+///
+/// # Errors
+/// It does not start.
+pub fn start_monitor(global: &Global, id: &str, saved: Option<[&File; 2]>) -> Outcome<Result<(), String>> {
     let act = || "start the process that watches the workload".to_owned();
     let mut command = store::again(&store::root(global)?, global.verbose)?;
     command.args(["monitor", id]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    if let Some(files) = saved {
+        let (ours, theirs) = UnixStream::pair().while_trying(act)?;
+        let (mut sender, _) = control::halves(ours, "the process that watches").while_trying(act)?;
+        let begin = Request::Begin { stdin: false, saved: true };
+        sender.send(0, &begin, &files.map(AsFd::as_fd)).while_trying(act)?;
+        command.arg("--saved").stdin(OwnedFd::from(theirs));
+    }
     let mut child = command.spawn().while_trying(act)?;
+    drop(command);
     let stdout =
         child.stdout.take().ok_or_else(|| Failure::new("start the process that watches: no pipe"))?;
     let mut line = String::new();
@@ -116,6 +140,7 @@ pub fn monitor(global: &Global, options: &InnerOptions) -> Outcome {
     let _ = rustix::process::setsid();
     let folder =
         Workloads::open(&store::root(global)?).and_then(|all| all.find(&options.id)).while_trying(act)?;
+    let saved = options.saved.then(receive_saved).transpose()?;
     let mut worker = store::again(&store::root(global)?, global.verbose)?;
     worker.args(["worker", &options.id]);
     let command = || {
@@ -129,6 +154,19 @@ pub fn monitor(global: &Global, options: &InnerOptions) -> Outcome {
         let _ = writeln!(std::io::stdout(), "{}", output::visible(&line));
         let _ = std::io::stdout().flush();
     };
-    workload::monitor::watch(&folder, &command, &mut { ready }).while_trying(act)?;
+    workload::monitor::watch(&folder, &command, saved, &mut { ready }).while_trying(act)?;
     Ok(Exit::Success)
+}
+
+/// What [`start_monitor`] sends.
+fn receive_saved() -> Outcome<Saved> {
+    let act = || "take over the machine at rest".to_owned();
+    let socket: UnixStream = std::io::stdin().as_fd().try_clone_to_owned().while_trying(act)?.into();
+    let (_, mut receiver) = control::halves(socket, "the command").while_trying(act)?;
+    let message = receiver.receive::<Request>().while_trying(act)?;
+    let mut fds = message.into_iter().flat_map(|message| message.fds);
+    match (fds.next(), fds.next()) {
+        (Some(state), Some(ram)) => Ok(Saved { state, ram }),
+        _ => Err(Failure::new(format!("{}: its files did not come", act()))),
+    }
 }

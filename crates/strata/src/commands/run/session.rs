@@ -14,11 +14,11 @@ use machine::{Machine, MachineEvent};
 use protocol::{Root, Start, WinSize, Writable};
 use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
 
-use super::worker::{Guest, Link};
+use super::requests::{Guest, Named};
+use super::worker::Link;
 use super::{Prepared, initrd};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
-use crate::running::Named;
 use crate::signals::{ENDING, SIGWINCH, Watch};
 use crate::terminal::{self, Raw};
 
@@ -143,7 +143,7 @@ fn carry(
         boot_timeout,
         timeout: session.timeout,
         progress: &mut |progress| {
-            if matches!(progress, Progress::Started { .. }) {
+            if matches!(progress, Progress::Started { .. } | Progress::Resumed) {
                 is_running = true;
                 session.link.iter().for_each(Link::started);
             }
@@ -153,7 +153,9 @@ fn carry(
     session.named.map_or(Ok(()), |named| named.serve(agent.control()))?;
     (session.enter_sandbox)()?;
     let ended = match &session.link {
-        Some(link) => link.serve(&Guest::new(machine, &control), || agent.run(machine, workload)),
+        Some(link) => {
+            link.serve(&Guest::new(&link.saver, machine, &control), || agent.run(machine, workload))
+        }
         None => agent.run(machine, workload),
     };
     drop(raw);
@@ -206,6 +208,7 @@ fn report(progress: Progress, started: Instant) {
     match progress {
         Progress::Ready { kernel } => tracing::info!("guest is up after {ms} ms: kernel {kernel}"),
         Progress::Started { pid } => tracing::info!("command runs after {ms} ms: pid {pid} in the guest"),
+        Progress::Resumed => tracing::info!("command goes on after {ms} ms"),
         Progress::ModuleFailed(failure) => tracing::warn!("guest: kernel module {failure}"),
         Progress::Log(log) => tracing::info!("guest: {log}"),
     }

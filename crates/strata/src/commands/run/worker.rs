@@ -1,22 +1,20 @@
 //! `strata worker`: the process that runs the machine, or waits for the container, of a workload in the background. Its standard input is the socket on which
 //! its monitor asks; it dies with the monitor.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use machine::Machine;
-use machine::workload::command::{Extra, ExtraEvent, Streams};
-use machine::workload::{Control, Outcome};
-use protocol::WinSize;
 use rustix::process::Signal;
-use workload::control::{self, Answer, Event, Exec, Message, Receiver, Request, Sender};
-use workload::{Folder, Isolation, Workloads};
+use workload::control::{self, Answer, Event, Message, Receiver, Request, Sender};
+use workload::monitor::Saved;
+use workload::{Description, Isolation, Workloads};
 
+use super::requests::Saver;
 use super::{InnerOptions, Options, container};
 use crate::cli::Global;
-use crate::failure::{self, Failure, While};
+use crate::commands::restore;
+use crate::failure::{Failure, Outcome, While};
 use crate::store;
 
 /// What a monitor asks things of: a machine, or a container.
@@ -32,6 +30,10 @@ pub trait Target: Sync {
 pub struct Link {
     /// What the command reads.
     pub stdin: Option<OwnedFd>,
+    /// What it goes on from, instead of its command's start.
+    pub saved: Option<Saved>,
+    /// What a machine's snapshot needs.
+    pub saver: Saver,
     sender: Arc<Mutex<Sender>>,
     receiver: Mutex<Receiver>,
     /// To end the conversation, and with it the thread that hears.
@@ -42,7 +44,7 @@ pub struct Link {
 ///
 /// # Errors
 /// As `run`; the monitor is told too.
-pub fn run(global: &Global, options: &InnerOptions) -> failure::Outcome {
+pub fn run(global: &Global, options: &InnerOptions) -> Outcome {
     let act = || format!("run {}", options.id);
     // Whoever watches us is killed: then we are lost too, and had better not go on unseen.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).while_trying(act)?;
@@ -53,13 +55,14 @@ pub fn run(global: &Global, options: &InnerOptions) -> failure::Outcome {
         // Before anything is read from the monitor: it starts this program anew.
         container::protect()?;
     }
-    let link = Link::open(&folder)?;
+    let mut link = Link::open()?;
     let sender = link.sender.clone();
-    let wanted: Options =
-        serde_json::from_value(folder.description().wanted.options.clone()).while_trying(act)?;
-    let outcome = match isolation {
-        Isolation::Vm => super::run_here(global, &wanted, Some(link)),
-        Isolation::Container => container::run_linked(global, &wanted, &options.id, link),
+    let Description { name, id, wanted, .. } = folder.description();
+    let options = || -> Outcome<Options> { serde_json::from_value(wanted.options.clone()).while_trying(act) };
+    let outcome = match (isolation, link.saved.take()) {
+        (_, Some(saved)) => restore::go_on_with(wanted.options.clone(), saved, link, name),
+        (Isolation::Vm, None) => super::run_here(global, &options()?, Some(link)),
+        (Isolation::Container, None) => container::run_linked(global, &options()?, id, link),
     };
     if let Err(failure) = &outcome {
         say(&sender, 0, &Event::Failed { reason: failure.to_string() });
@@ -68,20 +71,23 @@ pub fn run(global: &Global, options: &InnerOptions) -> failure::Outcome {
 }
 
 impl Link {
-    fn open(folder: &Folder) -> failure::Outcome<Link> {
+    fn open() -> Outcome<Link> {
         let act = || "reach the process that watches this one".to_owned();
+        let wrong = || Failure::new("reach the process that watches this one: it does not say what to do");
         let socket: UnixStream = std::io::stdin().as_fd().try_clone_to_owned().while_trying(act)?.into();
         let twin = socket.try_clone().while_trying(act)?;
         let (sender, mut receiver) = control::halves(socket, "the monitor").while_trying(act)?;
-        let mut stdin = None;
-        if folder.description().wanted.interactive {
-            let message = receiver.receive::<Request>().while_trying(act)?;
-            let first =
-                message.ok_or_else(|| Failure::new("reach the process that watches this one: it is gone"))?;
-            stdin = first.fds.into_iter().next();
-        }
-        let sender = Arc::new(Mutex::new(sender));
-        Ok(Link { stdin, sender, receiver: Mutex::new(receiver), socket: twin })
+        let first = receiver.receive::<Request>().while_trying(act)?.ok_or_else(wrong)?;
+        let Request::Begin { stdin, saved } = first.body else { return Err(wrong()) };
+        let mut fds = first.fds.into_iter();
+        let stdin = if stdin { Some(fds.next().ok_or_else(wrong)?) } else { None };
+        let saved = match (saved, fds.next(), fds.next()) {
+            (true, Some(state), Some(ram)) => Some(Saved { state, ram }),
+            (true, ..) => return Err(wrong()),
+            (false, ..) => None,
+        };
+        let (sender, receiver) = (Arc::new(Mutex::new(sender)), Mutex::new(receiver));
+        Ok(Link { stdin, saved, saver: Saver::open(), sender, receiver, socket: twin })
     }
 
     /// The command runs.
@@ -129,93 +135,5 @@ impl Reply {
     /// Tells that it is done, or why not.
     pub fn done(&self, done: Result<(), String>) {
         self.send(&done.map_or_else(|reason| Answer::Error { reason }, |()| Answer::Done));
-    }
-}
-
-/// A machine and the way to its commands.
-pub struct Guest<'a> {
-    machine: &'a Machine,
-    control: &'a Control,
-    /// Commands beside the first: the client's number and the session's.
-    extras: Arc<Mutex<HashMap<u64, u32>>>,
-}
-
-impl<'a> Guest<'a> {
-    pub fn new(machine: &'a Machine, control: &'a Control) -> Self {
-        Self { machine, control, extras: Arc::default() }
-    }
-
-    /// The session's number of a command. One that has not started yet, or has ended, hears nothing.
-    fn extra(&self, key: u64) -> Option<u32> {
-        self.extras.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied()
-    }
-
-    /// Starts a command; its client is told how it ends.
-    fn exec(&self, exec: Exec, fds: Vec<OwnedFd>, reply: Reply) {
-        let Exec { key, command, env, workdir, user, terminal, stdin, detach } = exec;
-        let mut fds = fds.into_iter();
-        let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else {
-            return reply.done(Err("exec without open files".to_owned()));
-        };
-        let process = protocol::Process {
-            argv: command,
-            env,
-            cwd: workdir,
-            user,
-            tty: terminal.map(|(rows, cols)| WinSize { rows, cols }),
-            stdin,
-            ..protocol::Process::default()
-        };
-        let streams = Streams { stdin: fds.next().filter(|_| stdin), stdout, stderr };
-        let extras = self.extras.clone();
-        let told = move |event| {
-            if !matches!(event, ExtraEvent::Started) {
-                extras.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-            }
-            match event {
-                ExtraEvent::Started if detach => reply.done(Ok(())),
-                ExtraEvent::Started => {}
-                ExtraEvent::Ended(Outcome::Exited(exit)) => {
-                    reply.send(&Answer::Exited { code: exit.shell_code() });
-                }
-                ExtraEvent::Ended(Outcome::NotStarted(failure)) => {
-                    reply.send(&Answer::NotStarted { code: failure.code, reason: failure.to_string() });
-                }
-                ExtraEvent::Ended(Outcome::Saved) => reply.done(Err("it was saved".to_owned())),
-                ExtraEvent::Lost(reason) => reply.done(Err(reason)),
-            }
-        };
-        let id = self.control.new_extra();
-        self.extras.lock().unwrap_or_else(PoisonError::into_inner).insert(key, id);
-        self.control.exec(id, Extra { process, streams, told: Box::new(told) });
-    }
-}
-
-impl Target for Guest<'_> {
-    fn answer(&self, message: Message<Request>, reply: Reply) {
-        let Message { body, fds, .. } = message;
-        match body {
-            Request::Signal { number } => self.control.signal(number),
-            Request::Resize { rows, columns } => self.control.resize(WinSize { rows, cols: columns }),
-            Request::Pause => self.machine.pause(),
-            Request::Resume => self.machine.resume(),
-            Request::Exec(exec) => return self.exec(exec, fds, reply),
-            Request::ExecSignal { key, number } => {
-                if let Some(id) = self.extra(key) {
-                    self.control.signal_extra(id, number);
-                }
-            }
-            Request::ExecResize { key, rows, columns } => {
-                if let Some(id) = self.extra(key) {
-                    self.control.resize_extra(id, WinSize { rows, cols: columns });
-                }
-            }
-            other => return reply.done(Err(format!("a machine cannot do this: {other:?}"))),
-        }
-        reply.done(Ok(()));
-    }
-
-    fn unheard(&self) {
-        self.control.cancel();
     }
 }

@@ -1,0 +1,120 @@
+//! `strata fork`: copies of a running workload, which share its memory.
+//!
+//! The machine is saved once, to files in memory that nothing can change any more. Each copy is a workload of its own that
+//! restores them: it maps the memory privately, so what no copy has written is there once for all of them.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use clap::Args;
+use machine::snapshot::{Frozen, Snapshot};
+use serde_json::json;
+use workload::{Description, Folder, Workloads};
+
+use super::run::start_monitor;
+use super::snapshot;
+use super::workloads::{all, find};
+use crate::cli::Global;
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While};
+use crate::output;
+
+/// Make running copies of a workload
+///
+/// The workload goes on. A copy goes on from the same moment, in the background, as a workload with a name, a log and an exit
+/// code of its own; it shares the memory that neither has written since. Host name, machine id and random numbers are its own.
+/// The names of the copies go to standard output.
+#[derive(Args)]
+pub struct Options {
+    /// How many copies
+    #[arg(short, long, default_value_t = 1, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    count: u32,
+    /// Write names and ids as JSON
+    #[arg(long)]
+    json: bool,
+    /// Name or id of the workload
+    #[arg(value_name = "NAME")]
+    workload: String,
+}
+
+/// Makes them.
+///
+/// # Errors
+/// It does not run, it can write to a disk, or a copy does not start; copies that run already go on then.
+pub fn run(global: &Global, options: &Options) -> Outcome {
+    let act = || format!("fork {:?}", options.workload);
+    let parent = find(global, &options.workload)?;
+    let frozen = Frozen::create().while_trying(act)?;
+    let began = Instant::now();
+    let paused_ms = snapshot::take(&parent, &frozen.state, &frozen.ram, false)?;
+    frozen.seal().while_trying(act)?;
+    check_disks(&frozen, &act)?;
+    tracing::info!("saved in {} ms; the machine stood still for {paused_ms} ms", began.elapsed().as_millis());
+    let copies = start_all(global, &all(global)?, parent.description(), &frozen, options.count);
+    let mut running: Vec<&Description> = copies.iter().flatten().map(Folder::description).collect();
+    // By number.
+    running.sort_by_key(|copy| (copy.name.len(), &copy.name));
+    if options.json {
+        let one = |copy: &&Description| json!({ "name": copy.name, "id": copy.id });
+        output::json(&json!(running.iter().map(one).collect::<Vec<_>>()))?;
+    } else {
+        let names: String = running.iter().map(|copy| format!("{}\n", copy.name)).collect();
+        output::write(&names)?;
+    }
+    let failed = copies.into_iter().find_map(Result::err);
+    failed.map_or(Ok(Exit::Success), |failure| Err(Failure::new(format!("{}: {failure}", act()))))
+}
+
+/// Two machines that write to one disk would destroy what is on it.
+fn check_disks(frozen: &Frozen, act: &impl Fn() -> String) -> Outcome<()> {
+    let share = |file: &File| file.try_clone().while_trying(act);
+    let snapshot = Snapshot::read(&frozen.state, share(&frozen.ram)?).while_trying(act)?;
+    match snapshot.config.disks.iter().find(|disk| !disk.read_only) {
+        None => Ok(()),
+        Some(disk) => {
+            let failure =
+                Failure::new(format!("{}: it can write to its disk {}", act(), disk.path.display()));
+            Err(failure
+                .hint("its copies would write to the same disk; strata snapshot --stop moves it instead"))
+        }
+    }
+}
+
+/// Starts copies, as many at a time as there are processors. After one that fails no more are begun.
+fn start_all(
+    global: &Global,
+    all: &Workloads,
+    parent: &Description,
+    frozen: &Frozen,
+    count: u32,
+) -> Vec<Outcome<Folder>> {
+    let (begun, done) = (AtomicU32::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while begun.fetch_add(1, Ordering::Relaxed) < count {
+            let copy = start(global, all, parent, frozen);
+            if copy.is_err() {
+                begun.store(count, Ordering::Relaxed);
+            }
+            done.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count as usize);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn start(global: &Global, all: &Workloads, parent: &Description, frozen: &Frozen) -> Outcome<Folder> {
+    let copy = all.create_copy(parent).while_trying(|| "make a copy".to_owned())?;
+    let name = &copy.description().name;
+    let started = start_monitor(global, &copy.description().id, Some([&frozen.state, &frozen.ram]));
+    let reason = match started {
+        Ok(Ok(())) => return Ok(copy),
+        Ok(Err(reason)) => reason,
+        Err(failure) => failure.to_string(),
+    };
+    // Nothing ever ran in it.
+    let _ = all.remove(&copy);
+    Err(Failure::new(format!("start {name}: {reason}")))
+}
