@@ -210,3 +210,39 @@ fn another_command_runs_beside_it() {
         place.try_to(&["exec", "one", "true"]).expect_failure(125, &["it is exited"]);
     }
 }
+
+#[test]
+fn made_started_renamed_and_started_again() {
+    for place in Place::each() {
+        let flags = ["create", "--isolation", place.isolation, "-i", "--name", "one", "debian", "--"];
+        let script = "cat; echo out; echo err >&2; exit 6";
+        let id = place.strata(&[&flags[..], &["sh", "-c", script]].concat());
+        assert_eq!(place.state(id.trim())["status"], "created");
+        place.strata(&["stop", "one"]);
+        place.try_to(&["attach", "one"]).expect_failure(125, &["one is not running"]);
+        // All that it writes is seen, and what it reads is ours.
+        let file = place.dir.path().join("input");
+        std::fs::write(&file, "typed\n").unwrap();
+        let mut attached = place.command(&["start", "--attach", "one"]);
+        attached.stdin(std::fs::File::open(&file).unwrap());
+        let ended = finish(attached);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (6, "typed\nout\n"), "{ended:?}");
+        assert!(ended.stderr.ends_with("err\n"), "{ended:?}");
+        place.strata(&["rename", "one", "two"]);
+        place.try_to(&["start", "one"]).expect_failure(125, &["no workload \"one\""]);
+        place.try_to(&["rename", "two", "two"]).expect_failure(125, &["another workload has it"]);
+        place.try_to(&["rename", "two", "-x"]).expect_failure(2, &[]);
+        assert_eq!(place.strata(&["start", "two"]), "two\n");
+        place.try_to(&["start", "two"]).expect_failure(125, &["it is running"]);
+        let started = place.state("two")["started_ms"].as_u64();
+        place.strata(&["restart", "-t", "0", "two"]);
+        assert!(place.state("two")["started_ms"].as_u64() > started);
+        place.strata(&["kill", "two"]);
+        assert_eq!(place.state("two")["exit_code"], 137);
+        // One that cannot run says so each time.
+        let wrong = ["create", "--isolation", place.isolation, "--name", "wrong", "debian", "no-such"];
+        place.strata(&wrong);
+        place.try_to(&["start", "wrong"]).expect_failure(125, &["start wrong", "no-such"]);
+        place.try_to(&["start", "-a", "wrong"]).expect_failure(127, &["no-such"]);
+    }
+}

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    boot, check, completions, fork, image, kernel, login, man, oci, registry, restore, run, snapshot,
+    boot, check, completions, fork, image, kernel, login, man, oci, registry, restore, run, snapshot, start,
     templates, workloads,
 };
 use crate::exit;
@@ -43,6 +43,9 @@ pub struct Global {
 pub enum Command {
     // Text here would hide the longer one that stands with the options.
     Run(Box<run::Options>),
+    Create(Box<start::CreateOptions>),
+    Start(start::StartOptions),
+    Restart(start::RestartOptions),
     Exec(run::exec::Options),
     Ps(workloads::PsOptions),
     Logs(workloads::LogsOptions),
@@ -53,6 +56,7 @@ pub enum Command {
     Pause(workloads::PauseOptions),
     Unpause(workloads::PauseOptions),
     Rm(workloads::RmOptions),
+    Rename(workloads::RenameOptions),
     Inspect(workloads::InspectOptions),
     Stats(workloads::StatsOptions),
     Snapshot(snapshot::Options),

@@ -59,6 +59,9 @@ fn main() -> ExitCode {
 fn dispatch(cli: &Cli) -> Outcome {
     match &cli.command {
         Command::Run(options) => commands::run::run(&cli.global, options),
+        Command::Create(options) => commands::start::create(&cli.global, options),
+        Command::Start(options) => commands::start::start(&cli.global, options),
+        Command::Restart(options) => commands::start::restart(&cli.global, options),
         Command::Exec(options) => commands::run::exec::run(&cli.global, options),
         Command::Ps(options) => commands::workloads::ps(&cli.global, options),
         Command::Logs(options) => commands::workloads::logs(&cli.global, options),
@@ -69,6 +72,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Pause(options) => commands::workloads::pause(&cli.global, options),
         Command::Unpause(options) => commands::workloads::unpause(&cli.global, options),
         Command::Rm(options) => commands::workloads::rm(&cli.global, options),
+        Command::Rename(options) => commands::workloads::rename(&cli.global, options),
         Command::Inspect(options) => commands::workloads::inspect(&cli.global, options),
         Command::Stats(options) => commands::workloads::stats(&cli.global, options),
         Command::Monitor(options) => commands::run::monitor(&cli.global, options),

@@ -46,6 +46,9 @@ pub const MAX_FDS: usize = 4;
 pub enum Request {
     /// How it is: [`Answer::State`].
     State,
+    /// Its command is started: a monitor waits for this, so that who wants all of the output attaches first. Answered by
+    /// [`Answer::Done`] when the command runs.
+    Start,
     /// A signal, by its number on Linux x86, to its command.
     Signal {
         /// The number.
@@ -66,6 +69,10 @@ pub enum Request {
     Attach {
         /// A third file comes along.
         stdin: bool,
+        /// Its command is started then, as by [`Request::Start`]: none of the output is missed, and the end of the input is
+        /// the end of the command's. One that does not run is
+        /// answered by [`Answer::NotStarted`].
+        start: bool,
     },
     /// Stands still until [`Request::Resume`].
     Pause,
@@ -116,7 +123,12 @@ impl Request {
     pub fn is_for_worker(&self) -> bool {
         !matches!(
             self,
-            Request::State | Request::Stop { .. } | Request::Kill | Request::Wait | Request::Attach { .. }
+            Request::State
+                | Request::Start
+                | Request::Stop { .. }
+                | Request::Kill
+                | Request::Wait
+                | Request::Attach { .. }
         )
     }
 }
@@ -431,7 +443,8 @@ mod tests {
         let ((mut ours, _), (_, mut theirs)) = pair();
         let (mut read, write) = std::io::pipe().unwrap();
         ours.send(1, &Request::Pause, &[]).unwrap();
-        ours.send(2, &Request::Attach { stdin: false }, &[write.as_fd(), write.as_fd()]).unwrap();
+        ours.send(2, &Request::Attach { stdin: false, start: false }, &[write.as_fd(), write.as_fd()])
+            .unwrap();
         ours.send(3, &Request::Signal { number: 15 }, &[]).unwrap();
         drop(write);
         let first = theirs.receive::<Request>().unwrap().unwrap();

@@ -151,6 +151,20 @@ impl Workloads {
         }
     }
 
+    /// Gives a workload another name. Who watches it goes on with the old one in its messages.
+    ///
+    /// # Errors
+    /// The name is none or another's, or the folder cannot be written.
+    pub fn rename(&self, folder: &Folder, name: String) -> Result<()> {
+        let _lock = self.lock()?;
+        let name = parse_name(&name).map_err(|reason| Error::BadName { name, reason })?;
+        if self.list()?.iter().any(|other| other.description.name == name) {
+            return Err(Error::BadName { name, reason: "another workload has it".to_owned() });
+        }
+        let description = Description { name, ..folder.description.clone() };
+        files::replace(&folder.path.join("workload.json"), &description)
+    }
+
     /// Removes a workload that does not run, and all it wrote.
     ///
     /// # Errors

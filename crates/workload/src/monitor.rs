@@ -1,7 +1,7 @@
 //! The process that watches one workload: starts its worker, keeps what it writes, notes how it ends, answers on the socket.
 //!
 //! ```text
-//! Starting ── Event::Started ──► Running ◄──► Paused
+//! Created ── Request::Start ──► Starting ── Event::Started ──► Running ◄──► Paused
 //!    └───────────── the worker ends ──┴──────────┘
 //!                        │
 //!     again? ── yes ──► Restarting ──► Starting        no ──► Exited
@@ -26,6 +26,8 @@ use crate::folder::Folder;
 use crate::log::Writer;
 use crate::state::{State, Status, now_ms};
 
+/// Whoever starts a monitor tells it to begin, or is gone.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Before a workload is started again; twice as long each time it ended soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// No pause is longer.
@@ -45,6 +47,10 @@ struct Monitor<'a> {
 struct Shared {
     state: State,
     worker: Option<Worker>,
+    /// It may start its first worker.
+    begun: bool,
+    /// What came of its first start.
+    first: Option<std::result::Result<(), String>>,
     /// The user asked for the end: it is not started again.
     stopping: bool,
     /// It has ended for good.
@@ -80,8 +86,8 @@ pub struct Saved {
 }
 
 /// Watches `folder` until its workload has ended for good. `command` gives what starts a worker; its standard streams are set
-/// here: the control socket is its standard input. The first worker goes on from `saved`, if that is given. `ready` is called once, when the command runs for the first time, or with
-/// the reason why it does not.
+/// here: the control socket is its standard input. The first worker goes on from `saved`, if that is given. `listening` is
+/// called once, when requests are answered: [`control::Request::Start`] begins, and without one for half a minute nothing does.
 ///
 /// # Errors
 /// Somebody else watches it, or its folder cannot be written.
@@ -89,13 +95,16 @@ pub fn watch(
     folder: &Folder,
     command: &dyn Fn() -> Command,
     saved: Option<Saved>,
-    ready: &mut dyn FnMut(std::result::Result<(), String>),
+    listening: &mut dyn FnMut(),
 ) -> Result<()> {
     let _lock = folder.watch()?;
     let listener = control::listen(folder)?;
+    listening();
     let shared = Shared {
         state: State::new(),
         worker: None,
+        begun: false,
+        first: None,
         stopping: false,
         over: false,
         next_request: 1,
@@ -113,11 +122,12 @@ pub fn watch(
     std::thread::scope(|scope| {
         let monitor = &monitor;
         scope.spawn(move || client::accept(monitor, &listener, scope));
-        let result = monitor.run(command, saved, ready);
+        let result = if monitor.may_begin() { monitor.run(command, saved) } else { Ok(()) };
         monitor.end();
         result
     })?;
-    if folder.description().wanted.remove {
+    let begun = monitor.lock().begun;
+    if begun && folder.description().wanted.remove {
         folder.bury()?;
     }
     Ok(())
@@ -139,14 +149,22 @@ impl Monitor<'_> {
         self.changed.notify_all();
     }
 
+    /// Waits until it is to begin; false when nobody says so.
+    fn may_begin(&self) -> bool {
+        let waits = |shared: &mut Shared| !shared.begun && !shared.stopping;
+        let waited = self.changed.wait_timeout_while(self.lock(), PATIENCE, waits);
+        let shared = waited.unwrap_or_else(PoisonError::into_inner).0;
+        shared.begun && !shared.stopping
+    }
+
+    /// What came of the first start is told to whoever asked for it.
+    fn tell_first(&self, result: std::result::Result<(), String>) {
+        self.lock().first.get_or_insert(result);
+        self.changed.notify_all();
+    }
+
     /// Starts workers until there is nothing more to do.
-    fn run(
-        &self,
-        command: &dyn Fn() -> Command,
-        mut saved: Option<Saved>,
-        ready: &mut dyn FnMut(std::result::Result<(), String>),
-    ) -> Result<()> {
-        let mut said = false;
+    fn run(&self, command: &dyn Fn() -> Command, mut saved: Option<Saved>) -> Result<()> {
         let mut pause = FIRST_PAUSE;
         loop {
             let begun = Instant::now();
@@ -157,8 +175,7 @@ impl Monitor<'_> {
             });
             let mut failed: Option<String> = None;
             let mut started = |result: std::result::Result<(), String>| match result {
-                Ok(()) if !std::mem::replace(&mut said, true) => ready(Ok(())),
-                Ok(()) => {}
+                Ok(()) => self.tell_first(Ok(())),
                 Err(reason) => drop(failed.get_or_insert(reason)),
             };
             let code = self.run_worker(command(), saved.take(), &mut started)?;
@@ -176,8 +193,8 @@ impl Monitor<'_> {
                 state.restarts += u32::from(again);
             });
             // Once it is noted: who hears of it may look.
-            if let Some(reason) = failed.filter(|_| !std::mem::replace(&mut said, true)) {
-                ready(Err(reason));
+            if let Some(reason) = failed {
+                self.tell_first(Err(reason));
             }
             if !again {
                 return Ok(());
@@ -202,7 +219,9 @@ impl Monitor<'_> {
         let mut shared = self.lock();
         shared.over = true;
         shared.state.monitor_pid = None;
-        let _ = self.folder.set_state(&shared.state);
+        if shared.begun {
+            let _ = self.folder.set_state(&shared.state);
+        }
         self.changed.notify_all();
         drop(shared);
         let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).sync();

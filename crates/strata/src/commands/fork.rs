@@ -13,7 +13,7 @@ use machine::snapshot::{Frozen, Snapshot};
 use serde_json::json;
 use workload::{Description, Folder, Workloads};
 
-use super::run::start_monitor;
+use super::run::detach;
 use super::snapshot;
 use super::workloads::{all, find};
 use crate::cli::Global;
@@ -108,7 +108,7 @@ fn start_all(
 fn start(global: &Global, all: &Workloads, parent: &Description, frozen: &Frozen) -> Outcome<Folder> {
     let copy = all.create_copy(parent).while_trying(|| "make a copy".to_owned())?;
     let name = &copy.description().name;
-    let started = start_monitor(global, &copy.description().id, Some([&frozen.state, &frozen.ram]));
+    let started = detach::start(global, &copy, Some([&frozen.state, &frozen.ram]));
     let reason = match started {
         Ok(Ok(())) => return Ok(copy),
         Ok(Err(reason)) => reason,

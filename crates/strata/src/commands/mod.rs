@@ -15,5 +15,6 @@ pub mod restore;
 pub mod run;
 mod sizing;
 pub mod snapshot;
+pub mod start;
 pub mod templates;
 pub mod workloads;

@@ -5,7 +5,7 @@
 //! image's read-only squashfs on a virtio disk, under an overlay in guest memory that is gone with the machine.
 
 pub mod container;
-mod detach;
+pub mod detach;
 pub mod exec;
 pub mod initrd;
 pub mod requests;
@@ -163,7 +163,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     run_here(global, options, None)
 }
 
-pub use detach::{InnerOptions, monitor, start_monitor};
+pub use detach::{InnerOptions, monitor};
 pub use worker::run as work;
 
 /// Runs the command in a machine of this process; `link` joins it to a monitor.

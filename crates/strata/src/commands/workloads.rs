@@ -102,6 +102,16 @@ pub struct RmOptions {
     workloads: Vec<String>,
 }
 
+/// Give a workload another name
+#[derive(Args)]
+pub struct RenameOptions {
+    /// Name or id of the workload
+    workload: String,
+    /// Its new name
+    #[arg(value_parser = workload::parse_name)]
+    name: String,
+}
+
 /// Show everything about a workload as JSON
 #[derive(Args)]
 pub struct InspectOptions {
@@ -251,7 +261,14 @@ fn show(entry: &workload::log::Entry, timestamps: bool) -> Outcome<()> {
 /// # Errors
 /// It does not run.
 pub fn attach(global: &Global, options: &AttachOptions) -> Outcome {
-    let folder = find(global, &options.workload)?;
+    attach_to(&find(global, &options.workload)?, false)
+}
+
+/// Joins our standard streams to a workload until it ends; `start` lets it begin then.
+///
+/// # Errors
+/// It does not run.
+pub fn attach_to(folder: &Folder, start: bool) -> Outcome {
     let act = || format!("attach to {}", folder.description().name);
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let interactive = folder.description().wanted.interactive;
@@ -261,11 +278,12 @@ pub fn attach(global: &Global, options: &AttachOptions) -> Outcome {
     if interactive {
         fds.push(stdin.as_fd());
     }
-    let mut client = Client::connect(&folder).while_trying(act)?;
-    let answer = client.ask(&Request::Attach { stdin: interactive }, &fds);
+    let mut client = Client::connect(folder).while_trying(act)?;
+    let answer = client.ask(&Request::Attach { stdin: interactive, start }, &fds);
     drop(raw);
     match answer.while_trying(act)? {
         Answer::Exited { code } => Ok(Exit::Workload(code)),
+        Answer::NotStarted { code, reason } => Err(Failure::new(reason).exit(Exit::Workload(code))),
         other => Err(Failure::new(format!("attach to {}: {other:?}", folder.description().name))),
     }
 }
@@ -276,13 +294,21 @@ pub fn attach(global: &Global, options: &AttachOptions) -> Outcome {
 /// There is no such workload. One that has ended is none.
 pub fn stop(global: &Global, options: &StopOptions) -> Outcome {
     each(&options.workloads, |name| {
-        let folder = find(global, name)?;
-        if state(&folder)?.status.is_active() {
-            let timeout_ms = options.time.saturating_mul(1000);
-            ask(&folder, "stop", &Request::Stop { timeout_ms })?;
-        }
+        end(&find(global, name)?, Duration::from_secs(options.time))?;
         output::write(&format!("{name}\n"))
     })
+}
+
+/// Asks a workload to end, and ends it when it has not after `patience`. One that does not run is left alone.
+///
+/// # Errors
+/// Nobody watches it any more.
+pub fn end(folder: &Folder, patience: Duration) -> Outcome<()> {
+    if state(folder)?.status.is_active() {
+        let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        ask(folder, "stop", &Request::Stop { timeout_ms })?;
+    }
+    Ok(())
 }
 
 /// `strata kill`
@@ -365,6 +391,17 @@ pub fn rm(global: &Global, options: &RmOptions) -> Outcome {
         })?;
         output::write(&format!("{name}\n"))
     })
+}
+
+/// `strata rename`
+///
+/// # Errors
+/// There is no such workload, or the name is another's.
+pub fn rename(global: &Global, options: &RenameOptions) -> Outcome {
+    let folder = find(global, &options.workload)?;
+    let renamed = all(global)?.rename(&folder, options.name.clone());
+    renamed.while_trying(|| format!("rename {:?}", options.workload))?;
+    Ok(Exit::Success)
 }
 
 /// `strata inspect`

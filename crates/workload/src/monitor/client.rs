@@ -67,13 +67,14 @@ impl Monitor<'_> {
     fn answer(&self, message: Message<Request>) -> Answer {
         match message.body {
             Request::State => Answer::State { state: Box::new(self.lock().state.clone()) },
+            Request::Start => self.start(),
             Request::Wait => self.wait_for_end(None),
             Request::Kill => {
                 self.kill();
                 self.wait_for_end(None)
             }
             Request::Stop { timeout_ms } => self.stop(Duration::from_millis(timeout_ms)),
-            Request::Attach { stdin } => self.attach(message.fds, stdin),
+            Request::Attach { stdin, start } => self.attach(message.fds, stdin, start),
             request @ Request::Snapshot { stop: true } => {
                 // Before it ends: it goes on elsewhere, and not here as well.
                 let before = std::mem::replace(&mut self.lock().stopping, true);
@@ -84,6 +85,28 @@ impl Monitor<'_> {
                 answer
             }
             request => self.hand_on(&request, &message.fds),
+        }
+    }
+
+    /// Lets the first worker begin; false when somebody else has.
+    fn let_begin(&self) -> bool {
+        let begun = std::mem::replace(&mut self.lock().begun, true);
+        self.changed.notify_all();
+        !begun
+    }
+
+    /// Lets the first worker begin, and waits until the command runs.
+    fn start(&self) -> Answer {
+        if !self.let_begin() {
+            return Answer::Error { reason: "it was started already".to_owned() };
+        }
+        let shared = self.lock();
+        let waits = |shared: &mut Shared| shared.first.is_none() && !shared.over;
+        let shared = self.changed.wait_while(shared, waits).unwrap_or_else(PoisonError::into_inner);
+        match &shared.first {
+            Some(Ok(())) => Answer::Done,
+            Some(Err(reason)) => Answer::Error { reason: reason.clone() },
+            None => Answer::Error { reason: "it has ended".to_owned() },
         }
     }
 
@@ -163,7 +186,7 @@ impl Monitor<'_> {
         answer
     }
 
-    fn attach(&self, fds: Vec<OwnedFd>, has_stdin: bool) -> Answer {
+    fn attach(&self, fds: Vec<OwnedFd>, has_stdin: bool, start: bool) -> Answer {
         let mut fds = fds.into_iter();
         let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else {
             return Answer::Error { reason: "attach without two open files".to_owned() };
@@ -175,30 +198,55 @@ impl Monitor<'_> {
             shared.attachments
         };
         self.attached.lock().unwrap_or_else(PoisonError::into_inner).push(Attached { id, stdout, stderr });
+        if start && !self.let_begin() {
+            self.detach(id);
+            return Answer::Error { reason: "it was started already".to_owned() };
+        }
         if let Some(input) = input {
-            let pipe = self.lock().worker.as_ref().and_then(|worker| worker.stdin.as_ref()?.try_clone().ok());
-            let Some(pipe) = pipe else {
-                self.detach(id);
-                return Answer::Error { reason: "it has no standard input".to_owned() };
+            let waits = |shared: &mut Shared| {
+                shared.worker.is_none() && !shared.over && shared.state.status != Status::Exited
             };
-            // It ends with the client's stream, or with the process: nobody waits for a key.
-            std::thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(count @ 1..) =
-                    rustix::io::retry_on_intr(|| rustix::io::read(&input, &mut buffer))
-                {
-                    if !write_all(&pipe, &buffer[..count]) {
-                        return;
-                    }
-                }
+            let mut shared =
+                self.changed.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
+            let pipe = shared.worker.as_mut().and_then(|worker| {
+                // Of who starts it the input's end is the command's. Others come and go.
+                if start { worker.stdin.take() } else { worker.stdin.as_ref()?.try_clone().ok() }
             });
+            let runs = shared.worker.is_some();
+            drop(shared);
+            match pipe {
+                Some(pipe) => carry_input(input, pipe),
+                None if runs => {
+                    self.detach(id);
+                    return Answer::Error { reason: "it has no standard input".to_owned() };
+                }
+                // It has ended already.
+                None => {}
+            }
         }
         let ended = self.wait_for_end(None);
         self.detach(id);
-        ended
+        match (&self.lock().first, ended) {
+            (Some(Err(reason)), Answer::Exited { code }) if start => {
+                Answer::NotStarted { code, reason: reason.clone() }
+            }
+            (_, ended) => ended,
+        }
     }
 
     fn detach(&self, id: u64) {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner).retain(|client| client.id != id);
     }
+}
+
+/// Carries what a client types, on a thread that ends with the client's stream or with the process: nobody waits for a key.
+fn carry_input(input: OwnedFd, pipe: OwnedFd) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(&input, &mut buffer)) {
+            if !write_all(&pipe, &buffer[..count]) {
+                return;
+            }
+        }
+    });
 }

@@ -1,4 +1,4 @@
-//! `strata run -d`: the workload's folder, the process that watches it, and the end of this one.
+//! `strata run -d` and `strata create`: the workload's folder, the process that watches it, and the end of this one.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 
 use clap::Args;
 use image::Store;
-use workload::control::{self, Request};
+use workload::control::{self, Client, Request};
 use workload::monitor::Saved;
-use workload::{LogLimits, Wanted, Workloads};
+use workload::{Description, Folder, LogLimits, Wanted, Workloads};
 
 use super::{Isolation, Options, container};
 use crate::cli::Global;
@@ -30,11 +30,33 @@ pub struct InnerOptions {
     pub saved: bool,
 }
 
+/// What `strata monitor` says when it answers requests.
+const LISTENING: &str = "listening";
+
 /// Starts the workload and waits until its command runs; its id goes to standard output.
 ///
 /// # Errors
 /// Image, kernel or command are not as they should be. A workload that was made stays, to be looked at, unless it has --rm.
 pub fn run(global: &Global, options: &Options) -> Outcome {
+    let folder = create(global, options)?;
+    let Description { id, name, .. } = folder.description();
+    if let Err(reason) = start(global, &folder, None)? {
+        let failure = Failure::new(format!("run {:?}: {reason}", options.image));
+        return Err(if options.rm {
+            failure
+        } else {
+            failure.hint(format!("strata logs {name}; strata rm {name}"))
+        });
+    }
+    output::write(&format!("{id}\n"))?;
+    Ok(Exit::Success)
+}
+
+/// Makes the workload's folder. All that takes time and can be seen to fail is done here.
+///
+/// # Errors
+/// Image, kernel or command are not as they should be.
+pub fn create(global: &Global, options: &Options) -> Outcome<Folder> {
     let act = || format!("run {:?}", options.image);
     let store = store::open(global)?;
     let image = super::find(&store, options)?;
@@ -48,21 +70,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     drop(root.map_err(|error| images::explain(act(), &options.image, error))?);
     let wanted = wanted(options, &process, &image.config().stop_signal)?;
     let workloads = Workloads::open(store.root()).while_trying(act)?;
-    let folder = workloads.create(options.name.clone(), wanted).while_trying(act)?;
-    let id = folder.description().id.clone();
-    drop(image);
-    let started = start_monitor(global, &id, None)?;
-    if let Err(reason) = started {
-        let failure = Failure::new(format!("run {:?}: {reason}", options.image));
-        let name = &folder.description().name;
-        return Err(if options.rm {
-            failure
-        } else {
-            failure.hint(format!("strata logs {name}; strata rm {name}"))
-        });
-    }
-    output::write(&format!("{id}\n"))?;
-    Ok(Exit::Success)
+    workloads.create(options.name.clone(), wanted).while_trying(act)
 }
 
 /// Whether there is a kernel to boot.
@@ -101,13 +109,41 @@ pub(super) fn wanted(options: &Options, process: &protocol::Process, stop_signal
     })
 }
 
-/// Starts the process that watches a workload, which goes on from the files `saved` if they are given, and hears from it
-/// whether the command runs.
+/// Starts a workload, which goes on from the files `saved` if they are given. The reason why its command does not run, if so.
 ///
 /// # Errors
-/// It does not start.
-pub fn start_monitor(global: &Global, id: &str, saved: Option<[&File; 2]>) -> Outcome<Result<(), String>> {
+/// The process that watches it does not start.
+pub fn start(global: &Global, folder: &Folder, saved: Option<[&File; 2]>) -> Outcome<Result<(), String>> {
+    if let Err(reason) = start_monitor(global, folder, saved)? {
+        return Ok(Err(reason));
+    }
+    begin(folder)
+}
+
+/// Lets the command of a workload begin that is watched.
+///
+/// # Errors
+/// The process that watches it is gone.
+pub fn begin(folder: &Folder) -> Outcome<Result<(), String>> {
+    match Client::connect(folder).and_then(|mut client| client.ask(&Request::Start, &[])) {
+        Ok(_) => Ok(Ok(())),
+        Err(workload::Error::Refused(reason)) => Ok(Err(reason)),
+        Err(error) => Err(Failure::because(format!("start {}", folder.description().name), error)),
+    }
+}
+
+/// Starts the process that watches a workload, where nothing begins before [`begin`]. The reason why not, if somebody else
+/// watches it.
+///
+/// # Errors
+/// The host has no more processes.
+pub fn start_monitor(
+    global: &Global,
+    folder: &Folder,
+    saved: Option<[&File; 2]>,
+) -> Outcome<Result<(), String>> {
     let act = || "start the process that watches the workload".to_owned();
+    let id = folder.description().id.as_str();
     let mut command = store::again(&store::root(global)?, global.verbose)?;
     command.args(["monitor", id]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     if let Some(files) = saved {
@@ -125,7 +161,7 @@ pub fn start_monitor(global: &Global, id: &str, saved: Option<[&File; 2]>) -> Ou
     BufReader::new(stdout).read_line(&mut line).while_trying(act)?;
     Ok(match line.trim_end() {
         "" => Err("the process that watches it ended".to_owned()),
-        "running" => Ok(()),
+        LISTENING => Ok(()),
         reason => Err(reason.to_owned()),
     })
 }
@@ -148,13 +184,14 @@ pub fn monitor(global: &Global, options: &InnerOptions) -> Outcome {
         command.args(worker.get_args());
         command
     };
-    let ready = |result: Result<(), String>| {
-        let line = result.map_or_else(|reason| reason, |()| "running".to_owned());
-        // Who waited may have been interrupted.
-        let _ = writeln!(std::io::stdout(), "{}", output::visible(&line));
-        let _ = std::io::stdout().flush();
-    };
-    workload::monitor::watch(&folder, &command, saved, &mut { ready }).while_trying(act)?;
+    // Who waits may have been interrupted.
+    let say =
+        |line: &str| drop(writeln!(std::io::stdout(), "{line}").and_then(|()| std::io::stdout().flush()));
+    let watched = workload::monitor::watch(&folder, &command, saved, &mut || say(LISTENING));
+    if let Err(error) = &watched {
+        say(&output::visible(&error.to_string()));
+    }
+    watched.while_trying(act)?;
     Ok(Exit::Success)
 }
 
