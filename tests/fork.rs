@@ -6,8 +6,20 @@ use crate::detached::Place;
 use crate::support::{finish, start};
 
 /// Says who it is whenever it is asked to by a signal, and goes on until it is told to end.
-const LOOP: &str = "trap 'echo $n $(cat /proc/sys/kernel/random/uuid)' USR1; trap 'exit $n' TERM; n=3; echo up; \
+const LOOP: &str = "trap 'echo $n $(cat /proc/sys/kernel/random/uuid) $(cat /etc/machine-id) $(hostname) \\
+                    $(cat /etc/hostname) $(date +%s)' USR1; trap 'exit $n' TERM; n=3; echo up; \
                     while :; do sleep 0.05; done";
+
+/// What [`LOOP`] says of its machine: random number, machine id, host name.
+fn identity(line: &str) -> [String; 3] {
+    let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+    let &[_, random, machine_id, hostname, in_file, seconds] = words.as_slice() else { panic!("{line:?}") };
+    assert_eq!(hostname, in_file);
+    assert_eq!(machine_id.len(), 32);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!(now.abs_diff(seconds.parse().unwrap()) < 600, "the clock: {line:?}");
+    [random, machine_id, hostname].map(str::to_owned)
+}
 
 #[test]
 fn copies_go_on_from_where_the_workload_was_and_each_is_its_own() {
@@ -26,10 +38,15 @@ fn copies_go_on_from_where_the_workload_was_and_each_is_its_own() {
     let said = |name: &str| place.strata(&["logs", name]).lines().last().unwrap_or_default().to_owned();
     let all = ["web", "web-1", "web-2", "web-3"];
     place.wait_for("every answer", || all.iter().all(|name| said(name).starts_with("3 ")));
-    let mut ids: Vec<String> = all.iter().map(|name| said(name)).collect();
-    ids.sort();
-    ids.dedup();
-    assert_eq!(ids.len(), 4, "random numbers are each one's own");
+    let ids: Vec<[String; 3]> = all.iter().map(|name| identity(&said(name))).collect();
+    for at in 0..3 {
+        let different: std::collections::HashSet<&String> = ids.iter().map(|id| &id[at]).collect();
+        assert_eq!(different.len(), 4, "each is one's own: {ids:?}");
+    }
+    assert_eq!(
+        ids.iter().map(|id| id[2].as_str()).collect::<Vec<_>>(),
+        ["debian", "web-1", "web-2", "web-3"]
+    );
     // What the workload had written by then is its own; the end of one is not the others'.
     assert!(!place.strata(&["logs", "web-1"]).contains("up"));
     place.strata(&["kill", "web"]);
@@ -66,7 +83,7 @@ fn a_workload_in_the_background_is_saved_by_any_of_its_names_and_a_policy_does_n
     let taken = place.try_to(&["restore", "--name", "again", folder]);
     taken.expect_failure(125, &["name the workload", "another workload has it"]);
     place.strata(&["kill", "-s", "USR1", "again"]);
-    restored.wait_for("3 ");
+    restored.wait_for(" again");
     assert_eq!(place.strata(&["fork", "again"]), "again-1\n");
     place.strata(&["kill", "-s", "TERM", "again"]);
     assert_eq!(restored.finish().code(), 3);
@@ -84,5 +101,51 @@ fn one_rule_says_what_a_name_is() {
     ] {
         let ended = finish(place.command(arguments));
         assert_eq!(ended.code(), 2, "{ended:?}");
+    }
+}
+
+#[test]
+fn two_that_come_from_one_template_and_two_from_one_snapshot_are_not_the_same_machine() {
+    let Some(place) = Place::new() else { return };
+    for name in ["a", "b"] {
+        place.start(&["--name", name], LOOP);
+        place.wait_for("the first line", || place.strata(&["logs", name]) == "up\n");
+        place.strata(&["kill", "-s", "USR1", name]);
+    }
+    let said = |name: &str| place.strata(&["logs", name]).lines().last().unwrap_or_default().to_owned();
+    place.wait_for("every answer", || ["a", "b"].iter().all(|name| said(name).starts_with("3 ")));
+    let [one, two] = ["a", "b"].map(|name| identity(&said(name)));
+    assert!(one[0] != two[0] && one[1] != two[1], "{one:?} {two:?}");
+
+    let at = place.dir.path().join("snap");
+    let folder = at.to_str().unwrap();
+    place.strata(&["snapshot", "--stop", "a", folder]);
+    // At the same time, from the same files, and without names of their own.
+    let mut restored: Vec<_> = (0..2).map(|_| start(place.command(&["restore", folder]))).collect();
+    let names = || -> Vec<String> {
+        let list = place.strata(&["ps"]);
+        list.lines()
+            .filter(|line| line.contains("snap-"))
+            .map(|line| line.split_whitespace().nth(1).unwrap().to_owned())
+            .collect()
+    };
+    place.wait_for("both names", || names().len() == 2);
+    for name in names() {
+        place.strata(&["kill", "-s", "USR1", &name]);
+    }
+    let mut seen = vec![one[1].clone(), two[1].clone()];
+    for copy in &mut restored {
+        copy.wait_for("\n");
+    }
+    for name in names() {
+        place.strata(&["kill", "-s", "TERM", &name]);
+    }
+    for copy in restored {
+        let ended = copy.finish();
+        assert_eq!(ended.code(), 3, "{ended:?}");
+        let id = identity(ended.stdout.lines().last().unwrap());
+        assert!(id[2].starts_with("snap-"), "{id:?}");
+        assert!(!seen.contains(&id[1]), "{id:?} {seen:?}");
+        seen.push(id[1].clone());
     }
 }

@@ -47,3 +47,43 @@ fn a_command_goes_on_from_its_snapshot_under_either_engine() {
     fs::write(at.join("state"), state).unwrap();
     restore(&at, "jit").expect_failure(125, &["restore", "state"]);
 }
+
+/// A store of its own, because its disk is touched.
+#[test]
+fn a_snapshot_whose_disk_was_changed_or_is_gone_says_so_and_memory_that_is_cut_short_is_an_end_with_a_reason()
+{
+    let Some(place) = crate::detached::Place::new() else { return };
+    let script = "n=3; echo up; trap 'exit $n' TERM; while :; do date +%s; sleep 0.1; done";
+    place.start(&["--name", "web"], script);
+    place.wait_for("the first line", || place.strata(&["logs", "web"]).starts_with("up\n"));
+    let at = place.dir.path().join("snap");
+    let folder = at.to_str().unwrap();
+    place.strata(&["snapshot", "--stop", "web", folder]);
+
+    let mut copy = start(place.command(&["restore", "--engine", "jit", folder]));
+    copy.wait_for("\n");
+    let ram = fs::File::options().write(true).open(at.join("ram")).unwrap();
+    let len = ram.metadata().unwrap().len();
+    ram.set_len(0).unwrap();
+    copy.finish().expect_failure(125, &["guest memory", "cut short"]);
+    place.try_to(&["restore", folder]).expect_failure(125, &["restore", "its memory file has 0x0 bytes"]);
+    ram.set_len(len).unwrap();
+    place.try_to(&["restore", folder]).expect_failure(125, &["restore", "its memory file is damaged at"]);
+
+    place.start(&["--name", "again"], script);
+    place.wait_for("the first line", || place.strata(&["logs", "again"]).starts_with("up\n"));
+    place.strata(&["snapshot", "--stop", "again", folder]);
+    let roots = place.dir.path().join("store/roots");
+    for disk in fs::read_dir(&roots).unwrap() {
+        let file = fs::File::options().append(true).open(disk.unwrap().path()).unwrap();
+        let modified = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(modified + std::time::Duration::from_secs(1)).unwrap();
+    }
+    place.try_to(&["restore", folder]).expect_failure(125, &["restore", "its disk", "was changed since"]);
+    let mut forced = start(place.command(&["restore", "--force", "--name", "forced", folder]));
+    forced.wait_for("\n");
+    place.strata(&["kill", "-s", "TERM", "forced"]);
+    assert_eq!(forced.finish().code(), 3);
+    fs::rename(&roots, roots.with_extension("away")).unwrap();
+    place.try_to(&["restore", folder]).expect_failure(125, &["restore", "open its disk", "No such file"]);
+}

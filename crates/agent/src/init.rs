@@ -5,7 +5,7 @@ use alloc::string::ToString;
 use core::panic::PanicInfo;
 use core::time::Duration;
 
-use protocol::{CONTROL_PORT, Log, Ready, Renew, Start, VERSION};
+use protocol::{CONTROL_PORT, Identity, Log, Ready, Renew, Start, VERSION};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::process::{Resource, Rlimit, getpid, setrlimit, umask};
@@ -90,5 +90,9 @@ impl Guest for Machine {
 
     fn renew(&mut self, renew: &Renew) -> Result<(), Fault> {
         identity::renew(renew)
+    }
+
+    fn identify(&mut self, identity: &Identity) -> Result<(), Fault> {
+        identity::identify(identity)
     }
 }

@@ -2,6 +2,7 @@
 
 use alloc::ffi::CString;
 use alloc::format;
+use alloc::string::String;
 
 use rustix::fs::{self, Mode};
 use rustix::io::Errno;
@@ -94,11 +95,25 @@ pub fn name_files(hostname: &str) {
     }
     let _ = files::write("/etc/hostname", &format!("{hostname}\n"));
     if files::read("/etc/hosts").map_or(true, |text| text.trim().is_empty()) {
-        let hosts = format!(
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
-        );
+        let own = own_host(hostname);
+        let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}");
         let _ = files::write("/etc/hosts", &hosts);
     }
+}
+
+/// The line of `/etc/hosts` that [`name_files`] writes for the machine itself.
+fn own_host(hostname: &str) -> String {
+    format!("127.0.1.1\t{hostname}\n")
+}
+
+/// The machine that was called `old` is now `new`.
+pub fn rename(old: &str, new: &str) {
+    if let Ok(hosts) = files::read("/etc/hosts")
+        && hosts.contains(&own_host(old))
+    {
+        let _ = files::write("/etc/hosts", &hosts.replace(&own_host(old), &own_host(new)));
+    }
+    name_files(new);
 }
 
 /// Brings up `lo`: what listens on localhost must be reachable there in a machine without networks too.

@@ -18,8 +18,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use protocol::{
-    AgentMessage, CONTROL_PORT, Error, Exit, Failure, HostMessage, Level, Log, Process, Ready, Renew, Start,
-    Stream, WinSize,
+    AgentMessage, CONTROL_PORT, Error, Exit, Failure, HostMessage, Identity, Level, Log, Process, Ready,
+    Renew, Start, Stream, WinSize,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
@@ -54,6 +54,12 @@ pub trait Guest {
     /// # Errors
     /// What could not be done.
     fn renew(&mut self, renew: &Renew) -> Result<(), Fault>;
+
+    /// Gives this machine a name and an id of its own; its root is there.
+    ///
+    /// # Errors
+    /// What could not be done.
+    fn identify(&mut self, identity: &Identity) -> Result<(), Fault>;
 }
 
 /// Why the loop ended.
@@ -79,6 +85,8 @@ pub struct Session<'a> {
     signals: OwnedFd,
     guest: &'a mut dyn Guest,
     started: bool,
+    /// For when the root is there.
+    identity: Option<Identity>,
     running: Vec<Running>,
 }
 
@@ -93,7 +101,7 @@ enum Next {
 impl<'a> Session<'a> {
     /// `signals` is [`sys::child_signals`]'s.
     pub fn new(control: Control, signals: OwnedFd, guest: &'a mut dyn Guest) -> Self {
-        Self { control, signals, guest, started: false, running: Vec::new() }
+        Self { control, signals, guest, started: false, identity: None, running: Vec::new() }
     }
 
     /// Says that the agent is ready and serves the host until the end.
@@ -184,11 +192,19 @@ impl<'a> Session<'a> {
                     self.log(Level::Warning, fault.to_string());
                 }
             }
+            HostMessage::Identify(identity) if self.started => self.identify(&identity),
+            HostMessage::Identify(identity) => self.identity = Some(identity),
             HostMessage::Shutdown => return Next::Stop(End::Shutdown),
             // The type may grow; what this build can decode is above.
             _ => self.log(Level::Error, "a message this agent doesn't serve".to_string()),
         }
         Next::GoOn
+    }
+
+    fn identify(&mut self, identity: &Identity) {
+        if let Err(fault) = self.guest.identify(identity) {
+            self.log(Level::Warning, fault.to_string());
+        }
     }
 
     fn log(&mut self, level: Level, text: String) {
@@ -213,6 +229,9 @@ impl<'a> Session<'a> {
         match self.guest.enter_root(&start, &mut log) {
             Ok(()) => {
                 self.started = true;
+                if let Some(identity) = self.identity.take() {
+                    self.identify(&identity);
+                }
                 self.spawn(&start.process);
             }
             Err(fault) => self.fail(exec, fault, Failure::OTHER),

@@ -3,149 +3,19 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
 use std::string::{String, ToString};
 use std::time::Duration;
 use std::vec::Vec;
 use std::{format, thread, vec};
 
 use protocol::{
-    AgentMessage, CONTROL_PORT, Exit, Hello, HostMessage, Level, Log, Process, Ready, Renew, Root,
-    STREAM_PORT, Start, Stream, VERSION, WinSize, read_message, write_message,
+    AgentMessage, Exit, HostMessage, Identity, Level, Process, Renew, Root, Start, Stream, VERSION, WinSize,
+    read_message,
 };
-use rustix::fd::OwnedFd;
-use rustix::process::{Pid, WaitOptions, waitpid};
 
-use crate::control::Control;
-use crate::fault::Fault;
-use crate::session::{End, Guest, Session};
-use crate::sys;
-
-/// Long enough for a loaded machine; only a hang takes it.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Sockets for ports; the root is left as it is.
-struct Sockets(PathBuf);
-
-impl Sockets {
-    fn path(&self, port: u32) -> PathBuf {
-        self.0.join(port.to_string())
-    }
-}
-
-impl Guest for Sockets {
-    fn connect(&mut self, port: u32) -> Result<OwnedFd, Fault> {
-        let stream = UnixStream::connect(self.path(port)).map_err(|e| Fault::new("connect", port, e))?;
-        Ok(stream.into())
-    }
-
-    /// The host's clock stays as it is.
-    fn renew(&mut self, renew: &Renew) -> Result<(), Fault> {
-        Err(Fault::new("set", "the clock", renew.clock_ns))
-    }
-
-    fn enter_root(&mut self, start: &Start, _: &mut dyn FnMut(Log)) -> Result<(), Fault> {
-        if start.hostname == "broken" { Err(Fault::new("mount root", "/dev/vda", "no")) } else { Ok(()) }
-    }
-}
-
-/// What the forked copy does; its exit code says how the session ended.
-fn serve(dir: &Path) -> i32 {
-    sys::close_inherited();
-    let mut sockets = Sockets(dir.to_path_buf());
-    let Ok(control) = sockets.connect(CONTROL_PORT).and_then(Control::new) else { return 10 };
-    let Ok(signals) = sys::child_signals() else { return 11 };
-    let ready = Ready { version: VERSION, kernel: "test".into(), failed_modules: vec![] };
-    match Session::new(control, signals, &mut sockets).run(ready) {
-        Ok(End::Shutdown) => 0,
-        Ok(End::HostGone(_)) => 1,
-        Err(_) => 2,
-    }
-}
-
-/// The host's side of one agent.
-struct Host {
-    _dir: tempfile::TempDir,
-    listener: UnixListener,
-    streams: UnixListener,
-    control: UnixStream,
-    agent: Pid,
-}
-
-impl Host {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let sockets = Sockets(dir.path().to_path_buf());
-        let listener = UnixListener::bind(sockets.path(CONTROL_PORT)).unwrap();
-        let streams = UnixListener::bind(sockets.path(STREAM_PORT)).unwrap();
-        let agent = sys::fork(|| serve(dir.path())).unwrap();
-        let control = listener.accept().unwrap().0;
-        control.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut host = Self { _dir: dir, listener, streams, control, agent };
-        let AgentMessage::Ready(ready) = host.next() else { panic!("not ready") };
-        assert_eq!(ready.version, VERSION);
-        host
-    }
-
-    fn send(&mut self, message: &HostMessage) {
-        write_message(&mut self.control, message).unwrap();
-    }
-
-    fn next(&mut self) -> AgentMessage {
-        read_message(&mut self.control).unwrap().expect("the agent ended")
-    }
-
-    /// Accepts the next stream, which must be this one.
-    fn accept(&self, exec: u32, stream: Stream) -> UnixStream {
-        let mut connection = self.streams.accept().unwrap().0;
-        connection.set_read_timeout(Some(PATIENCE)).unwrap();
-        assert_eq!(Hello::read(&mut connection).unwrap(), Hello { exec, stream });
-        connection
-    }
-
-    fn start(&mut self, process: Process) {
-        let start = Start { root: Root::Initramfs, hostname: String::new(), process };
-        self.send(&HostMessage::Start(start));
-    }
-
-    fn expect_started(&mut self, exec: u32) -> u32 {
-        match self.next() {
-            AgentMessage::Started { exec: started, pid } if started == exec => pid,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn expect_exit(&mut self, exec: u32) -> Exit {
-        match self.next() {
-            AgentMessage::Exited { exec: exited, exit } if exited == exec => exit,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Starts a process without stdin; its stdout and stderr.
-    fn run(&mut self, process: Process) -> (UnixStream, UnixStream) {
-        let exec = process.exec;
-        self.start(process);
-        let outputs = (self.accept(exec, Stream::Stdout), self.accept(exec, Stream::Stderr));
-        self.expect_started(exec);
-        outputs
-    }
-
-    /// The code the agent ends with.
-    fn agent_code(self) -> i32 {
-        drop(self.listener);
-        drop(self.control);
-        let (_, status) = waitpid(Some(self.agent), WaitOptions::empty()).unwrap().unwrap();
-        status.exit_status().unwrap()
-    }
-
-    fn shut_down(mut self) {
-        self.send(&HostMessage::Shutdown);
-        let (_, status) = waitpid(Some(self.agent), WaitOptions::empty()).unwrap().unwrap();
-        assert_eq!(status.exit_status(), Some(0));
-    }
-}
+mod host;
+use host::{Host, PATIENCE};
 
 fn command(argv: &[&str]) -> Process {
     Process {
@@ -524,6 +394,25 @@ fn a_host_that_is_gone_before_anything_runs_is_called_again() {
     drop(stdout);
     assert_eq!(host.expect_exit(1), Exit::Code(0));
     assert_eq!(host.agent_code(), 1, "now its end is the end");
+}
+
+#[test]
+fn who_the_machine_is_waits_for_its_root_and_is_changed_at_once_later() {
+    let mut host = Host::new();
+    let identity = |name: &str| HostMessage::Identify(Identity { hostname: name.into(), machine_id: [1, 2] });
+    host.send(&identity("first"));
+    let process = Process { exec: 1, argv: vec!["sleep".into(), "1000".into()], ..Process::default() };
+    host.start(Process { exec: 9, argv: vec!["no-such-command".into()], ..Process::default() });
+    let AgentMessage::Log(log) = host.next() else { panic!("no log") };
+    assert_eq!(log.text, "name the machine: first", "not before the start");
+    let AgentMessage::Failed(_) = host.next() else { panic!("it ran") };
+    host.send(&HostMessage::Exec(process));
+    let _outputs = (host.accept(1, Stream::Stdout), host.accept(1, Stream::Stderr));
+    host.expect_started(1);
+    host.send(&identity("second"));
+    let AgentMessage::Log(log) = host.next() else { panic!("no log") };
+    assert_eq!(log.text, "name the machine: second");
+    host.shut_down();
 }
 
 #[test]

@@ -26,6 +26,7 @@ use state::Archive;
 use crate::boards::{Board, microvm};
 use crate::config::OnReset;
 use crate::console::Console;
+use crate::snapshot::disks::Disks;
 use crate::snapshot::{self, Snapshot};
 use crate::vcpu::{self, Activity, Command, EndCause, Report};
 use crate::{Error, MachineConfig, MachineEvent};
@@ -100,6 +101,7 @@ impl Ending {
 /// A machine. Dropping it stops it.
 pub struct Machine {
     config: MachineConfig,
+    disks: Disks,
     ram: Arc<GuestRam>,
     messages: Sender<Message>,
     ending: Arc<Ending>,
@@ -155,6 +157,7 @@ impl Machine {
             ram,
         };
         let board = Arc::new(microvm::MicroVm::build(config, parts)?);
+        let disks = Disks::open(&config.disks)?;
         confine.map_or(Ok(()), |confine| confine()).map_err(Error::Confine)?;
         console.start()?;
         let (input, power_button, ram) = (board.console_input(), board.power_button(), board.ram().clone());
@@ -197,7 +200,18 @@ impl Machine {
             .spawn(move || supervisor.run(vm))
             .map_err(|source| Error::Thread { name, source })?;
         let (config, supervisor) = (config.clone(), Some(thread));
-        Ok(Self { config, ram, messages, ending, console, statistics, input, power_button, supervisor })
+        Ok(Self {
+            config,
+            disks,
+            ram,
+            messages,
+            ending,
+            console,
+            statistics,
+            input,
+            power_button,
+            supervisor,
+        })
     }
 
     /// Starts, or goes on after [`Self::pause`]. Returns once every vCPU was told.

@@ -29,7 +29,8 @@ extern crate alloc;
 
 pub mod error;
 pub mod frame;
-pub mod message;
+pub mod identity;
+mod message;
 pub mod stream;
 pub mod wire;
 
@@ -40,8 +41,9 @@ pub use error::Error;
 pub use frame::{FrameBuffer, Message};
 #[cfg(feature = "std")]
 pub use frame::{read_message, write_message};
+pub use identity::{Identity, Renew};
 pub use message::{
-    AgentMessage, Exit, Failure, HostMessage, Level, Log, ModuleFailure, Process, Ready, Renew, Root, Start,
+    AgentMessage, Exit, Failure, HostMessage, Level, Log, ModuleFailure, Process, Ready, Root, Start,
     WinSize, Writable,
 };
 pub use stream::{Hello, Stream};

@@ -9,6 +9,7 @@ use core::fmt;
 
 use crate::Error;
 use crate::frame::Message;
+use crate::identity::{Identity, Renew};
 use crate::wire::{Decoder, Encoder};
 
 /// From the host to the agent.
@@ -44,22 +45,8 @@ pub enum HostMessage {
     /// This machine is a copy of one that was saved: what the copies must not share becomes this one's own. Before
     /// [`HostMessage::Start`], which names it.
     Renew(Renew),
-}
-
-/// What [`HostMessage::Renew`] carries.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Renew {
-    /// Fresh random bits for the kernel's pool.
-    pub seed: [u64; 8],
-    /// The time, in nanoseconds since the Unix epoch.
-    pub clock_ns: u64,
-}
-
-/// The seed is nobody's business.
-impl fmt::Debug for Renew {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Renew").field("clock_ns", &self.clock_ns).finish_non_exhaustive()
-    }
+    /// What else is this machine's own: applied at once, or, before [`HostMessage::Start`], when the root is there.
+    Identify(Identity),
 }
 
 /// What [`HostMessage::Start`] carries.
@@ -308,10 +295,13 @@ impl Message for HostMessage {
                 5
             }
             HostMessage::Shutdown => 6,
-            HostMessage::Renew(Renew { seed, clock_ns }) => {
-                seed.iter().for_each(|word| to.u64(*word));
-                to.u64(*clock_ns);
+            HostMessage::Renew(renew) => {
+                renew.encode(to);
                 7
+            }
+            HostMessage::Identify(identity) => {
+                identity.encode(to);
+                8
             }
         }
     }
@@ -328,13 +318,8 @@ impl Message for HostMessage {
             4 => HostMessage::Resize { exec: from.u32("exec")?, size: decode_size(from)? },
             5 => HostMessage::CloseStdin { exec: from.u32("exec")? },
             6 => HostMessage::Shutdown,
-            7 => {
-                let mut seed = [0; 8];
-                for word in &mut seed {
-                    *word = from.u64("seed")?;
-                }
-                HostMessage::Renew(Renew { seed, clock_ns: from.u64("clock")? })
-            }
+            7 => HostMessage::Renew(Renew::decode(from)?),
+            8 => HostMessage::Identify(Identity::decode(from)?),
             _ => return Err(Error::UnknownKind(kind)),
         })
     }

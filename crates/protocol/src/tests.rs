@@ -29,6 +29,7 @@ fn host_messages() -> Vec<HostMessage> {
         HostMessage::Resize { exec: 0, size: WinSize { rows: 1, cols: u16::MAX } },
         HostMessage::CloseStdin { exec: 3 },
         HostMessage::Shutdown,
+        HostMessage::Identify(Identity { hostname: "web-1".into(), machine_id: [u64::MAX, 1] }),
         HostMessage::Renew(Renew { seed: [u64::MAX, 1, 2, 3, 4, 5, 6, 7], clock_ns: 1 << 60 }),
     ]
 }

@@ -17,7 +17,7 @@ mod violation;
 
 pub use memory::give_back_memory;
 pub use privileges::drop_privileges;
-pub use violation::Violation;
+pub use violation::{Violation, on_lost_memory};
 
 use std::io;
 

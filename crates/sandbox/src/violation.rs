@@ -45,6 +45,33 @@ pub(crate) fn handle(on_violation: fn(&Violation) -> i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+static ON_LOST_MEMORY: OnceLock<fn() -> i32> = OnceLock::new();
+
+/// Makes `on_lost_memory` the end of a process that touches memory whose file is gone from under it: cut short by somebody, or
+/// on a disk that cannot be read (SIGBUS). The process ends with the code it gives. It is called in a signal handler: it may
+/// neither wait nor allocate.
+///
+/// # Errors
+/// The host's.
+pub fn on_lost_memory(on_lost_memory: fn() -> i32) -> io::Result<()> {
+    ON_LOST_MEMORY.get_or_init(|| on_lost_memory);
+    // SAFETY: all of `action` is set: zeros are an empty mask and no flags, and the handler has the signature of one
+    // without SA_SIGINFO. It runs on the signal stack that the standard library gives each thread.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_sigbus as *const () as libc::sighandler_t;
+        action.sa_flags = libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+extern "C" fn on_sigbus(_signal: libc::c_int) {
+    let code = ON_LOST_MEMORY.get().map_or(libc::EXIT_FAILURE, |on_lost_memory| on_lost_memory());
+    // SAFETY: ends the process; nothing of it runs after that.
+    unsafe { libc::_exit(code) }
+}
+
 /// Keeps the C library from opening files, which would end the process: it reads the number of processors when it wants
 /// more memory arenas than this, and `/proc/sys/vm/overcommit_memory` before it shrinks one. What is freed stays with the
 /// arena then; large blocks have mappings of their own and go back as ever.

@@ -25,6 +25,24 @@ pub fn before_start(requests: &[u64]) -> Outcome<()> {
     })
 }
 
+/// From now on, memory whose file somebody cuts short is an end with a reason.
+///
+/// # Errors
+/// The host's.
+pub fn watch_memory() -> Outcome<()> {
+    sandbox::on_lost_memory(say_lost_memory)
+        .map_err(|error| Failure::because("watch the memory of the machine", error))
+}
+
+/// In a signal handler: no allocation, no waiting.
+fn say_lost_memory() -> i32 {
+    terminal::restore_in_signal();
+    let line = b"strata: guest memory: its file was cut short while the machine ran, or cannot be read\n  \
+        next: restore another copy of the snapshot; strata templates rm --all removes templates\n";
+    let _ = rustix::io::write(rustix::stdio::stderr(), line);
+    i32::from(Exit::Strata.code())
+}
+
 /// In a signal handler: no allocation, no waiting.
 fn say(violation: &Violation) -> i32 {
     terminal::restore_in_signal();

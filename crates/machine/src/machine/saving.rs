@@ -6,6 +6,7 @@ use state::{Archive, Header};
 
 use super::{Machine, Message, RunState, Supervisor};
 use crate::Error;
+use crate::snapshot::disks::DISKS;
 use crate::snapshot::{self, Snapshot};
 use crate::vcpu::{self, Command};
 
@@ -20,6 +21,8 @@ impl Machine {
         let mut archive = answer.recv().unwrap_or_else(|_| Err(snapshot::Error::NotPaused.into()))?;
         archive.header.cpu_model.clone_from(&self.config.cpu_model);
         archive.put(snapshot::path::CONFIG, snapshot::encode_config(&self.config)?);
+        let disks = self.disks.state()?;
+        archive.put(snapshot::path::DISKS, snapshot::encode(snapshot::path::DISKS, DISKS, &disks)?);
         Ok(archive)
     }
 }
@@ -52,7 +55,7 @@ impl Supervisor {
     }
 
     pub(super) fn restore(&mut self, snapshot: Snapshot) -> Result<(), Error> {
-        let Snapshot { mut archive, clocks, config: _, header: _, workload: _, ram: _ } = snapshot;
+        let Snapshot { mut archive, clocks, config: _, header: _, workload: _, disks: _, ram: _ } = snapshot;
         let (saved, host) = (clocks.tsc_khz, crate::tsc::host_tsc_khz());
         // What NTP still corrects; more would be seen by the guest.
         if saved.abs_diff(host) > saved / 4000 {

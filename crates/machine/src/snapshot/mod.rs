@@ -14,6 +14,7 @@
 //! Absent: what is outside of the machine. Disks are named, not copied; streams of the vsock device end, and the guest
 //! is told so.
 
+pub(crate) mod disks;
 pub mod folder;
 pub mod fork;
 pub mod ram;
@@ -21,6 +22,7 @@ pub mod ram;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,7 @@ use crate::boards::layout;
 use crate::config::{OnReset, Source};
 use crate::machine::Machine;
 use crate::workload::{WORKLOAD, WorkloadState};
+use disks::{DISKS, DiskState};
 pub use folder::Folder;
 pub use fork::Frozen;
 pub use ram::PageMap;
@@ -50,6 +53,7 @@ pub(crate) mod path {
     pub const APICS: &str = "apics";
     pub const KVM_CLOCK: &str = "kvm-clock";
     pub const RAM: &str = "ram";
+    pub const DISKS: &str = "disks";
     pub const WORKLOAD: &str = "workload";
 
     pub fn vcpu(index: usize) -> String {
@@ -107,6 +111,21 @@ pub enum Error {
     RamChanged {
         /// Where in the file.
         offset: u64,
+    },
+    /// A disk is not there.
+    #[error("open its disk {}", path.display())]
+    Disk {
+        /// Where it was.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// A disk that was written to.
+    #[error("its disk {} was changed since", path.display())]
+    DiskChanged {
+        /// Where it is.
+        path: PathBuf,
     },
     /// Guest memory could not be read.
     #[error("guest memory")]
@@ -168,6 +187,7 @@ pub struct Snapshot {
     pub workload: Option<WorkloadState>,
     pub(crate) archive: Archive,
     pub(crate) clocks: ClockState,
+    pub(crate) disks: Vec<DiskState>,
     pub(crate) ram: File,
 }
 
@@ -254,8 +274,14 @@ impl Snapshot {
         if let Some(Err(reason)) = workload.as_ref().map(WorkloadState::check) {
             return Err(malformed(path::WORKLOAD, reason));
         }
+        let has_disks = archive.sections().any(|(at, _)| at == path::DISKS);
+        let disks: Vec<DiskState> =
+            has_disks.then(|| take(&mut archive, path::DISKS, DISKS)).transpose()?.unwrap_or_default();
+        if has_disks && disks.len() != config.disks.len() {
+            return Err(malformed(path::DISKS, "disks of another machine"));
+        }
         ram::check(&ram, &ram_state)?;
-        Ok(Self { config, header, workload, archive, clocks, ram })
+        Ok(Self { config, header, workload, archive, clocks, disks, ram })
     }
 }
 

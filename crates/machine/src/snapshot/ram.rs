@@ -53,6 +53,11 @@ impl FileStamp {
         self.len
     }
 
+    /// When it was last written to, in nanoseconds since 1970.
+    pub fn modified_ns(&self) -> i128 {
+        self.modified_ns
+    }
+
     /// The stamp of `file` now.
     ///
     /// # Errors

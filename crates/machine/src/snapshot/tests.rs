@@ -145,6 +145,32 @@ fn a_forked_machine_goes_on_and_its_copies_have_what_it_had_then() {
 }
 
 #[test]
+fn a_disk_that_was_written_to_since_or_is_gone_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = testing::config();
+    config.disks = vec![disk(folder.path())];
+    let machine = paused(&config);
+    let (state, ram) = files(&machine);
+    drop(machine);
+    let check = || read(&state, &ram).unwrap().check_disks();
+    check().unwrap();
+    let path = &config.disks[0].path;
+    let modified = std::fs::metadata(path).unwrap().modified().unwrap();
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(b"x", 0).unwrap();
+    file.set_modified(modified + std::time::Duration::from_secs(1)).unwrap();
+    assert!(matches!(check(), Err(Error::DiskChanged { .. })));
+    file.set_modified(modified).unwrap();
+    check().unwrap();
+    file.set_len(DISK_BYTES + 512).unwrap();
+    file.set_modified(modified).unwrap();
+    assert!(matches!(check(), Err(Error::DiskChanged { .. })));
+    std::fs::remove_file(path).unwrap();
+    let error = check().unwrap_err();
+    assert!(matches!(&error, Error::Disk { .. }), "{error}");
+}
+
+#[test]
 fn time_goes_on_from_where_it_stood() {
     let machine = paused(&testing::config());
     let clocks: ClockState = take(&mut machine.capture().unwrap(), path::CLOCKS, CLOCKS).unwrap();

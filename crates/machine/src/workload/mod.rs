@@ -36,6 +36,7 @@ use devices::virtio::VsockHost;
 use protocol::{AgentMessage, Hello, Stream, WinSize};
 
 use crate::{Machine, MachineEvent};
+pub use agent::new_identity;
 use agent::read_control;
 use command::{Extra, ExtraEvent, Streams};
 use connector::Connector;
@@ -62,6 +63,8 @@ pub struct Workload<'a> {
     pub streams: Streams,
     /// Whether the guest is a copy of one that others come from too.
     pub origin: Origin,
+    /// What names the machine, if it is to have a name and an id of its own.
+    pub identity: Option<protocol::Identity>,
     /// How long the guest may take until the agent answers; `None` is for ever.
     pub boot_timeout: Option<Duration>,
     /// How long the process may run; `None` is for ever.

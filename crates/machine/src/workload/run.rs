@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use protocol::{AgentMessage, Hello, HostMessage, WinSize};
 
-use super::agent::{read_control, renewal};
+use super::agent::read_control;
 use super::command::{Command, Extra, ExtraEvent, Told};
 use super::saving::Gate;
 use super::{AgentSession, Control, Error, Event, Origin, Outcome, Progress, Workload, WorkloadState};
@@ -29,7 +29,8 @@ pub(super) struct Run<'a> {
     sender: Sender<Event>,
     pub(super) events: Receiver<Event>,
     pub(super) machine: &'a Machine,
-    origin: Origin,
+    pub(super) origin: Origin,
+    pub(super) identity: Option<protocol::Identity>,
     boot_timeout: Option<Duration>,
     timeout: Option<Duration>,
     progress: &'a mut dyn FnMut(Progress),
@@ -49,7 +50,7 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     pub(super) fn new(session: AgentSession, machine: &'a Machine, workload: Workload<'a>) -> Self {
         let AgentSession { control: Control { events: sender, .. }, events, saved } = session;
-        let Workload { start, streams, origin, boot_timeout, timeout, progress } = workload;
+        let Workload { start, streams, origin, identity, boot_timeout, timeout, progress } = workload;
         let mut first = Command::new(start.process.clone(), streams);
         // What runs already is not waited for.
         let phase = if saved.is_some() { Phase::Running } else { Phase::Booting };
@@ -68,6 +69,7 @@ impl<'a> Run<'a> {
             phase,
             deadline: limit.and_then(|t| Instant::now().checked_add(t)),
             origin,
+            identity,
             boot_timeout,
             timeout,
             progress,
@@ -195,7 +197,7 @@ impl<'a> Run<'a> {
             self.control = Some(socket);
             self.control_port = Some(guest_port);
             if self.phase == Phase::Running {
-                self.tell(&HostMessage::Renew(renewal().map_err(Error::Host)?))?;
+                self.renew()?;
                 (self.progress)(Progress::Resumed);
             }
             read_control(reader, sender, self.gate.clone())
@@ -269,9 +271,7 @@ impl<'a> Run<'a> {
         }
         self.phase = Phase::Starting;
         self.deadline = self.timeout.and_then(|t| Instant::now().checked_add(t));
-        if self.origin == Origin::Restored {
-            self.tell(&HostMessage::Renew(renewal().map_err(Error::Host)?))?;
-        }
+        self.renew()?;
         let process = self.first.process.clone();
         let start = protocol::Start { process, ..self.start.clone() };
         self.tell(&HostMessage::Start(start))
@@ -295,7 +295,7 @@ impl<'a> Run<'a> {
         self.tell(&HostMessage::Resize { exec: self.first.process.exec, size })
     }
 
-    fn tell(&mut self, message: &HostMessage) -> Result<(), Error> {
+    pub(super) fn tell(&mut self, message: &HostMessage) -> Result<(), Error> {
         let Some(control) = &mut self.control else { return Ok(()) };
         match protocol::write_message(control, message) {
             // A connection that is gone: the machine is ending, which says more.

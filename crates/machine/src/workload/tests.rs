@@ -64,6 +64,7 @@ fn run(harness: &mut Harness, session: AgentSession) -> Result<Outcome, Error> {
         start: start("true"),
         streams: Streams { stdin: Some(stdin), stdout, stderr },
         origin: Origin::Booted,
+        identity: None,
         boot_timeout: Some(Duration::from_secs(60)),
         timeout: Some(Duration::from_secs(60)),
         progress: &mut progress,

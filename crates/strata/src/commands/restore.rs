@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
-use machine::snapshot::{Snapshot, folder};
+use machine::snapshot::{self, Snapshot, folder};
 use machine::workload::{AgentSession, Origin, WorkloadState};
 use machine::{Backends, Machine};
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use serde_json::Value;
 use workload::monitor::Saved;
 use workload::{Isolation, LogLimits, Restart, Wanted};
 
+use super::run::as_hostname;
 use super::run::requests::Named;
 use super::run::session::{self, Session};
 use super::run::worker::Link;
@@ -25,7 +26,8 @@ use crate::{confine, engines, store};
 /// Go on with a workload that was saved
 ///
 /// It goes on under any engine whose processor is the same. What it writes from now on comes here, and its exit code is ours.
-/// Its disk, the image, must be in the store still.
+/// Its disk, the image, must be in the store still. Its name is its host name too; machine id, random numbers and clock are made
+/// its own, so that a snapshot can be restored more than once.
 #[derive(clap::Args)]
 #[command(after_long_help = crate::exit::OF_RUN)]
 pub struct Options {
@@ -35,6 +37,9 @@ pub struct Options {
     /// Name, for strata ps, snapshot and others [default: made from the folder's]
     #[arg(long, value_parser = workload::parse_name)]
     name: Option<String>,
+    /// Go on although a disk was changed since, which the guest does not expect
+    #[arg(long)]
+    force: bool,
     /// Hand on standard input, if the command still read its own
     #[arg(short, long)]
     interactive: bool,
@@ -61,6 +66,17 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         Carried { sizing: CarriedSizing { engine: engine.to_owned(), no_sandbox: options.no_sandbox } };
     let store = store::open(global)?;
     let snapshot = folder::open(&options.folder).map_err(|error| Failure::because(&act, error))?;
+    if !options.force {
+        snapshot.check_disks().map_err(|error| {
+            let hint = match &error {
+                snapshot::Error::DiskChanged { .. } => {
+                    "--force goes on with it as it is now; what the guest has in memory may not fit it"
+                }
+                _ => "bring it back: strata pull or strata image load, and a run of the image, make an image's disk",
+            };
+            Failure::because(&act, error).hint(hint)
+        })?;
+    }
     let saved = command_of(&snapshot, &act)?;
     let wanted = Wanted {
         isolation: Isolation::Vm,
@@ -75,8 +91,13 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         options: serde_json::to_value(&carried).while_trying(|| act.clone())?,
     };
     let named = Named::claim(store.root(), options.name.clone(), wanted)?;
-    let session =
-        Joined { interactive: options.interactive, timeout: options.timeout, link: None, named: Some(named) };
+    let session = Joined {
+        hostname: as_hostname(named.name()),
+        interactive: options.interactive,
+        timeout: options.timeout,
+        link: None,
+        named: Some(named),
+    };
     go_on(&carried.sizing, act, snapshot, session, started)
 }
 
@@ -95,6 +116,7 @@ struct CarriedSizing {
 
 /// How the command is joined to the caller.
 struct Joined {
+    hostname: String,
     interactive: bool,
     timeout: Option<Duration>,
     link: Option<Link>,
@@ -116,8 +138,10 @@ pub fn go_on_with(options: Value, files: Saved, link: Link, name: &str) -> Outco
     let carried: Carried = serde_json::from_value(options).while_trying(|| act.clone())?;
     let snapshot = Snapshot::read(&File::from(files.state), File::from(files.ram));
     let snapshot = snapshot.map_err(|error| Failure::because(&act, error))?;
+    snapshot.check_disks().map_err(|error| Failure::because(&act, error))?;
     let interactive = link.stdin.is_some();
-    let session = Joined { interactive, timeout: None, link: Some(link), named: None };
+    let session =
+        Joined { hostname: as_hostname(name), interactive, timeout: None, link: Some(link), named: None };
     go_on(&carried.sizing, act, snapshot, session, started)
 }
 
@@ -143,6 +167,7 @@ fn go_on(
     tracing::info!("restored in {} ms", started.elapsed().as_millis());
     let session = Session {
         origin: Origin::Restored,
+        hostname: joined.hostname,
         interactive: joined.interactive,
         tty: saved.tty,
         timeout: joined.timeout,

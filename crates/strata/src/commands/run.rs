@@ -200,6 +200,8 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     tracing::info!("prepared in {} ms", started.elapsed().as_millis());
     let session = session::Session {
         origin,
+        // That of the start.
+        hostname: String::new(),
         interactive: options.interactive,
         tty: options.tty,
         timeout: options.timeout,
@@ -339,7 +341,11 @@ fn command_line(verbose: u8) -> String {
 
 /// The last part of the image's name, as far as a host name may have it.
 fn hostname(image: &Image) -> String {
-    let name = image.name().name().rsplit('/').next().unwrap_or_default();
+    as_hostname(image.name().name().rsplit('/').next().unwrap_or_default())
+}
+
+/// `name`, as far as a host name may have it.
+pub fn as_hostname(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect()
 }
 

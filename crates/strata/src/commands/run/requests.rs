@@ -178,6 +178,11 @@ impl Named {
         Ok(Named { foreground, saver: Saver::open() })
     }
 
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.foreground.folder().description().name
+    }
+
     /// Answers requests until the process ends.
     ///
     /// # Errors

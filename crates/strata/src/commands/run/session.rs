@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use machine::workload::command::Streams;
 use machine::workload::{
-    AgentSession, Control, Error, Origin, Outcome as Ended, Progress, Workload, WorkloadState,
+    AgentSession, Control, Error, Origin, Outcome as Ended, Progress, Workload, WorkloadState, new_identity,
 };
 use machine::{Machine, MachineEvent};
 use protocol::{Root, Start, WinSize, Writable};
@@ -17,6 +17,7 @@ use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
 use super::requests::{Guest, Named};
 use super::worker::Link;
 use super::{Prepared, initrd};
+use crate::confine;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::signals::{ENDING, SIGWINCH, Watch};
@@ -36,6 +37,8 @@ pub struct Session<'a> {
     pub tty: bool,
     /// Where the guest comes from.
     pub origin: Origin,
+    /// The name that the machine is to have from now on; empty leaves it the one it has.
+    pub hostname: String,
     /// When it is killed.
     pub timeout: Option<Duration>,
     /// The monitor, of a workload in the background.
@@ -140,6 +143,7 @@ fn carry(
             stderr: duplicate(&io::stderr(), "standard error")?,
         },
         origin: session.origin,
+        identity: Some(new_identity(session.hostname).while_trying(|| "make a machine id".to_owned())?),
         boot_timeout,
         timeout: session.timeout,
         progress: &mut |progress| {
@@ -151,6 +155,7 @@ fn carry(
         },
     };
     session.named.map_or(Ok(()), |named| named.serve(agent.control()))?;
+    confine::watch_memory()?;
     (session.enter_sandbox)()?;
     let ended = match &session.link {
         Some(link) => {
