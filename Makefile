@@ -95,6 +95,7 @@ test-kernels: kernels ## Boot kernels nobody made for Strata: Debian's generic, 
 
 bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_FLAGS="--engine jit --rounds 5")
 	$(CARGO) xtask bench --store $(ASSETS)/store --strata $(STRATA) $(BENCH_FLAGS)
+	$(CARGO) xtask copies --store $(ASSETS)/store --strata $(STRATA)
 
 # Every target runs, whatever the others find. What was found before is run first, until it is mended.
 fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is found stays below target/fuzz

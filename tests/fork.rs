@@ -149,3 +149,22 @@ fn two_that_come_from_one_template_and_two_from_one_snapshot_are_not_the_same_ma
         seen.push(id[1].clone());
     }
 }
+
+#[test]
+fn memory_that_a_guest_has_freed_is_the_hosts_again() {
+    let Some(place) = Place::new() else { return };
+    let script =
+        "trap 'rm /tmp/x' USR1; head -c 150M /dev/zero > /tmp/x; echo full; while :; do sleep 0.2; done";
+    place.start(&["--name", "eater"], script);
+    place.wait_for("its memory", || place.strata(&["logs", "eater"]) == "full\n");
+    let figure = |name: &str| {
+        let all: Value = serde_json::from_str(&place.strata(&["stats", "--json"])).unwrap();
+        all[0][name].as_u64().unwrap_or_default()
+    };
+    assert!(figure("own_memory_bytes") > 150 << 20);
+    let before = figure("returned_bytes");
+    place.strata(&["kill", "-s", "USR1", "eater"]);
+    place.wait_for("the memory to come back", || figure("own_memory_bytes") < 120 << 20);
+    assert!(figure("returned_bytes") > before);
+    place.strata(&["kill", "eater"]);
+}

@@ -44,6 +44,9 @@ pub struct MachineConfig {
     /// Whether the guest has a source of random numbers (virtio-rng).
     #[serde(default = "yes")]
     pub rng: bool,
+    /// Whether the guest can give back memory that it does not use (virtio-balloon).
+    #[serde(default)]
+    pub balloon: bool,
     /// How devices are described to the guest.
     #[serde(default)]
     pub acpi: Acpi,
@@ -190,6 +193,7 @@ impl MachineConfig {
             vsock: None,
             console: ConsoleConfig::default(),
             rng: true,
+            balloon: false,
             acpi: Acpi::default(),
             on_reset: OnReset::default(),
         }

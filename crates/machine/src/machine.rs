@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use arch::x86::CpuState;
 use arch::x86::cpuid::CpuModel;
+use devices::virtio::BalloonHandle;
 use devices::{PowerEvent, PowerSink};
 use engine::{Engine, Statistics, VcpuSignal, VmConfig};
 use memory::GuestRam;
@@ -68,6 +69,10 @@ pub(crate) struct Power {
 }
 
 impl Power {
+    fn new(messages: Sender<Message>) -> Self {
+        Self { messages: Mutex::new(messages), requested: std::sync::atomic::AtomicBool::new(false) }
+    }
+
     /// Whether a reset or power-off waits to be carried out.
     pub(crate) fn is_requested(&self) -> bool {
         self.requested.load(std::sync::atomic::Ordering::Relaxed)
@@ -109,6 +114,7 @@ pub struct Machine {
     statistics: Vec<vcpu::Counters>,
     input: ConsoleInput,
     power_button: Arc<dyn Fn() + Send + Sync>,
+    balloon: Option<BalloonHandle>,
     supervisor: Option<JoinHandle<()>>,
 }
 
@@ -143,10 +149,7 @@ impl Machine {
         let Backends { console, vsock, confine } = backends;
         let console = Arc::new(Console::new(console));
         let (messages, inbox) = channel();
-        let power = Arc::new(Power {
-            messages: Mutex::new(messages.clone()),
-            requested: std::sync::atomic::AtomicBool::new(false),
-        });
+        let power = Arc::new(Power::new(messages.clone()));
         let signals: Vec<_> = (0..config.cpus).map(|_| Arc::new(VcpuSignal::new())).collect();
         let parts = microvm::Parts {
             console: console.clone(),
@@ -161,13 +164,8 @@ impl Machine {
         confine.map_or(Ok(()), |confine| confine()).map_err(Error::Confine)?;
         console.start()?;
         let (input, power_button, ram) = (board.console_input(), board.power_button(), board.ram().clone());
-        let vm = engine.create_vm(VmConfig {
-            ram: board.ram().clone(),
-            bus: board.bus(),
-            cpu_model: Arc::new(cpu_model(config)?),
-            vcpu_count: config.cpus,
-            tsc_khz: board.tsc_khz(),
-        })?;
+        let balloon = board.balloon();
+        let vm = create_vm(engine, config, &board)?;
         let board: Arc<dyn Board> = board;
         vm.local_apics().into_iter().for_each(|apics| board.use_local_apics(apics));
         let ending = Arc::new(Ending::default());
@@ -183,12 +181,7 @@ impl Machine {
             timers: Some(board.timers().spawn(Arc::new(Advance(board.clone())))?),
             state: RunState::Paused,
         };
-        for (index, signal) in (0..).zip(&signals) {
-            let vcpu = vm.create_vcpu(index, signal.clone())?;
-            let to_supervisor = messages.clone();
-            let report = move |report| drop(to_supervisor.send(Message::Vcpu(report)));
-            supervisor.vcpus.push(vcpu::spawn(index, vcpu, signal.clone(), board.clone(), report)?);
-        }
+        supervisor.add_vcpus(vm.as_ref(), &signals, &messages)?;
         match snapshot {
             None => supervisor.load()?,
             Some(snapshot) => supervisor.restore(snapshot)?,
@@ -210,6 +203,7 @@ impl Machine {
             statistics,
             input,
             power_button,
+            balloon,
             supervisor,
         })
     }
@@ -239,6 +233,11 @@ impl Machine {
     /// Guest memory; it changes unless the machine is paused.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// Bytes of memory that the guest has given back so far, if it has what it takes ([`MachineConfig::balloon`]).
+    pub fn returned_bytes(&self) -> Option<u64> {
+        self.balloon.as_ref().map(BalloonHandle::returned_bytes)
     }
 
     /// Ends the machine without asking the guest; [`MachineEvent::Stopped`]. Returns at once.
@@ -322,6 +321,21 @@ fn cpu_model(config: &MachineConfig) -> Result<CpuModel, Error> {
     })
 }
 
+/// The engine's part of the machine of `config`.
+fn create_vm(
+    engine: &dyn Engine,
+    config: &MachineConfig,
+    board: &microvm::MicroVm,
+) -> Result<Box<dyn engine::Vm>, Error> {
+    Ok(engine.create_vm(VmConfig {
+        ram: board.ram().clone(),
+        bus: board.bus(),
+        cpu_model: Arc::new(cpu_model(config)?),
+        vcpu_count: config.cpus,
+        tsc_khz: board.tsc_khz(),
+    })?)
+}
+
 /// Lets the timer thread hold a board of any kind.
 struct Advance(Arc<dyn Board>);
 
@@ -382,6 +396,21 @@ impl Supervisor {
         self.end(event);
         drop(self);
         drop(vm);
+    }
+
+    fn add_vcpus(
+        &mut self,
+        vm: &dyn engine::Vm,
+        signals: &[Arc<VcpuSignal>],
+        messages: &Sender<Message>,
+    ) -> Result<(), Error> {
+        for (index, signal) in (0..).zip(signals) {
+            let vcpu = vm.create_vcpu(index, signal.clone())?;
+            let to_supervisor = messages.clone();
+            let report = move |report| drop(to_supervisor.send(Message::Vcpu(report)));
+            self.vcpus.push(vcpu::spawn(index, vcpu, signal.clone(), self.board.clone(), report)?);
+        }
+        Ok(())
     }
 
     fn next(&mut self) -> Option<Message> {

@@ -224,6 +224,33 @@ impl GuestRam {
         let _ = advised;
     }
 
+    /// Gives the host the memory of every whole page in `len` bytes at `gpa`; how many bytes that were. What the guest finds
+    /// there next is zeros, or, in memory that is [`Self::from_file`], what the file holds. Noted as a write. A range that is
+    /// not wholly inside one region is left alone.
+    pub fn discard(&self, gpa: u64, len: u64) -> u64 {
+        let page = PAGE_SIZE as u64;
+        let inside = |(start, size): &(u64, u64)| gpa >= *start && len <= size.saturating_sub(gpa - start);
+        let Some((region, _)) = self.ranges().enumerate().find(|(_, range)| inside(range)) else { return 0 };
+        let (first, end) = (gpa.next_multiple_of(page), (gpa + len) & !(page - 1));
+        let (Some(count), Some(host)) = (end.checked_sub(first), self.host(first)) else { return 0 };
+        if count == 0 {
+            return 0;
+        }
+        // SAFETY: the range is page-aligned and inside one region's private mapping, which lives as long as `self`. Its bytes
+        // change as by a write of the guest; nobody holds a reference to them.
+        let given = unsafe {
+            rustix::mm::madvise(host.as_ptr().cast(), count as usize, rustix::mm::Advice::LinuxDontNeed)
+        };
+        let region = self.backend.iter().nth(region);
+        if let (Ok(()), Some(region)) = (given, region) {
+            let mapping: &vm_memory::MmapRegion<PageTracker> = region;
+            let offset = first - region.start_addr().0;
+            vm_memory::bitmap::Bitmap::mark_dirty(mapping.bitmap(), offset as usize, count as usize);
+            return count;
+        }
+        0
+    }
+
     /// Copies from `gpa` into `data`.
     ///
     /// # Errors
@@ -322,6 +349,33 @@ mod tests {
         assert_eq!(told.load(Ordering::SeqCst), 1, "two pages by one write");
         ram.write(0x1_0000_0040, &[0]).unwrap();
         assert_eq!(told.load(Ordering::SeqCst), 2, "another region");
+    }
+
+    #[test]
+    fn memory_that_is_given_back_is_the_files_again_and_code_in_it_is_known_to_be_gone() {
+        use std::io::Write;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 0x4000]).unwrap();
+        let ranges = [(0, 0x4000)];
+        let byte = |ram: &GuestRam, gpa| {
+            let mut byte = [0];
+            ram.read(gpa, &mut byte).unwrap();
+            byte[0]
+        };
+        for (ram, before) in
+            [(GuestRam::new(&ranges).unwrap(), 0), (GuestRam::from_file(&ranges, &file).unwrap(), 1)]
+        {
+            ram.write(0, &[9; 0x4000]).unwrap();
+            let info = ram.page(2).unwrap().info;
+            let generation = info.begin_code(0, 16).generation;
+            assert_eq!(ram.discard(0x1800, 0x1800), 0x1000);
+            assert_eq!([0x1fff, 0x2000, 0x2fff, 0x3000].map(|gpa| byte(&ram, gpa)), [9, before, before, 9]);
+            assert_ne!(info.code_generation(), generation);
+            let nonsense =
+                [(0, 0), (0x1800, 0x400), (0x3000, 0x2000), (u64::MAX, 1), (0x3fff, 1), (1, u64::MAX)];
+            assert!(nonsense.iter().all(|&(gpa, len)| ram.discard(gpa, len) == 0));
+            assert_eq!(byte(&ram, 0x3fff), 9);
+        }
     }
 
     #[test]

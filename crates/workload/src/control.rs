@@ -104,6 +104,8 @@ pub enum Request {
         /// Columns.
         columns: u16,
     },
+    /// What it takes of the host, as far as only it knows: [`Answer::Stats`].
+    Stats,
     /// Its machine is saved to the two empty files that come along, for state and for memory: [`Answer::Saved`].
     Snapshot {
         /// It ends there, and is not started again.
@@ -176,6 +178,11 @@ pub enum Answer {
         code: u8,
         /// One line.
         reason: String,
+    },
+    /// What it takes of the host.
+    Stats {
+        /// Bytes of memory that its guest has given back so far; none if it cannot.
+        returned_bytes: Option<u64>,
     },
     /// The snapshot is whole and durable.
     Saved {

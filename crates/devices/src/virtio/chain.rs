@@ -197,6 +197,20 @@ impl Chain {
         self.slice(self.writable, limit)
     }
 
+    /// Guest physical address and bytes of each piece of the writable part that is left.
+    pub fn writable_ranges(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
+        let mut cursor = self.writable;
+        std::iter::from_fn(move || {
+            if cursor.remaining == 0 {
+                return None;
+            }
+            let segment = self.segments.get(cursor.segment)?;
+            let (gpa, len) = (segment.gpa.0 + cursor.offset as u64, segment.len - cursor.offset);
+            cursor.advance(&self.segments, len);
+            Some((gpa, len))
+        })
+    }
+
     fn slice(&self, cursor: Cursor, limit: usize) -> Option<Slice<'_>> {
         if cursor.remaining == 0 || limit == 0 {
             return None;

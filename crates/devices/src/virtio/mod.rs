@@ -1,7 +1,7 @@
 //! Virtio 1.2 devices.
 //!
 //! ```text
-//! vCPU ── bus ── mmio::MmioTransport ── VirtioDevice (block, console, net, rng, vsock)
+//! vCPU ── bus ── mmio::MmioTransport ── VirtioDevice (balloon, block, console, net, rng, vsock)
 //!                     │ registers             │ start_queue / stop_queue / notify
 //!                     │                       ▼
 //!                Signals (status, line) ◄── Virtqueue ── Chain ── guest RAM
@@ -20,6 +20,7 @@
 //!
 //! Deliberately absent: legacy (version 1) devices, packed rings, PCI attachment, `VIRTIO_F_RING_RESET`.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
@@ -36,6 +37,7 @@ pub mod slot;
 mod testing;
 pub mod vsock;
 
+pub use balloon::{Balloon, BalloonHandle};
 pub use block::Block;
 pub use chain::Chain;
 pub use console::{Console, ConsoleHandle};
@@ -72,6 +74,8 @@ pub enum DeviceType {
     Console = 3,
     /// Entropy source.
     Rng = 4,
+    /// Memory balloon.
+    Balloon = 5,
     /// Socket device.
     Vsock = 19,
 }

@@ -12,7 +12,7 @@ use devices::chipset::{
     pm, ports, rtc,
 };
 use devices::serial::{SerialInput, Uart16550, uart16550};
-use devices::virtio::{self, MmioSlot, MmioTransport, VirtioDevice, VsockHost};
+use devices::virtio::{self, BalloonHandle, MmioSlot, MmioTransport, VirtioDevice, VsockHost};
 use devices::{BusBuilder, Clock, DeviceId, InterruptController, IrqLine, SharedDevice, TimerId};
 use engine::VcpuSignal;
 use memory::GuestRam;
@@ -56,6 +56,7 @@ pub struct MicroVm {
     timers: Arc<MachineTimers>,
     console: Arc<Console>,
     input: ConsoleInput,
+    balloon: Option<BalloonHandle>,
     pm: (Arc<Mutex<PowerManagement>>, DeviceId),
     boot: boot::Boot,
     apic_timer_hz: u64,
@@ -120,7 +121,7 @@ impl MicroVm {
         maker.add_interrupt_chips()?;
         let pm = maker.add_chipset()?;
         let input = maker.add_consoles(config.console, &parts.console)?;
-        maker.add_virtio(config, parts.vsock)?;
+        let balloon = maker.add_virtio(config, parts.vsock)?;
         let Maker { builder, router, slots, .. } = maker;
         let bus = Arc::new(BoardBus {
             devices: builder.build(timers.clone()),
@@ -135,7 +136,7 @@ impl MicroVm {
             return Err(Error::Config { field: "devices".to_owned(), reason: "more than 64".to_owned() });
         }
         let boot = boot::Boot::new(config, slots)?;
-        Ok(Self { bus, timers, console: parts.console, input, pm, boot, apic_timer_hz })
+        Ok(Self { bus, timers, console: parts.console, input, balloon, pm, boot, apic_timer_hz })
     }
 
     /// Guest memory.
@@ -151,6 +152,11 @@ impl MicroVm {
     /// Where keystrokes go.
     pub fn console_input(&self) -> ConsoleInput {
         self.input.clone()
+    }
+
+    /// What tells how much memory the guest gave back.
+    pub fn balloon(&self) -> Option<BalloonHandle> {
+        self.balloon.clone()
     }
 
     /// Presses the power button.
@@ -379,7 +385,11 @@ impl Maker {
         Ok(input)
     }
 
-    fn add_virtio(&mut self, config: &MachineConfig, vsock: Option<Box<dyn VsockHost>>) -> Result<(), Error> {
+    fn add_virtio(
+        &mut self,
+        config: &MachineConfig,
+        vsock: Option<Box<dyn VsockHost>>,
+    ) -> Result<Option<BalloonHandle>, Error> {
         for (index, disk) in config.disks.iter().enumerate() {
             let access = if disk.read_only { disk::Access::ReadOnly } else { disk::Access::ReadWrite };
             let opened = disk::open(&disk.path, disk::OpenOptions { access })?;
@@ -402,7 +412,13 @@ impl Maker {
                 .map_err(|source| Error::Device { name: "vsock0".to_owned(), source: source.into() })?;
             self.add_virtio_device("vsock0".to_owned(), Box::new(device))?;
         }
-        Ok(())
+        // The last: machines that were saved without it have the others where they were.
+        if !config.balloon {
+            return Ok(None);
+        }
+        let (device, handle) = virtio::Balloon::new(self.ram.clone());
+        self.add_virtio_device("balloon0".to_owned(), Box::new(device))?;
+        Ok(Some(handle))
     }
 
     fn add_virtio_device(&mut self, name: String, device: Box<dyn VirtioDevice>) -> Result<(), Error> {

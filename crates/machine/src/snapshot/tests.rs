@@ -24,6 +24,7 @@ fn full(folder: &Path) -> MachineConfig {
     config.disks = vec![disk(folder)];
     config.net = vec![NetConfig { mac: [2, 0, 0, 0, 0, 1] }];
     config.vsock = Some(VsockConfig::default());
+    config.balloon = true;
     config
 }
 

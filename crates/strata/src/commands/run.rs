@@ -319,6 +319,7 @@ fn machine_config(
     config.boot.cmdline = command_line(verbose);
     config.disks = vec![DiskConfig { path: root.to_owned(), read_only: true, serial: "root".to_owned() }];
     config.vsock = Some(VsockConfig::default());
+    config.balloon = true;
     config
 }
 

@@ -120,6 +120,9 @@ pub struct InspectOptions {
 }
 
 /// Show what workloads take of the host
+///
+/// MEMORY is what is in memory, OWN what of it no other process shares, RETURNED what the guest has given back since it was
+/// started because it did not use it.
 #[derive(Args)]
 pub struct StatsOptions {
     /// Write JSON
@@ -426,37 +429,68 @@ pub fn stats(global: &Global, options: &StatsOptions) -> Outcome {
     let mut rows = Vec::new();
     for folder in all(global)?.list().while_trying(|| "list the workloads".to_owned())? {
         let pid = folder.state().ok().and_then(|state| state.worker_pid);
-        if let Some((cpu_ms, memory)) = pid.and_then(usage) {
-            rows.push((folder.description().name.clone(), cpu_ms, memory));
+        if let Some(usage) = pid.and_then(usage) {
+            let asked = Client::connect(&folder).and_then(|mut client| client.ask(&Request::Stats, &[]));
+            let returned = match asked {
+                Ok(Answer::Stats { returned_bytes }) => returned_bytes,
+                _ => None,
+            };
+            rows.push((folder.description().name.clone(), usage, returned));
         }
     }
     if options.json {
-        let row = |(name, cpu_ms, memory): &(String, u64, u64)| json!({ "name": name, "cpu_ms": cpu_ms, "memory_bytes": memory });
+        let row = |(name, usage, returned): &(String, Usage, Option<u64>)| {
+            json!({
+                "name": name,
+                "cpu_ms": usage.cpu_ms,
+                "memory_bytes": usage.resident,
+                "own_memory_bytes": usage.own,
+                "returned_bytes": returned,
+            })
+        };
         output::json(&json!(rows.iter().map(row).collect::<Vec<_>>()))?;
         return Ok(Exit::Success);
     }
-    let mut table = Table::new(&["NAME", "CPU TIME", "MEMORY"]);
-    for (name, cpu_ms, memory) in rows {
+    let mut table = Table::new(&["NAME", "CPU TIME", "MEMORY", "OWN", "RETURNED"]);
+    let bytes = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), output::bytes);
+    for (name, usage, returned) in rows {
         table.row(vec![
             name,
-            format!("{}.{:02} s", cpu_ms / 1000, cpu_ms % 1000 / 10),
-            output::bytes(memory),
+            format!("{}.{:02} s", usage.cpu_ms / 1000, usage.cpu_ms % 1000 / 10),
+            output::bytes(usage.resident),
+            bytes(usage.own),
+            bytes(returned),
         ]);
     }
     table.print()?;
     Ok(Exit::Success)
 }
 
-/// Processor time in milliseconds and resident bytes of a process.
-fn usage(pid: u32) -> Option<(u64, u64)> {
+/// What a process takes.
+struct Usage {
+    cpu_ms: u64,
+    /// Bytes in memory, shared ones among them.
+    resident: u64,
+    /// Bytes in memory that no other process shares, if the kernel tells.
+    own: Option<u64>,
+}
+
+fn usage(pid: u32) -> Option<Usage> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // After the name, which may hold anything.
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
     let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
     let ticks = number(11)? + number(12)?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = resident.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok();
+    let own = rollup.and_then(|text| Some(kib(&text, "Private_Dirty:")? + kib(&text, "Private_Clean:")?));
     // The kernel tells times in hundredths of a second, whatever its clock (USER_HZ).
-    Some((ticks * 10, kib << 10))
+    Some(Usage { cpu_ms: ticks * 10, resident: kib(&status, "VmRSS:")?, own })
+}
+
+/// Bytes of the line of `text` that begins with `name` and counts in KiB.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let count: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(count << 10)
 }

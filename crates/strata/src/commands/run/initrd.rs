@@ -9,16 +9,25 @@ use image::kernels::KernelBundle;
 use crate::failure::{Failure, Outcome, While};
 
 /// What a guest needs before the root is mounted. Those built into the kernel are no files, and no loss.
-const MODULES: [&str; 6] =
-    ["virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport", "squashfs", "overlay", "virtio_rng"];
+const MODULES: [&str; 7] = [
+    "virtio_mmio",
+    "virtio_blk",
+    "vmw_vsock_virtio_transport",
+    "squashfs",
+    "overlay",
+    "virtio_rng",
+    "virtio_balloon",
+];
+/// A guest does without randomness from its host, and without giving memory back.
+const OPTIONAL: [&str; 2] = ["virtio_rng", "virtio_balloon"];
 
 /// Modules that [`build()`] would have taken and that came neither with the kernel nor, as far as anybody can tell,
-/// inside it. A guest does without randomness from its host.
+/// inside it, but for [`OPTIONAL`] ones.
 pub fn absent(kernel: &KernelBundle) -> Vec<&'static str> {
     let absent = &kernel.info().absent;
     MODULES
         .into_iter()
-        .filter(|name| *name != "virtio_rng" && absent.iter().any(|other| other == name))
+        .filter(|name| !OPTIONAL.contains(name) && absent.iter().any(|other| other == name))
         .collect()
 }
 

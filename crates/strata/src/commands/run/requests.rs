@@ -56,6 +56,9 @@ impl Saver {
             (Request::Resize { rows, columns }, _) => control.resize(WinSize { rows: *rows, cols: *columns }),
             (Request::Pause, Some(machine)) => machine.pause(),
             (Request::Resume, Some(machine)) => machine.resume(),
+            (Request::Stats, Some(machine)) => {
+                return Answer::Stats { returned_bytes: machine.returned_bytes() };
+            }
             (Request::Snapshot { stop }, _) => {
                 let stop = *stop;
                 return self.save(message, control, stop);
