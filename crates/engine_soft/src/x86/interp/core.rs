@@ -6,7 +6,6 @@ use arch::x86::{CpuState, Exception};
 use engine::Bus;
 
 use super::cpu::{Cpu, Fault};
-use crate::x86::jit::Jump;
 use crate::x86::mmu::View;
 use crate::x86::system::{Access, Core, Flush, Privilege};
 
@@ -30,7 +29,7 @@ impl Cpu {
 }
 
 impl Cpu {
-    fn forget_jumps(&mut self, which: impl Fn(&Jump) -> bool) {
+    fn forget_jumps(&mut self, which: impl Fn(u64, bool) -> bool) {
         if let Some(jit) = self.jit.as_mut() {
             jit.forget_jumps(which);
         }
@@ -90,13 +89,13 @@ impl Core for Cpu {
         match what {
             Flush::All => {
                 self.mmu.flush_all();
-                self.forget_jumps(|_| true);
+                self.forget_jumps(|_, _| true);
             }
             // Entries carry no PCID, so what belongs to one goes with the rest; and those of another PCID must
             // not survive a switch.
             Flush::NonGlobal | Flush::Pcid(_) | Flush::Nothing => {
                 self.mmu.flush_non_global();
-                self.forget_jumps(|jump| !jump.is_global());
+                self.forget_jumps(|_, global| !global);
             }
             Flush::Page(linear) | Flush::PcidPage { linear, .. } => {
                 let page = linear & !((1 << PAGE_SHIFT) - 1);

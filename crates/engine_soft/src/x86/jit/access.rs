@@ -73,6 +73,9 @@ impl Translation<'_> {
     pub(super) fn in_host(&mut self, register: Register, scratch: Reg) -> Reg {
         let number = number(register);
         host_of(number).unwrap_or_else(|| {
+            if scratch == S1 {
+                self.addend = None;
+            }
             self.asm.load(Size::Qword, scratch, gpr(number));
             scratch
         })
@@ -82,6 +85,7 @@ impl Translation<'_> {
     /// `miss` nothing has happened. Destroys EFLAGS.
     pub(super) fn write_check(&mut self, operand: Operand, miss: Label) {
         const SLOTS: i32 = ((TLB_ENTRIES - 1) << TLB_ENTRY_SHIFT) as i32;
+        self.addend = None;
         if operand.alignment > 1 {
             self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
             self.asm.jump_if(Condition::NE, miss);

@@ -7,9 +7,10 @@ use iced_x86::{Code, Mnemonic, OpKind};
 
 use super::asm::{Alu, Condition, Label, Mem, RSP, Size};
 use super::flags::{ALL, Effect};
+use super::keep::Cold;
 use super::rewrite::{GUEST_RSP, S0, S1};
 use super::stubs::frame;
-use super::translate::{Cold, Place, Translation};
+use super::translate::{Place, Translation};
 use super::{Frame, JUMP_ENTRIES, Jump, Kind, returns};
 use crate::x86::interp::select;
 
@@ -116,7 +117,7 @@ impl Translation<'_> {
     /// At `label`: the whole last operation by its handler, which ends the block.
     pub(super) fn cold_end(&mut self, last: usize, label: Label) {
         let site = self.site(Kind::Handler, last, self.start_of(last));
-        self.cold.push(Cold::Slow { label, site, resume: None, restore: false });
+        self.cold.push(Cold::Slow { label, site, resume: None, restore: false, addend: None });
     }
 
     /// At `label`: the last operation by its handler, unless its group has checked its access to the stack.
@@ -245,7 +246,7 @@ impl Translation<'_> {
         if !is_in_page(target) {
             self.save_flags(ALL);
             self.write_far_address(target);
-            self.write_lookup(last, -8, Way::Call);
+            self.write_lookup_of(last, target, -8, Way::Call);
             return self.write_return_site(last);
         }
         // Calls that never return fill the stack of returns, so no loop of calls goes unnoticed.
@@ -308,7 +309,7 @@ impl Translation<'_> {
     /// A jump out of the page; the flags are saved.
     pub(super) fn write_far_jump(&mut self, last: usize, target: i64, moved: i32) {
         self.write_far_address(target);
-        self.write_lookup(last, moved, Way::Jump);
+        self.write_lookup_of(last, target, moved, Way::Jump);
     }
 
     /// The linear address of `target` into S0.
@@ -327,6 +328,29 @@ impl Translation<'_> {
     /// Goes to the linear address in S0 through the jump table; RSP has moved by `moved`. The flags are saved.
     fn write_lookup(&mut self, last: usize, moved: i32, way: Way) {
         let unknown = self.asm.label();
+        self.write_attention(way, unknown);
+        self.write_find_jump(unknown);
+        self.write_found(way);
+        self.cold_unknown_target(last, moved, unknown);
+    }
+
+    /// The same where S0 is `target`, relative to the page: at once to the entry that has it where the page is mapped
+    /// now.
+    fn write_lookup_of(&mut self, last: usize, target: i64, moved: i32, way: Way) {
+        let (unknown, other, found) = (self.asm.label(), self.asm.label(), self.asm.label());
+        self.write_attention(way, unknown);
+        let slot = Jump::slot(self.linear.wrapping_add_signed(target));
+        self.asm.load_immediate(S1, self.jumps + (slot * size_of::<Jump>()) as u64);
+        self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(S1, offset_of!(Jump, linear) as i32));
+        self.asm.jump_if(Condition::NE, other);
+        self.asm.bind(found);
+        self.write_found(way);
+        self.cold_unknown_target(last, moved, unknown);
+        self.cold.push(Cold::OtherJump { label: other, unknown, found });
+    }
+
+    /// To `unknown` if somebody wants attention; every loop passes one of these or a poll.
+    fn write_attention(&mut self, way: Way, unknown: Label) {
         match way {
             // Fills the stack of returns, so no loop of calls goes unnoticed.
             Way::Call => self.write_call_limit(unknown),
@@ -336,6 +360,10 @@ impl Translation<'_> {
                 self.asm.jump_if(Condition::NE, unknown);
             }
         }
+    }
+
+    /// The entry of the linear address in S0 into S1; to `unknown` if it has another.
+    fn write_find_jump(&mut self, unknown: Label) {
         self.asm.mov(Size::Dword, S1, S0);
         self.asm.shr(Size::Dword, S1, 12);
         self.asm.alu(Size::Dword, Alu::Xor, S1, S0);
@@ -344,16 +372,30 @@ impl Translation<'_> {
         self.asm.alu_load(Size::Qword, Alu::Add, S1, frame(offset_of!(Frame, jumps)));
         self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(S1, offset_of!(Jump, linear) as i32));
         self.asm.jump_if(Condition::NE, unknown);
-        self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(Jump, page) as i32));
+    }
+
+    /// Goes where the entry in S1, of the address in S0, leads.
+    fn write_found(&mut self, way: Way) {
+        self.asm.alu_immediate(Size::Qword, Alu::And, S0, -4096);
         self.asm.store(Size::Qword, frame(offset_of!(Frame, page)), S0);
         let code = Mem::Base(S1, offset_of!(Jump, code) as i32);
         match way {
             Way::Jump => self.asm.jump_indirect(code),
             Way::Call => self.asm.call_indirect(code),
         }
+    }
+
+    fn cold_unknown_target(&mut self, last: usize, moved: i32, label: Label) {
         let site = self.site(Kind::Jump, last, self.start_of(last));
         self.sites[site].distance = moved;
-        self.cold.push(Cold::UnknownTarget { label: unknown, site });
+        self.cold.push(Cold::UnknownTarget { label, site });
+    }
+
+    /// At `label`: the address in S0 is not in the entry where it was expected.
+    pub(super) fn write_other_jump(&mut self, label: Label, unknown: Label, found: Label) {
+        self.asm.bind(label);
+        self.write_find_jump(unknown);
+        self.asm.jump(found);
     }
 }
 

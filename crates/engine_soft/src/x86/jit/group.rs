@@ -15,14 +15,15 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpKind, Register};
 
 use super::asm::{Alu, Condition, Label, Mem, Size};
 use super::branch::End;
+use super::keep::Cold;
 use super::plan::{Operand, Plan};
 use super::rewrite::{self, S0, S1, host_of};
 use super::stubs::frame;
-use super::translate::{Cold, Translation};
+use super::translate::Translation;
 use super::{Frame, Kind};
 use crate::x86::known::{Known, StackPage};
 use crate::x86::mmu::{Intent, TlbEntry};
@@ -64,8 +65,8 @@ struct Group {
 #[derive(Debug, Default)]
 pub(super) struct Groups {
     groups: Vec<Group>,
-    /// By instruction: the group its access belongs to.
-    of: Vec<Option<usize>>,
+    /// By instruction: the group its access belongs to, and where in its range the access begins.
+    of: Vec<Option<(usize, i32)>>,
 }
 
 /// One access relative to a base register.
@@ -90,13 +91,14 @@ struct Maker {
 impl Maker {
     fn join(&mut self, i: usize, reach: Reach) {
         let shift = self.moved[reach.base];
-        let (start, end) = (reach.start + shift, reach.start + shift + reach.size);
+        let (mut start, end) = (reach.start + shift, reach.start + shift + reach.size);
         let group = self.open[reach.base].filter(|known| {
             let range = self.made.groups[*known].range;
             range.1.max(end) - range.0.min(start) <= MAX_RANGE
         });
         let index = group.unwrap_or_else(|| {
             self.moved[reach.base] = 0;
+            start = reach.start;
             let range = (reach.start, reach.start + reach.size);
             let (base, writes) = (reach.base, reach.writes);
             let addend = Addend::Stack;
@@ -110,28 +112,22 @@ impl Maker {
         }
         known.writes |= reach.writes;
         known.accesses += 1;
-        self.made.of[i] = Some(index);
+        self.made.of[i] = Some((index, start));
     }
 
     /// Gives each group worth it a place for its addend, and forgets the others.
     fn finish(mut self) -> Groups {
         let mut places = 0;
-        let kept: Vec<bool> = self
-            .made
-            .groups
-            .iter_mut()
-            .map(|group| {
-                if group.base == RSP {
-                    return true;
-                }
-                group.addend = Addend::Place(places);
-                let keep = group.accesses > 1 && places < GROUPS;
-                places += usize::from(keep);
-                keep
-            })
-            .collect();
+        for group in self.made.groups.iter_mut().filter(|group| group.base != RSP) {
+            group.addend = Addend::Place(places);
+            if group.accesses > 1 && places < GROUPS {
+                places += 1;
+            } else {
+                group.accesses = 0;
+            }
+        }
         for of in &mut self.made.of {
-            *of = of.filter(|group| kept[*group]);
+            *of = of.filter(|(group, _)| self.made.groups[*group].accesses > 0);
         }
         self.made
     }
@@ -178,8 +174,12 @@ impl Translation<'_> {
             maker.open = [None; 16];
             return;
         }
+        if maker.open == [None; 16] {
+            return;
+        }
         let shift = shift(instruction);
-        for used in self.tools.info.info(instruction).used_registers() {
+        let options = InstructionInfoOptions::NO_MEMORY_USAGE;
+        for used in self.tools.info.info_options(instruction, options).used_registers() {
             let register = used.register();
             if !register.is_gpr() || !rewrite::writes(used.access()) {
                 continue;
@@ -211,7 +211,10 @@ impl Translation<'_> {
         let Some(index) = self.groups.of(i) else { return false };
         let addend = self.groups.groups[index].addend;
         let field = self.addend_field(addend);
-        self.asm.load(Size::Qword, S1, field);
+        if self.addend != Some(field) {
+            self.asm.load(Size::Qword, S1, field);
+            self.addend = Some(field);
+        }
         true
     }
 
@@ -233,16 +236,18 @@ impl Translation<'_> {
             self.asm.alu_load(Size::Qword, Alu::Sub, S0, page);
             self.asm.alu_immediate(Size::Qword, Alu::Cmp, S0, 4096 - size);
             self.asm.jump_if(Condition::A, failed);
-            self.asm.alu_memory_immediate(Size::Qword, Alu::Cmp, field, 0);
+            self.asm.load(Size::Qword, S1, field);
+            self.asm.test(Size::Qword, S1, S1);
             self.asm.jump_if(Condition::E, failed);
-        } else if self.tries_known(group.operand()) {
+        } else if self.tries_known(group.operand(), Register::RAX + group.base as u32) {
             self.write_find((base, group.range.0), group.operand(), failed);
             self.asm.store(Size::Qword, field, S1);
         } else {
             self.write_check(group.operand(), failed);
-            self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
-            self.asm.store(Size::Qword, field, S0);
+            self.asm.load(Size::Qword, S1, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
+            self.asm.store(Size::Qword, field, S1);
         }
+        self.addend = Some(field);
         self.cold.push(Cold::Group { label: failed, index, retry });
     }
 
@@ -288,6 +293,11 @@ impl Translation<'_> {
 impl Groups {
     /// The group that the access of instruction `i` belongs to.
     fn of(&self, i: usize) -> Option<usize> {
+        self.offset(i).map(|(group, _)| group)
+    }
+
+    /// The same, and where the access begins, relative to the base where the group begins.
+    pub(super) fn offset(&self, i: usize) -> Option<(usize, i32)> {
         self.of.get(i).copied().flatten()
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use arch::x86::cpuid::CpuModel;
 use arch::x86::{CpuState, Cr0, Cr4, Efer, Exception, Segment, SegmentRegister};
 use engine::{NoDevices, VcpuSignal, VmConfig};
-use iced_x86::{Encoder, FlowControl, InstructionInfoFactory};
+use iced_x86::FlowControl;
 use memory::{GuestRam, PageInfo};
 
 use super::listing::{Listing, Mark, Stretch};
@@ -29,6 +29,8 @@ use crate::x86::interp::shared::Shared;
 /// Where translations are said to be: the stubs in front of them.
 const STUBS: Stubs = Stubs { enter: 0x1000, slow: 0x1100, leave: 0x1200, bottom: 0x1300 };
 const ADDRESS: u64 = 0x2000;
+/// Where the jump table is said to be.
+const JUMPS: u64 = 0x10_0000_0000;
 /// No address beyond is physical memory to a vCPU without paging.
 pub const MAX_GPA: u64 = u32::MAX as u64;
 
@@ -92,7 +94,7 @@ impl Inspector {
         long_mode(&mut cpu.state, &vm.cpu_model);
         cpu.forget_translations();
         cpu.mode_changed();
-        let tools = Tools { encoder: Encoder::new(64), info: InstructionInfoFactory::new() };
+        let tools = Tools::new();
         Ok(Self { cpu, tools, config })
     }
 
@@ -122,7 +124,7 @@ impl Inspector {
         self.cpu.guest_ram().read(base, &mut page).map_err(|_| Error::Fetch(Exception::UD))?;
         let (start, user) = ((gpa - base) as u32, privilege == Privilege::User);
         let pieces = [Piece { block, ops, start }];
-        let source = Source { pieces: &pieces, page: &page, linear: linear & !0xfff, user };
+        let source = Source { pieces: &pieces, page: &page, linear: linear & !0xfff, user, jumps: JUMPS };
         let len = u64::from(block.len);
         let whole = if block.straddles() { None } else { self.translation(&source, None, detail) };
         let Some((mut text, starts)) = whole else {
@@ -149,7 +151,7 @@ impl Inspector {
         let job = translate::Translation::new(source, STUBS, &mut self.tools, &mut sites, how);
         let done = job.run(from)?;
         let (page, gfn, address) = (source.linear, source.pieces[0].block.gfn, ADDRESS);
-        let (guest, code, marks) = (&done.instructions[..], &done.code[..], &done.marks[..]);
+        let (guest, code, marks) = (&done.instructions[..], done.asm.code(), &done.marks[..]);
         let listing = Listing { page, gfn, guest, code, address, marks };
         let mut names = Places { source, sites: &sites, listing: &listing }.names(done.inner);
         names.cold = detail != Detail::Common;

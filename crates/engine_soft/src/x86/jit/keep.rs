@@ -2,14 +2,70 @@
 
 use std::mem::offset_of;
 
-use super::asm::{Label, RAX, Size};
+use super::asm::{Label, Mem, RAX, Size};
 use super::branch::{End, is_in_page};
 use super::flags::Effect;
+use super::operand::Unknown;
 use super::plan::Plan;
 use super::rewrite::{S0, S1};
 use super::stubs::{flags, frame};
-use super::translate::{Cold, Place, Translation};
+use super::translate::{Place, Translation};
 use super::{Frame, Vectors};
+
+/// Code that is needed rarely and stands behind the rest.
+pub(super) enum Cold {
+    /// At `label`: go to the slow stub with site number `site`. If that resumes, it is at `resume`, with the
+    /// live flags in EFLAGS if `restore`, and the `addend` in S1.
+    Slow {
+        label: Label,
+        site: usize,
+        resume: Option<Label>,
+        restore: bool,
+        addend: Option<Mem>,
+    },
+    /// At `label`: save the flags first if they are in EFLAGS only, then leave with the site.
+    Exit {
+        label: Label,
+        site: usize,
+        save: bool,
+    },
+    /// At `label`: a jump out of the page to `target`, relative to the page.
+    FarJump {
+        label: Label,
+        last: usize,
+        target: i64,
+        save: bool,
+    },
+    OtherJump {
+        label: Label,
+        unknown: Label,
+        found: Label,
+    },
+    /// At `label`: leave with the site and the address in S0.
+    UnknownTarget {
+        label: Label,
+        site: usize,
+    },
+    /// At `label`: an access that is not in the known page.
+    Unknown(Label, Unknown),
+    /// At `label`: RET, which moved RSP by `moved`, to another place than expected, in S0.
+    Unexpected {
+        label: Label,
+        last: usize,
+        moved: i32,
+    },
+    /// At `label`: save the flags, then go to `joined`.
+    Save {
+        label: Label,
+        joined: Label,
+    },
+    /// At `label`: the check of group `index` failed; `retry` is where it begins.
+    Group {
+        label: Label,
+        index: usize,
+        retry: Label,
+    },
+}
 
 impl Translation<'_> {
     /// EFLAGS will be destroyed before instruction `i`.
@@ -57,6 +113,7 @@ impl Translation<'_> {
     }
 
     pub(super) fn store_flags(&mut self) {
+        self.addend = None;
         self.asm.mov(Size::Qword, S1, RAX);
         self.asm.flags_to_ax();
         self.asm.store(Size::Word, flags(), RAX);
@@ -90,11 +147,11 @@ impl Translation<'_> {
         // Cold code may make more of it.
         while let Some(cold) = self.cold.pop() {
             match cold {
-                Cold::Slow { label, site, resume, restore } => {
+                Cold::Slow { label, site, resume, restore, addend } => {
                     self.asm.bind(label);
                     self.jump_with_site(site, self.stubs.slow);
                     if let Some(resume) = resume {
-                        self.write_resume(site, resume, restore);
+                        self.write_resume(site, resume, restore, addend);
                     }
                 }
                 Cold::Exit { label, site, save } => {
@@ -119,6 +176,7 @@ impl Translation<'_> {
                     self.asm.jump(joined);
                 }
                 Cold::Unknown(label, unknown) => self.write_unknown_page(label, unknown),
+                Cold::OtherJump { label, unknown, found } => self.write_other_jump(label, unknown, found),
                 Cold::UnknownTarget { label, site } => {
                     self.asm.bind(label);
                     self.asm.store(Size::Qword, frame(offset_of!(Frame, target)), S0);
@@ -128,15 +186,20 @@ impl Translation<'_> {
         }
     }
 
-    /// Where the handler of `site` comes back to: `resume`, with the flags in EFLAGS if `restore`.
-    fn write_resume(&mut self, site: usize, resume: Label, restore: bool) {
-        if !restore {
+    /// Where the handler of `site` comes back to: `resume`, with the flags in EFLAGS if `restore`, and `addend` in S1.
+    fn write_resume(&mut self, site: usize, resume: Label, restore: bool, addend: Option<Mem>) {
+        if !restore && addend.is_none() {
             self.resumes.push((site, resume));
             return;
         }
         let back = self.asm.label();
         self.asm.bind(back);
-        self.load_flags();
+        if restore {
+            self.load_flags();
+        }
+        if let Some(addend) = addend {
+            self.asm.load(Size::Qword, S1, addend);
+        }
         self.asm.jump(resume);
         self.resumes.push((site, back));
     }

@@ -88,9 +88,7 @@ impl InStep {
     }
 
     pub(super) fn remember(&mut self, block: *const Block, user: bool, unit: Unit) {
-        if self.is_on() {
-            self.units.insert((block, user), unit);
-        }
+        self.units.insert((block, user), unit);
     }
 
     /// The unit of `block`, if its turn has come to be compared.

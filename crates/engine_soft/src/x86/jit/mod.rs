@@ -24,13 +24,15 @@
 //! The outer entry compares the page's code generation. The inner one is reached only from code of the same
 //! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
 //!
-//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `keep`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `keep`, `finished`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 //! What it makes is shown by [`listing`], `names` and [`inspect`], and put to the test by [`stress`] and `lockstep`.
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
 mod access;
 pub mod asm;
 mod branch;
+mod divide;
+mod finished;
 pub mod flags;
 mod group;
 pub mod inspect;
@@ -44,6 +46,7 @@ mod returns;
 pub mod rewrite;
 pub mod run;
 pub mod stress;
+mod strings;
 pub mod stubs;
 mod system;
 pub mod translate;
@@ -60,6 +63,7 @@ use super::interp::cpu::Cpu;
 use super::interp::op::{Block, Flow, Op};
 use super::known::Known;
 use super::mmu::Mmu;
+use finished::Spare;
 use group::GROUPS;
 use lockstep::InStep;
 use returns::ReturnStack;
@@ -121,27 +125,66 @@ fn known(user: bool) -> usize {
 }
 
 /// Entries of a jump table; a power of two.
-pub(super) const JUMP_ENTRIES: usize = 4096;
+pub(super) const JUMP_ENTRIES: usize = 8192;
 
 /// Where translated code for a linear address is.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(32))]
+#[repr(C, align(16))]
 pub(super) struct Jump {
     linear: u64,
-    page: u64,
     code: u64,
-    global: u64,
 }
 
 impl Jump {
-    /// An entry that nothing looked up in `slot` matches: its address belongs to another slot.
+    /// An entry that nothing matches: no jump inside canonical addresses gets there, and other jumps look for its
+    /// address in another slot.
     const fn none(slot: usize) -> Self {
-        Self { linear: (slot ^ 1) as u64, page: 0, code: 0, global: 0 }
+        Self { linear: 1 << 63 | (slot ^ 1) as u64, code: 0 }
     }
 
-    /// Whether that page is the same in all address spaces.
-    pub(super) fn is_global(&self) -> bool {
-        self.global != 0
+    /// The entry for `linear`.
+    const fn slot(linear: u64) -> usize {
+        (linear as u32 ^ linear as u32 >> 12) as usize & (JUMP_ENTRIES - 1)
+    }
+}
+
+/// The jump table of a privilege.
+struct Jumps {
+    entries: Box<[Jump; JUMP_ENTRIES]>,
+    /// Which entries lead to pages that are the same in all address spaces.
+    global: Box<[bool; JUMP_ENTRIES]>,
+    /// Entries in use, so that forgetting them touches only those.
+    filled: Vec<u16>,
+}
+
+impl Jumps {
+    fn new() -> Self {
+        Self {
+            entries: Box::new(std::array::from_fn(Jump::none)),
+            global: Box::new([false; JUMP_ENTRIES]),
+            filled: Vec::new(),
+        }
+    }
+
+    /// Forgets the jumps to linear addresses for which `which` holds, given whether they are global.
+    fn forget(&mut self, which: impl Fn(u64, bool) -> bool) {
+        self.filled.retain(|slot| {
+            let slot = usize::from(*slot);
+            let gone = which(self.entries[slot].linear, self.global[slot]);
+            if gone {
+                self.entries[slot] = Jump::none(slot);
+            }
+            !gone
+        });
+    }
+
+    fn remember(&mut self, linear: u64, code: u64, global: bool) {
+        let slot = Jump::slot(linear);
+        if self.entries[slot].code == 0 {
+            self.filled.push(slot as u16);
+        }
+        self.entries[slot] = Jump { linear, code };
+        self.global[slot] = global;
     }
 }
 
@@ -353,9 +396,7 @@ pub struct Jit {
     /// Where the bottom of `returns` leads to: a jump to wherever.
     _lost: Box<Site>,
     /// `[kernel, user]`
-    jumps: Box<[[Jump; JUMP_ENTRIES]; 2]>,
-    /// Entries of `jumps` in use, so that forgetting them touches only those.
-    filled: [Vec<u16>; 2],
+    jumps: [Jumps; 2],
     /// There may be jumps of kernel code into the lower half of the address space.
     kernel_below: bool,
     tools: Tools,
@@ -370,6 +411,20 @@ unsafe impl Send for Jit {}
 struct Tools {
     encoder: Encoder,
     info: InstructionInfoFactory,
+    spare: Spare,
+    /// A copy of the page that is being translated.
+    page: Vec<u8>,
+}
+
+impl Tools {
+    fn new() -> Self {
+        Self {
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            spare: Spare::default(),
+            page: Vec::new(),
+        }
+    }
 }
 
 impl Jit {
@@ -393,10 +448,9 @@ impl Jit {
             sites: Sites::default(),
             returns: ReturnStack::new(stubs.bottom, config.stress),
             _lost: lost,
-            jumps: Box::new([(); 2].map(|()| std::array::from_fn(Jump::none))),
-            filled: [Vec::new(), Vec::new()],
+            jumps: [Jumps::new(), Jumps::new()],
             kernel_below: false,
-            tools: Tools { encoder: Encoder::new(64), info: InstructionInfoFactory::new() },
+            tools: Tools::new(),
             counters: Counters::default(),
             in_step: InStep::new(config.stress.step),
         })
@@ -439,56 +493,38 @@ impl Jit {
 
     /// Throws all translations away; none of them may be running.
     pub(super) fn clear(&mut self) {
-        self.forget_jumps(|_| true);
+        self.forget_jumps(|_, _| true);
         self.area.clear();
         self.sites = Sites::default();
         self.in_step.clear();
         self.counters.clears += 1;
     }
 
-    /// Forgets the jumps that may lead elsewhere from now on.
-    pub(super) fn forget_jumps(&mut self, which: impl Fn(&Jump) -> bool) {
-        self.forget_jumps_of(false, &which);
-        self.forget_jumps_of(true, &which);
-        self.kernel_below &= !self.filled[0].is_empty();
-    }
-
-    /// The same for kernel or user code only.
-    fn forget_jumps_of(&mut self, user: bool, which: impl Fn(&Jump) -> bool) {
-        let jumps = &mut self.jumps[usize::from(user)];
-        self.filled[usize::from(user)].retain(|slot| {
-            let slot = usize::from(*slot);
-            let gone = which(&jumps[slot]);
-            if gone {
-                jumps[slot] = Jump::none(slot);
-            }
-            !gone
-        });
+    /// Forgets the jumps that may lead elsewhere from now on: those to linear addresses for which `which` holds, given
+    /// whether their page is the same in all address spaces.
+    pub(super) fn forget_jumps(&mut self, which: impl Fn(u64, bool) -> bool) {
+        self.jumps.iter_mut().for_each(|jumps| jumps.forget(&which));
+        self.kernel_below &= !self.jumps[0].filled.is_empty();
     }
 
     /// Forgets the jumps into the region of 2 to the `bits` bytes around `linear`.
     pub(super) fn forget_jumps_into(&mut self, linear: u64, bits: u32) {
-        let within = |jump: &Jump| (jump.page ^ linear) >> bits == 0;
-        self.forget_jumps_of(true, within);
+        let within = |jump: u64, _| (jump ^ linear) >> bits == 0;
+        self.jumps[1].forget(within);
         // Kernels keep their code in the upper half, and take many a user page away.
         if linear >> 63 != 0 || self.kernel_below {
-            self.forget_jumps_of(false, within);
+            self.jumps[0].forget(within);
         }
     }
 
-    /// The jump table for user or kernel code.
+    /// The jump table for user or kernel code, which stays where it is.
     pub(super) fn jump_table(&self, user: bool) -> *const Jump {
-        self.jumps[usize::from(user)].as_ptr()
+        self.jumps[usize::from(user)].entries.as_ptr()
     }
 
     /// Lets jumps to `linear` go straight to `code`.
     fn remember(&mut self, user: bool, linear: u64, code: u64, global: bool) {
-        let slot = (linear as u32 ^ linear as u32 >> 12) as usize & (JUMP_ENTRIES - 1);
-        let entry = &mut self.jumps[usize::from(user)][slot];
-        if entry.code == 0 {
-            self.filled[usize::from(user)].push(slot as u16);
-        }
         self.kernel_below |= !user && linear >> 63 == 0;
-        *entry = Jump { linear, page: linear & !0xfff, code, global: u64::from(global) };
+        self.jumps[usize::from(user)].remember(linear, code, global);
     }
 }

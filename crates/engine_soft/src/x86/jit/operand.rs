@@ -13,14 +13,16 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Instruction, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::Frame;
 use super::asm::{Alu, Condition, Label, Mem, Reg, Size};
+use super::branch::End;
+use super::keep::Cold;
 use super::plan::Operand;
 use super::rewrite::{self, S0, S1, host_of, place_memory};
 use super::stubs::frame;
-use super::translate::{Cold, Translation};
+use super::translate::Translation;
 use crate::x86::known::{Known as KnownSet, OperandPages};
 use crate::x86::mmu::{Intent, TlbEntry};
 
@@ -92,15 +94,34 @@ fn simple(instruction: &Instruction) -> Option<(Reg, i32)> {
 
 impl Translation<'_> {
     /// Whether the page of an operand is looked for among those known. Kernels follow pointers to ever other pages.
-    pub(super) fn tries_known(&self, operand: Operand) -> bool {
-        self.user && u64::from(operand.size) <= OperandPages::MAX_SIZE
+    pub(super) fn tries_known(&self, operand: Operand, base: Register) -> bool {
+        let strided = base.is_gpr64() && self.strided >> rewrite::number(base) & 1 != 0;
+        self.user && !strided && u64::from(operand.size) <= OperandPages::MAX_SIZE
+    }
+
+    /// Finds the registers that move by the value of another in each round of a loop that is one unit: down a
+    /// column of a matrix each access is in another page.
+    pub(super) fn find_strides(&mut self) {
+        let last = self.ops.len() - 1;
+        if !matches!(self.end(last), End::Conditional(_, taken, _) if taken == i64::from(self.start_of(0))) {
+            return;
+        }
+        for instruction in &self.instructions {
+            let moves = matches!(instruction.mnemonic(), Mnemonic::Add | Mnemonic::Sub)
+                && instruction.op0_kind() == OpKind::Register
+                && instruction.op0_register().is_gpr64()
+                && instruction.op1_kind() == OpKind::Register;
+            if moves {
+                self.strided |= 1 << rewrite::number(instruction.op0_register());
+            }
+        }
     }
 
     /// An instruction with one operand in memory.
     pub(super) fn write_with_memory(&mut self, i: usize, operand: Operand) {
         let instruction = self.instructions[i];
-        let Some((base, displacement)) =
-            simple(&instruction).filter(|_| self.groups.has(i) || self.tries_known(operand))
+        let Some((base, displacement)) = simple(&instruction)
+            .filter(|_| self.groups.has(i) || self.tries_known(operand, instruction.memory_base()))
         else {
             return self.write_by_address(i, operand);
         };
@@ -111,7 +132,7 @@ impl Translation<'_> {
         let Some(bytes) = self.encoded(&made.instruction) else {
             return self.write_handler(i); // AH..BH beside a scratch register
         };
-        if self.groups.has(i) && operand.alignment <= 1 {
+        if self.groups.has(i) && (operand.alignment <= 1 || self.is_aligned(i, operand)) {
             self.load_addend(i);
             return self.write_encoded(i, &made, &bytes);
         }
@@ -122,15 +143,27 @@ impl Translation<'_> {
             self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
             self.asm.jump_if(Condition::NE, miss);
         }
-        if !self.load_addend(i) {
+        if self.load_addend(i) {
+            self.aligned = self.groups.offset(i).map(|(group, offset)| (group, offset, operand.alignment));
+        } else {
             self.write_find((base, displacement), operand, miss);
         }
         self.write_encoded(i, &made, &bytes);
         self.cold_handler(i, miss);
     }
 
+    /// Whether an access before has shown that the one of instruction `i`, of the same group, is aligned.
+    fn is_aligned(&self, i: usize, operand: Operand) -> bool {
+        let (Some((group, offset)), Some((known, at, alignment))) = (self.groups.offset(i), self.aligned)
+        else {
+            return false;
+        };
+        group == known && operand.alignment <= alignment && (offset - at) % operand.alignment as i32 == 0
+    }
+
     /// With the linear address `[base + displacement]` in S0: what to add to one in its page, into S1. Destroys S0.
     pub(super) fn write_find(&mut self, address: (Reg, i32), operand: Operand, miss: Label) {
+        self.addend = None;
         let known = Known::of(self.user, address.0, operand.intent);
         let (other, access) = (self.asm.label(), self.asm.label());
         self.asm.alu_load(Size::Qword, Alu::Sub, S0, known.page());
@@ -150,10 +183,11 @@ impl Translation<'_> {
         };
         place_memory(&mut made.instruction, S0, None, 0);
         let Some(bytes) = self.encoded(&made.instruction) else { return self.write_handler(i) };
+        self.addend = None;
         self.clobber(i);
         let miss = self.asm.label();
         self.write_operand_address(&instruction);
-        if !self.tries_known(operand) {
+        if !self.tries_known(operand, instruction.memory_base()) {
             self.write_check_to_host(operand, miss);
         } else {
             if operand.alignment > 1 {

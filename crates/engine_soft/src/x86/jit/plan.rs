@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpKind, Register};
 
-use super::{Tools, Vectors, rewrite, system};
+use super::{Tools, Vectors, rewrite, strings, system};
 use crate::x86::hostexec::{Access, Class};
 use crate::x86::interp::ops::vector::Extra;
 use crate::x86::mmu::Intent;
@@ -42,6 +42,10 @@ pub(super) enum Plan {
     TimeStamp,
     /// BT and relatives with a bit number in a register.
     BitString(Operand),
+    /// REP STOS of elements of 2 to the `shift` bytes.
+    FillString { shift: u8 },
+    /// REP MOVS of elements of 2 to the `shift` bytes.
+    MoveString { shift: u8 },
     /// A conditional jump in the middle of a unit.
     SideExit,
     /// By the interpreter's handler.
@@ -215,7 +219,7 @@ fn plan_of_special(instruction: &Instruction) -> Option<Plan> {
 
 pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Plan {
     use Mnemonic as M;
-    if let Some(plan) = plan_of_special(instruction) {
+    if let Some(plan) = plan_of_special(instruction).or_else(|| strings::plan_of_string(instruction)) {
         return plan;
     }
     let mnemonic = instruction.mnemonic();
@@ -240,7 +244,8 @@ pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Pla
     if bits && instruction.op1_kind() == OpKind::Register && !system::is_bit_string(instruction) {
         return Plan::Handler;
     }
-    let access = tools.info.info_options(instruction, InstructionInfoOptions::NO_MEMORY_USAGE).op_access(n);
+    let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
+    let access = tools.info.info_options(instruction, options).op_access(n);
     let intent = if rewrite::writes(access) { Intent::Write } else { Intent::Read };
     let size = instruction.memory_size().size() as u32;
     if size == 0 {

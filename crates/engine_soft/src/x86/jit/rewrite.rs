@@ -83,6 +83,29 @@ pub struct Rewritten {
     pub verbatim: bool,
 }
 
+/// An instruction of the host's.
+pub(super) struct Encoded {
+    bytes: [u8; 15],
+    len: usize,
+}
+
+impl Encoded {
+    /// `None` if there are more than an instruction has.
+    pub(super) fn of(bytes: &[u8]) -> Option<Self> {
+        let mut encoded = Self { bytes: [0; 15], len: bytes.len() };
+        encoded.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(encoded)
+    }
+}
+
+impl std::ops::Deref for Encoded {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 /// Whether an access reads or writes.
 pub fn reads(access: OpAccess) -> bool {
     matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
@@ -101,7 +124,6 @@ pub fn registers(
     scratch: &[Reg],
 ) -> Option<Rewritten> {
     let mut rewritten = Rewritten { instruction: *instruction, borrowed: [None; 2], verbatim: true };
-    let used = info.info_options(instruction, InstructionInfoOptions::NO_MEMORY_USAGE);
     for n in 0..instruction.op_count() {
         if instruction.op_kind(n) != OpKind::Register {
             continue;
@@ -115,7 +137,9 @@ pub fn registers(
             Some(host) if host.0 == guest => continue,
             Some(host) => host,
             None => {
-                let access = used.op_access(n);
+                let options =
+                    InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
+                let access = info.info_options(instruction, options).op_access(n);
                 let partial = register.size() < 4 && writes(access);
                 // A destination that may stay as it is must hold its value before.
                 let read = reads(access) || partial || access == OpAccess::CondWrite;

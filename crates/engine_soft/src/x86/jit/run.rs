@@ -205,7 +205,8 @@ impl Cpu {
         start: u32,
         variant_from: Option<usize>,
     ) -> Option<u64> {
-        let mut page = [0u8; 4096];
+        let mut page = std::mem::take(&mut jit.tools.page);
+        page.resize(4096, 0);
         let host = self.guest_ram().page(block.gfn)?.host;
         // SAFETY: a whole page of guest RAM.
         unsafe { std::ptr::copy_nonoverlapping(host.as_ptr(), page.as_mut_ptr(), page.len()) };
@@ -218,12 +219,12 @@ impl Cpu {
             extend(&mut pieces, &page, jit.threshold());
         }
         let ops = pieces.iter().map(|piece| piece.ops.len()).sum();
-        let address = jit.area.next_address();
+        let (address, jumps) = (jit.area.next_address(), jit.jump_table(user) as u64);
         let sites = jit.sites.room(translate::max_sites(ops));
         let first = sites.len();
         let tools = &mut jit.tools;
         let how = (address, jit.config);
-        let source = translate::Source { pieces: &pieces, page: &page, linear: self.frame.page, user };
+        let source = translate::Source { pieces: &pieces, page: &page, linear: self.frame.page, user, jumps };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run(variant_from)?;
         for site in &mut sites[first..] {
@@ -231,10 +232,10 @@ impl Cpu {
         }
         if let Some(trace) = &jit.trace {
             let (page, gfn) = (self.frame.page, block.gfn);
-            let (guest, code, marks) = (&done.instructions[..], &done.code[..], &done.marks[..]);
+            let (guest, code, marks) = (&done.instructions[..], done.asm.code(), &done.marks[..]);
             trace.write(&Listing { page, gfn, guest, code, address, marks }.text());
         }
-        let offset = jit.area.push(&done.code).ok()??;
+        let offset = jit.area.push(done.asm.code()).ok()??;
         for site in &mut sites[first..] {
             site.patch += offset;
         }
@@ -248,10 +249,14 @@ impl Cpu {
         }
         if variant_from.is_none() {
             block.code(user).set(Translated { outer: address, inner: address + u64::from(done.inner) });
-            let blocks = pieces.iter().map(|piece| std::ptr::from_ref(piece.block)).collect();
-            let unit = Unit { blocks, instructions: done.instructions, reversible: done.reversible };
-            jit.in_step.remember(block, user, unit);
+            if jit.in_step.is_on() {
+                let blocks = pieces.iter().map(|piece| std::ptr::from_ref(piece.block)).collect();
+                let (instructions, reversible) = (done.instructions.clone(), done.reversible);
+                jit.in_step.remember(block, user, Unit { blocks, instructions, reversible });
+            }
         }
+        done.recycle(&mut jit.tools.spare);
+        jit.tools.page = page;
         Some(address)
     }
 

@@ -4,16 +4,17 @@
 use std::mem::offset_of;
 
 use engine::Statistics;
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 use memory::PageInfo;
 
-use super::asm::{Alu, Asm, Condition, Label, Mem, RAX, RDX, Size};
+use super::asm::{Alu, Asm, Condition, Label, Mem, Size};
+use super::finished::{Finished, Spare};
 use super::flags::{ALL, Effect, Peek};
 use super::group::Groups;
+use super::keep::Cold;
 use super::listing::{Mark, Stretch};
-use super::operand::Unknown;
-use super::plan::{Operand, Plan, plan_of_plain, plan_of_thunk};
-use super::rewrite::{self, Borrowed, Rewritten, S0, S1, host_of};
+use super::plan::{Plan, plan_of_plain, plan_of_thunk};
+use super::rewrite::{self, Borrowed, Encoded, Rewritten, S0, S1};
 use super::stubs::{Stubs, frame, gpr};
 use super::{Config, Frame, Kind, Site, Tools, Vectors};
 use crate::x86::interp::cpu::Cpu;
@@ -32,27 +33,6 @@ pub(super) struct Place {
     pub(super) saved: bool,
 }
 
-/// Code that is needed rarely and stands behind the rest.
-pub(super) enum Cold {
-    /// At `label`: go to the slow stub with site number `site`. If that resumes, it is at `resume`, with the
-    /// live flags in EFLAGS if `restore`.
-    Slow { label: Label, site: usize, resume: Option<Label>, restore: bool },
-    /// At `label`: save the flags first if they are in EFLAGS only, then leave with the site.
-    Exit { label: Label, site: usize, save: bool },
-    /// At `label`: a jump out of the page to `target`, relative to the page.
-    FarJump { label: Label, last: usize, target: i64, save: bool },
-    /// At `label`: leave with the site and the address in S0.
-    UnknownTarget { label: Label, site: usize },
-    /// At `label`: an access that is not in the known page.
-    Unknown(Label, Unknown),
-    /// At `label`: RET, which moved RSP by `moved`, to another place than expected, in S0.
-    Unexpected { label: Label, last: usize, moved: i32 },
-    /// At `label`: save the flags, then go to `joined`.
-    Save { label: Label, joined: Label },
-    /// At `label`: the check of group `index` failed; `retry` is where it begins.
-    Group { label: Label, index: usize, retry: Label },
-}
-
 /// A block being translated.
 pub(super) struct Translation<'a> {
     pub(super) asm: Asm,
@@ -67,6 +47,8 @@ pub(super) struct Translation<'a> {
     pub(super) linear: u64,
     /// Whether it is code of privilege level 3.
     pub(super) user: bool,
+    /// Host address of the jump table for that.
+    pub(super) jumps: u64,
     pub(super) instructions: Vec<Instruction>,
     pub(super) plans: Vec<Plan>,
     pub(super) groups: Groups,
@@ -77,6 +59,12 @@ pub(super) struct Translation<'a> {
     /// Bytes of the page that were looked at to find out.
     seen: (usize, usize),
     pub(super) place: Place,
+    /// Base registers that a loop moves far with each round, as bits.
+    pub(super) strided: u16,
+    /// The addend of a group that S1 has.
+    pub(super) addend: Option<Mem>,
+    /// The group, the offset in it and the alignment of an access that is known to be aligned.
+    pub(super) aligned: Option<(usize, i32, u32)>,
     /// Vector registers the rest of the block needs.
     pub(super) vectors: u8,
     pub(super) cold: Vec<Cold>,
@@ -105,20 +93,8 @@ pub(super) struct Source<'a> {
     pub(super) linear: u64,
     /// Whether it is to run at privilege level 3, or at the others.
     pub(super) user: bool,
-}
-
-/// A finished translation.
-pub(super) struct Finished {
-    pub(super) code: Vec<u8>,
-    /// Offset of the inner entry; the outer one, or that of a variant, is at 0.
-    pub(super) inner: u32,
-    /// What of the page was looked at beyond the block.
-    pub(super) seen: (usize, usize),
-    /// For a listing.
-    pub(super) instructions: Vec<Instruction>,
-    pub(super) marks: Vec<Mark>,
-    /// Whether what it does can be undone (see [`super::lockstep`]).
-    pub(super) reversible: bool,
+    /// Host address of the jump table for that.
+    pub(super) jumps: u64,
 }
 
 /// Sites a block of `ops` operations may need.
@@ -135,41 +111,54 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { pieces, page, linear, user } = *source;
+        let Source { pieces, page, linear, user, jumps } = *source;
         let (first, last) = (&pieces[0], &pieces[pieces.len() - 1]);
         let start = first.start;
         let end = (last.start as usize + usize::from(last.block.len)).min(page.len());
         let bytes = &page[start as usize..end];
         // Addresses relative to the page: targets and operands come out independent of where it is mapped.
         let decoder = Decoder::with_ip(64, bytes, u64::from(start), DecoderOptions::NONE);
-        let instructions: Vec<Instruction> = decoder.into_iter().collect();
+        let mut spare = std::mem::take(&mut tools.spare);
+        spare.asm.restart(address);
+        spare.instructions.clear();
+        spare.instructions.extend(decoder);
+        spare.piece_of.clear();
+        for (n, piece) in (0..).zip(pieces) {
+            spare.piece_of.extend(piece.ops.iter().map(|_| n));
+        }
+        spare.plans.clear();
+        spare.live.clear();
+        spare.marks.clear();
+        spare.cold.clear();
+        spare.resumes.clear();
+        spare.patches.clear();
         Self {
-            asm: Asm::new(address),
+            asm: spare.asm,
             stubs,
             tools,
             pieces,
             ops: pieces.iter().flat_map(|piece| piece.ops).collect(),
-            piece_of: pieces
-                .iter()
-                .zip(0..)
-                .flat_map(|(piece, n)| piece.ops.iter().map(move |_| n))
-                .collect(),
+            piece_of: spare.piece_of,
             page,
             linear,
             user,
-            instructions,
-            plans: Vec::new(),
+            jumps,
+            instructions: spare.instructions,
+            plans: spare.plans,
             groups: Groups::default(),
-            live: Vec::new(),
+            live: spare.live,
             config,
-            marks: Vec::new(),
+            marks: spare.marks,
             seen: (usize::MAX, 0),
             place: Place { host: true, saved: false },
+            strided: 0,
+            addend: None,
+            aligned: None,
             vectors: Vectors::NONE,
-            cold: Vec::new(),
+            cold: spare.cold,
             sites,
-            resumes: Vec::new(),
-            patches: Vec::new(),
+            resumes: spare.resumes,
+            patches: spare.patches,
         }
     }
 
@@ -187,6 +176,7 @@ impl<'a> Translation<'a> {
         }
         self.plan();
         self.find_live_flags();
+        self.find_strides();
         let mut inner = None;
         if variant_from.is_none() {
             self.find_groups();
@@ -235,7 +225,7 @@ impl<'a> Translation<'a> {
     }
 
     fn finish(mut self, inner: Option<Label>) -> Finished {
-        let code = self.asm.finish().to_vec();
+        self.asm.finish();
         let inner = inner.map_or(0, |label| self.asm.offset_of(label));
         for (site, label) in &self.resumes {
             self.sites[*site].resume = u64::from(self.asm.offset_of(*label));
@@ -244,8 +234,17 @@ impl<'a> Translation<'a> {
             self.sites[*site].patch = *at;
         }
         let reversible = self.config.stress.step != 0 && self.is_reversible();
+        self.tools.spare = Spare {
+            piece_of: self.piece_of,
+            plans: self.plans,
+            live: self.live,
+            cold: self.cold,
+            resumes: self.resumes,
+            patches: self.patches,
+            ..Spare::default()
+        };
         Finished {
-            code,
+            asm: self.asm,
             inner,
             seen: self.seen,
             instructions: self.instructions,
@@ -281,7 +280,7 @@ impl<'a> Translation<'a> {
 
     fn find_live_flags(&mut self) {
         let last = self.ops.len() - 1;
-        self.live = vec![ALL; self.ops.len() + 1];
+        self.live.resize(self.ops.len() + 1, ALL);
         if self.config.exact_flags {
             return;
         }
@@ -306,6 +305,7 @@ impl<'a> Translation<'a> {
             }
             Plan::Handler | Plan::SideExit => Effect::OPAQUE,
             Plan::ClearInterrupts | Plan::ReadSegment | Plan::TimeStamp => Effect::default(),
+            Plan::FillString { .. } | Plan::MoveString { .. } => Effect::default(),
             Plan::PushFlags => Effect { reads: ALL, ..Effect::default() },
             Plan::Native { .. } | Plan::Divide { .. } | Plan::BitString(_) => {
                 Effect::of(&self.instructions[i])
@@ -385,10 +385,23 @@ impl<'a> Translation<'a> {
         self.asm.jump_if(Condition::B, missing);
         self.asm.bind(resume);
         let site = self.site(Kind::Vectors, 0, self.start_of(0));
-        self.cold.push(Cold::Slow { label: missing, site, resume: Some(resume), restore: false });
+        self.cold.push(Cold::Slow {
+            label: missing,
+            site,
+            resume: Some(resume),
+            restore: false,
+            addend: None,
+        });
     }
 
     fn write_instruction(&mut self, i: usize) {
+        let keeps_addend = matches!(
+            self.plans[i],
+            Plan::Nothing | Plan::Native { .. } | Plan::Push | Plan::Pop | Plan::Leave | Plan::SideExit
+        );
+        if !keeps_addend {
+            self.addend = None;
+        }
         match self.plans[i] {
             Plan::Nothing => {}
             Plan::Native { memory: None, .. } => self.write_native(i),
@@ -403,8 +416,13 @@ impl<'a> Translation<'a> {
             Plan::ReadSegment => self.write_read_segment(i),
             Plan::TimeStamp => self.write_time_stamp(i),
             Plan::BitString(operand) => self.write_bit_string(i, operand),
+            Plan::FillString { shift } => self.write_fill_string(i, shift),
+            Plan::MoveString { shift } => self.write_move_string(i, shift),
             Plan::SideExit => self.write_side_exit(i),
             Plan::Handler => self.write_handler(i),
+        }
+        if !keeps_addend {
+            self.addend = None;
         }
     }
 
@@ -416,7 +434,7 @@ impl<'a> Translation<'a> {
         };
         let bytes = if made.verbatim {
             let at = instruction.ip() as usize;
-            Some(self.page[at..at + instruction.len()].to_vec())
+            Encoded::of(&self.page[at..at + instruction.len()])
         } else {
             self.encoded(&made.instruction)
         };
@@ -431,6 +449,9 @@ impl<'a> Translation<'a> {
             self.need_host(self.live[i]);
         }
         for Borrowed { guest, host, read, .. } in made.borrowed.iter().flatten() {
+            if *host == S1 {
+                self.addend = None;
+            }
             if *read {
                 self.asm.load(Size::Qword, *host, gpr(*guest));
             }
@@ -444,56 +465,13 @@ impl<'a> Translation<'a> {
         self.flags_after(effect);
     }
 
-    pub(super) fn encoded(&mut self, instruction: &Instruction) -> Option<Vec<u8>> {
+    pub(super) fn encoded(&mut self, instruction: &Instruction) -> Option<Encoded> {
         let done = self.tools.encoder.encode(instruction, 0).is_ok();
-        let bytes = self.tools.encoder.take_buffer();
-        done.then_some(bytes)
-    }
-
-    /// DIV and IDIV natively where the quotient surely fits: the high half below the divisor, or for IDIV a
-    /// dividend that is one sign-extended register and a divisor that is neither 0 nor -1.
-    fn write_divide(&mut self, i: usize, memory: Option<Operand>) {
-        let instruction = self.instructions[i];
-        let wide = memory.map_or(instruction.op0_register().size(), |operand| operand.size as usize) == 8;
-        let (size, like) = if wide { (Size::Qword, Register::RAX) } else { (Size::Dword, Register::EAX) };
-        let home = match memory {
-            None => host_of(rewrite::number(instruction.op0_register())),
-            Some(_) => None,
-        };
-        let divisor = home.unwrap_or(S1);
-        let mut host = instruction;
-        host.set_op0_kind(OpKind::Register);
-        host.set_op0_register(rewrite::sized(divisor, like));
-        let Some(bytes) = self.encoded(&host) else { return self.write_handler(i) };
-        let slow = self.asm.label();
-        self.clobber(i);
-        match memory {
-            None if home.is_none() => {
-                self.asm.load(size, S1, gpr(rewrite::number(instruction.op0_register())));
-            }
-            None => {}
-            Some(operand) => {
-                self.write_operand_address(&instruction);
-                self.write_check(operand, slow);
-                self.asm.load(Size::Qword, S1, Mem::Base(S1, super::access::HOST));
-                self.asm.load(size, S1, Mem::Indexed(S0, S1, 0, 0));
-            }
-        }
-        if instruction.mnemonic() == Mnemonic::Div {
-            self.asm.alu(size, Alu::Cmp, RDX, divisor);
-            self.asm.jump_if(Condition::AE, slow);
-        } else {
-            self.asm.mov(size, S0, RAX);
-            self.asm.sar(size, S0, if size == Size::Qword { 63 } else { 31 });
-            self.asm.alu(size, Alu::Cmp, S0, RDX);
-            self.asm.jump_if(Condition::NE, slow);
-            self.asm.lea(size, S0, Mem::Base(divisor, 1));
-            self.asm.alu_immediate(size, Alu::Cmp, S0, 1);
-            self.asm.jump_if(Condition::BE, slow);
-        }
-        self.asm.raw(&bytes);
-        self.flags_after(Effect::of(&instruction));
-        self.cold_handler(i, slow);
+        let mut bytes = self.tools.encoder.take_buffer();
+        let encoded = Encoded::of(&bytes).filter(|_| done);
+        bytes.clear();
+        self.tools.encoder.set_buffer(bytes);
+        encoded
     }
 
     /// By the interpreter's handler, after which the block goes on.
@@ -505,6 +483,7 @@ impl<'a> Translation<'a> {
         self.asm.bind(resume);
         self.resumes.push((site, resume));
         self.place = Place { host: false, saved: true };
+        self.addend = None;
     }
 
     /// At `label`: instruction `i` by its handler, then on behind it.
@@ -513,7 +492,8 @@ impl<'a> Translation<'a> {
         let resume = self.asm.label();
         self.asm.bind(resume);
         let restore = self.live[i + 1] != 0 && self.place.host;
-        self.cold.push(Cold::Slow { label, site, resume: Some(resume), restore });
+        let addend = self.addend;
+        self.cold.push(Cold::Slow { label, site, resume: Some(resume), restore, addend });
     }
 
     /// A new site for operation `i`.

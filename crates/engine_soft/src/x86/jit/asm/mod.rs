@@ -9,6 +9,8 @@ pub struct Reg(pub u8);
 
 /// RAX
 pub const RAX: Reg = Reg(0);
+/// RCX
+pub const RCX: Reg = Reg(1);
 /// RDX
 pub const RDX: Reg = Reg(2);
 /// RSP
@@ -96,6 +98,7 @@ pub enum Alu {
 }
 
 /// Code being written for a known host address.
+#[derive(Default)]
 pub struct Asm {
     bytes: Vec<u8>,
     base: u64,
@@ -108,6 +111,19 @@ impl Asm {
     /// Nothing yet, for host address `base`.
     pub fn new(base: u64) -> Self {
         Self { bytes: Vec::with_capacity(2048), base, labels: Vec::new(), fixups: Vec::new() }
+    }
+
+    /// Starts over for host address `base`, in the memory of what was written before.
+    pub fn restart(&mut self, base: u64) {
+        self.bytes.clear();
+        self.labels.clear();
+        self.fixups.clear();
+        self.base = base;
+    }
+
+    /// What was written; once finished, the code.
+    pub fn code(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Bytes written so far: the place of the next instruction.
@@ -273,8 +289,11 @@ impl Asm {
         }
     }
 
-    /// `lea to, [address]`
+    /// `lea to, [address]`; a move, which many processors do for nothing, where that is the same.
     pub fn lea(&mut self, size: Size, to: Reg, address: Mem) {
+        if let Mem::Base(base, 0) = address {
+            return self.mov(size, to, base);
+        }
         self.encode(size, None, &[0x8d], to.0, Operand::Memory(address));
     }
 
@@ -333,6 +352,16 @@ impl Asm {
     /// `movsxd to, from`
     pub fn movsxd(&mut self, to: Reg, from: Reg) {
         self.encode(Size::Qword, None, &[0x63], to.0, Operand::Register(from));
+    }
+
+    /// `rep` of the string instruction whose form for bytes is `opcode`, of elements of 2 to the `shift` bytes.
+    pub fn repeat(&mut self, opcode: u8, shift: u8) {
+        match shift {
+            0 => self.raw(&[0xf3, opcode]),
+            1 => self.raw(&[0x66, 0xf3, opcode | 1]),
+            2 => self.raw(&[0xf3, opcode | 1]),
+            _ => self.raw(&[0xf3, 0x48, opcode | 1]),
+        }
     }
 
     /// `rdtsc`
