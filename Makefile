@@ -28,7 +28,7 @@ SOAK_ENGINE ?= auto
 BENCH_FLAGS ?=
 
 PACKAGES_RUN := gcc libc6-dev mmdebstrap
-PACKAGES_TEST := $(PACKAGES_RUN) g++ git buildah busybox-static docker-registry iproute2 openssl skopeo
+PACKAGES_TEST := $(PACKAGES_RUN) g++ git buildah busybox-static containerd docker-registry iproute2 openssl podman skopeo
 # In the guest, from the host's package sources.
 PACKAGES_SOAK := bc bison bzip2 flex gcc libc6-dev libelf-dev libssl-dev linux-source make xz-utils
 PACKAGES_BENCH := $(PACKAGES_TEST) qemu-system-x86

@@ -246,3 +246,29 @@ fn made_started_renamed_and_started_again() {
         place.try_to(&["start", "-a", "wrong"]).expect_failure(127, &["no-such"]);
     }
 }
+
+#[test]
+fn checks_say_whether_it_is_well() {
+    for place in Place::each() {
+        let well = "test ! -e /tmp/ill && echo fine || { echo broken; exit 1; }";
+        let flags =
+            ["--name", "one", "--health-cmd", well, "--health-interval", "200ms", "--health-retries", "2"];
+        place.start(&flags, "exec sleep 1000");
+        place.wait_for("health", || place.state("one")["health"]["status"] == "healthy");
+        assert_eq!(place.state("one")["health"]["output"], "fine\n");
+        assert!(place.strata(&["ps"]).contains("(healthy)"));
+        place.strata(&["exec", "one", "touch", "/tmp/ill"]);
+        place.wait_for("illness", || place.state("one")["health"]["status"] == "unhealthy");
+        let health = &place.state("one")["health"];
+        assert_eq!((&health["output"], &health["exit_code"]), (&Value::from("broken\n"), &Value::from(1)));
+        place.strata(&["exec", "one", "rm", "/tmp/ill"]);
+        place.wait_for("health", || place.state("one")["health"]["status"] == "healthy");
+        place.strata(&["stop", "-t", "0", "one"]);
+        assert_eq!(place.state("one")["health"], Value::Null);
+        // A check that takes too long is one that failed.
+        let slow = ["--health-cmd", "sleep 1000", "--health-interval", "50ms", "--health-timeout", "100ms"];
+        place.start(&[&slow[..], &["--name", "two", "--health-retries", "1"]].concat(), "exec sleep 1000");
+        place.wait_for("illness", || place.state("two")["health"]["status"] == "unhealthy");
+        assert!(place.state("two")["health"]["output"].as_str().unwrap().contains("longer than 0.1 s"));
+    }
+}

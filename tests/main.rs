@@ -7,6 +7,7 @@
 mod bad_input;
 mod boot;
 mod build;
+mod callers;
 mod commands;
 mod container;
 mod crashes;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 
 use oci_spec::image::{ImageConfiguration, ImageManifest};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::document;
@@ -43,12 +43,30 @@ pub struct Config {
     pub stop_signal: String,
     /// `port/protocol`
     pub exposed_ports: Vec<String>,
+    /// How to see whether the command is well. Docker's, and not in the OCI specification.
+    pub healthcheck: Option<Healthcheck>,
     /// Free text by key.
     pub labels: BTreeMap<String, String>,
     /// The processor it is made for, in the words of Go: `amd64`, `arm64`, …
     pub architecture: String,
     /// `linux`
     pub os: String,
+}
+
+/// How to see whether a command is well: docker's image specification 1.2. Times are in nanoseconds; what is not given is 0.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all(deserialize = "PascalCase"))]
+pub struct Healthcheck {
+    /// `NONE`, `CMD` and a command line, or `CMD-SHELL` and a line for the shell.
+    pub test: Vec<String>,
+    /// From one check to the next.
+    pub interval: u64,
+    /// A check that takes longer has failed.
+    pub timeout: u64,
+    /// How long after the start failures do not count.
+    pub start_period: u64,
+    /// Failures in a row that count.
+    pub retries: u32,
 }
 
 impl Config {
@@ -58,7 +76,7 @@ impl Config {
         self.entrypoint.iter().chain(args).cloned().collect()
     }
 
-    fn from_oci(configuration: &ImageConfiguration) -> Config {
+    fn from_oci(configuration: &ImageConfiguration, bytes: &[u8]) -> Config {
         let config = configuration.config().clone().unwrap_or_default();
         let or = |text: &Option<String>, default: &str| match text {
             Some(text) if !text.is_empty() => text.clone(),
@@ -72,11 +90,26 @@ impl Config {
             user: config.user().clone().unwrap_or_default(),
             stop_signal: or(config.stop_signal(), "SIGTERM"),
             exposed_ports: config.exposed_ports().clone().unwrap_or_default(),
+            healthcheck: healthcheck(bytes),
             labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
             architecture: configuration.architecture().to_string(),
             os: configuration.os().to_string(),
         }
     }
+}
+
+/// The health check of a configuration. One that makes no sense is none, as an image without one runs too.
+fn healthcheck(configuration: &[u8]) -> Option<Healthcheck> {
+    #[derive(Deserialize)]
+    struct Outer {
+        config: Inner,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Inner {
+        healthcheck: Option<Healthcheck>,
+    }
+    serde_json::from_slice::<Outer>(configuration).ok()?.config.healthcheck
 }
 
 impl Image {
@@ -112,7 +145,7 @@ impl Image {
 
     /// What the image says about the command to run.
     pub fn config(&self) -> Config {
-        Config::from_oci(&self.configuration)
+        Config::from_oci(&self.configuration, &self.config_bytes)
     }
 
     /// Bytes of its layers as they are stored.

@@ -45,7 +45,7 @@ pub use diff::{Change, ChangeKind};
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use history::HistoryStep;
-pub use image::{Config, Image, ImageSummary};
+pub use image::{Config, Healthcheck, Image, ImageSummary};
 pub use layers::{LayerPart, LayerWriter};
 pub use platform::Platform;
 pub use progress::{NoProgress, Part, Progress};

@@ -39,6 +39,9 @@ pub struct Wanted {
     pub restart: Restart,
     /// How much of its output is kept.
     pub log: LogLimits,
+    /// How to see whether it is well.
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
     /// The signal that asks it to end, by its number on Linux x86.
     pub stop_signal: u8,
     /// Its command runs on a terminal.
@@ -66,6 +69,21 @@ impl fmt::Display for Isolation {
             Isolation::Container => "container",
         })
     }
+}
+
+/// How to see whether a workload is well. Docker's words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// A command that is run in the workload; 0 is well.
+    pub command: Vec<String>,
+    /// Milliseconds from one check to the next.
+    pub interval_ms: u64,
+    /// A check that takes longer has failed.
+    pub timeout_ms: u64,
+    /// How long after the start failures do not count.
+    pub start_period_ms: u64,
+    /// Failures in a row that count.
+    pub retries: u32,
 }
 
 /// How much of a workload's output is kept.

@@ -375,6 +375,7 @@ pub(crate) mod testing {
             remove: false,
             restart: Restart::No,
             log: LogLimits::default(),
+            health: None,
             stop_signal: 15,
             tty: false,
             interactive: false,

@@ -31,8 +31,8 @@ pub mod log;
 pub mod monitor;
 mod state;
 
-pub use description::{Description, Isolation, LogLimits, Restart, Wanted};
+pub use description::{Description, HealthCheck, Isolation, LogLimits, Restart, Wanted};
 pub use error::{Error, Result};
 pub use folder::{Folder, Workloads, parse_name};
 pub use foreground::Foreground;
-pub use state::{State, Status, now_ms};
+pub use state::{Health, HealthStatus, State, Status, now_ms};

@@ -11,6 +11,7 @@
 //! `attached` are taken after it, or alone.
 
 mod client;
+mod health;
 mod worker;
 
 use std::collections::HashMap;
@@ -67,6 +68,8 @@ struct Worker {
     sender: Sender,
     /// Where the command's standard input is written to.
     stdin: Option<OwnedFd>,
+    /// It says nothing any more: its end is near.
+    silent: bool,
 }
 
 /// Somebody who sees the output as it comes.
@@ -85,15 +88,22 @@ pub struct Saved {
     pub ram: OwnedFd,
 }
 
-/// Watches `folder` until its workload has ended for good. `command` gives what starts a worker; its standard streams are set
-/// here: the control socket is its standard input. The first worker goes on from `saved`, if that is given. `listening` is
+/// What a monitor starts. Their standard streams are set here.
+pub struct Commands<'a> {
+    /// A worker; its standard input becomes the control socket.
+    pub worker: &'a dyn Fn() -> Command,
+    /// The command in the workload that these arguments are.
+    pub check: &'a (dyn Fn(&[String]) -> Command + Sync),
+}
+
+/// Watches `folder` until its workload has ended for good. The first worker goes on from `saved`, if that is given. `listening` is
 /// called once, when requests are answered: [`control::Request::Start`] begins, and without one for half a minute nothing does.
 ///
 /// # Errors
 /// Somebody else watches it, or its folder cannot be written.
 pub fn watch(
     folder: &Folder,
-    command: &dyn Fn() -> Command,
+    commands: &Commands<'_>,
     saved: Option<Saved>,
     listening: &mut dyn FnMut(),
 ) -> Result<()> {
@@ -122,7 +132,7 @@ pub fn watch(
     std::thread::scope(|scope| {
         let monitor = &monitor;
         scope.spawn(move || client::accept(monitor, &listener, scope));
-        let result = if monitor.may_begin() { monitor.run(command, saved) } else { Ok(()) };
+        let result = if monitor.may_begin() { monitor.run(commands, saved) } else { Ok(()) };
         monitor.end();
         result
     })?;
@@ -164,7 +174,7 @@ impl Monitor<'_> {
     }
 
     /// Starts workers until there is nothing more to do.
-    fn run(&self, command: &dyn Fn() -> Command, mut saved: Option<Saved>) -> Result<()> {
+    fn run(&self, commands: &Commands<'_>, mut saved: Option<Saved>) -> Result<()> {
         let mut pause = FIRST_PAUSE;
         loop {
             let begun = Instant::now();
@@ -178,7 +188,7 @@ impl Monitor<'_> {
                 Ok(()) => self.tell_first(Ok(())),
                 Err(reason) => drop(failed.get_or_insert(reason)),
             };
-            let code = self.run_worker(command(), saved.take(), &mut started)?;
+            let code = self.run_worker(commands, saved.take(), &mut started)?;
             let policy = self.folder.description().wanted.restart;
             let (restarts, stopping) = {
                 let shared = self.lock();

@@ -29,6 +29,67 @@ pub struct State {
     pub error: Option<String>,
     /// How many times it was started again.
     pub restarts: u32,
+    /// What its checks say, if it has any and runs.
+    #[serde(default)]
+    pub health: Option<Health>,
+}
+
+/// What the checks of a workload say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// How it is.
+    pub status: HealthStatus,
+    /// Checks that failed in a row.
+    pub failing: u32,
+    /// When the last check ended, in milliseconds since 1970.
+    pub checked_ms: Option<u64>,
+    /// Its exit code; none if it took too long or could not be run.
+    pub exit_code: Option<u8>,
+    /// The beginning of what it wrote, or why it could not be run.
+    pub output: String,
+}
+
+/// How a workload is that is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthStatus {
+    /// No check has succeeded yet, and not enough have failed.
+    #[default]
+    Starting,
+    /// The last checks succeeded, or not enough failed.
+    Healthy,
+    /// As many checks in a row failed as count.
+    Unhealthy,
+}
+
+impl fmt::Display for HealthStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            HealthStatus::Starting => "starting",
+            HealthStatus::Healthy => "healthy",
+            HealthStatus::Unhealthy => "unhealthy",
+        })
+    }
+}
+
+impl Health {
+    /// What is known after one more check: its exit code, unless it took too long, and what it wrote. `early` failures do
+    /// not count until one has succeeded.
+    pub(crate) fn after(self, code: Option<u8>, output: String, early: bool, retries: u32) -> Health {
+        let well = code == Some(0);
+        let counts = !(early && self.status == HealthStatus::Starting);
+        let failing = match (well, counts) {
+            (true, _) => 0,
+            (false, true) => self.failing.saturating_add(1),
+            (false, false) => self.failing,
+        };
+        let status = match self.status {
+            _ if well => HealthStatus::Healthy,
+            _ if failing >= retries.max(1) => HealthStatus::Unhealthy,
+            before => before,
+        };
+        Health { status, failing, checked_ms: Some(now_ms()), exit_code: code, output }
+    }
 }
 
 impl State {
@@ -44,6 +105,7 @@ impl State {
             exit_code: None,
             error: None,
             restarts: 0,
+            health: None,
         }
     }
 }
@@ -98,4 +160,25 @@ impl fmt::Display for Status {
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_failures_in_a_row_as_count_make_it_unhealthy() {
+        let after = |health: Health, code, early| health.after(code, String::new(), early, 2);
+        let early = after(Health::default(), Some(1), true);
+        assert_eq!((early.status, early.failing), (HealthStatus::Starting, 0));
+        let one = after(early, None, false);
+        assert_eq!((one.status, one.failing, one.exit_code), (HealthStatus::Starting, 1, None));
+        let two = after(one, Some(3), false);
+        assert_eq!((two.status, two.failing), (HealthStatus::Unhealthy, 2));
+        let well = after(two, Some(0), false);
+        assert_eq!((well.status, well.failing), (HealthStatus::Healthy, 0));
+        // Once it was well, failures count at any time.
+        let again = after(well, Some(1), true);
+        assert_eq!((again.status, again.failing), (HealthStatus::Healthy, 1));
+    }
 }

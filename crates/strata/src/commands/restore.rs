@@ -85,6 +85,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         remove: true,
         restart: Restart::No,
         log: LogLimits::default(),
+        health: None,
         stop_signal: 15,
         tty: saved.tty,
         interactive: options.interactive,

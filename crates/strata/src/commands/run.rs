@@ -7,6 +7,7 @@
 pub mod container;
 pub mod detach;
 pub mod exec;
+mod health;
 pub mod initrd;
 pub mod requests;
 pub mod session;
@@ -90,6 +91,8 @@ pub struct Options {
     /// When to start the workload in the background again: no, on-failure, on-failure:TIMES or always
     #[arg(long, value_name = "POLICY", default_value = "no")]
     restart: workload::Restart,
+    #[command(flatten)]
+    health: health::Flags,
     /// Name of the image
     image: String,
     /// The command and its arguments

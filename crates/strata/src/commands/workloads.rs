@@ -211,7 +211,10 @@ fn status(state: &State) -> String {
         }
     };
     match (state.status, state.exit_code) {
-        (Status::Running | Status::Paused, _) => format!("{} for {}", state.status, since(state.started_ms)),
+        (Status::Running | Status::Paused, _) => {
+            let health = state.health.as_ref().map(|health| format!(" ({})", health.status));
+            format!("{} for {}{}", state.status, since(state.started_ms), health.unwrap_or_default())
+        }
         (Status::Exited, Some(code)) => format!("exited ({code}) {} ago", since(state.finished_ms)),
         (status, _) => status.to_string(),
     }

@@ -3,12 +3,12 @@
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::PoisonError;
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use super::{Monitor, Saved, Worker};
+use super::{Commands, Monitor, Saved, Worker};
 use crate::control::{self, Event, FromWorker, Receiver, Request, Sender};
 use crate::error::{Error, Result};
 use crate::log::Lines;
@@ -23,7 +23,7 @@ impl Monitor<'_> {
     /// Starts a worker and waits until it has ended and all it wrote is kept. Gives its exit code.
     pub(super) fn run_worker(
         &self,
-        mut command: Command,
+        commands: &Commands<'_>,
         saved: Option<Saved>,
         started: &mut dyn FnMut(std::result::Result<(), String>),
     ) -> Result<u8> {
@@ -31,6 +31,7 @@ impl Monitor<'_> {
         let (ours, theirs) = UnixStream::pair().map_err(socket)?;
         let (mut sender, receiver) = control::halves(ours, "the worker")?;
         let stdin = self.begin(&mut sender, saved)?;
+        let mut command = (commands.worker)();
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(Error::file("start", command.get_program()))?;
         // It holds the other ends: ours would keep the streams open.
@@ -38,14 +39,21 @@ impl Monitor<'_> {
         let pid = Pid::from_child(&child);
         {
             let mut shared = self.lock();
-            shared.worker = Some(Worker { pid, sender, stdin });
+            shared.worker = Some(Worker { pid, sender, stdin, silent: false });
         }
         self.note(|state| state.worker_pid = Some(child.id()));
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         std::thread::scope(|scope| {
             scope.spawn(|| stdout.map(|stream| self.keep("stdout", stream)));
             scope.spawn(|| stderr.map(|stream| self.keep("stderr", stream)));
+            if let Some(check) = &self.folder.description().wanted.health {
+                scope.spawn(|| self.check_health(pid, check, commands.check));
+            }
             self.hear(receiver, started);
+            if let Some(worker) = &mut self.lock().worker {
+                worker.silent = true;
+            }
+            self.changed.notify_all();
         });
         // It has closed its streams: its end is near, or it is here.
         let _ = rustix::io::retry_on_intr(|| {

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use clap::Args;
 use image::Store;
 use workload::control::{self, Client, Request};
-use workload::monitor::Saved;
+use workload::monitor::{Commands, Saved};
 use workload::{Description, Folder, LogLimits, Wanted, Workloads};
 
 use super::{Isolation, Options, container};
@@ -68,7 +68,9 @@ pub fn create(global: &Global, options: &Options) -> Outcome<Folder> {
     // Here, where it is seen how long it takes.
     let root = store.root_for_vm(&image, &Bar::new());
     drop(root.map_err(|error| images::explain(act(), &options.image, error))?);
-    let wanted = wanted(options, &process, &image.config().stop_signal)?;
+    let config = image.config();
+    let health = options.health.check(config.healthcheck.as_ref());
+    let wanted = Wanted { health, ..wanted(options, &process, &config.stop_signal)? };
     let workloads = Workloads::open(store.root()).while_trying(act)?;
     workloads.create(options.name.clone(), wanted).while_trying(act)
 }
@@ -102,6 +104,7 @@ pub(super) fn wanted(options: &Options, process: &protocol::Process, stop_signal
         remove: options.rm,
         restart: options.restart,
         log: LogLimits::default(),
+        health: None,
         stop_signal: signals::number(stop_signal).unwrap_or(15),
         tty: options.tty,
         interactive: options.interactive,
@@ -179,20 +182,31 @@ pub fn monitor(global: &Global, options: &InnerOptions) -> Outcome {
     let saved = options.saved.then(receive_saved).transpose()?;
     let mut worker = store::again(&store::root(global)?, global.verbose)?;
     worker.args(["worker", &options.id]);
-    let command = || {
-        let mut command = Command::new(worker.get_program());
-        command.args(worker.get_args());
+    let worker = || copy(&worker);
+    let mut exec = store::again(&store::root(global)?, 0)?;
+    exec.args(["exec", &options.id]);
+    let check = |arguments: &[String]| {
+        let mut command = copy(&exec);
+        command.args(arguments);
         command
     };
+    let commands = Commands { worker: &worker, check: &check };
     // Who waits may have been interrupted.
     let say =
         |line: &str| drop(writeln!(std::io::stdout(), "{line}").and_then(|()| std::io::stdout().flush()));
-    let watched = workload::monitor::watch(&folder, &command, saved, &mut || say(LISTENING));
+    let watched = workload::monitor::watch(&folder, &commands, saved, &mut || say(LISTENING));
     if let Err(error) = &watched {
         say(&output::visible(&error.to_string()));
     }
     watched.while_trying(act)?;
     Ok(Exit::Success)
+}
+
+/// The same program with the same arguments.
+fn copy(command: &Command) -> Command {
+    let mut copy = Command::new(command.get_program());
+    copy.args(command.get_args());
+    copy
 }
 
 /// What [`start_monitor`] sends.
