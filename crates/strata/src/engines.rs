@@ -1,7 +1,9 @@
 //! The engines this program has. The only file that names one.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::LineWriter;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use arch::x86::cpuid::CpuModel;
 use engine::Engine;
@@ -96,6 +98,38 @@ pub fn open(name: &str, wishes: Wishes) -> Outcome<Box<dyn Engine>> {
     choice.map_or_else(unknown, |choice| (choice.open)(wishes))
 }
 
+/// What `name` means here. That KVM is of no use is noted in the folder `notes` until the host is started anew or its device
+/// changes: finding out takes longer than to restore a machine.
+pub fn settle(name: &str, notes: &Path) -> String {
+    if name != "auto" {
+        return name.to_owned();
+    }
+    let (file, key) = (notes.join("kvm-is-of-no-use"), host_key());
+    if let Some(key) = &key
+        && fs::read_to_string(&file).is_ok_and(|noted| noted == *key)
+    {
+        return WITHOUT_KVM.to_owned();
+    }
+    match (Hardware::look(), key) {
+        (Hardware::Real(..), _) => return "auto".to_owned(),
+        (Hardware::Emulates(..), Some(key)) => {
+            // Without the note the next one looks again. Whole or not at all: others read it meanwhile.
+            let partial = file.with_extension(std::process::id().to_string());
+            let _ = fs::write(&partial, key).and_then(|()| fs::rename(&partial, &file));
+        }
+        // Quickly found out.
+        _ => {}
+    }
+    WITHOUT_KVM.to_owned()
+}
+
+/// This start of this host, with this KVM.
+fn host_key() -> Option<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let device = fs::metadata("/dev/kvm").ok()?;
+    Some(format!("{} {} {}.{:09}", boot.trim(), device.ino(), device.ctime(), device.ctime_nsec()))
+}
+
 fn translator(wishes: Wishes) -> Box<dyn Engine> {
     let config = Config { count: wishes.count, ..Config::default() }.under(wishes.stress);
     let trace = wishes.trace.map(|file| Trace::new(LineWriter::new(file)));
@@ -140,6 +174,16 @@ mod tests {
     fn slow_is_told_with_a_digit_more() {
         assert_eq!(Speed(4.96).to_string(), "5.0 million instructions/s");
         assert_eq!(Speed(2148.3).to_string(), "2148 million instructions/s");
+    }
+
+    #[test]
+    fn what_auto_means_is_the_same_with_and_without_a_note_and_a_note_of_another_host_is_none() {
+        let notes = tempfile::tempdir().unwrap();
+        let first = settle("auto", notes.path());
+        assert_eq!(settle("auto", notes.path()), first);
+        fs::write(notes.path().join("kvm-is-of-no-use"), "another start").unwrap();
+        assert_eq!(settle("auto", notes.path()), first);
+        assert_eq!(settle("interp", notes.path()), "interp");
     }
 
     #[test]

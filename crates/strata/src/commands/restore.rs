@@ -1,7 +1,7 @@
 //! `strata restore`: a workload goes on from where `strata snapshot` saved it.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
@@ -61,10 +61,9 @@ pub struct Options {
 pub fn run(global: &Global, options: &Options) -> Outcome {
     let started = Instant::now();
     let act = format!("restore {}", options.folder.display());
-    let engine = options.engine.as_str();
-    let carried =
-        Carried { sizing: CarriedSizing { engine: engine.to_owned(), no_sandbox: options.no_sandbox } };
     let store = store::open(global)?;
+    let engine = engines::settle(&options.engine, store.root());
+    let carried = Carried { sizing: CarriedSizing { engine, no_sandbox: options.no_sandbox } };
     let snapshot = folder::open(&options.folder).map_err(|error| Failure::because(&act, error))?;
     if !options.force {
         snapshot.check_disks().map_err(|error| {
@@ -129,14 +128,15 @@ fn command_of(snapshot: &Snapshot, act: &str) -> Outcome<WorkloadState> {
     snapshot.workload.clone().ok_or_else(none)
 }
 
-/// Goes on with a machine at rest for a monitor, in the workload `name` with `options`.
+/// Goes on with a machine at rest for a monitor, in the workload `name` with `options`, of the store at `root`.
 ///
 /// # Errors
 /// As [`run`].
-pub fn go_on_with(options: Value, files: Saved, link: Link, name: &str) -> Outcome {
+pub fn go_on_with(root: &Path, options: Value, files: Saved, link: Link, name: &str) -> Outcome {
     let started = Instant::now();
     let act = format!("go on as {name:?}");
-    let carried: Carried = serde_json::from_value(options).while_trying(|| act.clone())?;
+    let mut carried: Carried = serde_json::from_value(options).while_trying(|| act.clone())?;
+    carried.sizing.engine = engines::settle(&carried.sizing.engine, root);
     let snapshot = Snapshot::read(&File::from(files.state), File::from(files.ram));
     let snapshot = snapshot.map_err(|error| Failure::because(&act, error))?;
     snapshot.check_disks().map_err(|error| Failure::because(&act, error))?;

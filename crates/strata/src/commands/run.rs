@@ -33,7 +33,7 @@ use crate::failure::{Failure, Outcome};
 use crate::progress::Bar;
 use crate::size::parse_duration;
 use crate::terminal::LogWriter;
-use crate::{exit, store};
+use crate::{engines, exit, store};
 
 /// Run a command in a microVM made from an image
 ///
@@ -172,8 +172,9 @@ pub use worker::run as work;
 /// Runs the command in a machine of this process; `link` joins it to a monitor.
 fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> Outcome {
     let started = Instant::now();
-    let engine = options.sizing.open_engine()?;
     let store = store::open(global)?;
+    let settled = engines::settle(&options.sizing.engine, store.root());
+    let engine = Sizing { engine: settled, ..options.sizing.clone() }.open_engine()?;
     let prepared = prepare(&store, options, engine.as_ref(), global.verbose)?;
     let booted_anyway = global.verbose >= 2 || options.sizing.trace_jit.is_some();
     let template = if options.start == Start::Warm && !booted_anyway {

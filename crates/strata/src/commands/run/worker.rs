@@ -48,8 +48,8 @@ pub fn run(global: &Global, options: &InnerOptions) -> Outcome {
     let act = || format!("run {}", options.id);
     // Whoever watches us is killed: then we are lost too, and had better not go on unseen.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).while_trying(act)?;
-    let folder =
-        Workloads::open(&store::root(global)?).and_then(|all| all.find(&options.id)).while_trying(act)?;
+    let root = store::root(global)?;
+    let folder = Workloads::open(&root).and_then(|all| all.find(&options.id)).while_trying(act)?;
     let isolation = folder.description().wanted.isolation;
     if isolation == Isolation::Container {
         // Before anything is read from the monitor: it starts this program anew.
@@ -60,7 +60,7 @@ pub fn run(global: &Global, options: &InnerOptions) -> Outcome {
     let Description { name, id, wanted, .. } = folder.description();
     let options = || -> Outcome<Options> { serde_json::from_value(wanted.options.clone()).while_trying(act) };
     let outcome = match (isolation, link.saved.take()) {
-        (_, Some(saved)) => restore::go_on_with(wanted.options.clone(), saved, link, name),
+        (_, Some(saved)) => restore::go_on_with(&root, wanted.options.clone(), saved, link, name),
         (Isolation::Vm, None) => super::run_here(global, &options()?, Some(link)),
         (Isolation::Container, None) => container::run_linked(global, &options()?, id, link),
     };
