@@ -31,7 +31,7 @@ PACKAGES_RUN := gcc libc6-dev mmdebstrap
 PACKAGES_TEST := $(PACKAGES_RUN) g++ git buildah busybox-static containerd docker-registry iproute2 openssl podman skopeo
 # In the guest, from the host's package sources.
 PACKAGES_SOAK := bc bison bzip2 flex gcc libc6-dev libelf-dev libssl-dev linux-source make xz-utils
-PACKAGES_BENCH := $(PACKAGES_TEST) qemu-system-x86
+PACKAGES_BENCH := $(PACKAGES_TEST) crun runc qemu-system-x86
 PACKAGES_FUZZ := $(PACKAGES_RUN) g++
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
@@ -96,6 +96,7 @@ test-kernels: kernels ## Boot kernels nobody made for Strata: Debian's generic, 
 bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_FLAGS="--engine jit --rounds 5")
 	$(CARGO) xtask bench --store $(ASSETS)/store --strata $(STRATA) $(BENCH_FLAGS)
 	$(CARGO) xtask copies --store $(ASSETS)/store --strata $(STRATA)
+	$(CARGO) xtask containers --store $(ASSETS)/store --strata $(STRATA)
 
 # Every target runs, whatever the others find. What was found before is run first, until it is mended.
 fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is found stays below target/fuzz

@@ -1,13 +1,15 @@
-//! The project's own tools: `cargo xtask tidy`, `bless`, `bench`, `copies` and `soak`.
+//! The project's own tools: `cargo xtask tidy`, `bless`, `bench`, `containers`, `copies` and `soak`.
 //!
 //! Reading order: [`tidy`], the rules of the house that no compiler checks; [`bless`], golden files; [`mod@bench`],
-//! macro benchmarks beside other virtual machines on the same host; [`mod@copies`], copies of a machine; [`mod@soak`], an hour of mixed load.
+//! macro benchmarks beside other virtual machines on the same host; [`mod@containers`], beside other runtimes; [`mod@copies`], copies of a
+//! machine; [`mod@soak`], an hour of mixed load.
 //!
 //! Deliberately absent: anything a user of Strata needs.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod bless;
+mod containers;
 mod copies;
 mod soak;
 mod tidy;
@@ -33,6 +35,8 @@ enum Command {
     Bless,
     /// Measure Strata beside the host and QEMU, interleaved
     Bench(bench::Options),
+    /// Measure containers beside other runtimes, and many of them
+    Containers(containers::Options),
     /// Measure copies of a running machine: time, and memory that nobody shares
     Copies(copies::Options),
     /// Run an hour of mixed load in a guest, and compare and watch it
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(&top),
         Command::Bless => bless::run(&top),
         Command::Bench(options) => bench::run(&top, options),
+        Command::Containers(options) => containers::run(&options),
         Command::Copies(options) => copies::run(&options),
         Command::Soak(options) => soak::run(&top, options),
     };
