@@ -279,9 +279,9 @@ fn both_isolations_show_the_same_files() {
         println!("skipped: containers are tested as root");
         return;
     }
-    // The guest's agent writes its host name to /etc, a container has the image's.
+    // The guest's agent writes host name and machine id to /etc, a container has the image's.
     let list = "find / -xdev -path /proc -prune -o -path /dev -prune -o -path /sys -prune -o \
-                -path /run -prune -o -printf '%p %y %m %U %G %s %l\\n' | grep -vE '^/(etc)? d|^/etc/(hostname|hosts|resolv.conf) ' | sort";
+                -path /run -prune -o -printf '%p %y %m %U %G %s %l\\n' | grep -vE '^/(etc)? d|^/etc/(hostname|hosts|machine-id|resolv.conf) ' | sort";
     let listing = |isolation| {
         let ended = finish(run(&["--isolation", isolation, "debian", "--", "sh", "-c", list])?);
         assert_eq!(ended.code(), 0, "{isolation}: {}", ended.stderr);
