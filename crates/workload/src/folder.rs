@@ -74,19 +74,31 @@ impl Workloads {
         Ok(Folder { path, ..made })
     }
 
-    /// Makes a copy of `parent` that does nothing yet. Its name is the parent's with `-1`, or the next number that is free.
+    /// Makes `count` copies of `parent` that do nothing yet. Their names are the parent's with `-1` and so on; numbers that are
+    /// taken are passed over.
     ///
     /// # Errors
-    /// As [`Self::create`].
-    pub fn create_copy(&self, parent: &Description) -> Result<Folder> {
+    /// As [`Self::create`]; there are no copies then.
+    pub fn create_copies(&self, parent: &Description, count: u32) -> Result<Vec<Folder>> {
         let _lock = self.lock()?;
         self.clean();
         let taken: HashSet<String> = self.list()?.into_iter().map(|folder| folder.description.name).collect();
-        let id = new_id()?;
-        let mut names = (1u64..).map(|number| format!("{}-{number}", parent.name));
-        let free = names.find(|name| !taken.contains(name)).unwrap_or_default();
-        let name = parse_name(&free).map_err(|reason| Error::BadName { name: free.clone(), reason })?;
-        self.make(id, name, parent.wanted.clone())
+        let mut names =
+            (1u64..).map(|number| format!("{}-{number}", parent.name)).filter(|name| !taken.contains(name));
+        let mut copies: Vec<Folder> = Vec::new();
+        for name in names.by_ref().take(count as usize) {
+            let made = parse_name(&name)
+                .map_err(|reason| Error::BadName { name, reason })
+                .and_then(|name| self.make(new_id()?, name, parent.wanted.clone()));
+            match made {
+                Ok(copy) => copies.push(copy),
+                Err(error) => {
+                    copies.iter().for_each(|copy| drop(copy.bury()));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(copies)
     }
 
     /// Removes what crashes left, and what was to be removed and had nobody to do it. The lock is held.
@@ -400,16 +412,21 @@ mod tests {
         let (_dir, all) = workloads();
         let web = all.create(Some("web".to_owned()), wanted()).unwrap();
         all.create(Some("web-2".to_owned()), wanted()).unwrap();
-        let copy = || all.create_copy(web.description()).unwrap().description().clone();
-        let copies = [copy(), copy(), copy()];
-        assert_eq!(copies.each_ref().map(|copy| copy.name.as_str()), ["web-1", "web-3", "web-4"]);
+        let copies = all.create_copies(web.description(), 3).unwrap();
+        let copies: Vec<_> = copies.iter().map(Folder::description).collect();
+        let names: Vec<_> = copies.iter().map(|copy| copy.name.as_str()).collect();
+        assert_eq!(names, ["web-1", "web-3", "web-4"]);
         assert!(
             copies
                 .iter()
                 .all(|copy| copy.wanted == web.description().wanted && copy.id != web.description().id)
         );
         let long = all.create(Some("x".repeat(127)), wanted()).unwrap();
-        assert!(matches!(all.create_copy(long.description()), Err(Error::BadName { .. })));
+        assert!(matches!(all.create_copies(long.description(), 1), Err(Error::BadName { .. })));
+        let nine = all.create(Some("x".repeat(126)), wanted()).unwrap();
+        let before = all.list().unwrap().len();
+        assert!(all.create_copies(nine.description(), 10).is_err());
+        assert_eq!(all.list().unwrap().len(), before, "all or none");
     }
 
     #[test]

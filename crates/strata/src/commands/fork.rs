@@ -4,7 +4,7 @@
 //! restores them: it maps the memory privately, so what no copy has written is there once for all of them.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -52,7 +52,9 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     frozen.seal().while_trying(act)?;
     check_disks(&frozen, &act)?;
     tracing::info!("saved in {} ms; the machine stood still for {paused_ms} ms", began.elapsed().as_millis());
-    let copies = start_all(global, &all(global)?, parent.description(), &frozen, options.count);
+    let all = all(global)?;
+    let made = all.create_copies(parent.description(), options.count).while_trying(act)?;
+    let copies = start_all(global, &all, made, &frozen);
     let mut running: Vec<&Description> = copies.iter().flatten().map(Folder::description).collect();
     // By number.
     running.sort_by_key(|copy| (copy.name.len(), &copy.name));
@@ -82,31 +84,28 @@ fn check_disks(frozen: &Frozen, act: &impl Fn() -> String) -> Outcome<()> {
     }
 }
 
-/// Starts copies, as many at a time as there are processors. After one that fails no more are begun.
-fn start_all(
-    global: &Global,
-    all: &Workloads,
-    parent: &Description,
-    frozen: &Frozen,
-    count: u32,
-) -> Vec<Outcome<Folder>> {
-    let (begun, done) = (AtomicU32::new(0), Mutex::new(Vec::new()));
+/// Starts copies, some at the same time. After one that fails no more are begun.
+fn start_all(global: &Global, all: &Workloads, made: Vec<Folder>, frozen: &Frozen) -> Vec<Outcome<Folder>> {
+    // Each waits now and then for a process it has started.
+    let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
+    let (made, done, failed) = (Mutex::new(made.into_iter()), Mutex::new(Vec::new()), AtomicBool::new(false));
+    let next = || made.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
-        while begun.fetch_add(1, Ordering::Relaxed) < count {
-            let copy = start(global, all, parent, frozen);
-            if copy.is_err() {
-                begun.store(count, Ordering::Relaxed);
+        while let Some(copy) = next() {
+            if failed.load(Ordering::Relaxed) {
+                let _ = all.remove(&copy);
+                continue;
             }
-            done.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
+            let started = start(global, all, copy, frozen);
+            failed.fetch_or(started.is_err(), Ordering::Relaxed);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push(started);
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count as usize);
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn start(global: &Global, all: &Workloads, parent: &Description, frozen: &Frozen) -> Outcome<Folder> {
-    let copy = all.create_copy(parent).while_trying(|| "make a copy".to_owned())?;
+fn start(global: &Global, all: &Workloads, copy: Folder, frozen: &Frozen) -> Outcome<Folder> {
     let name = &copy.description().name;
     let started = detach::start(global, &copy, Some([&frozen.state, &frozen.ram]));
     let reason = match started {
