@@ -44,6 +44,9 @@ pub struct MachineConfig {
     /// Whether the guest has a source of random numbers (virtio-rng).
     #[serde(default = "yes")]
     pub rng: bool,
+    /// Whether the guest is told when it goes on from a saved state (virtual machine generation ID).
+    #[serde(default)]
+    pub generation_id: bool,
     /// Whether the guest can give back memory that it does not use (virtio-balloon).
     #[serde(default)]
     pub balloon: bool,
@@ -193,6 +196,7 @@ impl MachineConfig {
             vsock: None,
             console: ConsoleConfig::default(),
             rng: true,
+            generation_id: false,
             balloon: false,
             acpi: Acpi::default(),
             on_reset: OnReset::default(),

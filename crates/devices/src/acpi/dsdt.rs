@@ -2,12 +2,13 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
+    Scope,
 };
 use acpi_tables::sdt::Sdt;
 
 use super::tables::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use super::{AcpiConfig, AcpiError, SerialPort, Trigger, VirtioMmio};
+use super::{AcpiConfig, AcpiError, GenerationIdAt, SerialPort, Trigger, VirtioMmio};
 use crate::chipset::{pm, rtc};
 
 /// Line of the real-time clock.
@@ -29,6 +30,9 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Result<Vec<u8>, AcpiError> {
     }
     for (uid, device) in (0..).zip(&config.virtio) {
         virtio(&mut devices, uid, device);
+    }
+    if let Some(at) = &config.generation_id {
+        generation_id(&mut devices, at);
     }
     let mut aml = Vec::new();
     let s5 = [pm::SLEEP_TYPE_S5, pm::SLEEP_TYPE_S5, 0, 0];
@@ -68,4 +72,25 @@ fn virtio(aml: &mut Vec<u8>, uid: u32, virtio: &VirtioMmio) {
     let memory = Memory32Fixed::new(true, virtio.gpa, virtio.len);
     let line = interrupt(virtio.gsi, virtio.trigger);
     device(aml, &format!("VR{uid:02X}"), &"LNRO0005", uid, vec![&memory, &line]);
+}
+
+/// The ID, and the generic event device (ACPI 6.5, section 5.6.9) that turns an edge of its line into the notification 0x80.
+fn generation_id(aml: &mut Vec<u8>, at: &GenerationIdAt) {
+    let hid = Name::new("_HID".into(), &"STRA0001");
+    // Drivers look for the one or for the other.
+    let names: [&dyn Aml; 2] = [&"VM_Gen_Counter", &"VMGENCTR"];
+    let cid = Name::new("_CID".into(), &Package::new(names.to_vec()));
+    let ddn = Name::new("_DDN".into(), &"VM_Gen_Counter");
+    let halves: [&dyn Aml; 2] = [&at.gpa, &0u32];
+    let place = Name::new("ADDR".into(), &Package::new(halves.to_vec()));
+    Device::new(Path::new("VGEN"), vec![&hid, &cid, &ddn, &place]).to_aml_bytes(aml);
+
+    let hid = Name::new("_HID".into(), &"ACPI0013");
+    let uid = Name::new("_UID".into(), &0u32);
+    let line = interrupt(at.gsi, Trigger::Edge);
+    let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&line]));
+    let (device, changed) = (Path::new("\\_SB_.VGEN"), 0x80u8);
+    let notify = Notify::new(&device, &changed);
+    let event = Method::new("_EVT".into(), 1, true, vec![&notify]);
+    Device::new(Path::new("GED_"), vec![&hid, &uid, &crs, &event]).to_aml_bytes(aml);
 }

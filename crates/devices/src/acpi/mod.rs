@@ -34,6 +34,17 @@ pub struct AcpiConfig {
     pub serial: Vec<SerialPort>,
     /// virtio devices over MMIO.
     pub virtio: Vec<VirtioMmio>,
+    /// The generation ID ([`crate::chipset::generation`]), if there is one.
+    pub generation_id: Option<GenerationIdAt>,
+}
+
+/// Where a generation ID lies, and which line's edge says that it has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GenerationIdAt {
+    /// Where its 16 bytes are.
+    pub gpa: u32,
+    /// Line; edge-triggered.
+    pub gsi: u32,
 }
 
 /// Whether something is there.

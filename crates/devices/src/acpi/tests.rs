@@ -19,6 +19,7 @@ fn config() -> AcpiConfig {
                 trigger: if i % 2 == 0 { Trigger::Level } else { Trigger::Edge },
             })
             .collect(),
+        generation_id: Some(GenerationIdAt { gpa: 0xf_f000, gsi: 23 }),
     }
 }
 
@@ -123,7 +124,17 @@ fn the_reference_compiler_takes_every_table() {
         }
     }
     let source = std::fs::read_to_string(folder.path().join("dsdt.dsl")).unwrap();
-    for wanted in ["\"LNRO0005\"", "PNP0501", "PNP0B00", "_S5", "0xD0000000", "0x03F8"] {
+    for wanted in [
+        "\"LNRO0005\"",
+        "PNP0501",
+        "PNP0B00",
+        "_S5",
+        "0xD0000000",
+        "0x03F8",
+        "VM_Gen_Counter",
+        "0x000FF000",
+        "Notify (\\_SB.VGEN, 0x80)",
+    ] {
         assert!(source.contains(wanted), "{wanted} is not in {source}");
     }
 }

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arch::x86::CpuState;
-use devices::acpi::{self, AcpiConfig, AcpiTables, Presence, SerialPort, Trigger, VirtioMmio};
+use devices::acpi::{
+    self, AcpiConfig, AcpiTables, GenerationIdAt, Presence, SerialPort, Trigger, VirtioMmio,
+};
 use devices::chipset::ioapic;
 use devices::serial::uart16550;
 use devices::virtio::MmioSlot;
@@ -216,13 +218,17 @@ fn acpi_tables(config: &MachineConfig, slots: &[MmioSlot]) -> Result<AcpiTables,
     });
     let board = AcpiConfig {
         gpa: layout::ACPI_TABLES,
-        len: layout::ONE_MIB - layout::ACPI_TABLES,
+        len: layout::GENERATION_ID - layout::ACPI_TABLES,
         vcpu_count: config.cpus,
         lapic_gpa: layout::LAPIC,
         ioapic_gpa: ioapic::DEFAULT_ADDRESS as u32,
         keyboard: Presence::Absent,
         serial: if has_serial { vec![serial] } else { Vec::new() },
         virtio: virtio.collect(),
+        generation_id: config.generation_id.then_some(GenerationIdAt {
+            gpa: layout::GENERATION_ID as u32, // below 1 MiB
+            gsi: layout::GENERATION_ID_LINE,
+        }),
     };
     acpi::build(&board).map_err(|source| Error::Device { name: "acpi".to_owned(), source: Box::new(source) })
 }

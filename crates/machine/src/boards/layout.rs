@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 0x500 | GDT of the 64-bit protocol |
 //! | 0x6000 | PVH start info; 0x7000 boot_params; 0x9000 page tables; 0x2_0000 command line |
-//! | 0x9_fc00 | MP table; to 1 MiB reserved, with ACPI tables from 0xe_0000 |
+//! | 0x9_fc00 | MP table; to 1 MiB reserved, with ACPI tables from 0xe_0000, the generation ID at 0xf_f000 |
 //! | 0x10_0000 | RAM to 3 GiB at most: kernel at its own addresses, initial RAM disk as high as possible |
 //! | 0xd000_0000 | virtio-mmio, 4 KiB each |
 //! | 0xfec0_0000 | I/O APIC; 0xfee0_0000 local APICs |
@@ -29,6 +29,10 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const MP_TABLE: u64 = 0x9_fc00;
 /// ACPI tables and, first, the RSDP, where a guest that scans the BIOS area finds it.
 pub const ACPI_TABLES: u64 = 0xe_0000;
+/// The generation ID: the last page of the BIOS area.
+pub const GENERATION_ID: u64 = 0xf_f000;
+/// Its line.
+pub const GENERATION_ID_LINE: u32 = 23;
 /// End of the BIOS area.
 pub const ONE_MIB: u64 = 0x10_0000;
 /// Local APICs.
@@ -38,7 +42,7 @@ const VIRTIO_MMIO: u64 = 0xd000_0000;
 
 /// Lines of virtio devices: those no PC device has by tradition (0 timer, 1 keyboard, 2 cascade, 3 and 4 serial,
 /// 8 clock, 9 ACPI). One line each: two devices would have to agree on its level.
-const VIRTIO_LINES: [u32; 17] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+const VIRTIO_LINES: [u32; 16] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22];
 /// Most virtio devices.
 pub const MAX_VIRTIO: usize = VIRTIO_LINES.len();
 

@@ -8,8 +8,8 @@ use arch::x86::CpuState;
 use arch::x86::cpuid::{CpuModel, CpuidContext};
 use devices::chipset::lapic::{self, Events, LapicGlue};
 use devices::chipset::{
-    ApicBus, BoardPorts, DualPic, I8042, InterruptRouter, Pit, PowerManagement, Rtc, i8042, ioapic, pic, pit,
-    pm, ports, rtc,
+    ApicBus, BoardPorts, DualPic, GenerationId, I8042, InterruptRouter, Pit, PowerManagement, Rtc, i8042,
+    ioapic, pic, pit, pm, ports, rtc,
 };
 use devices::serial::{SerialInput, Uart16550, uart16550};
 use devices::virtio::{self, BalloonHandle, MmioSlot, MmioTransport, VirtioDevice, VsockHost};
@@ -120,6 +120,7 @@ impl MicroVm {
         };
         maker.add_interrupt_chips()?;
         let pm = maker.add_chipset()?;
+        maker.add_generation_id(config)?;
         let input = maker.add_consoles(config.console, &parts.console)?;
         let balloon = maker.add_virtio(config, parts.vsock)?;
         let Maker { builder, router, slots, .. } = maker;
@@ -365,6 +366,15 @@ impl Maker {
         let ranges = [(pm::PORT, pm::PORTS), (pm::RESET_BLOCK, pm::RESET_LEN)];
         let id = self.add_ports(management.clone(), &ranges)?;
         Ok((management, id))
+    }
+
+    fn add_generation_id(&mut self, config: &MachineConfig) -> Result<(), Error> {
+        if config.generation_id {
+            let line = self.line(layout::GENERATION_ID_LINE);
+            let device = GenerationId::new(self.ram.clone(), layout::GENERATION_ID, line);
+            self.builder.add(Arc::new(Mutex::new(device)))?;
+        }
+        Ok(())
     }
 
     fn add_consoles(&mut self, which: ConsoleConfig, console: &Console) -> Result<ConsoleInput, Error> {

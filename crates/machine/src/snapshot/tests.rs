@@ -25,6 +25,7 @@ fn full(folder: &Path) -> MachineConfig {
     config.net = vec![NetConfig { mac: [2, 0, 0, 0, 0, 1] }];
     config.vsock = Some(VsockConfig::default());
     config.balloon = true;
+    config.generation_id = true;
     config
 }
 

@@ -324,6 +324,7 @@ fn machine_config(
     config.disks = vec![DiskConfig { path: root.to_owned(), read_only: true, serial: "root".to_owned() }];
     config.vsock = Some(VsockConfig::default());
     config.balloon = true;
+    config.generation_id = true;
     config
 }
 
