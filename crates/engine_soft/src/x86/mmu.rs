@@ -158,6 +158,8 @@ pub struct Mmu {
     /// Indices (view * TLB_ENTRIES + slot) in use, so that a flush touches only those.
     filled: Vec<u16>,
     exec: Box<[[CodePage; EXEC_ENTRIES]; 2]>,
+    /// Indices in `exec` (privilege * EXEC_ENTRIES + slot) in use: those whose host address is known.
+    code_filled: Vec<u16>,
     /// What translated code knows: `[kernel, user]`.
     pub(super) known: [Known; 2],
     /// Where entries came from larger pages than 4 KiB: of 2 MiB, of 1 GiB.
@@ -183,6 +185,7 @@ impl Mmu {
             global: Box::new([false; 3 * TLB_ENTRIES]),
             filled: Vec::new(),
             exec: Box::new([[empty; EXEC_ENTRIES]; 2]),
+            code_filled: Vec::new(),
             known: [Known::NONE; 2],
             large: [Regions::default(); 2],
             physical_bits,
@@ -283,7 +286,12 @@ impl Mmu {
             }
         }
         self.known.iter_mut().for_each(|known| known.forget_region(linear, PAGE_SHIFT));
-        self.flush_code(|entry| entry.tag == linear & PAGE_MASK);
+        for exec in self.exec.iter_mut() {
+            let entry = &mut exec[code_slot(linear)];
+            if entry.tag == linear & PAGE_MASK {
+                entry.tag = NO_CODE;
+            }
+        }
     }
 
     /// Remembers that an entry for `linear` is a part of a larger page.
@@ -305,16 +313,20 @@ impl Mmu {
 
     /// Whether the page instructions at `linear` were last fetched from is known to be global.
     pub fn is_global_code(&self, linear: u64, user: bool) -> bool {
-        let entry = &self.exec[usize::from(user)][(linear >> PAGE_SHIFT) as usize & (EXEC_ENTRIES - 1)];
+        let entry = &self.exec[usize::from(user)][code_slot(linear)];
         entry.tag == linear & PAGE_MASK && entry.global
     }
 
     fn flush_code(&mut self, which: impl Fn(&CodePage) -> bool) {
-        for entry in self.exec.as_flattened_mut() {
-            if which(entry) {
-                entry.tag = NO_CODE;
+        let entries = self.exec.as_flattened_mut();
+        self.code_filled.retain(|&index| {
+            let entry = &mut entries[usize::from(index)];
+            let gone = entry.tag == NO_CODE || which(entry);
+            if gone {
+                (entry.tag, entry.host) = (NO_CODE, std::ptr::null());
             }
-        }
+            !gone
+        });
     }
 
     /// Translates `linear` for an access with `intent` under `view`, setting accessed and dirty bits.
@@ -423,7 +435,7 @@ impl Mmu {
     ) -> Result<Option<CodePage>, Exception> {
         let user = state.cpl() == 3;
         let tag = linear & PAGE_MASK;
-        let slot = (linear >> PAGE_SHIFT) as usize & (EXEC_ENTRIES - 1);
+        let slot = code_slot(linear);
         let entry = self.exec[usize::from(user)][slot];
         if entry.tag == tag {
             return Ok(Some(entry));
@@ -440,6 +452,9 @@ impl Mmu {
             host: page.host.as_ptr(),
             info: page.info,
         };
+        if self.exec[usize::from(user)][slot].host.is_null() {
+            self.code_filled.push((usize::from(user) * EXEC_ENTRIES + slot) as u16);
+        }
         self.exec[usize::from(user)][slot] = entry;
         self.note_size(linear, &found);
         Ok(Some(entry))
@@ -449,6 +464,10 @@ impl Mmu {
 #[inline(always)]
 fn slot(linear: u64) -> usize {
     (linear >> PAGE_SHIFT) as usize & (TLB_ENTRIES - 1)
+}
+
+fn code_slot(linear: u64) -> usize {
+    (linear >> PAGE_SHIFT) as usize & (EXEC_ENTRIES - 1)
 }
 
 /// Whether an enabled data breakpoint lies in the page of `linear`.

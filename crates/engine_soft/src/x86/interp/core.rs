@@ -90,12 +90,14 @@ impl Core for Cpu {
             Flush::All => {
                 self.mmu.flush_all();
                 self.forget_jumps(|_, _| true);
+                self.new_epoch();
             }
             // Entries carry no PCID, so what belongs to one goes with the rest; and those of another PCID must
             // not survive a switch.
             Flush::NonGlobal | Flush::Pcid(_) | Flush::Nothing => {
                 self.mmu.flush_non_global();
                 self.forget_jumps(|_, global| !global);
+                self.new_local_epoch();
             }
             Flush::Page(linear) | Flush::PcidPage { linear, .. } => {
                 let page = linear & !((1 << PAGE_SHIFT) - 1);
@@ -103,9 +105,9 @@ impl Core for Cpu {
                 if let Some(jit) = self.jit.as_mut() {
                     jit.forget_jumps_into(page, bits);
                 }
+                if linear >> 63 == 0 { self.new_local_epoch() } else { self.new_epoch() }
             }
         }
-        self.new_epoch();
     }
 
     fn mode_changed(&mut self) {

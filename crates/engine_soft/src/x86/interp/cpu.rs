@@ -60,7 +60,10 @@ pub struct Cpu {
     pub mode: u64,
     /// What the jump table's entries must carry: epoch, privilege and mode.
     pub(super) jump_key: u64,
-    pub(super) epoch: u64,
+    /// How often linear addresses came to lead elsewhere: `[kernel, user]`.
+    epochs: [u64; 2],
+    /// Kernel code was looked up since then that is in the lower half or not the same in all address spaces.
+    pub(in crate::x86) local_kernel_code: bool,
     pub(in crate::x86) mmu: Mmu,
     pub(super) ram: *const GuestRam,
     pub(in crate::x86) ram_owner: Arc<GuestRam>,
@@ -138,7 +141,8 @@ impl Cpu {
             fault: Exception::UD,
             mode: 0,
             jump_key: 0,
-            epoch: 0,
+            epochs: [0; 2],
+            local_kernel_code: false,
             mmu,
             ram: Arc::as_ptr(&config.ram),
             ram_owner: config.ram.clone(),
@@ -164,9 +168,8 @@ impl Cpu {
             trial: None,
         });
         let place = std::ptr::from_mut(&mut *cpu);
-        let word = std::ptr::from_ref(cpu.signal.word());
         let no_returns = cpu.jit.as_ref().map_or(0, |jit| jit.empty_returns());
-        cpu.frame.attach(place, word, no_returns);
+        cpu.frame.attach(place, no_returns);
         cpu.mode_changed();
         cpu
     }
@@ -253,14 +256,25 @@ impl Cpu {
     }
 
     pub(super) fn update_jump_key(&mut self) {
-        let user = u64::from(self.view == View::User);
-        self.jump_key = self.epoch << 8 | self.mode << 1 | user;
+        let user = self.view == View::User;
+        self.jump_key = self.epochs[usize::from(user)] << 8 | self.mode << 1 | u64::from(user);
     }
 
     /// After a TLB flush: linear addresses may lead to other blocks.
     pub(super) fn new_epoch(&mut self) {
         self.frame.forget_returns();
-        self.epoch += 1;
+        self.epochs.iter_mut().for_each(|epoch| *epoch += 1);
+        self.local_kernel_code = false;
+        self.update_jump_key();
+    }
+
+    /// The same where global pages, or those of the upper half, are as before: mostly a kernel's code is.
+    pub(super) fn new_local_epoch(&mut self) {
+        if self.local_kernel_code {
+            return self.new_epoch();
+        }
+        self.frame.forget_returns();
+        self.epochs[1] += 1;
         self.update_jump_key();
     }
 

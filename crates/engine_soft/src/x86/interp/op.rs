@@ -136,6 +136,10 @@ pub struct Translated {
     pub outer: u64,
     /// Entry from code of the same page.
     pub inner: u64,
+    /// The same from code that has loaded the vector registers which the block needs.
+    pub ready: u64,
+    /// Those registers, as the translator numbers them.
+    pub vectors: u8,
 }
 
 impl Block {

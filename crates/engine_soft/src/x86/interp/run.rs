@@ -19,6 +19,7 @@ use super::cpu::{Cpu, Fault, mode};
 use super::decode;
 use super::op::{Block, Flow, NO_BLOCK, Op, address};
 use crate::x86::jit::run::{GsBase, Outcome};
+use crate::x86::mmu::View;
 use crate::x86::system::debug;
 use crate::x86::system::deliver::{Event, deliver};
 
@@ -338,6 +339,8 @@ impl Cpu {
         // SAFETY: just looked up.
         if !unsafe { (*block).straddles() } {
             self.cache.remember(linear, self.jump_key, block);
+            let user = self.view == View::User;
+            self.local_kernel_code |= !user && (linear >> 63 == 0 || !self.mmu.is_global_code(linear, user));
         }
         Ok(block)
     }

@@ -7,11 +7,12 @@ use iced_x86::{Code, Mnemonic, OpKind};
 
 use super::asm::{Alu, Condition, Label, Mem, RSP, Size};
 use super::flags::{ALL, Effect};
+use super::jumps::{JUMP_ENTRIES, Jump};
 use super::keep::Cold;
 use super::rewrite::{GUEST_RSP, S0, S1};
 use super::stubs::frame;
 use super::translate::{Place, Translation};
-use super::{Frame, JUMP_ENTRIES, Jump, Kind, returns};
+use super::{Frame, Kind, returns};
 use crate::x86::interp::select;
 
 /// The ways a block ends; targets are relative to the page.
@@ -157,7 +158,7 @@ impl Translation<'_> {
     fn write_poll(&mut self, last: usize, target: i64, live: u32) {
         self.save_flags(live);
         self.place.host = false;
-        self.asm.load(Size::Qword, S0, frame(offset_of!(Frame, signal)));
+        self.asm.load_immediate(S0, self.signal);
         self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S0, 0), 0);
         let wanted = self.asm.label();
         self.asm.jump_if(Condition::NE, wanted);
@@ -355,14 +356,14 @@ impl Translation<'_> {
             // Fills the stack of returns, so no loop of calls goes unnoticed.
             Way::Call => self.write_call_limit(unknown),
             Way::Jump => {
-                self.asm.load(Size::Qword, S1, frame(offset_of!(Frame, signal)));
+                self.asm.load_immediate(S1, self.signal);
                 self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S1, 0), 0);
                 self.asm.jump_if(Condition::NE, unknown);
             }
         }
     }
 
-    /// The entry of the linear address in S0 into S1; to `unknown` if it has another.
+    /// The entry of the linear address in S0 into S1; to `unknown` if there is none.
     fn write_find_jump(&mut self, unknown: Label) {
         self.asm.mov(Size::Dword, S1, S0);
         self.asm.shr(Size::Dword, S1, 12);
@@ -371,7 +372,19 @@ impl Translation<'_> {
         self.asm.shl(Size::Dword, S1, size_of::<Jump>().trailing_zeros() as u8);
         self.asm.alu_load(Size::Qword, Alu::Add, S1, frame(offset_of!(Frame, jumps)));
         self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(S1, offset_of!(Jump, linear) as i32));
+        let (second, found) = (self.asm.label(), self.asm.label());
+        self.asm.jump_if(Condition::NE, second);
+        self.asm.bind(found);
+        self.cold.push(Cold::SecondJump { label: second, unknown, found });
+    }
+
+    /// At `label`: the address in S0 is not in the entry in S1; perhaps in its neighbour.
+    pub(super) fn write_second_jump(&mut self, label: Label, unknown: Label, found: Label) {
+        self.asm.bind(label);
+        self.asm.alu_immediate(Size::Qword, Alu::Xor, S1, size_of::<Jump>() as i32);
+        self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(S1, offset_of!(Jump, linear) as i32));
         self.asm.jump_if(Condition::NE, unknown);
+        self.asm.jump(found);
     }
 
     /// Goes where the entry in S1, of the address in S0, leads.

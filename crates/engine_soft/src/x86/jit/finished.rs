@@ -13,6 +13,9 @@ pub(super) struct Finished {
     pub(super) asm: Asm,
     /// Offset of the inner entry; the outer one, or that of a variant, is at 0.
     pub(super) inner: u32,
+    /// That of the one behind the check that the `vectors` it needs are loaded.
+    pub(super) ready: u32,
+    pub(super) vectors: u8,
     /// What of the page was looked at beyond the block.
     pub(super) seen: (usize, usize),
     /// For a listing.

@@ -124,7 +124,9 @@ impl Inspector {
         self.cpu.guest_ram().read(base, &mut page).map_err(|_| Error::Fetch(Exception::UD))?;
         let (start, user) = ((gpa - base) as u32, privilege == Privilege::User);
         let pieces = [Piece { block, ops, start }];
-        let source = Source { pieces: &pieces, page: &page, linear: linear & !0xfff, user, jumps: JUMPS };
+        let signal = std::ptr::from_ref(self.cpu.signal.word()) as u64;
+        let source =
+            Source { pieces: &pieces, page: &page, linear: linear & !0xfff, user, jumps: JUMPS, signal };
         let len = u64::from(block.len);
         let whole = if block.straddles() { None } else { self.translation(&source, None, detail) };
         let Some((mut text, starts)) = whole else {
@@ -190,6 +192,7 @@ impl Places<'_> {
         // SAFETY: page information lives as long as guest RAM, which the vCPU holds.
         let counter = PageInfo::code_generation_counter(unsafe { &*self.source.pieces[0].block.info });
         names.data.insert(std::ptr::from_ref(counter) as u64, "generation".to_owned());
+        names.data.insert(self.source.signal, "signal".to_owned());
         names
     }
 

@@ -16,55 +16,25 @@ use super::{Frame, Vectors};
 pub(super) enum Cold {
     /// At `label`: go to the slow stub with site number `site`. If that resumes, it is at `resume`, with the
     /// live flags in EFLAGS if `restore`, and the `addend` in S1.
-    Slow {
-        label: Label,
-        site: usize,
-        resume: Option<Label>,
-        restore: bool,
-        addend: Option<Mem>,
-    },
+    Slow { label: Label, site: usize, resume: Option<Label>, restore: bool, addend: Option<Mem> },
     /// At `label`: save the flags first if they are in EFLAGS only, then leave with the site.
-    Exit {
-        label: Label,
-        site: usize,
-        save: bool,
-    },
+    Exit { label: Label, site: usize, save: bool },
     /// At `label`: a jump out of the page to `target`, relative to the page.
-    FarJump {
-        label: Label,
-        last: usize,
-        target: i64,
-        save: bool,
-    },
-    OtherJump {
-        label: Label,
-        unknown: Label,
-        found: Label,
-    },
+    FarJump { label: Label, last: usize, target: i64, save: bool },
+    /// At `label`: the address in S0 is not in the entry in S1; see `write_second_jump`.
+    SecondJump { label: Label, unknown: Label, found: Label },
+    /// At `label`: the entry that a jump to a known place expected has another; see `write_other_jump`.
+    OtherJump { label: Label, unknown: Label, found: Label },
     /// At `label`: leave with the site and the address in S0.
-    UnknownTarget {
-        label: Label,
-        site: usize,
-    },
+    UnknownTarget { label: Label, site: usize },
     /// At `label`: an access that is not in the known page.
     Unknown(Label, Unknown),
     /// At `label`: RET, which moved RSP by `moved`, to another place than expected, in S0.
-    Unexpected {
-        label: Label,
-        last: usize,
-        moved: i32,
-    },
+    Unexpected { label: Label, last: usize, moved: i32 },
     /// At `label`: save the flags, then go to `joined`.
-    Save {
-        label: Label,
-        joined: Label,
-    },
+    Save { label: Label, joined: Label },
     /// At `label`: the check of group `index` failed; `retry` is where it begins.
-    Group {
-        label: Label,
-        index: usize,
-        retry: Label,
-    },
+    Group { label: Label, index: usize, retry: Label },
 }
 
 impl Translation<'_> {
@@ -176,6 +146,7 @@ impl Translation<'_> {
                     self.asm.jump(joined);
                 }
                 Cold::Unknown(label, unknown) => self.write_unknown_page(label, unknown),
+                Cold::SecondJump { label, unknown, found } => self.write_second_jump(label, unknown, found),
                 Cold::OtherJump { label, unknown, found } => self.write_other_jump(label, unknown, found),
                 Cold::UnknownTarget { label, site } => {
                     self.asm.bind(label);

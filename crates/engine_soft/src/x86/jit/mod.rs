@@ -24,7 +24,7 @@
 //! The outer entry compares the page's code generation. The inner one is reached only from code of the same
 //! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
 //!
-//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `keep`, `finished`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `keep`, `jumps`, `finished`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 //! What it makes is shown by [`listing`], `names` and [`inspect`], and put to the test by [`stress`] and `lockstep`.
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
@@ -36,6 +36,7 @@ mod finished;
 pub mod flags;
 mod group;
 pub mod inspect;
+mod jumps;
 mod keep;
 pub mod listing;
 pub(super) mod lockstep;
@@ -53,7 +54,6 @@ pub mod translate;
 
 use std::io::{self, Write};
 use std::mem::offset_of;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use iced_x86::{Encoder, InstructionInfoFactory};
@@ -65,6 +65,7 @@ use super::known::Known;
 use super::mmu::Mmu;
 use finished::Spare;
 use group::GROUPS;
+use jumps::{Jump, Jumps};
 use lockstep::InStep;
 use returns::ReturnStack;
 use stress::Stress;
@@ -124,70 +125,6 @@ fn known(user: bool) -> usize {
     offset_of!(Cpu, mmu) + offset_of!(Mmu, known) + usize::from(user) * size_of::<Known>()
 }
 
-/// Entries of a jump table; a power of two.
-pub(super) const JUMP_ENTRIES: usize = 8192;
-
-/// Where translated code for a linear address is.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(16))]
-pub(super) struct Jump {
-    linear: u64,
-    code: u64,
-}
-
-impl Jump {
-    /// An entry that nothing matches: no jump inside canonical addresses gets there, and other jumps look for its
-    /// address in another slot.
-    const fn none(slot: usize) -> Self {
-        Self { linear: 1 << 63 | (slot ^ 1) as u64, code: 0 }
-    }
-
-    /// The entry for `linear`.
-    const fn slot(linear: u64) -> usize {
-        (linear as u32 ^ linear as u32 >> 12) as usize & (JUMP_ENTRIES - 1)
-    }
-}
-
-/// The jump table of a privilege.
-struct Jumps {
-    entries: Box<[Jump; JUMP_ENTRIES]>,
-    /// Which entries lead to pages that are the same in all address spaces.
-    global: Box<[bool; JUMP_ENTRIES]>,
-    /// Entries in use, so that forgetting them touches only those.
-    filled: Vec<u16>,
-}
-
-impl Jumps {
-    fn new() -> Self {
-        Self {
-            entries: Box::new(std::array::from_fn(Jump::none)),
-            global: Box::new([false; JUMP_ENTRIES]),
-            filled: Vec::new(),
-        }
-    }
-
-    /// Forgets the jumps to linear addresses for which `which` holds, given whether they are global.
-    fn forget(&mut self, which: impl Fn(u64, bool) -> bool) {
-        self.filled.retain(|slot| {
-            let slot = usize::from(*slot);
-            let gone = which(self.entries[slot].linear, self.global[slot]);
-            if gone {
-                self.entries[slot] = Jump::none(slot);
-            }
-            !gone
-        });
-    }
-
-    fn remember(&mut self, linear: u64, code: u64, global: bool) {
-        let slot = Jump::slot(linear);
-        if self.entries[slot].code == 0 {
-            self.filled.push(slot as u16);
-        }
-        self.entries[slot] = Jump { linear, code };
-        self.global[slot] = global;
-    }
-}
-
 /// What generated code and its Rust side exchange; part of the [`Cpu`], reached through GS.
 #[derive(Debug)]
 #[repr(C)]
@@ -196,8 +133,6 @@ pub struct Frame {
     cpu: *mut Cpu,
     /// Linear address of the page the running block is in.
     pub page: u64,
-    /// The word of pending requests.
-    signal: *const AtomicU32,
     /// The jump table of the current privilege.
     jumps: *const Jump,
     /// The host's stack pointer inside generated code.
@@ -247,7 +182,6 @@ impl Default for Frame {
         Self {
             cpu: std::ptr::null_mut(),
             page: 0,
-            signal: std::ptr::null(),
             jumps: std::ptr::null(),
             host_stack: 0,
             addends: [0; GROUPS],
@@ -267,12 +201,11 @@ impl Default for Frame {
 }
 
 impl Frame {
-    /// Makes this the frame of the vCPU at `cpu`, which will not move, whose requests are in `signal`, and whose
-    /// empty [`ReturnStack`] has stack pointer `no_returns`.
-    pub fn attach(&mut self, cpu: *mut Cpu, signal: *const AtomicU32, no_returns: u64) {
+    /// Makes this the frame of the vCPU at `cpu`, which will not move, and whose empty [`ReturnStack`] has stack
+    /// pointer `no_returns`.
+    pub fn attach(&mut self, cpu: *mut Cpu, no_returns: u64) {
         (self.returns, self.no_returns) = (no_returns, no_returns);
         self.cpu = cpu;
-        self.signal = signal;
         self.slow = run::slow as *const () as u64;
     }
 
@@ -504,7 +437,7 @@ impl Jit {
     /// whether their page is the same in all address spaces.
     pub(super) fn forget_jumps(&mut self, which: impl Fn(u64, bool) -> bool) {
         self.jumps.iter_mut().for_each(|jumps| jumps.forget(&which));
-        self.kernel_below &= !self.jumps[0].filled.is_empty();
+        self.kernel_below &= !self.jumps[0].is_empty();
     }
 
     /// Forgets the jumps into the region of 2 to the `bits` bytes around `linear`.
@@ -519,7 +452,7 @@ impl Jit {
 
     /// The jump table for user or kernel code, which stays where it is.
     pub(super) fn jump_table(&self, user: bool) -> *const Jump {
-        self.jumps[usize::from(user)].entries.as_ptr()
+        self.jumps[usize::from(user)].table()
     }
 
     /// Lets jumps to `linear` go straight to `code`.

@@ -43,7 +43,6 @@ const CELLS: &[Cells] = &[
     ("instructions", offset_of!(Cpu, counters) + offset_of!(Statistics, instructions), 1, 8),
     ("frame.cpu", FRAME + offset_of!(Frame, cpu), 1, 8),
     ("frame.page", FRAME + offset_of!(Frame, page), 1, 8),
-    ("frame.signal", FRAME + offset_of!(Frame, signal), 1, 8),
     ("frame.jumps", FRAME + offset_of!(Frame, jumps), 1, 8),
     ("frame.host_stack", FRAME + offset_of!(Frame, host_stack), 1, 8),
     ("frame.addends", FRAME + offset_of!(Frame, addends), GROUPS, 8),
@@ -104,7 +103,7 @@ fn cell(offset: usize) -> Option<String> {
 /// Names of one listing.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// Of host addresses that are loaded into the first scratch register: sites and counters.
+    /// Of host addresses that are loaded into the scratch registers: sites, counters and signals.
     pub(super) data: HashMap<u64, String>,
     /// Of host addresses that are jumped to: stubs and places in the code.
     pub(super) code: HashMap<u64, String>,
@@ -150,7 +149,9 @@ impl SymbolResolver for Resolver {
         let named = |text: &String| SymbolResult::with_string(address, text.clone());
         match kind {
             OpKind::NearBranch64 => self.0.code.get(&address).map(named),
-            OpKind::Immediate64 | OpKind::Immediate32 if instruction.op0_register() == Register::R10 => {
+            OpKind::Immediate64 | OpKind::Immediate32
+                if matches!(instruction.op0_register(), Register::R10 | Register::R11) =>
+            {
                 self.0.data.get(&address).map(named)
             }
             OpKind::Memory if instruction.memory_segment() == Register::GS => {

@@ -69,6 +69,8 @@ pub struct Successor {
     /// Which of the block's successors.
     pub link: usize,
     patch: u32,
+    /// Vector registers that are loaded then.
+    vectors: u8,
 }
 
 impl Cpu {
@@ -118,7 +120,8 @@ impl Cpu {
             Kind::Link => {
                 self.state.rip = here;
                 self.block_ip = self.frame.page; // the same page is all that matters
-                Outcome::Successor(site.block, Successor { link: usize::from(site.link), patch: site.patch })
+                let (link, patch, vectors) = (usize::from(site.link), site.patch, site.vectors);
+                Outcome::Successor(site.block, Successor { link, patch, vectors })
             }
             Kind::Jump if !is_canonical(self.frame.target) => self.refused_jump(site),
             Kind::Jump => {
@@ -224,7 +227,8 @@ impl Cpu {
         let first = sites.len();
         let tools = &mut jit.tools;
         let how = (address, jit.config);
-        let source = translate::Source { pieces: &pieces, page: &page, linear: self.frame.page, user, jumps };
+        let (linear, signal) = (self.frame.page, std::ptr::from_ref(self.signal.word()) as u64);
+        let source = translate::Source { pieces: &pieces, page: &page, linear, user, jumps, signal };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run(variant_from)?;
         for site in &mut sites[first..] {
@@ -248,7 +252,9 @@ impl Cpu {
             }
         }
         if variant_from.is_none() {
-            block.code(user).set(Translated { outer: address, inner: address + u64::from(done.inner) });
+            let at = |offset: u32| address + u64::from(offset);
+            let (inner, ready, vectors) = (at(done.inner), at(done.ready), done.vectors);
+            block.code(user).set(Translated { outer: address, inner, ready, vectors });
             if jit.in_step.is_on() {
                 let blocks = pieces.iter().map(|piece| std::ptr::from_ref(piece.block)).collect();
                 let (instructions, reversible) = (done.instructions.clone(), done.reversible);
@@ -264,7 +270,8 @@ impl Cpu {
     pub(in crate::x86) fn connect(&mut self, from: Option<(*const Block, Successor)>, next: *const Block) {
         let user = self.view == View::User;
         let (linear, is_long) = (self.state.rip, self.mode == mode::LONG);
-        let global = self.mmu.is_global_code(linear, user);
+        // The page may have been looked up long ago, and then the MMU need not know it any more.
+        let global = !user && !self.local_kernel_code || self.mmu.is_global_code(linear, user);
         let Some(jit) = self.jit.as_mut() else { return };
         // SAFETY: the caller has just looked `next` up, and `from` is of the same contents of the arena.
         let next = unsafe { &*next };
@@ -278,7 +285,8 @@ impl Cpu {
                 // SAFETY: as above.
                 let block = unsafe { &*block };
                 if block.gfn == next.gfn && block.is_fresh() && next.is_fresh() {
-                    jit.patch(successor.patch, code.inner);
+                    let is_ready = successor.vectors >= code.vectors;
+                    jit.patch(successor.patch, if is_ready { code.ready } else { code.inner });
                 }
             }
         }

@@ -6,12 +6,11 @@ use std::mem::offset_of;
 use arch::x86::{CpuState, Cr4, Rflags, Segment, SegmentRegister};
 use iced_x86::{Instruction, OpKind, Register};
 
-use super::Frame;
 use super::asm::{Alu, Condition, Label, Mem, RAX, RDX, Size};
 use super::flags::Effect;
 use super::plan::Operand;
 use super::rewrite::{self, GUEST_RSP, S0, S1, host_of, place_memory};
-use super::stubs::{flags, frame, gpr};
+use super::stubs::{flags, gpr};
 use super::translate::Translation;
 use crate::x86::interp::cpu::Cpu;
 
@@ -51,7 +50,7 @@ impl Translation<'_> {
         let hint = Mem::Field(offset_of!(Cpu, interrupt_hint) as i32);
         self.asm.alu_memory_immediate(Size::Byte, Alu::Cmp, hint, 0);
         self.asm.jump_if(Condition::NE, other);
-        self.asm.load(Size::Qword, S0, frame(offset_of!(Frame, signal)));
+        self.asm.load_immediate(S0, self.signal);
         self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S0, 0), 0);
         self.asm.jump_if(Condition::NE, other);
         let rflags = state(offset_of!(CpuState, rflags));

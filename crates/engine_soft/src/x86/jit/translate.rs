@@ -49,6 +49,8 @@ pub(super) struct Translation<'a> {
     pub(super) user: bool,
     /// Host address of the jump table for that.
     pub(super) jumps: u64,
+    /// Host address of the word of pending requests.
+    pub(super) signal: u64,
     pub(super) instructions: Vec<Instruction>,
     pub(super) plans: Vec<Plan>,
     pub(super) groups: Groups,
@@ -95,6 +97,8 @@ pub(super) struct Source<'a> {
     pub(super) user: bool,
     /// Host address of the jump table for that.
     pub(super) jumps: u64,
+    /// Host address of the vCPU's word of pending requests.
+    pub(super) signal: u64,
 }
 
 /// Sites a block of `ops` operations may need.
@@ -111,7 +115,7 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { pieces, page, linear, user, jumps } = *source;
+        let Source { pieces, page, linear, user, jumps, signal } = *source;
         let (first, last) = (&pieces[0], &pieces[pieces.len() - 1]);
         let start = first.start;
         let end = (last.start as usize + usize::from(last.block.len)).min(page.len());
@@ -143,6 +147,7 @@ impl<'a> Translation<'a> {
             linear,
             user,
             jumps,
+            signal,
             instructions: spare.instructions,
             plans: spare.plans,
             groups: Groups::default(),
@@ -177,18 +182,17 @@ impl<'a> Translation<'a> {
         self.plan();
         self.find_live_flags();
         self.find_strides();
-        let mut inner = None;
+        let mut entries = None;
         if variant_from.is_none() {
             self.find_groups();
             self.mark(Stretch::Outer);
             self.write_outer_entry();
-            inner = Some(self.join_entries());
+            let inner = self.join_entries();
             self.mark(Stretch::Inner);
+            let ready = self.write_inner_entry();
+            entries = Some((inner, if self.live[0] == 0 { ready } else { inner }));
         } else {
             self.place = Place { host: false, saved: true };
-        }
-        if variant_from.is_none() {
-            self.write_inner_entry();
         }
         let last = self.ops.len() - 1;
         for i in variant_from.unwrap_or(0)..last {
@@ -207,7 +211,7 @@ impl<'a> Translation<'a> {
         self.write_end(last);
         self.mark(Stretch::Cold);
         self.write_cold();
-        Some(self.finish(inner))
+        Some(self.finish(entries))
     }
 
     fn piece(&self, i: usize) -> &'a Piece<'a> {
@@ -224,9 +228,10 @@ impl<'a> Translation<'a> {
         i == 0 || self.piece_of[i] != self.piece_of[i - 1]
     }
 
-    fn finish(mut self, inner: Option<Label>) -> Finished {
+    fn finish(mut self, entries: Option<(Label, Label)>) -> Finished {
         self.asm.finish();
-        let inner = inner.map_or(0, |label| self.asm.offset_of(label));
+        let (inner, ready) =
+            entries.map_or((0, 0), |(inner, ready)| (self.asm.offset_of(inner), self.asm.offset_of(ready)));
         for (site, label) in &self.resumes {
             self.sites[*site].resume = u64::from(self.asm.offset_of(*label));
         }
@@ -246,6 +251,8 @@ impl<'a> Translation<'a> {
         Finished {
             asm: self.asm,
             inner,
+            ready,
+            vectors: self.vectors,
             seen: self.seen,
             instructions: self.instructions,
             marks: self.marks,
@@ -373,25 +380,22 @@ impl<'a> Translation<'a> {
         self.asm.store(Size::Qword, counter, S0);
     }
 
-    /// From the same page: sees that vector registers are loaded.
-    fn write_inner_entry(&mut self) {
-        if self.vectors == Vectors::NONE {
-            return;
+    /// From the same page: sees that vector registers are loaded. Returns where that is known.
+    fn write_inner_entry(&mut self) -> Label {
+        let resume = self.asm.label();
+        if self.vectors != Vectors::NONE {
+            self.clobber(0);
+            let needed = i32::from(self.vectors);
+            let vectors = frame(offset_of!(Frame, vectors));
+            self.asm.alu_memory_immediate(Size::Byte, Alu::Cmp, vectors, needed);
+            let missing = self.asm.label();
+            self.asm.jump_if(Condition::B, missing);
+            let site = self.site(Kind::Vectors, 0, self.start_of(0));
+            let resume = Some(resume);
+            self.cold.push(Cold::Slow { label: missing, site, resume, restore: false, addend: None });
         }
-        self.clobber(0);
-        let needed = i32::from(self.vectors);
-        self.asm.alu_memory_immediate(Size::Byte, Alu::Cmp, frame(offset_of!(Frame, vectors)), needed);
-        let (missing, resume) = (self.asm.label(), self.asm.label());
-        self.asm.jump_if(Condition::B, missing);
         self.asm.bind(resume);
-        let site = self.site(Kind::Vectors, 0, self.start_of(0));
-        self.cold.push(Cold::Slow {
-            label: missing,
-            site,
-            resume: Some(resume),
-            restore: false,
-            addend: None,
-        });
+        resume
     }
 
     fn write_instruction(&mut self, i: usize) {
