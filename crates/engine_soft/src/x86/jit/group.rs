@@ -8,6 +8,7 @@
 //!
 //! The addend of RSP's groups is kept for all blocks in [`StackPage`], since the stack hardly ever leaves its page;
 //! that of other groups in one of the [`GROUPS`] places for the rest of the block.
+//! It is loaded again only where something else came into the scratch register meanwhile.
 //!
 //! A check that fails changes nothing: the rest of the block goes on in a *variant* translated without groups.
 //! Whatever may change the TLB or the view in the middle of a block (a handler that is not the other half of a
