@@ -5,7 +5,7 @@ use alloc::string::ToString;
 use core::panic::PanicInfo;
 use core::time::Duration;
 
-use protocol::{CONTROL_PORT, Identity, Log, Ready, Renew, Start, VERSION};
+use protocol::{CONTROL_PORT, Identity, Level, Log, Network, Ready, Renew, Start, VERSION};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::process::{Resource, Rlimit, getpid, setrlimit, umask};
@@ -14,7 +14,7 @@ use rustix::system::uname;
 use crate::control::Control;
 use crate::fault::Fault;
 use crate::session::{End, Guest, Session};
-use crate::{console, files, identity, modules, mounts, power, root, sys, transport};
+use crate::{console, files, identity, modules, mounts, network, power, root, sys, transport};
 
 /// How long the host's devices may take to be found.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
@@ -61,7 +61,7 @@ fn live() -> Result<End, Fault> {
     let control = transport::connect_host(CONTROL_PORT, CONTROL_PATIENCE)?;
     let kernel = uname().release().to_string_lossy().to_string();
     let ready = Ready { version: VERSION, kernel, failed_modules };
-    Session::new(Control::new(control)?, signals, &mut Machine).run(ready)
+    Session::new(Control::new(control)?, signals, &mut Machine::default()).run(ready)
 }
 
 /// Descriptors 0 to 2 must be taken, or a stream would get one of them; the kernel opens them only
@@ -77,7 +77,11 @@ fn occupy_stdio() -> Result<(), Fault> {
 }
 
 /// The real thing, as opposed to a test's.
-struct Machine;
+#[derive(Default)]
+struct Machine {
+    /// What its root is told of.
+    network: Option<Network>,
+}
 
 impl Guest for Machine {
     fn connect(&mut self, port: u32) -> Result<OwnedFd, Fault> {
@@ -85,7 +89,17 @@ impl Guest for Machine {
     }
 
     fn enter_root(&mut self, start: &Start, log: &mut dyn FnMut(Log)) -> Result<(), Fault> {
-        root::enter(start, log)
+        root::enter(start, log)?;
+        if let Some(Err(fault)) = self.network.as_ref().map(network::name_server) {
+            log(Log { level: Level::Warning, text: fault.to_string() });
+        }
+        Ok(())
+    }
+
+    fn network(&mut self, network: &Network) -> Result<(), Fault> {
+        network::configure(network)?;
+        self.network = Some(network.clone());
+        Ok(())
     }
 
     fn renew(&mut self, renew: &Renew) -> Result<(), Fault> {

@@ -27,6 +27,7 @@ pub mod identity;
 pub mod init;
 pub mod modules;
 pub mod mounts;
+pub mod network;
 pub mod power;
 pub mod root;
 pub mod session;

@@ -125,6 +125,6 @@ pub fn loopback() -> Result<(), Fault> {
     match socket(AddressFamily::INET, SocketType::DGRAM, None) {
         Err(Errno::AFNOSUPPORT) => Ok(()),
         Err(errno) => Err(fault(errno)),
-        Ok(socket) => sys::loopback_up(socket).map_err(fault),
+        Ok(socket) => sys::interface_up(socket, "lo").map_err(fault),
     }
 }

@@ -18,7 +18,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use protocol::{
-    AgentMessage, CONTROL_PORT, Error, Exit, Failure, HostMessage, Identity, Level, Log, Process, Ready,
+    AgentMessage, CONTROL_PORT, Error, Exit, Failure, HostMessage, Identity, Level, Log, Network, Process, Ready,
     Renew, Start, Stream, WinSize,
 };
 use rustix::event::{PollFd, PollFlags, poll};
@@ -60,6 +60,14 @@ pub trait Guest {
     /// # Errors
     /// What could not be done.
     fn identify(&mut self, identity: &Identity) -> Result<(), Fault>;
+
+    /// Gives this machine's network card an address. Not every guest has one.
+    ///
+    /// # Errors
+    /// What could not be done.
+    fn network(&mut self, network: &Network) -> Result<(), Fault> {
+        Err(Fault::new("configure interface", &network.interface, "there is none"))
+    }
 }
 
 /// Why the loop ended.
@@ -194,6 +202,11 @@ impl<'a> Session<'a> {
             }
             HostMessage::Identify(identity) if self.started => self.identify(&identity),
             HostMessage::Identify(identity) => self.identity = Some(identity),
+            HostMessage::Network(network) => {
+                if let Err(fault) = self.guest.network(&network) {
+                    self.log(Level::Error, fault.to_string());
+                }
+            }
             HostMessage::Shutdown => return Next::Stop(End::Shutdown),
             // The type may grow; what this build can decode is above.
             _ => self.log(Level::Error, "a message this agent doesn't serve".to_string()),

@@ -1,5 +1,5 @@
 //! The C library where `rustix` has no safe call for it.
-// UNSAFETY: fork, execve, the signal mask, signalfd, an interface ioctl and the allocator have no
+// UNSAFETY: fork, execve, the signal mask, signalfd, ioctls of interfaces and routes, and the allocator have no
 // safe wrapper in the crates we use; each is wrapped here once, with a safe signature.
 
 use alloc::ffi::CString;
@@ -156,15 +156,69 @@ pub fn exec(path: &CStr, argv: &ExecStrings, env: &ExecStrings) -> Errno {
     last_errno()
 }
 
-/// Brings the interface `lo` up; the kernel then gives it its addresses.
+/// A request about the interface `name`, which must be shorter than the kernel's 16 bytes.
+fn interface_request(name: &str) -> Result<libc::ifreq, Errno> {
+    // SAFETY: all-zero bytes are a valid `ifreq`, a plain C struct.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return Err(Errno::NODEV);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as c_char;
+    }
+    Ok(request)
+}
+
+/// An IPv4 address as the kernel takes it.
+fn socket_address(ip: [u8; 4]) -> libc::sockaddr {
+    // SAFETY: all-zero bytes are a valid `sockaddr`, a plain C struct.
+    let mut address: libc::sockaddr = unsafe { mem::zeroed() };
+    address.sa_family = libc::AF_INET as libc::sa_family_t;
+    // `sockaddr_in`: two bytes of port, then the address.
+    for (to, from) in address.sa_data[2..].iter_mut().zip(ip) {
+        *to = from as c_char;
+    }
+    address
+}
+
+/// Gives an interface its IPv4 address and mask.
 ///
 /// # Errors
 /// The kernel's, of the ioctls.
-pub fn loopback_up(socket: impl AsFd) -> Result<(), Errno> {
+pub fn set_address(socket: impl AsFd, name: &str, ip: [u8; 4], mask: [u8; 4]) -> Result<(), Errno> {
     let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: all-zero bytes are a valid `ifreq`, a plain C struct.
-    let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    request.ifr_name[..2].copy_from_slice(&[b'l' as c_char, b'o' as c_char]);
+    for (number, value) in [(libc::SIOCSIFADDR, ip), (libc::SIOCSIFNETMASK, mask)] {
+        let mut request = interface_request(name)?;
+        request.ifr_ifru.ifru_addr = socket_address(value);
+        // SAFETY: the request outlives the call and is what both requests read.
+        check(unsafe { libc::ioctl(fd, number as _, &raw const request) })?;
+    }
+    Ok(())
+}
+
+/// Sends what is for other networks through `gateway`.
+///
+/// # Errors
+/// The kernel's, of the ioctl.
+pub fn add_default_route(socket: impl AsFd, gateway: [u8; 4]) -> Result<(), Errno> {
+    // SAFETY: all-zero bytes are a valid `rtentry`, a plain C struct whose pointers may be null.
+    let mut route: libc::rtentry = unsafe { mem::zeroed() };
+    route.rt_dst = socket_address([0; 4]);
+    route.rt_genmask = socket_address([0; 4]);
+    route.rt_gateway = socket_address(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    // SAFETY: the route outlives the call and is what SIOCADDRT reads.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCADDRT as _, &raw const route) })
+        .map(drop)
+}
+
+/// Brings an interface up; the kernel gives `lo` its addresses then.
+///
+/// # Errors
+/// The kernel's, of the ioctls.
+pub fn interface_up(socket: impl AsFd, name: &str) -> Result<(), Errno> {
+    let fd = socket.as_fd().as_raw_fd();
+    let mut request = interface_request(name)?;
     // SAFETY: the request outlives the call and is what SIOCGIFFLAGS fills in.
     check(unsafe { libc::ioctl(fd, libc::SIOCGIFFLAGS, &raw mut request) })?;
     // SAFETY: SIOCGIFFLAGS filled in this member of the union.

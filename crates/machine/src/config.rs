@@ -118,7 +118,7 @@ pub struct DiskConfig {
     pub serial: String,
 }
 
-/// One virtio network port. Without a back end (so far there is none) the link is down.
+/// One virtio network port. Without a back end the link is down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {

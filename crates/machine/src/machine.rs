@@ -41,6 +41,8 @@ pub struct Backends {
     pub console: Option<Box<dyn Write + Send>>,
     /// Who answers the guest's vsock connections; needs [`MachineConfig::vsock`].
     pub vsock: Option<Box<dyn devices::virtio::VsockHost>>,
+    /// Where the cables of [`MachineConfig::net`] end, in that order; those beyond are not plugged in.
+    pub net: Vec<Box<dyn net::Port>>,
     /// Called once everything the machine needs is open and before its first thread: the place to give up what threads
     /// inherit, such as capabilities.
     pub confine: Option<Confine>,
@@ -146,7 +148,7 @@ impl Machine {
         config.validate()?;
         let saved_hz = snapshot.as_ref().map(|snapshot| snapshot.apic_timer_hz(engine)).transpose()?;
         let ram = snapshot.as_ref().map(|s| GuestRam::from_file(&s.ram_ranges(), &s.ram)).transpose()?;
-        let Backends { console, vsock, confine } = backends;
+        let Backends { console, vsock, net, confine } = backends;
         let console = Arc::new(Console::new(console));
         let (messages, inbox) = channel();
         let power = Arc::new(Power::new(messages.clone()));
@@ -154,6 +156,7 @@ impl Machine {
         let parts = microvm::Parts {
             console: console.clone(),
             vsock,
+            net,
             power: power.clone(),
             signals: &signals,
             apic_timer_hz: engine.apic_timer_hz().or(saved_hz),

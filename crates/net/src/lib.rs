@@ -1,11 +1,17 @@
 //! Network back ends: the port a network device sends and receives frames through.
 //!
-//! Deliberately absent: what a machine or a virtio queue is, and, for now, every back end but [`Unplugged`];
-//! user-mode NAT, taps and switches become siblings of it.
+//! Reading order: this file, then [`nat`], the network that needs no privilege.
+//!
+//! Deliberately absent: what a machine or a virtio queue is, and, for now, taps and switches, which become siblings of
+//! [`Unplugged`] and [`Nat`].
 #![forbid(unsafe_code)]
+
+pub mod nat;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+
+pub use nat::Nat;
 
 /// The largest frame a port carries, in bytes: 64 KiB of segmented TCP and its headers.
 pub const MAX_FRAME: usize = 65536 + 64;
@@ -19,23 +25,74 @@ pub enum Link {
     Down,
 }
 
+/// What the guest's card does itself with frames it receives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// It finishes checksums: [`Checksum::Partial`] is understood.
+    pub checksum: bool,
+    /// It takes TCP segments over IPv4 larger than the MTU; needs `checksum`.
+    pub segmentation: bool,
+}
+
+/// The checksum of a received frame's TCP segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    /// It is there.
+    Complete,
+    /// It is that of the pseudo header alone.
+    Partial {
+        /// Where the bytes begin that it is to be made over, from the start of the frame.
+        start: u16,
+        /// Where it is, from `start`.
+        offset: u16,
+    },
+}
+
+/// A frame that was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Its length in bytes.
+    pub len: usize,
+    /// Its checksum.
+    pub checksum: Checksum,
+    /// If it stands for several TCP segments over IPv4: the payload of each, in bytes.
+    pub segment_bytes: Option<u16>,
+}
+
+impl Received {
+    /// A frame as it is on a wire.
+    pub fn plain(len: usize) -> Self {
+        Self { len, checksum: Checksum::Complete, segment_bytes: None }
+    }
+}
+
 /// Where a network device's cable ends. Never blocks. Frames are whole Ethernet frames without checksum (FCS).
 pub trait Port: Send {
     /// Whether the cable is plugged in.
     fn link(&self) -> Link;
 
-    /// Sends one frame. A port that cannot take it now drops it, as Ethernet does.
+    /// Says what may be left to the guest's card from now on. Until then it is nothing.
+    fn accept(&mut self, offloads: Offloads) {
+        let _ = offloads;
+    }
+
+    /// The card is new: whoever used it before has forgotten everything.
+    fn reset(&mut self) {}
+
+    /// Sends one frame. A port that cannot take it now drops it, as Ethernet does. Its TCP and UDP checksums may be
+    /// those of the pseudo header alone, and TCP segments over IPv4 may be larger than the MTU, up to [`MAX_FRAME`]:
+    /// every card offers that to its guest, whatever its cable ends in.
     ///
     /// # Errors
     /// The port is broken; the frame is lost.
     fn send(&mut self, frame: &[u8]) -> io::Result<()>;
 
-    /// Receives one frame into `frame` and gives its length; `None` if there is none now. Longer frames than
-    /// `frame` are dropped.
+    /// Receives one frame into `frame` and says what it is; `None` if there is none now. `frame` has
+    /// room for [`MAX_FRAME`] bytes; longer frames are dropped.
     ///
     /// # Errors
     /// The port is broken.
-    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<usize>>;
+    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>>;
 
     /// What becomes readable when [`Self::receive`] has something; `None` if it never will.
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
@@ -54,7 +111,7 @@ impl Port for Unplugged {
         Ok(())
     }
 
-    fn receive(&mut self, _frame: &mut [u8]) -> io::Result<Option<usize>> {
+    fn receive(&mut self, _frame: &mut [u8]) -> io::Result<Option<Received>> {
         Ok(None)
     }
 

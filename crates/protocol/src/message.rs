@@ -47,6 +47,24 @@ pub enum HostMessage {
     Renew(Renew),
     /// What else is this machine's own: applied at once, or, before [`HostMessage::Start`], when the root is there.
     Identify(Identity),
+    /// Give the machine's network card an address. Before [`HostMessage::Start`], whose root it completes.
+    Network(Network),
+}
+
+/// What [`HostMessage::Network`] carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The interface, e.g. `eth0`.
+    pub interface: String,
+    /// Its IPv4 address.
+    pub address: [u8; 4],
+    /// How many bits of it are the network's, at most 32.
+    pub prefix: u8,
+    /// Who carries packets to other networks.
+    pub gateway: [u8; 4],
+    /// Who is asked for the addresses of names.
+    pub resolver: [u8; 4],
+}
 }
 
 /// What [`HostMessage::Start`] carries.
@@ -303,6 +321,12 @@ impl Message for HostMessage {
                 identity.encode(to);
                 8
             }
+            HostMessage::Network(Network { interface, address, prefix, gateway, resolver }) => {
+                to.string(interface);
+                to.u8(*prefix);
+                [address, gateway, resolver].iter().for_each(|ip| to.u32(u32::from_be_bytes(**ip)));
+                9
+            }
         }
     }
 
@@ -320,6 +344,16 @@ impl Message for HostMessage {
             6 => HostMessage::Shutdown,
             7 => HostMessage::Renew(Renew::decode(from)?),
             8 => HostMessage::Identify(Identity::decode(from)?),
+            9 => HostMessage::Network(Network {
+                interface: from.string("interface")?,
+                prefix: match from.u8("prefix")? {
+                    bits @ 0..=32 => bits,
+                    _ => return Err(Error::Malformed { field: "prefix", fault: "more than 32 bits" }),
+                },
+                address: from.u32("address")?.to_be_bytes(),
+                gateway: from.u32("gateway")?.to_be_bytes(),
+                resolver: from.u32("resolver")?.to_be_bytes(),
+            }),
             _ => return Err(Error::UnknownKind(kind)),
         })
     }

@@ -31,6 +31,13 @@ fn host_messages() -> Vec<HostMessage> {
         HostMessage::Shutdown,
         HostMessage::Identify(Identity { hostname: "web-1".into(), machine_id: [u64::MAX, 1] }),
         HostMessage::Renew(Renew { seed: [u64::MAX, 1, 2, 3, 4, 5, 6, 7], clock_ns: 1 << 60 }),
+        HostMessage::Network(Network {
+            interface: "eth0".into(),
+            address: [10, 0, 2, 15],
+            prefix: 24,
+            gateway: [10, 0, 2, 2],
+            resolver: [10, 0, 2, 3],
+        }),
     ]
 }
 

@@ -9,7 +9,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use crate::Error;
+use crate::{Error, Network};
 
 /// Allowed with any arguments.
 #[rustfmt::skip]
@@ -40,6 +40,10 @@ const ANY: &[i64] = &[
     libc::SYS_getrandom,
 ];
 
+/// Beside those, of a machine whose network is made of this process' sockets.
+const NETWORK: &[i64] =
+    &[libc::SYS_connect, libc::SYS_getsockopt, libc::SYS_getpeername, libc::SYS_timerfd_settime];
+
 /// What may be asked of terminals and sockets. TIOCSTI, which types into a terminal, is not among it.
 const IOCTLS: &[u64] = &[
     libc::FIONBIO,
@@ -55,6 +59,9 @@ const IOCTLS: &[u64] = &[
     libc::TIOCGWINSZ,
 ];
 
+/// The bits of a socket's type that are no flags.
+const SOCKET_TYPE: u64 = 0xf;
+
 const FCNTLS: &[u64] = &[
     libc::F_DUPFD_CLOEXEC as u64,
     libc::F_GETFD as u64,
@@ -63,11 +70,11 @@ const FCNTLS: &[u64] = &[
     libc::F_SETFL as u64,
 ];
 
-/// The filters, with the engine's `requests` of ioctl, to be installed one after the other; the strictest answer counts.
+/// The filters, with the engine's `requests` of ioctl and what `network` needs, to be installed one after the other; the strictest answer counts.
 ///
 /// # Errors
 /// The host's processor is not one the filter compiler knows.
-pub(crate) fn filters(requests: &[u64]) -> Result<Vec<BpfProgram>, Error> {
+pub(crate) fn filters(requests: &[u64], network: Network) -> Result<Vec<BpfProgram>, Error> {
     let error = |source| Error::Filter { arch: ARCH, source };
     let arch = TargetArch::try_from(ARCH).map_err(error)?;
     let compile = |rules: Rules, otherwise, listed| -> Result<BpfProgram, BackendError> {
@@ -75,8 +82,8 @@ pub(crate) fn filters(requests: &[u64]) -> Result<Vec<BpfProgram>, Error> {
     };
     let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
     let absent = absent().and_then(|rules| compile(rules, SeccompAction::Allow, no_such_call));
-    let allowed =
-        allowed(requests).and_then(|rules| compile(rules, SeccompAction::Trap, SeccompAction::Allow));
+    let allowed = allowed(requests, network)
+        .and_then(|rules| compile(rules, SeccompAction::Trap, SeccompAction::Allow));
     Ok(vec![absent.map_err(error)?, allowed.map_err(error)?])
 }
 
@@ -90,13 +97,17 @@ fn absent() -> Result<Rules, BackendError> {
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-fn allowed(engine: &[u64]) -> Result<Rules, BackendError> {
+fn allowed(engine: &[u64], network: Network) -> Result<Rules, BackendError> {
     let mut rules: Rules = ANY.iter().map(|number| (*number, Vec::new())).collect();
     let is = SeccompCmpOp::Eq;
     let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     rules.insert(libc::SYS_mmap, vec![rule(2, no_exec.clone(), 0)?]);
     rules.insert(libc::SYS_mprotect, vec![rule(2, no_exec, 0)?]);
-    rules.insert(libc::SYS_socketpair, vec![rule(0, is.clone(), libc::AF_UNIX as u64)?]);
+    // Pairs of streams, which stay connected to each other, also where `connect` is allowed.
+    let unix = SeccompCondition::new(0, SeccompCmpArgLen::Dword, is.clone(), libc::AF_UNIX as u64)?;
+    let kind = SeccompCmpOp::MaskedEq(SOCKET_TYPE);
+    let stream = SeccompCondition::new(1, SeccompCmpArgLen::Dword, kind, libc::SOCK_STREAM as u64)?;
+    rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(vec![unix, stream])?]);
     rules.insert(libc::SYS_prctl, vec![rule(0, is.clone(), libc::PR_SET_NAME as u64)?]);
     // For abort(), and to get a vCPU out of the host's kernel; no other process.
     rules.insert(libc::SYS_tgkill, vec![rule(0, is.clone(), u64::from(std::process::id()))?]);
@@ -105,7 +116,24 @@ fn allowed(engine: &[u64]) -> Result<Rules, BackendError> {
         let option = SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, option as u64)?;
         SeccompRule::new(vec![socket.clone(), option])
     };
-    rules.insert(libc::SYS_setsockopt, vec![timeout(libc::SO_RCVTIMEO)?, timeout(libc::SO_SNDTIMEO)?]);
+    let mut options = vec![timeout(libc::SO_RCVTIMEO)?, timeout(libc::SO_SNDTIMEO)?];
+    if network == Network::Sockets {
+        rules.extend(NETWORK.iter().map(|number| (*number, Vec::new())));
+        // Streams and datagrams over IPv4; no raw sockets, and no sockets of files.
+        let mut sockets = Vec::new();
+        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+            let family = SeccompCondition::new(0, SeccompCmpArgLen::Dword, is.clone(), libc::AF_INET as u64)?;
+            let masked = SeccompCmpOp::MaskedEq(SOCKET_TYPE);
+            let kind = SeccompCondition::new(1, SeccompCmpArgLen::Dword, masked, kind as u64)?;
+            sockets.push(SeccompRule::new(vec![family, kind])?);
+        }
+        rules.insert(libc::SYS_socket, sockets);
+        let tcp = SeccompCondition::new(1, SeccompCmpArgLen::Dword, is.clone(), libc::IPPROTO_TCP as u64)?;
+        let no_delay =
+            SeccompCondition::new(2, SeccompCmpArgLen::Dword, is.clone(), libc::TCP_NODELAY as u64)?;
+        options.push(SeccompRule::new(vec![tcp, no_delay])?);
+    }
+    rules.insert(libc::SYS_setsockopt, options);
     let ioctls = [IOCTLS, engine].concat();
     for (call, requests) in [(libc::SYS_ioctl, ioctls.as_slice()), (libc::SYS_fcntl, FCNTLS)] {
         let allowed: Result<_, _> = requests.iter().map(|request| rule(1, is.clone(), *request)).collect();

@@ -50,19 +50,32 @@ pub enum Error {
     Handler(#[source] io::Error),
 }
 
+/// What a machine's network asks of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Nothing: it has none.
+    None,
+    /// Sockets over IPv4, which connect to wherever the host's user may.
+    Sockets,
+}
+
 /// From now on a system call that no running machine makes ends the process, in all its threads: `on_violation` says so, and
 /// what it returns is the exit code. There is no way back. Everything the machine needs must be open, and executable memory
 /// mapped.
 ///
 /// `requests` are those of `ioctl` that the machine's engine makes beside the ones every machine makes: on a file that is
-/// open, such as a virtual machine of the host's kernel, and without making another.
+/// open, such as a virtual machine of the host's kernel, and without making another. `network` is what the guest's needs.
 ///
 /// `on_violation` runs in a signal handler, in whatever that interrupted: it must not allocate and not wait for a lock.
 ///
 /// # Errors
 /// The host has no such filter.
-pub fn forbid_system_calls(requests: &[u64], on_violation: fn(&Violation) -> i32) -> Result<(), Error> {
-    let filters = calls::filters(requests)?;
+pub fn forbid_system_calls(
+    requests: &[u64],
+    network: Network,
+    on_violation: fn(&Violation) -> i32,
+) -> Result<(), Error> {
+    let filters = calls::filters(requests, network)?;
     violation::handle(on_violation).map_err(Error::Handler)?;
     for filter in &filters {
         seccompiler::apply_filter_all_threads(filter).map_err(Error::Install)?;

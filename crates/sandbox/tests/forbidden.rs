@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use sandbox::{Violation, drop_privileges, forbid_system_calls};
+use sandbox::{Network, Violation, drop_privileges, forbid_system_calls};
 
 const CODE: i32 = 77;
 
@@ -51,7 +51,8 @@ fn part() {
     let Ok(name) = std::env::var("PART") else { return };
     drop_privileges().unwrap();
     let (sender, wait) = early_thread();
-    forbid_system_calls(ENGINES, say).unwrap();
+    let network = if name.starts_with("net:") { Network::Sockets } else { Network::None };
+    forbid_system_calls(ENGINES, network, say).unwrap();
     sender.send(name).unwrap();
     wait.recv().unwrap();
     // No way back through the test harness, which may open files.
@@ -63,7 +64,7 @@ fn act(name: &str) {
     match name {
         "nothing" => {}
         "live" => live(),
-        "openat" => drop(std::fs::File::open("/dev/null")),
+        "openat" | "net:openat" => drop(std::fs::File::open("/dev/null")),
         "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
         "kill" => drop(rustix::process::test_kill_process(rustix::process::Pid::INIT)),
         "unlink" => drop(std::fs::remove_file("/nonexistent")),
@@ -88,6 +89,16 @@ fn act(name: &str) {
         "setsockopt" => {
             raw(libc::SYS_setsockopt, [0, libc::SOL_SOCKET.into(), libc::SO_ATTACH_FILTER.into(), 0, 0, 0]);
         }
+        "net:live" => {
+            let socket = raw_socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK);
+            assert!(socket >= 0);
+            raw(libc::SYS_connect, [socket, 0, 0, 0, 0, 0]);
+            assert!(raw_socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) >= 0);
+        }
+        "net:socket" => drop(raw_socket(libc::AF_UNIX, libc::SOCK_STREAM)),
+        "net:raw:socket" => drop(raw_socket(libc::AF_INET, libc::SOCK_RAW)),
+        "net:socketpair" => drop(std::os::unix::net::UnixDatagram::pair()),
+        "net:bind" => raw(libc::SYS_bind, [0; 6]),
         "execve" => raw(libc::SYS_execve, [c"/bin/true".as_ptr() as i64, 0, 0, 0, 0, 0]),
         "ptrace" => raw(libc::SYS_ptrace, [0; 6]),
         "io_uring_setup" => raw(libc::SYS_io_uring_setup, [0; 6]),
@@ -99,6 +110,11 @@ fn raw(number: i64, a: [i64; 6]) {
     // SAFETY: each call above is refused before the kernel looks at its arguments; were it not, all of them are
     // harmless to this process, which is made for it.
     unsafe { libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]) };
+}
+
+fn raw_socket(family: i32, kind: i32) -> i64 {
+    // SAFETY: the call takes no pointer.
+    unsafe { libc::syscall(libc::SYS_socket, family, kind, 0) }
 }
 
 /// What a running machine does.
@@ -132,7 +148,7 @@ fn live() {
 
 #[test]
 fn what_a_machine_does_is_allowed() {
-    for name in ["nothing", "live", "engine"] {
+    for name in ["nothing", "live", "engine", "net:live"] {
         let output = sandboxed(name);
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && text.contains("went on"), "{name}: {output:?}");
@@ -155,12 +171,18 @@ fn every_forbidden_call_ends_the_process_and_is_named() {
         "execve",
         "ptrace",
         "io_uring_setup",
+        "net:socket",
+        "net:raw:socket",
+        "net:socketpair",
+        "net:bind",
+        "net:openat",
     ];
     for name in names {
         let output = sandboxed(name);
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(CODE), "{name}: {output:?}");
-        assert!(text.contains(&format!("violation: {name}\n")), "{name}: {text}");
+        let call = name.rsplit(':').next().unwrap();
+        assert!(text.contains(&format!("violation: {call}\n")), "{name}: {text}");
         assert!(!text.contains("went on"), "{name}: {text}");
     }
 }

@@ -14,13 +14,14 @@ pub fn while_building() -> Confine {
     Box::new(|| Ok(sandbox::drop_privileges()?))
 }
 
-/// After that nothing can be opened, executed or connected any more. `requests` of ioctl are the engine's.
+/// After that nothing can be opened, executed or connected any more. `requests` of ioctl are the engine's, `network` is the
+/// guest's.
 ///
 /// # Errors
 /// The host has no filter for system calls.
-pub fn before_start(requests: &[u64]) -> Outcome<()> {
+pub fn before_start(requests: &[u64], network: sandbox::Network) -> Outcome<()> {
     sandbox::give_back_memory();
-    sandbox::forbid_system_calls(requests, say).map_err(|error| {
+    sandbox::forbid_system_calls(requests, network, say).map_err(|error| {
         Failure::because("enter the sandbox", error).hint("--no-sandbox runs the machine without it")
     })
 }

@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
             "engine_soft",
             "image",
             "machine",
+            "net",
             "protocol",
             "registry",
             "sandbox",

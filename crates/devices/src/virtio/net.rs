@@ -4,7 +4,10 @@
 //! thread, which waits for the port, or by the vCPU that gives buffers. A frame for which the guest has no
 //! buffers is held until it has.
 //!
-//! Known omissions: checksum and segmentation offloads, VLAN filter, multiple queues, announcements, RSS.
+//! Checksums and the segmentation of TCP over IPv4 are offered whatever the cable ends in, so that a saved card fits any
+//! port: ports take unfinished frames, and are told what the guest takes.
+//!
+//! Known omissions: segmentation of IPv6 and UDP, VLAN filter, multiple queues, announcements, RSS.
 
 mod filter;
 
@@ -12,7 +15,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use net::{Link, MAX_FRAME, Port};
+use net::{Checksum, Link, MAX_FRAME, Offloads, Port, Received};
 use state::Section;
 use virtio_bindings::virtio_net as vnet;
 
@@ -30,7 +33,17 @@ const TX: usize = 1;
 
 /// `struct virtio_net_hdr` with its number of buffers, which is always there in version 1.
 const HEADER_BYTES: usize = 12;
+const GSO_TYPE_OFFSET: usize = 1;
+const HEADER_LEN_OFFSET: usize = 2;
+const GSO_SIZE_OFFSET: usize = 4;
+const CSUM_START_OFFSET: usize = 6;
+const CSUM_OFFSET_OFFSET: usize = 8;
 const NUM_BUFFERS_OFFSET: usize = 10;
+const NEEDS_CSUM: u8 = vnet::VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
+const GSO_NONE: u8 = vnet::VIRTIO_NET_HDR_GSO_NONE as u8;
+const GSO_TCPV4: u8 = vnet::VIRTIO_NET_HDR_GSO_TCPV4 as u8;
+/// Ethernet, IPv4 and TCP without options: what each segment of a large frame begins with.
+const SEGMENT_HEADERS: u16 = 14 + 20 + 20;
 /// Destination, source and type: nothing shorter is a frame.
 const MIN_FRAME: usize = 14;
 const PORT_TOKEN: u64 = 0;
@@ -54,13 +67,15 @@ struct Core {
     link: Link,
     filter: Filter,
     mergeable: bool,
+    /// What the guest may leave to us in frames it sends.
+    outgoing_offloads: Offloads,
     signals: Option<Arc<Signals>>,
     rx: Option<Virtqueue>,
     tx: Option<Virtqueue>,
     control: Option<Virtqueue>,
-    /// A received frame: `held` bytes of `frame`, 0 if there is none.
+    /// A received frame: the first bytes of `frame`, if there is one.
     frame: Vec<u8>,
-    held: usize,
+    held: Option<Received>,
     outgoing: Vec<u8>,
 }
 
@@ -80,12 +95,13 @@ impl Net {
             permanent_mac: mac,
             filter: Filter::new(mac),
             mergeable: false,
+            outgoing_offloads: Offloads::default(),
             signals: None,
             rx: None,
             tx: None,
             control: None,
             frame: vec![0; MAX_FRAME],
-            held: 0,
+            held: None,
             outgoing: vec![0; MAX_FRAME],
         };
         Ok(Self { shared: Arc::new(Shared { core: Mutex::new(core), poller }), thread: None })
@@ -170,9 +186,15 @@ impl Core {
     /// Sends one frame. One that no frame can be, or that asks for an offload we do not offer, is dropped.
     fn send(&mut self, chain: &mut Chain) {
         let Some(header) = chain.read_array::<HEADER_BYTES>() else { return };
-        let wants_offload = header[0] != 0 || header[1] != 0;
+        let Offloads { checksum, segmentation } = self.outgoing_offloads;
+        let is_ours = match (header[0], header[GSO_TYPE_OFFSET]) {
+            (0, GSO_NONE) => true,
+            (NEEDS_CSUM, GSO_NONE) => checksum,
+            (NEEDS_CSUM, GSO_TCPV4) => segmentation,
+            _ => false,
+        };
         let len = chain.readable();
-        if wants_offload || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+        if !is_ours || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
             return;
         }
         let frame = &mut self.outgoing[..len];
@@ -195,7 +217,7 @@ impl Core {
                 more = false;
                 break;
             }
-            self.held = 0;
+            self.held = None;
         }
         rx.signal();
         self.rx = Some(rx);
@@ -204,18 +226,19 @@ impl Core {
 
     /// Makes sure that a frame for the guest is held, if the port has one.
     fn hold_frame(&mut self) -> bool {
-        while self.held == 0 {
-            let len = match self.port.receive(&mut self.frame) {
-                Ok(Some(len)) => len.min(self.frame.len()),
+        while self.held.is_none() {
+            let received = match self.port.receive(&mut self.frame) {
+                Ok(Some(received)) if received.len <= self.frame.len() => received,
+                Ok(Some(_)) => continue,
                 Ok(None) => return false,
                 Err(error) => {
                     tracing::debug!(%error, "receive frame");
                     return false;
                 }
             };
-            let destination = self.frame[..len].first_chunk();
-            if len >= MIN_FRAME && destination.is_some_and(|mac| self.filter.accepts(mac)) {
-                self.held = len;
+            let destination = self.frame[..received.len].first_chunk();
+            if received.len >= MIN_FRAME && destination.is_some_and(|mac| self.filter.accepts(mac)) {
+                self.held = Some(received);
             }
         }
         true
@@ -223,7 +246,8 @@ impl Core {
 
     /// Places the held frame. `false` if the guest has not enough buffers; then none is used.
     fn deliver(&mut self, rx: &mut Virtqueue) -> bool {
-        let total = HEADER_BYTES + self.held;
+        let Some(held) = self.held else { return true };
+        let total = HEADER_BYTES + held.len;
         let mut chains: Vec<Chain> = Vec::new();
         let mut room = 0;
         while room < total {
@@ -246,9 +270,8 @@ impl Core {
             chains.iter().for_each(|chain| rx.complete(chain, 0));
             return true;
         }
-        let mut header = [0; HEADER_BYTES];
-        header[NUM_BUFFERS_OFFSET..].copy_from_slice(&(chains.len() as u16).to_le_bytes());
-        let (mut header, mut frame) = (&header[..], &self.frame[..self.held]);
+        let header = header(held, chains.len() as u16);
+        let (mut header, mut frame) = (&header[..], &self.frame[..held.len]);
         for chain in &mut chains {
             let from_header = chain.write(header);
             let from_frame = if from_header == header.len() { chain.write(frame) } else { 0 };
@@ -284,6 +307,25 @@ impl Core {
     }
 }
 
+/// What stands before a received frame in the first of `buffers` buffers.
+fn header(received: Received, buffers: u16) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    let mut put = |at: usize, value: u16| header[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    put(NUM_BUFFERS_OFFSET, buffers);
+    if let Checksum::Partial { start, offset } = received.checksum {
+        put(CSUM_START_OFFSET, start);
+        put(CSUM_OFFSET_OFFSET, offset);
+        header[0] = NEEDS_CSUM;
+    }
+    if let Some(segment_bytes) = received.segment_bytes {
+        let mut put = |at: usize, value: u16| header[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        put(HEADER_LEN_OFFSET, SEGMENT_HEADERS);
+        put(GSO_SIZE_OFFSET, segment_bytes);
+        header[GSO_TYPE_OFFSET] = GSO_TCPV4;
+    }
+    header
+}
+
 impl VirtioDevice for Net {
     fn device_type(&self) -> DeviceType {
         DeviceType::Net
@@ -295,6 +337,10 @@ impl VirtioDevice for Net {
 
     fn features(&self) -> u64 {
         [
+            vnet::VIRTIO_NET_F_CSUM,
+            vnet::VIRTIO_NET_F_GUEST_CSUM,
+            vnet::VIRTIO_NET_F_GUEST_TSO4,
+            vnet::VIRTIO_NET_F_HOST_TSO4,
             vnet::VIRTIO_NET_F_MAC,
             vnet::VIRTIO_NET_F_STATUS,
             vnet::VIRTIO_NET_F_MRG_RXBUF,
@@ -312,7 +358,17 @@ impl VirtioDevice for Net {
     }
 
     fn accept_features(&mut self, features: u64) {
-        self.shared.lock().mergeable = features & (1 << vnet::VIRTIO_NET_F_MRG_RXBUF) != 0;
+        let has = |bit: u32| features & (1 << bit) != 0;
+        let mut core = self.shared.lock();
+        core.mergeable = has(vnet::VIRTIO_NET_F_MRG_RXBUF);
+        // Segmentation needs checksums (section 5.1.3.1); a driver that asks for one alone gets none.
+        let both = |checksum: bool, segmentation: bool| Offloads {
+            checksum,
+            segmentation: checksum && segmentation,
+        };
+        core.outgoing_offloads = both(has(vnet::VIRTIO_NET_F_CSUM), has(vnet::VIRTIO_NET_F_HOST_TSO4));
+        let received = both(has(vnet::VIRTIO_NET_F_GUEST_CSUM), has(vnet::VIRTIO_NET_F_GUEST_TSO4));
+        core.port.accept(received);
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -355,7 +411,8 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         let mut core = self.shared.lock();
         core.filter = Filter::new(core.permanent_mac);
-        core.held = 0;
+        core.held = None;
+        core.port.reset();
     }
 
     fn save(&self) -> Result<Section, state::Error> {
@@ -369,7 +426,7 @@ impl VirtioDevice for Net {
         }
         let mut core = self.shared.lock();
         core.filter = filter;
-        core.held = 0;
+        core.held = None;
         Ok(())
     }
 }

@@ -42,6 +42,7 @@ const KVM_CLOCK: (&str, u32) = ("kvm-clock", 1);
 pub(crate) struct Parts<'a> {
     pub console: Arc<Console>,
     pub vsock: Option<Box<dyn VsockHost>>,
+    pub net: Vec<Box<dyn net::Port>>,
     pub power: Arc<Power>,
     pub signals: &'a [Arc<VcpuSignal>],
     /// Input frequency of local APICs' timers, if the engine has its own or the guest has measured it already.
@@ -122,7 +123,7 @@ impl MicroVm {
         let pm = maker.add_chipset()?;
         maker.add_generation_id(config)?;
         let input = maker.add_consoles(config.console, &parts.console)?;
-        let balloon = maker.add_virtio(config, parts.vsock)?;
+        let balloon = maker.add_virtio(config, parts.vsock, parts.net)?;
         let Maker { builder, router, slots, .. } = maker;
         let bus = Arc::new(BoardBus {
             devices: builder.build(timers.clone()),
@@ -399,7 +400,9 @@ impl Maker {
         &mut self,
         config: &MachineConfig,
         vsock: Option<Box<dyn VsockHost>>,
+        net: Vec<Box<dyn net::Port>>,
     ) -> Result<Option<BalloonHandle>, Error> {
+        let mut ends = net.into_iter();
         for (index, disk) in config.disks.iter().enumerate() {
             let access = if disk.read_only { disk::Access::ReadOnly } else { disk::Access::ReadWrite };
             let opened = disk::open(&disk.path, disk::OpenOptions { access })?;
@@ -408,7 +411,8 @@ impl Maker {
         }
         for (index, port) in config.net.iter().enumerate() {
             let name = format!("net{index}");
-            let card = virtio::Net::new(Box::new(net::Unplugged), port.mac)
+            let end = ends.next().unwrap_or_else(|| Box::new(net::Unplugged));
+            let card = virtio::Net::new(end, port.mac)
                 .map_err(|source| Error::Device { name: name.clone(), source: source.into() })?;
             self.add_virtio_device(name, Box::new(card))?;
         }

@@ -59,6 +59,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub struct Workload<'a> {
     /// Root file system and first process.
     pub start: protocol::Start,
+    /// The addresses of its network card, if it is to use one.
+    pub network: Option<protocol::Network>,
     /// Where its streams go.
     pub streams: Streams,
     /// Whether the guest is a copy of one that others come from too.

@@ -36,6 +36,7 @@ pub(super) struct Run<'a> {
     progress: &'a mut dyn FnMut(Progress),
     /// Root and host name; the process in it is `first`'s.
     start: protocol::Start,
+    network: Option<protocol::Network>,
     pub(super) first: Command,
     /// Commands beside the first, and who is told of them.
     pub(super) extras: Vec<(Command, Told)>,
@@ -50,7 +51,7 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     pub(super) fn new(session: AgentSession, machine: &'a Machine, workload: Workload<'a>) -> Self {
         let AgentSession { control: Control { events: sender, .. }, events, saved } = session;
-        let Workload { start, streams, origin, identity, boot_timeout, timeout, progress } = workload;
+        let Workload { start, network, streams, origin, identity, boot_timeout, timeout, progress } = workload;
         let mut first = Command::new(start.process.clone(), streams);
         // What runs already is not waited for.
         let phase = if saved.is_some() { Phase::Running } else { Phase::Booting };
@@ -74,6 +75,7 @@ impl<'a> Run<'a> {
             timeout,
             progress,
             start,
+            network,
             first,
             extras: Vec::new(),
             ended: None,
@@ -272,6 +274,9 @@ impl<'a> Run<'a> {
         self.phase = Phase::Starting;
         self.deadline = self.timeout.and_then(|t| Instant::now().checked_add(t));
         self.renew()?;
+        if let Some(network) = self.network.take() {
+            self.tell(&HostMessage::Network(network))?;
+        }
         let process = self.first.process.clone();
         let start = protocol::Start { process, ..self.start.clone() };
         self.tell(&HostMessage::Start(start))

@@ -61,6 +61,7 @@ fn run(harness: &mut Harness, session: AgentSession) -> Result<Outcome, Error> {
     let (stdin, stdout, stderr) = harness.fds.take().unwrap();
     let mut progress = |_| ();
     let workload = Workload {
+        network: None,
         start: start("true"),
         streams: Streams { stdin: Some(stdin), stdout, stderr },
         origin: Origin::Booted,

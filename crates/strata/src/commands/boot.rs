@@ -78,7 +78,7 @@ pub fn run(options: &Options) -> Outcome {
         })?
     };
     let raw = terminal::stdin_is_terminal().then(Raw::enter).transpose()?;
-    options.sizing.enter_sandbox(engine.as_ref())?;
+    options.sizing.enter_sandbox(engine.as_ref(), sandbox::Network::None)?;
     machine.start();
     type_into(&machine, raw.is_some())?;
     let event = machine.wait();

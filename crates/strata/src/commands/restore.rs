@@ -13,8 +13,8 @@ use serde_json::Value;
 use workload::monitor::Saved;
 use workload::{Isolation, LogLimits, Restart, Wanted};
 
-use super::run::as_hostname;
 use super::run::requests::Named;
+use super::run::{as_hostname, network};
 use super::run::session::{self, Session};
 use super::run::worker::Link;
 use super::sizing::account;
@@ -157,10 +157,12 @@ fn go_on(
         engines::Wishes { count: tracing::enabled!(tracing::Level::INFO), ..engines::Wishes::default() };
     let engine = engines::open(&sizing.engine, wishes)?;
     let saved = command_of(&snapshot, &act)?;
+    let calls = network::calls(&snapshot.config);
     let agent = AgentSession::resume(saved.clone());
     let backends = Backends {
         console: None,
         vsock: Some(agent.host()),
+        net: network::reopen(&snapshot.config)?,
         confine: (!sizing.no_sandbox).then(confine::while_building),
     };
     let machine = Machine::restore(snapshot, backends, engine.as_ref());
@@ -175,7 +177,7 @@ fn go_on(
         link: joined.link,
         named: joined.named,
         enter_sandbox: &|| {
-            if sizing.no_sandbox { Ok(()) } else { confine::before_start(engine.host_requests()) }
+            if sizing.no_sandbox { Ok(()) } else { confine::before_start(engine.host_requests(), calls) }
         },
     };
     let outcome = session::resume(agent, &machine, &saved, session, started);

@@ -9,6 +9,7 @@ pub mod detach;
 pub mod exec;
 mod health;
 pub mod initrd;
+pub mod network;
 pub mod requests;
 pub mod session;
 pub mod template;
@@ -50,6 +51,9 @@ pub struct Options {
     /// What stands between the command and this host
     #[arg(long, value_enum, default_value_t = Isolation::Vm, value_name = "KIND")]
     isolation: Isolation,
+    #[command(flatten)]
+    #[serde(default)]
+    network: network::Flags,
     #[command(flatten)]
     container: container::Flags,
     /// Kernel to boot, by its id [default: the one that `strata kernel ls` marks]
@@ -142,6 +146,7 @@ struct Prepared {
     process: protocol::Process,
     hostname: String,
     stop_signal: String,
+    network: Option<net::nat::Config>,
     root_type: &'static str,
     _root: RootFile,
     kernel: Arc<KernelBundle>,
@@ -152,6 +157,9 @@ struct Prepared {
 /// # Errors
 /// Image, kernel, engine or machine are not as they should be; the message says which.
 pub fn run(global: &Global, options: &Options) -> Outcome {
+    if options.isolation == Isolation::Container {
+        options.network.refuse_for_container()?;
+    }
     if options.detach {
         return detach::run(global, options);
     }
@@ -195,6 +203,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     let backends = Backends {
         console: (global.verbose >= 2).then(|| Box::new(LogWriter::new()) as Box<_>),
         vsock: Some(agent.host()),
+        net: prepared.network.iter().map(network::open).collect::<Outcome<_>>()?,
         confine: options.sizing.confine(),
     };
     let machine = match template {
@@ -211,7 +220,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
         timeout: options.timeout,
         link,
         named,
-        enter_sandbox: &|| options.sizing.enter_sandbox(engine.as_ref()),
+        enter_sandbox: &|| options.sizing.enter_sandbox(engine.as_ref(), network::calls(&prepared.config)),
     };
     let outcome = session::run(agent, &machine, &prepared, session, started);
     account(engine.name(), &machine, started);
@@ -298,12 +307,15 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     check_width(&kernel)?;
     let kernel = Arc::new(kernel);
     let root = store.root_for_vm(&image, &Bar::new()).map_err(explain)?;
-    let config = machine_config(&options.sizing, engine, &kernel, root.path(), verbose);
+    let network = options.network.config(&kernel)?;
+    let mut config = machine_config(&options.sizing, engine, &kernel, root.path(), verbose);
+    config.net.extend(network.as_ref().map(|_| network::card()));
     Ok(Prepared {
         config,
         process,
         hostname: hostname(&image),
         stop_signal: image.config().stop_signal.clone(),
+        network,
         root_type: root.fstype(),
         _root: root,
         kernel,

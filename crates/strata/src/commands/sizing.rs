@@ -84,12 +84,12 @@ impl Sizing {
         (!self.no_sandbox).then(confine::while_building)
     }
 
-    /// What is given up once the machine on `engine` is built, before it starts.
+    /// What is given up once the machine on `engine` with its `network` is built, before it starts.
     ///
     /// # Errors
     /// The host does not offer it.
-    pub fn enter_sandbox(&self, engine: &dyn Engine) -> Outcome<()> {
-        if self.no_sandbox { Ok(()) } else { confine::before_start(engine.host_requests()) }
+    pub fn enter_sandbox(&self, engine: &dyn Engine, network: sandbox::Network) -> Outcome<()> {
+        if self.no_sandbox { Ok(()) } else { confine::before_start(engine.host_requests(), network) }
     }
 }
 

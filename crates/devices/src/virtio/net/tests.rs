@@ -19,9 +19,9 @@ impl Port for Cable {
     fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         self.0.send(frame).map(drop)
     }
-    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>> {
         match self.0.recv(frame) {
-            Ok(len) => Ok(Some(len)),
+            Ok(len) => Ok(Some(Received::plain(len))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
@@ -65,10 +65,11 @@ fn a_sent_frame_leaves_through_the_port_without_its_header() {
 }
 
 #[test]
-fn what_is_no_frame_or_wants_an_offload_is_dropped() {
+fn what_is_no_frame_or_wants_what_was_not_offered_is_dropped() {
     let (mut rig, cable) = card(u64::MAX);
-    for (first, len) in [(1u8, 100), (0, 12), (0, 5), (0, 12 + 13), (0, 1 << 20)] {
-        rig.ram.write(DATA, &[first; 1]).unwrap();
+    let bad = [([2u8, 0], 100), ([1, 3], 100), ([0, 1], 100), ([0, 0], 12), ([0, 0], 25), ([0, 0], 1 << 20)];
+    for (first, len) in bad {
+        rig.ram.write(DATA, &first).unwrap();
         rig.request(TX, &[(DATA, len, 0)]);
     }
     assert!(!rig.is_broken());

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use image::cpio::Cpio;
 use image::kernels::KernelBundle;
 
+use super::network;
+
 use crate::failure::{Failure, Outcome, While};
 
 /// What a guest needs before the root is mounted. Those built into the kernel are no files, and no loss.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 8] = [
     "virtio_mmio",
     "virtio_blk",
     "vmw_vsock_virtio_transport",
@@ -17,9 +19,10 @@ const MODULES: [&str; 7] = [
     "overlay",
     "virtio_rng",
     "virtio_balloon",
+    network::MODULE,
 ];
-/// A guest does without randomness from its host, and without giving memory back.
-const OPTIONAL: [&str; 2] = ["virtio_rng", "virtio_balloon"];
+/// A guest does without randomness from its host, without giving memory back, and without a network.
+const OPTIONAL: [&str; 3] = ["virtio_rng", "virtio_balloon", network::MODULE];
 
 /// Modules that [`build()`] would have taken and that came neither with the kernel nor, as far as anybody can tell,
 /// inside it, but for [`OPTIONAL`] ones.

@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
 
 use super::requests::{Guest, Named};
 use super::worker::Link;
-use super::{Prepared, initrd};
+use super::{Prepared, initrd, network};
 use crate::confine;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
@@ -66,7 +66,15 @@ pub(super) fn run(
     session: Session<'_>,
     started: Instant,
 ) -> Outcome {
-    let carried = carry(agent, machine, start(prepared), Some(BOOT_TIMEOUT), session, started)?;
+    let carried = carry(
+        agent,
+        machine,
+        start(prepared),
+        prepared.network.is_some(),
+        Some(BOOT_TIMEOUT),
+        session,
+        started,
+    )?;
     let absent = if carried.is_running { Vec::new() } else { initrd::absent(&prepared.kernel) };
     carried.conclude(&prepared.process.argv).map_err(|failure| {
         if absent.is_empty() || failure.exit_code() != Exit::Strata {
@@ -103,7 +111,7 @@ pub fn resume(
     };
     // It was started long ago.
     let start = Start { root: Root::Initramfs, hostname: String::new(), process };
-    carry(agent, machine, start, None, session, started)?.conclude(&saved.command)
+    carry(agent, machine, start, false, None, session, started)?.conclude(&saved.command)
 }
 
 /// What came of a command.
@@ -119,6 +127,7 @@ fn carry(
     agent: AgentSession,
     machine: &Machine,
     start: Start,
+    has_network: bool,
     boot_timeout: Option<Duration>,
     mut session: Session<'_>,
     started: Instant,
@@ -133,6 +142,7 @@ fn carry(
     let mut is_running = false;
     let workload = Workload {
         start,
+        network: has_network.then(network::of_guest),
         streams: Streams {
             stdin: match &mut session.link {
                 Some(link) => link.stdin.take(),
@@ -215,6 +225,7 @@ fn report(progress: Progress, started: Instant) {
         Progress::Started { pid } => tracing::info!("command runs after {ms} ms: pid {pid} in the guest"),
         Progress::Resumed => tracing::info!("command goes on after {ms} ms"),
         Progress::ModuleFailed(failure) => tracing::warn!("guest: kernel module {failure}"),
+        Progress::Log(log) if log.level == protocol::Level::Error => tracing::warn!("guest: {log}"),
         Progress::Log(log) => tracing::info!("guest: {log}"),
     }
 }

@@ -23,7 +23,7 @@ use machine::snapshot::{self, Folder, PageMap, Snapshot, folder};
 use machine::workload::AgentSession;
 use machine::{Backends, MachineConfig};
 
-use super::initrd;
+use super::{initrd, network};
 use crate::cli::Global;
 use crate::commands::kernel as kernels;
 use crate::commands::sizing::Sizing;
@@ -46,6 +46,9 @@ pub struct CaptureOptions {
     /// Kernel to boot, by its id
     #[arg(long, value_name = "ID")]
     kernel: String,
+    /// With a network card
+    #[arg(long)]
+    network: bool,
     /// Folder with the empty files to write
     folder: PathBuf,
 }
@@ -77,12 +80,13 @@ pub fn is_ours(header: &str) -> bool {
 fn key(config: &MachineConfig, kernel: &KernelBundle, engine: &dyn Engine) -> String {
     let info = kernel.info();
     let mut text = format!(
-        "{} {}\n{} {} {}\n{}\n{:?}\n",
+        "{} {}\n{} {} {} {:?}\n{}\n{:?}\n",
         build(),
         snapshot::FORMAT,
         config.cpus,
         config.memory_bytes,
         config.cpu_model,
+        config.net,
         config.boot.cmdline,
         engine.apic_timer_hz(),
     );
@@ -155,6 +159,9 @@ fn make(
     if sizing.no_sandbox {
         command.arg("--no-sandbox");
     }
+    if !config.net.is_empty() {
+        command.arg("--network");
+    }
     command.arg("--").arg(partial.path()).stdin(Stdio::null()).stdout(Stdio::null());
     let output = command.output().while_trying(|| "start strata templates capture".to_owned())?;
     if !output.status.success() {
@@ -180,11 +187,19 @@ pub fn capture(global: &Global, options: &CaptureOptions) -> Outcome {
     let open = |name: &str| File::options().write(true).open(options.folder.join(name)).while_trying(act);
     let (state, ram, pages) = (open(folder::STATE)?, open(folder::RAM)?, PageMap::open());
     let agent = AgentSession::new();
-    let backends = Backends { vsock: Some(agent.host()), confine: options.sizing.confine(), console: None };
-    let config = super::machine_config(&options.sizing, engine.as_ref(), &kernel, &medium, 0);
+    let mut config = super::machine_config(&options.sizing, engine.as_ref(), &kernel, &medium, 0);
+    config.net.extend(options.network.then(network::card));
+    let sandboxed = network::calls(&config);
+    let backends = Backends {
+        vsock: Some(agent.host()),
+        // The copies' links are up, so this one's is.
+        net: network::reopen(&config)?,
+        confine: options.sizing.confine(),
+        console: None,
+    };
     let build = format!("{}{KERNEL_MARK}{}", build(), kernel.info().id);
     let machine = super::build_checked(&kernel, config, backends, engine.as_ref(), bad_kernel, act)?;
-    options.sizing.enter_sandbox(engine.as_ref())?;
+    options.sizing.enter_sandbox(engine.as_ref(), sandboxed)?;
     agent.boot(&machine, BOOT_TIMEOUT).map_err(|error| Failure::because(act(), error))?;
     snapshot::write(&machine, &build, &state, &ram, &pages)
         .map_err(|error| Failure::because(act(), error))?;

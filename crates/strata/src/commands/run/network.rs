@@ -1,0 +1,177 @@
+//! The network of a workload's machine: what the flags say, and what becomes of it on both sides.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use image::kernels::KernelBundle;
+use machine::MachineConfig;
+use machine::config::NetConfig;
+use net::nat::{self, Config, Loopback, Nat, Publish, Transport};
+
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome};
+
+/// The module without which a guest finds no card.
+pub const MODULE: &str = "virtio_net";
+/// As the guest's kernel calls the only card.
+const INTERFACE: &str = "eth0";
+/// Each machine is alone on its network, and its addresses are the same; copies of a template need no other.
+const MAC: [u8; 6] = [0x02, 0x53, 0x54, 0x52, 0, 1];
+
+/// Which network the command has.
+#[derive(Clone, Debug, Default, clap::Args, serde::Serialize, serde::Deserialize)]
+#[command(next_help_heading = "Network")]
+pub struct Flags {
+    /// What the command is connected to [default: user, for machines]
+    #[arg(long, value_enum, value_name = "KIND")]
+    network: Option<Kind>,
+    /// Let a port of this host lead to one of the command's, e.g. 8080:80 or 127.0.0.1:5353:53/udp
+    #[arg(short, long, value_name = "[HOSTIP:]HOSTPORT:PORT[/tcp|udp]", value_parser = check)]
+    publish: Vec<String>,
+    /// Let the command reach servers on this host's loopback, at 10.0.2.2
+    #[arg(long)]
+    host_loopback: bool,
+}
+
+/// What a command is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+enum Kind {
+    /// Nothing
+    None,
+    /// What this user may connect to, but for this host's loopback
+    User,
+}
+
+fn check(text: &str) -> Result<String, String> {
+    parse(text).map(|_| text.to_owned())
+}
+
+fn parse(text: &str) -> Result<Publish, String> {
+    let wrong = || format!("{text:?} is not [HOSTIP:]HOSTPORT:PORT[/tcp|udp]");
+    let (ports, transport) = match text.split_once('/') {
+        None | Some((_, "tcp")) => (text.split('/').next().unwrap_or_default(), Transport::Tcp),
+        Some((ports, "udp")) => (ports, Transport::Udp),
+        Some(_) => return Err(wrong()),
+    };
+    let (host, guest) = ports.rsplit_once(':').ok_or_else(wrong)?;
+    let (ip, port) = match host.rsplit_once(':') {
+        Some((ip, port)) => (ip.parse().map_err(|_| wrong())?, port),
+        None => (Ipv4Addr::UNSPECIFIED, host),
+    };
+    let number = |text: &str| text.parse().ok().filter(|port| *port != 0).ok_or_else(wrong);
+    Ok(Publish { host: SocketAddrV4::new(ip, number(port)?), guest: number(guest)?, transport })
+}
+
+impl Flags {
+    /// The network of a machine with `kernel`; `None` if it has none.
+    ///
+    /// # Errors
+    /// What is asked for needs a network, or a driver that the kernel came without.
+    pub fn config(&self, kernel: &KernelBundle) -> Outcome<Option<Config>> {
+        let is_needed = !self.publish.is_empty() || self.host_loopback;
+        if self.network == Some(Kind::None) {
+            let text = "--publish and --host-loopback need a network, and --network none is none";
+            return if is_needed { Err(Failure::new(text).exit(Exit::Usage)) } else { Ok(None) };
+        }
+        if kernel.info().absent.iter().any(|module| module == MODULE) {
+            let text = format!("network: kernel {} came without {MODULE}", kernel.info().id);
+            if is_needed || self.network.is_some() {
+                return Err(Failure::new(text).hint("strata kernel fetch brings one that has it"));
+            }
+            tracing::info!("{text}: the command has none");
+            return Ok(None);
+        }
+        let publish = self.publish.iter().map(|text| parse(text)).collect::<Result<_, _>>();
+        let publish = publish.map_err(|text| Failure::new(format!("--publish: {text}")).exit(Exit::Usage))?;
+        let loopback = if self.host_loopback { Loopback::Allowed } else { Loopback::Refused };
+        Ok(Some(Config { publish, resolver: resolver(), loopback }))
+    }
+
+    /// What of them a container cannot do.
+    ///
+    /// # Errors
+    /// Any of them was given.
+    pub fn refuse_for_container(&self) -> Outcome<()> {
+        if self.network.is_none() && self.publish.is_empty() && !self.host_loopback {
+            return Ok(());
+        }
+        let text = "--network, --publish and --host-loopback are for machines so far, not for containers";
+        Err(Failure::new(text).exit(Exit::Usage).hint("--isolation vm"))
+    }
+}
+
+fn resolver() -> Option<SocketAddrV4> {
+    let text = std::fs::read_to_string("/etc/resolv.conf");
+    let found = text.ok().and_then(|text| nat::resolver(&text));
+    if found.is_none() {
+        tracing::info!("network: this host names no server with an IPv4 address in /etc/resolv.conf");
+    }
+    found
+}
+
+/// The card of a machine that has a network.
+pub fn card() -> NetConfig {
+    NetConfig { mac: MAC }
+}
+
+/// Where its cable ends.
+///
+/// # Errors
+/// A published port is taken, or the host has no descriptors left.
+pub fn open(config: &Config) -> Outcome<Box<dyn net::Port>> {
+    match Nat::new(config) {
+        Ok(nat) => Ok(Box::new(nat)),
+        Err(nat::Error::Publish(Publish { host, .. }, error)) => {
+            let hint = "another port of this host: -p HOSTPORT:PORT; ss -lnp shows who has this one";
+            Err(Failure::because(format!("publish port {host}"), error).hint(hint))
+        }
+        Err(nat::Error::Host(error)) => Err(Failure::because("make a network", error)),
+    }
+}
+
+/// The cables of a machine that goes on: connections that it had are gone, and nothing of it is published.
+///
+/// # Errors
+/// As [`open`].
+pub fn reopen(config: &MachineConfig) -> Outcome<Vec<Box<dyn net::Port>>> {
+    let again = Config { resolver: resolver(), ..Config::default() };
+    config.net.iter().map(|_| open(&again)).collect()
+}
+
+/// What the sandbox must leave to a machine of `config`.
+pub fn calls(config: &MachineConfig) -> sandbox::Network {
+    if config.net.is_empty() { sandbox::Network::None } else { sandbox::Network::Sockets }
+}
+
+/// What the agent is told of it.
+pub fn of_guest() -> protocol::Network {
+    protocol::Network {
+        interface: INTERFACE.to_owned(),
+        address: nat::GUEST.octets(),
+        prefix: nat::PREFIX,
+        gateway: nat::GATEWAY.octets(),
+        resolver: nat::RESOLVER.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_port_is_on_all_addresses_unless_it_says_which() {
+        let publish =
+            |host: &str, guest, transport| Ok(Publish { host: host.parse().unwrap(), guest, transport });
+        assert_eq!(parse("8080:80"), publish("0.0.0.0:8080", 80, Transport::Tcp));
+        assert_eq!(parse("8080:80/tcp"), publish("0.0.0.0:8080", 80, Transport::Tcp));
+        assert_eq!(parse("127.0.0.1:53:5353/udp"), publish("127.0.0.1:53", 5353, Transport::Udp));
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused() {
+        for text in
+            ["80", "0:80", "80:0", "80:65536", "x:80:80", "80:80/sctp", "1:2:3:4", ":80", "80:80/tcp/udp"]
+        {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
