@@ -36,6 +36,8 @@ pub struct Publish {
 /// What a [`super::Nat`] is made of.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
+    /// The address of the guest's card: a guest takes no TCP that is sent to all, and may not have spoken yet.
+    pub guest_mac: [u8; 6],
     /// Ports of the host's that lead to the guest.
     pub publish: Vec<Publish>,
     /// Who answers what is asked of [`super::RESOLVER`].

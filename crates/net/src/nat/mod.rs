@@ -141,7 +141,7 @@ impl Nat {
             resolver: config.resolver,
             loopback: config.loopback,
             offloads: Offloads::default(),
-            macs: Macs { guest: [0xff; 6], ours: OUR_MAC },
+            macs: Macs { guest: config.guest_mac, ours: OUR_MAC },
             slots: Vec::new(),
             free: Vec::new(),
             index: HashMap::new(),
@@ -464,7 +464,6 @@ impl Port for Nat {
     fn reset(&mut self) {
         (0..self.slots.len()).for_each(|slot| self.remove(slot));
         self.replies.clear();
-        self.macs.guest = [0xff; 6];
     }
 
     fn send(&mut self, frame: &[u8]) -> io::Result<()> {

@@ -212,7 +212,8 @@ fn a_published_port_leads_to_the_guest() {
     let host = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let SocketAddr::V4(host) = host else { unreachable!() };
     let publish = vec![Publish { host, guest: 4000, transport: Transport::Tcp }];
-    let mut guest = Guest::new(&Config { publish: publish.clone(), ..Config::default() });
+    let guest_mac = [2, 0, 0, 0, 0, 1];
+    let mut guest = Guest::new(&Config { guest_mac, publish: publish.clone(), ..Config::default() });
     assert!(
         matches!(Nat::new(&Config { publish, ..Config::default() }), Err(Error::Publish(..))),
         "it is taken"
@@ -220,6 +221,7 @@ fn a_published_port_leads_to_the_guest() {
     let mut client = TcpStream::connect(host).unwrap();
     let (seq, _, flags, _) = guest.segment();
     assert_eq!(flags, flag::SYN);
+    assert_eq!(guest.frame[..6], guest_mac, "before the guest has said anything");
     let peer = by_gateway(client.local_addr().unwrap());
     guest.tcp(peer, 7, seq.wrapping_add(1), flag::SYN | flag::ACK, &[]);
     assert_eq!(guest.segment().1, 8);

@@ -83,7 +83,7 @@ impl Flags {
         let publish = self.publish.iter().map(|text| parse(text)).collect::<Result<_, _>>();
         let publish = publish.map_err(|text| Failure::new(format!("--publish: {text}")).exit(Exit::Usage))?;
         let loopback = if self.host_loopback { Loopback::Allowed } else { Loopback::Refused };
-        Ok(Some(Config { publish, resolver: resolver(), loopback }))
+        Ok(Some(Config { guest_mac: MAC, publish, resolver: resolver(), loopback }))
     }
 
     /// What of them a container cannot do.
@@ -133,7 +133,7 @@ pub fn open(config: &Config) -> Outcome<Box<dyn net::Port>> {
 /// # Errors
 /// As [`open`].
 pub fn reopen(config: &MachineConfig) -> Outcome<Vec<Box<dyn net::Port>>> {
-    let again = Config { resolver: resolver(), ..Config::default() };
+    let again = Config { guest_mac: MAC, resolver: resolver(), ..Config::default() };
     config.net.iter().map(|_| open(&again)).collect()
 }
 
