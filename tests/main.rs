@@ -15,6 +15,7 @@ mod detached;
 mod fork;
 mod kernels;
 mod kvm;
+mod network;
 mod registry;
 mod run;
 mod sandbox;

@@ -18,8 +18,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use protocol::{
-    AgentMessage, CONTROL_PORT, Error, Exit, Failure, HostMessage, Identity, Level, Log, Network, Process, Ready,
-    Renew, Start, Stream, WinSize,
+    AgentMessage, CONTROL_PORT, Error, Exit, Failure, HostMessage, Identity, Level, Log, Network, Process,
+    Ready, Renew, Start, Stream, WinSize,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;

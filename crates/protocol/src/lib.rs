@@ -43,8 +43,8 @@ pub use frame::{FrameBuffer, Message};
 pub use frame::{read_message, write_message};
 pub use identity::{Identity, Renew};
 pub use message::{
-    AgentMessage, Exit, Failure, HostMessage, Level, Log, ModuleFailure, Network, Process, Ready, Root, Start,
-    WinSize, Writable,
+    AgentMessage, Exit, Failure, HostMessage, Level, Log, ModuleFailure, Network, Process, Ready, Root,
+    Start, WinSize, Writable,
 };
 pub use stream::{Hello, Stream};
 

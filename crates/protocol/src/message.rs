@@ -65,7 +65,6 @@ pub struct Network {
     /// Who is asked for the addresses of names.
     pub resolver: [u8; 4],
 }
-}
 
 /// What [`HostMessage::Start`] carries.
 #[derive(Clone, Debug, PartialEq, Eq)]

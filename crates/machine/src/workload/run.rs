@@ -51,7 +51,8 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     pub(super) fn new(session: AgentSession, machine: &'a Machine, workload: Workload<'a>) -> Self {
         let AgentSession { control: Control { events: sender, .. }, events, saved } = session;
-        let Workload { start, network, streams, origin, identity, boot_timeout, timeout, progress } = workload;
+        let Workload { start, network, streams, origin, identity, boot_timeout, timeout, progress } =
+            workload;
         let mut first = Command::new(start.process.clone(), streams);
         // What runs already is not waited for.
         let phase = if saved.is_some() { Phase::Running } else { Phase::Booting };

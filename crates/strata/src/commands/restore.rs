@@ -14,9 +14,9 @@ use workload::monitor::Saved;
 use workload::{Isolation, LogLimits, Restart, Wanted};
 
 use super::run::requests::Named;
-use super::run::{as_hostname, network};
 use super::run::session::{self, Session};
 use super::run::worker::Link;
+use super::run::{as_hostname, network};
 use super::sizing::account;
 use crate::cli::Global;
 use crate::failure::{Failure, Outcome, While};

@@ -21,7 +21,7 @@ const MAC: [u8; 6] = [0x02, 0x53, 0x54, 0x52, 0, 1];
 #[derive(Clone, Debug, Default, clap::Args, serde::Serialize, serde::Deserialize)]
 #[command(next_help_heading = "Network")]
 pub struct Flags {
-    /// What the command is connected to [default: user, for machines]
+    /// What the command is connected to [default: none, or user with --publish or --host-loopback]
     #[arg(long, value_enum, value_name = "KIND")]
     network: Option<Kind>,
     /// Let a port of this host lead to one of the command's, e.g. 8080:80 or 127.0.0.1:5353:53/udp
@@ -72,13 +72,12 @@ impl Flags {
             let text = "--publish and --host-loopback need a network, and --network none is none";
             return if is_needed { Err(Failure::new(text).exit(Exit::Usage)) } else { Ok(None) };
         }
+        if self.network.is_none() && !is_needed {
+            return Ok(None);
+        }
         if kernel.info().absent.iter().any(|module| module == MODULE) {
             let text = format!("network: kernel {} came without {MODULE}", kernel.info().id);
-            if is_needed || self.network.is_some() {
-                return Err(Failure::new(text).hint("strata kernel fetch brings one that has it"));
-            }
-            tracing::info!("{text}: the command has none");
-            return Ok(None);
+            return Err(Failure::new(text).hint("strata kernel fetch brings one that has it"));
         }
         let publish = self.publish.iter().map(|text| parse(text)).collect::<Result<_, _>>();
         let publish = publish.map_err(|text| Failure::new(format!("--publish: {text}")).exit(Exit::Usage))?;
