@@ -190,12 +190,7 @@ impl Machine {
             Some(snapshot) => supervisor.restore(snapshot)?,
         }
         let statistics = supervisor.vcpus.iter().map(vcpu::Handle::counters).collect();
-        let name = "machine".to_owned();
-        let thread = std::thread::Builder::new()
-            .name(name.clone())
-            .spawn(move || supervisor.run(vm))
-            .map_err(|source| Error::Thread { name, source })?;
-        let (config, supervisor) = (config.clone(), Some(thread));
+        let (config, supervisor) = (config.clone(), Some(run(supervisor, vm)?));
         Ok(Self {
             config,
             disks,
@@ -322,6 +317,13 @@ fn cpu_model(config: &MachineConfig) -> Result<CpuModel, Error> {
         field: "cpu model".to_owned(),
         reason: format!("there is no {:?}", config.cpu_model),
     })
+}
+
+/// Starts the thread that decides about the machine's life.
+fn run(supervisor: Supervisor, vm: Box<dyn engine::Vm>) -> Result<JoinHandle<()>, Error> {
+    let name = "machine".to_owned();
+    let thread = std::thread::Builder::new().name(name.clone()).spawn(move || supervisor.run(vm));
+    thread.map_err(|source| Error::Thread { name, source })
 }
 
 /// The engine's part of the machine of `config`.
