@@ -225,8 +225,8 @@ impl GuestRam {
     }
 
     /// Gives the host the memory of every whole page in `len` bytes at `gpa`; how many bytes that were. What the guest finds
-    /// there next is zeros, or, in memory that is [`Self::from_file`], what the file holds. Noted as a write. A range that is
-    /// not wholly inside one region is left alone.
+    /// there next is zeros, or, in memory that is [`Self::from_file`], what the file holds; code that
+    /// was decoded from there is stale. A range that is not wholly inside one region is left alone.
     pub fn discard(&self, gpa: u64, len: u64) -> u64 {
         let page = PAGE_SIZE as u64;
         let inside = |(start, size): &(u64, u64)| gpa >= *start && len <= size.saturating_sub(gpa - start);
@@ -244,8 +244,9 @@ impl GuestRam {
         let region = self.backend.iter().nth(region);
         if let (Ok(()), Some(region)) = (given, region) {
             let mapping: &vm_memory::MmapRegion<PageTracker> = region;
-            let offset = first - region.start_addr().0;
-            vm_memory::bitmap::Bitmap::mark_dirty(mapping.bitmap(), offset as usize, count as usize);
+            let offset = (first - region.start_addr().0) as usize;
+            // Pages without code are not looked up to be written to: most of a guest's memory was never used.
+            mapping.bitmap().note_discard(offset, count as usize);
             return count;
         }
         0

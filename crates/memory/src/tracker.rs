@@ -182,6 +182,18 @@ impl<'a> WithBitmapSlice<'a> for PageTracker {
     type S = RefSlice<'a, Self>;
 }
 
+impl PageTracker {
+    /// Notes that the whole pages in `len` bytes at `offset` hold something else now. What is known of a page without code is
+    /// only read, so that a table of pages that were never touched stays untouched itself.
+    pub(crate) fn note_discard(&self, offset: usize, len: usize) {
+        let pages = &self.pages[offset >> PAGE_SHIFT..(offset + len) >> PAGE_SHIFT];
+        let stale = pages.iter().filter(|page| page.holds_code());
+        if stale.map(PageInfo::start_code_generation).count() > 0 {
+            self.tell_watcher();
+        }
+    }
+}
+
 impl Bitmap for PageTracker {
     fn mark_dirty(&self, offset: usize, len: usize) {
         let end = offset.saturating_add(len).min(self.pages.len() << PAGE_SHIFT);
