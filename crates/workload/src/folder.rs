@@ -54,9 +54,7 @@ impl Workloads {
             Some(name) => parse_name(&name).map_err(|reason| Error::BadName { name, reason })?,
             None => default_name(&wanted.image, &id),
         };
-        if self.list()?.iter().any(|folder| folder.description.name == name) {
-            return Err(Error::BadName { name, reason: "another workload has it".to_owned() });
-        }
+        self.check_free(&name)?;
         self.make(id, name, wanted)
     }
 
@@ -163,6 +161,17 @@ impl Workloads {
         }
     }
 
+    /// Refuses a name that another workload has. The lock is held.
+    fn check_free(&self, name: &str) -> Result<()> {
+        if self.list()?.iter().any(|folder| folder.description.name == name) {
+            return Err(Error::BadName {
+                name: name.to_owned(),
+                reason: "another workload has it".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
     /// Gives a workload another name. Who watches it goes on with the old one in its messages.
     ///
     /// # Errors
@@ -170,9 +179,7 @@ impl Workloads {
     pub fn rename(&self, folder: &Folder, name: String) -> Result<()> {
         let _lock = self.lock()?;
         let name = parse_name(&name).map_err(|reason| Error::BadName { name, reason })?;
-        if self.list()?.iter().any(|other| other.description.name == name) {
-            return Err(Error::BadName { name, reason: "another workload has it".to_owned() });
-        }
+        self.check_free(&name)?;
         let description = Description { name, ..folder.description.clone() };
         files::replace(&folder.path.join("workload.json"), &description)
     }
