@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Outcome;
+use crate::program::Program;
 
 /// Workloads are named after it.
 const NAME: &str = "containers-bench";
@@ -20,12 +21,8 @@ const TOOLS: [&str; 2] = ["true", "sh"];
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Store with the image; workloads are added and removed
-    #[arg(long)]
-    store: PathBuf,
-    /// The program to measure
-    #[arg(long)]
-    strata: PathBuf,
+    #[command(flatten)]
+    program: Program,
     /// Image to run
     #[arg(long, default_value = "debian")]
     image: String,
@@ -85,7 +82,8 @@ fn bundles(options: &Options, folder: &Path) -> Outcome<Vec<Contestant>> {
     for tool in TOOLS {
         std::os::unix::fs::symlink("busybox", bin.join(tool))?;
     }
-    let spec = Command::new(&options.strata).args(["oci", "spec", "--bundle"]).arg(folder).output()?;
+    let spec =
+        Command::new(&options.program.strata).args(["oci", "spec", "--bundle"]).arg(folder).output()?;
     if !spec.status.success() {
         return Err(String::from_utf8_lossy(&spec.stderr).into_owned().into());
     }
@@ -95,7 +93,7 @@ fn bundles(options: &Options, folder: &Path) -> Outcome<Vec<Contestant>> {
     config["process"]["terminal"] = serde_json::json!(false);
     std::fs::write(&path, config.to_string())?;
     let programs = [
-        (options.strata.clone(), vec!["oci"]),
+        (options.program.strata.clone(), vec!["oci"]),
         (PathBuf::from("runc"), vec![]),
         (PathBuf::from("crun"), vec![]),
     ];
@@ -118,12 +116,8 @@ fn bundles(options: &Options, folder: &Path) -> Outcome<Vec<Contestant>> {
 
 /// Whole paths, from an image.
 fn images(options: &Options, folder: &Path) -> Outcome<Vec<Contestant>> {
-    let (program, store, image) = (options.strata.clone(), options.store.clone(), options.image.clone());
-    let strata = move || {
-        let mut command = Command::new(&program);
-        command.arg("--root").arg(&store).args(["run", "--isolation", "container", &image, "true"]);
-        command
-    };
+    let (program, image) = (options.program.clone(), options.image.clone());
+    let strata = move || program.command(&["run", "--isolation", "container", &image, "true"]);
     let name = format!("strata run --isolation container: true of {}", options.image);
     let mut contestants: Vec<Contestant> = vec![(name, Box::new(strata))];
     let folder = folder.to_owned();
@@ -149,12 +143,6 @@ fn images(options: &Options, folder: &Path) -> Outcome<Vec<Contestant>> {
     Ok(contestants)
 }
 
-fn strata(options: &Options, arguments: &[&str]) -> Command {
-    let mut command = Command::new(&options.strata);
-    command.arg("--root").arg(&options.store).args(arguments);
-    command
-}
-
 /// What there is that containers might leave.
 fn traces() -> Outcome<[usize; 3]> {
     let folders = Command::new("find").args(["/sys/fs/cgroup", "-type", "d"]).output()?.stdout;
@@ -171,7 +159,7 @@ fn many(options: &Options) -> Outcome {
     for batch in names.chunks(options.at_once.max(1)) {
         let start = |name: &String| {
             let flags = ["run", "-d", "--isolation", "container", "--name", name, &options.image];
-            let mut command = strata(options, &[&flags[..], &["sleep", "100000"]].concat());
+            let mut command = options.program.command(&[&flags[..], &["sleep", "100000"]].concat());
             command.stdout(Stdio::null()).spawn()
         };
         let children: Vec<_> = batch.iter().map(start).collect::<Result<_, _>>()?;
@@ -181,12 +169,14 @@ fn many(options: &Options) -> Outcome {
     }
     let started = begun.elapsed();
     let begun = Instant::now();
-    let listed = strata(options, &["ps", "-q"]).output()?.stdout;
+    let listed = options.program.command(&["ps", "-q"]).output()?.stdout;
     let (list, count) = (begun.elapsed(), listed.split(|byte| *byte == b'\n').count() - 1);
     let begun = Instant::now();
     for batch in names.chunks(50) {
         let names = batch.iter().map(String::as_str);
-        strata(options, &["rm", "--force"].into_iter().chain(names).collect::<Vec<_>>())
+        options
+            .program
+            .command(&["rm", "--force"].into_iter().chain(names).collect::<Vec<_>>())
             .stdout(Stdio::null())
             .status()?;
     }

@@ -3,13 +3,13 @@
 //! A machine with one command that waits is started, copied once, and copied many times; then every copy must answer. It is
 //! also saved and restored. All processes and folders are gone afterwards.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::Outcome;
+use crate::program::Program;
 
 /// The workload; its copies are named after it.
 const NAME: &str = "copies-bench";
@@ -22,12 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Store with the kernel and the image; workloads are added and removed
-    #[arg(long)]
-    store: PathBuf,
-    /// The program to measure
-    #[arg(long)]
-    strata: PathBuf,
+    #[command(flatten)]
+    program: Program,
     /// Engine of the program
     #[arg(long, default_value = "auto")]
     engine: String,
@@ -46,15 +42,9 @@ pub struct Options {
 struct Strata<'a>(&'a Options);
 
 impl Strata<'_> {
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.0.strata);
-        command.arg("--root").arg(&self.0.store).args(arguments);
-        command
-    }
-
     /// What it writes, and to standard error.
     fn run(&self, arguments: &[&str]) -> Outcome<(String, String)> {
-        let output = self.command(arguments).output()?;
+        let output = self.0.program.command(arguments).output()?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
         if output.status.success() {
@@ -88,7 +78,7 @@ impl Strata<'_> {
 pub fn run(options: &Options) -> Outcome {
     let strata = Strata(options);
     strata.remove_all()?;
-    let folder = options.store.join(format!("{NAME}.snapshot"));
+    let folder = options.program.store.join(format!("{NAME}.snapshot"));
     let measured = measure(&strata, options, &folder);
     let removed = strata.remove_all();
     let _ = std::fs::remove_dir_all(&folder);
@@ -154,7 +144,7 @@ fn restore(strata: &Strata<'_>, folder: &Path) -> Outcome<Table> {
     let mut times = Vec::new();
     for round in 0..5 {
         let name = format!("{NAME}-restored-{round}");
-        let restored = strata.command(&["restore", "--verbose", "--name", &name, &at]);
+        let restored = strata.0.program.command(&["restore", "--verbose", "--name", &name, &at]);
         let child =
             { restored }.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn()?;
         while !strata.names()?.contains(&name) {

@@ -11,6 +11,7 @@ mod bench;
 mod bless;
 mod containers;
 mod copies;
+mod program;
 mod soak;
 mod tidy;
 
