@@ -7,6 +7,7 @@
 pub mod container;
 pub mod detach;
 pub mod exec;
+mod flags;
 mod health;
 pub mod initrd;
 pub mod network;
@@ -59,15 +60,9 @@ pub struct Options {
     /// Kernel to boot, by its id [default: the one that `strata kernel ls` marks]
     #[arg(long, value_name = "ID")]
     kernel: Option<String>,
-    /// Set a variable for the command; without a value take the one from here
-    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = parse_variable)]
-    env: Vec<String>,
-    /// Folder to run the command in; made if it is not there
-    #[arg(short, long, value_name = "DIR")]
-    workdir: Option<String>,
-    /// User to run it as, by name or number
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    user: Option<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    process: flags::Process,
     /// Hand on standard input
     #[arg(short, long)]
     interactive: bool,
@@ -102,13 +97,6 @@ pub struct Options {
     /// The command and its arguments
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
-}
-
-fn parse_variable(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.starts_with('=') {
-        return Err("a variable has a name, e.g. NAME or NAME=value".to_owned());
-    }
-    Ok(text.to_owned())
 }
 
 /// What stands between a workload and the host.
@@ -302,7 +290,8 @@ fn find(store: &Store, options: &Options) -> Outcome<Image> {
 fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -> Outcome<Prepared> {
     let explain = |error| images::explain(format!("run {:?}", options.image), &options.image, error);
     let image = find(store, options)?;
-    let process = process(options, &image.config())?;
+    let said = image.config();
+    let process = process(options, &said)?;
     let kernel = store.kernel(options.kernel.as_deref()).map_err(|error| explain_kernel(options, error))?;
     check_width(&kernel)?;
     let kernel = Arc::new(kernel);
@@ -314,7 +303,7 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
         config,
         process,
         hostname: hostname(&image),
-        stop_signal: image.config().stop_signal.clone(),
+        stop_signal: said.stop_signal,
         network,
         root_type: root.fstype(),
         _root: root,
@@ -381,9 +370,9 @@ fn process(options: &Options, config: &Config) -> Outcome<protocol::Process> {
     Ok(protocol::Process {
         exec: 1,
         argv,
-        env: environment(&config.env, &options.env, |name| std::env::var(name).ok()),
-        cwd: options.workdir.clone().unwrap_or_else(|| config.workdir.clone()),
-        user: options.user.clone().unwrap_or_else(|| config.user.clone()),
+        env: environment(&config.env, &options.process.env, |name| std::env::var(name).ok()),
+        cwd: options.process.workdir.clone().unwrap_or_else(|| config.workdir.clone()),
+        user: options.process.user.clone().unwrap_or_else(|| config.user.clone()),
         tty: options.tty.then(session::window),
         stdin: options.interactive,
     })

@@ -12,7 +12,7 @@ use workload::control::{self, Client, Request};
 use workload::monitor::{Commands, Saved};
 use workload::{Description, Folder, LogLimits, Wanted, Workloads};
 
-use super::{Isolation, Options, container};
+use super::{Isolation, Options, container, flags};
 use crate::cli::Global;
 use crate::commands::image as images;
 use crate::exit::Exit;
@@ -60,7 +60,8 @@ pub fn create(global: &Global, options: &Options) -> Outcome<Folder> {
     let act = || format!("run {:?}", options.image);
     let store = store::open(global)?;
     let image = super::find(&store, options)?;
-    let process = super::process(options, &image.config())?;
+    let config = image.config();
+    let process = super::process(options, &config)?;
     match options.isolation {
         Isolation::Vm => check_kernel(&store, options)?,
         Isolation::Container => container::check_rights()?,
@@ -68,7 +69,6 @@ pub fn create(global: &Global, options: &Options) -> Outcome<Folder> {
     // Here, where it is seen how long it takes.
     let root = store.root_for_vm(&image, &Bar::new());
     drop(root.map_err(|error| images::explain(act(), &options.image, error))?);
-    let config = image.config();
     let health = options.health.check(config.healthcheck.as_ref());
     let wanted = Wanted { health, ..wanted(options, &process, &config.stop_signal)? };
     let workloads = Workloads::open(store.root()).while_trying(act)?;
@@ -85,11 +85,13 @@ fn check_kernel(store: &Store, options: &Options) -> Outcome<()> {
 /// What the user decided about the workload, for its folder.
 pub(super) fn wanted(options: &Options, process: &protocol::Process, stop_signal: &str) -> Outcome<Wanted> {
     let inner = Options {
-        // What the variables are here: the worker has others.
-        env: process.env.clone(),
-        // What the image says may change.
-        workdir: Some(process.cwd.clone()),
-        user: Some(process.user.clone()),
+        process: flags::Process {
+            // What the variables are here: the worker has others.
+            env: process.env.clone(),
+            // What the image says may change.
+            workdir: Some(process.cwd.clone()),
+            user: Some(process.user.clone()),
+        },
         detach: false,
         pull: super::Pull::Never,
         ..options.clone()

@@ -11,7 +11,7 @@ use signal_hook::consts::SIGWINCH;
 use workload::control::{Answer, Client, Exec, Request};
 use workload::{Folder, Isolation, Status};
 
-use super::{container as containers, environment, parse_variable, session};
+use super::{container as containers, environment, flags, session};
 use crate::cli::Global;
 use crate::commands::oci::enter;
 use crate::commands::workloads;
@@ -36,15 +36,8 @@ pub struct Options {
     /// Do not wait for its end; what it writes is lost
     #[arg(short, long)]
     detach: bool,
-    /// Set a variable for the command; without a value take the one from here
-    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = parse_variable)]
-    env: Vec<String>,
-    /// Folder to run the command in
-    #[arg(short, long, value_name = "DIR")]
-    workdir: Option<String>,
-    /// User to run it as, by name or number
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    user: Option<String>,
+    #[command(flatten)]
+    process: flags::Process,
     /// Name or id of the workload
     workload: String,
     /// The command and its arguments
@@ -80,12 +73,12 @@ fn in_container(folder: &Folder, options: &Options) -> Outcome {
     let runtime = containers::runtime();
     let mut process = runtime.process_of(&id).map_err(containers::explain)?;
     process.args.clone_from(&options.command);
-    process.env = environment(&process.env, &options.env, |name| std::env::var(name).ok());
+    process.env = environment(&process.env, &options.process.env, |name| std::env::var(name).ok());
     process.terminal = options.tty;
-    if let Some(folder) = &options.workdir {
+    if let Some(folder) = &options.process.workdir {
         process.cwd.clone_from(folder);
     }
-    let user = options.user.clone().or_else(|| defaults(folder).ok()?.user);
+    let user = options.process.user.clone().or_else(|| defaults(folder).ok()?.user);
     let exec = ExecOptions {
         id,
         process,
@@ -112,7 +105,7 @@ fn in_container(folder: &Folder, options: &Options) -> Outcome {
 }
 
 /// What the workload's own command was started with.
-fn defaults(folder: &Folder) -> Outcome<super::Options> {
+fn defaults(folder: &Folder) -> Outcome<flags::Process> {
     let options = folder.description().wanted.options.clone();
     serde_json::from_value(options)
         .while_trying(|| format!("read how {} was started", folder.description().name))
@@ -125,9 +118,9 @@ fn in_machine(folder: &Folder, options: &Options) -> Outcome {
     let request = Request::Exec(Exec {
         key,
         command: options.command.clone(),
-        env: environment(&defaults.env, &options.env, |name| std::env::var(name).ok()),
-        workdir: options.workdir.clone().or(defaults.workdir).unwrap_or_default(),
-        user: options.user.clone().or(defaults.user).unwrap_or_default(),
+        env: environment(&defaults.env, &options.process.env, |name| std::env::var(name).ok()),
+        workdir: options.process.workdir.clone().or(defaults.workdir).unwrap_or_default(),
+        user: options.process.user.clone().or(defaults.user).unwrap_or_default(),
         terminal: options.tty.then_some((size.rows, size.cols)),
         stdin: options.interactive,
         detach: options.detach,
