@@ -105,5 +105,5 @@ macro_rules! themes {
 }
 
 themes! {
-    moves arithmetic flags user_memory kernel_memory groups stack jumps calls bits vectors system handlers counted
+    moves arithmetic flags user_memory kernel_memory groups stack jumps calls bits vectors x87 system handlers counted
 }

@@ -260,11 +260,14 @@ impl Places<'_> {
             }
             Kind::Variant => format!("variant({:03x})", self.ip_of(site)),
         };
-        text += match site.vectors {
+        text += match Vectors::level(site.vectors) {
             Vectors::NONE => "",
             Vectors::XMM => "+xmm",
             _ => "+ymm",
         };
+        if site.vectors & Vectors::X87 != 0 {
+            text += "+x87";
+        }
         if site.resume != 0 {
             let resume = names.code.get(&(ADDRESS + site.resume));
             text += &resume.map_or_else(|| "->?".to_owned(), |name| format!("->{name}"));

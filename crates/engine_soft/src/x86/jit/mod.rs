@@ -25,7 +25,7 @@
 //! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
 //! Behind the inner entry's check that vector registers are loaded is the *ready* one, for blocks that have them.
 //!
-//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `keep`, `jumps`, `finished`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `jumps`, `finished`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 //! What it makes is shown by [`listing`], `names` and [`inspect`], and put to the test by [`stress`] and `lockstep`.
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
@@ -52,6 +52,7 @@ mod strings;
 pub mod stubs;
 mod system;
 pub mod translate;
+mod x87;
 
 use std::io::{self, Write};
 use std::mem::offset_of;
@@ -162,9 +163,16 @@ pub struct Frame {
     pub code_written: bool,
     /// How the operation ended for which translated code was left.
     flow: Flow,
+    /// The processor has the guest's x87 state: see [`x87`].
+    x87: bool,
+    /// Where the last x87 instruction is in `x87_page`, if one has run since then.
+    x87_offset: i32,
+    /// Linear address of the page it is in.
+    x87_page: u64,
 }
 
-/// What vector registers hold while translated code runs, as numbers generated code compares.
+/// What vector registers hold while translated code runs, as numbers generated code compares; and, for blocks and sites,
+/// whether they need the x87 too.
 pub(super) struct Vectors;
 
 impl Vectors {
@@ -176,6 +184,18 @@ impl Vectors {
     pub(super) const YMM: u8 = 2;
     /// As `YMM`, to be loaded from a state whose upper halves are all zero.
     pub(super) const YMM_LOW: u8 = 3;
+    /// A bit beside the number: the x87 state.
+    pub(super) const X87: u8 = 1 << 7;
+
+    /// The number alone.
+    pub(super) fn level(needed: u8) -> u8 {
+        needed & !Self::X87
+    }
+
+    /// What is needed by two things together.
+    pub(super) fn both(one: u8, other: u8) -> u8 {
+        Self::level(one).max(Self::level(other)) | (one | other) & Self::X87
+    }
 }
 
 impl Default for Frame {
@@ -197,6 +217,9 @@ impl Default for Frame {
             wanted: Vectors::NONE,
             code_written: false,
             flow: Flow::Next,
+            x87: false,
+            x87_offset: 0,
+            x87_page: 0,
         }
     }
 }
@@ -257,6 +280,8 @@ pub(super) struct Site {
     register: u8,
     /// Vector registers the code needs when it resumes.
     vectors: u8,
+    /// `Handler`: it does not look at the x87 state.
+    keeps_x87: bool,
     /// `Jump`: how far the guest's stack pointer has moved already. `Fill`: the lowest byte, from the base.
     distance: i32,
     /// Where the guest goes on, relative to the page (`Link`, `Leave`, `Vectors`); the block's start (`Handler`, `Jump`).
@@ -277,6 +302,7 @@ impl Site {
             link: 0,
             register: 0,
             vectors: Vectors::NONE,
+            keeps_x87: true,
             distance: 0,
             ip: 0,
             patch: 0,

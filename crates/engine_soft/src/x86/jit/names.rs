@@ -55,6 +55,9 @@ const CELLS: &[Cells] = &[
     ("frame.host_mxcsr", FRAME + offset_of!(Frame, host_mxcsr), 1, 4),
     ("frame.vectors", FRAME + offset_of!(Frame, vectors), 1, 1),
     ("frame.wanted", FRAME + offset_of!(Frame, wanted), 1, 1),
+    ("frame.x87", FRAME + offset_of!(Frame, x87), 1, 1),
+    ("frame.x87_offset", FRAME + offset_of!(Frame, x87_offset), 1, 4),
+    ("frame.x87_page", FRAME + offset_of!(Frame, x87_page), 1, 8),
 ];
 
 /// What of [`Known`] it reaches, by the offset there.

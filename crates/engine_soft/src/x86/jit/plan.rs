@@ -2,8 +2,8 @@
 
 use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpKind, Register};
 
-use super::{Tools, Vectors, rewrite, strings, system};
-use crate::x86::hostexec::{Access, Class};
+use super::{Tools, Vectors, rewrite, strings, system, x87};
+use crate::x86::hostexec::{Access, Class, MemoryOperand};
 use crate::x86::interp::ops::vector::Extra;
 use crate::x86::mmu::Intent;
 
@@ -16,7 +16,7 @@ pub(super) enum Plan {
     Native {
         /// Size, intent and alignment of the memory operand.
         memory: Option<Operand>,
-        /// Vector registers it needs: see [`Vectors`].
+        /// Vector registers, and x87 state, it needs: see [`Vectors`].
         vectors: u8,
     },
     /// LEA
@@ -46,6 +46,8 @@ pub(super) enum Plan {
     FillString { shift: u8 },
     /// REP MOVS of elements of 2 to the `shift` bytes.
     MoveString { shift: u8 },
+    /// FLDCW
+    LoadControlWord(Operand),
     /// A conditional jump in the middle of a unit.
     SideExit,
     /// By the interpreter's handler.
@@ -60,9 +62,23 @@ pub(super) struct Operand {
     pub(super) alignment: u32,
 }
 
-/// What `hostexec` would run in a thunk runs in place, unless it is our own code or x87.
+impl Operand {
+    /// That of a thunk.
+    pub(super) fn of_thunk(operand: MemoryOperand) -> Self {
+        Self {
+            size: u32::from(operand.size),
+            intent: if operand.access == Access::Read { Intent::Read } else { Intent::Write },
+            alignment: u32::from(operand.alignment),
+        }
+    }
+}
+
+/// What `hostexec` would run in a thunk runs in place, unless it is our own code or MMX.
 pub(super) fn plan_of_thunk(extra: &Extra, instruction: &Instruction) -> Plan {
     let thunk = &extra.thunk;
+    if let Some(plan) = x87::plan_of_x87(thunk, instruction) {
+        return if is_odd(instruction) { Plan::Handler } else { plan };
+    }
     let upper = matches!(instruction.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
     if !(thunk.is_host_code() || upper) || is_odd(instruction) {
         return Plan::Handler;
@@ -73,11 +89,7 @@ pub(super) fn plan_of_thunk(extra: &Extra, instruction: &Instruction) -> Plan {
         Class::Avx => Vectors::YMM,
         _ => return Plan::Handler,
     };
-    let memory = thunk.memory().map(|operand| Operand {
-        size: u32::from(operand.size),
-        intent: if operand.access == Access::Read { Intent::Read } else { Intent::Write },
-        alignment: u32::from(operand.alignment),
-    });
+    let memory = thunk.memory().map(Operand::of_thunk);
     if memory.is_none() && instruction.op_kinds().any(|kind| kind == OpKind::Memory) {
         return Plan::Handler;
     }

@@ -99,6 +99,7 @@ impl Cpu {
             let enter: extern "sysv64" fn(*mut Self, u64) -> *const Site = std::mem::transmute(enter);
             &*enter(self, code)
         };
+        self.save_x87();
         let outcome = self.outcome(site);
         let executed = self.counters.instructions.wrapping_sub(before);
         if let Some(jit) = self.jit.as_mut() {
@@ -285,7 +286,7 @@ impl Cpu {
                 // SAFETY: as above.
                 let block = unsafe { &*block };
                 if block.gfn == next.gfn && block.is_fresh() && next.is_fresh() {
-                    let is_ready = successor.vectors >= code.vectors;
+                    let is_ready = Vectors::both(successor.vectors, code.vectors) == successor.vectors;
                     jit.patch(successor.patch, if is_ready { code.ready } else { code.inner });
                 }
             }
@@ -403,6 +404,9 @@ impl Jit {
 pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, site: *const Site) -> u64 {
     // SAFETY: the caller's promise.
     let (cpu, site) = unsafe { (&mut *cpu, &*site) };
+    if !site.keeps_x87 {
+        cpu.save_x87();
+    }
     let resume = match site.kind {
         Kind::Handler => {
             cpu.block_ip = cpu.frame.page.wrapping_add(site.ip as i64 as u64);
@@ -427,11 +431,15 @@ pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, site: *const Site) -> u
         _ => site.resume,
     };
     cpu.frame.wanted = Vectors::NONE;
-    if site.vectors != Vectors::NONE {
-        cpu.frame.wanted = cpu.vectors_for(site.vectors);
+    let level = Vectors::level(site.vectors);
+    if level != Vectors::NONE {
+        cpu.frame.wanted = cpu.vectors_for(level);
         if cpu.frame.wanted == Vectors::NONE {
             return 0;
         }
+    }
+    if site.vectors & Vectors::X87 != 0 && !cpu.load_x87() {
+        return 0;
     }
     if let Some(jit) = cpu.jit.as_mut()
         && site.kind == Kind::Handler

@@ -69,6 +69,8 @@ pub(super) struct Translation<'a> {
     pub(super) aligned: Option<(usize, i32, u32)>,
     /// Vector registers the rest of the block needs.
     pub(super) vectors: u8,
+    /// The page is noted as that of the last x87 instruction.
+    pub(super) x87_page_noted: bool,
     pub(super) cold: Vec<Cold>,
     pub(super) sites: &'a mut Vec<Site>,
     /// Sites and where they resume.
@@ -160,6 +162,7 @@ impl<'a> Translation<'a> {
             addend: None,
             aligned: None,
             vectors: Vectors::NONE,
+            x87_page_noted: false,
             cold: spare.cold,
             sites,
             resumes: spare.resumes,
@@ -278,9 +281,12 @@ impl<'a> Translation<'a> {
         let last = self.ops.len() - 1;
         for i in 0..last {
             let plan = if self.begins_piece(i + 1) { Plan::SideExit } else { self.plan_of(i) };
-            if let Plan::Native { vectors, .. } = plan {
-                self.vectors = self.vectors.max(vectors);
-            }
+            let needed = match plan {
+                Plan::Native { vectors, .. } => vectors,
+                Plan::LoadControlWord(_) => Vectors::X87,
+                _ => Vectors::NONE,
+            };
+            self.vectors = Vectors::both(self.vectors, needed);
             self.plans.push(plan);
         }
     }
@@ -312,7 +318,7 @@ impl<'a> Translation<'a> {
             }
             Plan::Handler | Plan::SideExit => Effect::OPAQUE,
             Plan::ClearInterrupts | Plan::ReadSegment | Plan::TimeStamp => Effect::default(),
-            Plan::FillString { .. } | Plan::MoveString { .. } => Effect::default(),
+            Plan::FillString { .. } | Plan::MoveString { .. } | Plan::LoadControlWord(_) => Effect::default(),
             Plan::PushFlags => Effect { reads: ALL, ..Effect::default() },
             Plan::Native { .. } | Plan::Divide { .. } | Plan::BitString(_) => {
                 Effect::of(&self.instructions[i])
@@ -380,16 +386,22 @@ impl<'a> Translation<'a> {
         self.asm.store(Size::Qword, counter, S0);
     }
 
-    /// From the same page: sees that vector registers are loaded. Returns where that is known.
+    /// From the same page: sees that vector registers and x87 state are loaded. Returns where that is known.
     fn write_inner_entry(&mut self) -> Label {
         let resume = self.asm.label();
         if self.vectors != Vectors::NONE {
             self.clobber(0);
-            let needed = i32::from(self.vectors);
-            let vectors = frame(offset_of!(Frame, vectors));
-            self.asm.alu_memory_immediate(Size::Byte, Alu::Cmp, vectors, needed);
+            let level = Vectors::level(self.vectors);
             let missing = self.asm.label();
-            self.asm.jump_if(Condition::B, missing);
+            if level != Vectors::NONE {
+                let vectors = frame(offset_of!(Frame, vectors));
+                self.asm.alu_memory_immediate(Size::Byte, Alu::Cmp, vectors, i32::from(level));
+                self.asm.jump_if(Condition::B, missing);
+            }
+            if self.vectors & Vectors::X87 != 0 {
+                self.asm.alu_memory_immediate(Size::Byte, Alu::Cmp, frame(offset_of!(Frame, x87)), 0);
+                self.asm.jump_if(Condition::E, missing);
+            }
             let site = self.site(Kind::Vectors, 0, self.start_of(0));
             let resume = Some(resume);
             self.cold.push(Cold::Slow { label: missing, site, resume, restore: false, addend: None });
@@ -422,6 +434,7 @@ impl<'a> Translation<'a> {
             Plan::BitString(operand) => self.write_bit_string(i, operand),
             Plan::FillString { shift } => self.write_fill_string(i, shift),
             Plan::MoveString { shift } => self.write_move_string(i, shift),
+            Plan::LoadControlWord(operand) => self.write_load_control_word(i, operand),
             Plan::SideExit => self.write_side_exit(i),
             Plan::Handler => self.write_handler(i),
         }
@@ -467,6 +480,7 @@ impl<'a> Translation<'a> {
             }
         }
         self.flags_after(effect);
+        self.note_x87(i);
     }
 
     pub(super) fn encoded(&mut self, instruction: &Instruction) -> Option<Encoded> {
@@ -493,6 +507,11 @@ impl<'a> Translation<'a> {
     /// At `label`: instruction `i` by its handler, then on behind it.
     pub(super) fn cold_handler(&mut self, i: usize, label: Label) {
         let site = self.site(Kind::Handler, i, self.start_of(i));
+        self.sites[site].keeps_x87 = match self.plans[i] {
+            Plan::Native { vectors, .. } => vectors & Vectors::X87 == 0,
+            Plan::LoadControlWord(_) => false,
+            _ => true,
+        };
         let resume = self.asm.label();
         self.asm.bind(resume);
         let restore = self.live[i + 1] != 0 && self.place.host;
@@ -508,6 +527,7 @@ impl<'a> Translation<'a> {
             link: 0,
             register: 0,
             vectors: self.vectors,
+            keeps_x87: !matches!(kind, Kind::Handler),
             distance: 0,
             ip,
             patch: 0,

@@ -495,6 +495,11 @@ impl Asm {
         self.raw(&[0xc5, 0xf8, 0x77]);
     }
 
+    /// `fldcw [from]`
+    pub fn fldcw(&mut self, from: Mem) {
+        self.encode(Size::Dword, None, &[0xd9], 5, Operand::Memory(from));
+    }
+
     /// `ldmxcsr [from]`
     pub fn ldmxcsr(&mut self, from: Mem) {
         self.encode(Size::Dword, None, &[0x0f, 0xae], 2, Operand::Memory(from));
