@@ -1,14 +1,14 @@
 //! From an assembly file to cases.
 //!
 //! A line `case NAME user|kernel [WORD...]` begins one at a page of its own. Words: `exact` keeps all flags, `count`
-//! counts instructions, `common` shows only what is executed as a rule and
+//! counts instructions, `code32` is for code of 32 bits (behind `.code32`), `common` shows only what is executed as a rule and
 //! `variants` those of the block too, `blocks=N` shows N blocks, `at=0xN` is where in the page the first
 //! begins.
 
 use std::path::Path;
 use std::process::Command;
 
-use engine_soft::x86::jit::inspect::{Detail, Privilege};
+use engine_soft::x86::jit::inspect::{Detail, Privilege, Width};
 
 const PAGE: usize = 4096;
 
@@ -27,6 +27,7 @@ pub struct Case {
     pub privilege: Privilege,
     pub exact_flags: bool,
     pub count: bool,
+    pub width: Width,
     pub detail: Detail,
     pub blocks: u32,
     /// Address of its first block.
@@ -61,6 +62,7 @@ impl Case {
             privilege: Privilege::Kernel,
             exact_flags: false,
             count: false,
+            width: Width::Bits64,
             detail: Detail::Whole,
             blocks: 1,
             start: page * PAGE as u64,
@@ -71,6 +73,7 @@ impl Case {
                 ("kernel", "") => case.privilege = Privilege::Kernel,
                 ("exact", "") => case.exact_flags = true,
                 ("count", "") => case.count = true,
+                ("code32", "") => case.width = Width::Bits32,
                 ("common", "") => case.detail = Detail::Common,
                 ("variants", "") => case.detail = Detail::Variants,
                 ("blocks", count) => case.blocks = count.parse().unwrap(),

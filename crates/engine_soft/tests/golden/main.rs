@@ -35,6 +35,7 @@ fn listing(theme: &Theme) -> String {
     for case in &theme.cases {
         let config = Config { exact_flags: case.exact_flags, count: case.count, ..Config::default() };
         let mut inspector = Inspector::new(ram.clone(), model.clone(), config).unwrap();
+        inspector.set_width(case.width);
         text += &format!("== {}\n", case.line);
         text += &blocks(&mut inspector, case);
     }
@@ -105,5 +106,5 @@ macro_rules! themes {
 }
 
 themes! {
-    moves arithmetic flags user_memory kernel_memory groups stack jumps calls bits vectors x87 system handlers counted
+    moves arithmetic flags user_memory kernel_memory groups stack jumps calls bits vectors x87 code32 system handlers counted
 }

@@ -159,5 +159,5 @@ fn slot(linear: u64) -> usize {
 }
 
 fn key(gpa: u64, mode: u64) -> u64 {
-    gpa << 4 | mode
+    gpa << 5 | mode
 }

@@ -31,8 +31,12 @@ pub mod mode {
     pub const BIG_STACK: u64 = 1 << 2;
     /// Blocks of one instruction.
     pub const SINGLE: u64 = 1 << 3;
+    /// Legacy protected mode where no segment but FS and GS changes or limits an address: see `Cpu::is_flat`.
+    pub const FLAT: u64 = 1 << 4;
     /// Plain 64-bit code.
     pub const LONG: u64 = 2;
+    /// Plain 32-bit code, in compatibility mode or without long mode.
+    pub const FLAT32: u64 = 1 | BIG_STACK | FLAT;
 }
 
 /// One virtual CPU.
@@ -58,6 +62,8 @@ pub struct Cpu {
     pub fault: Exception,
     /// See [`mode`].
     pub mode: u64,
+    /// Segments that, beside their base, neither change nor limit an access to data, as bits.
+    pub open_segments: u8,
     /// What the jump table's entries must carry: epoch, privilege and mode.
     pub(super) jump_key: u64,
     /// How often linear addresses came to lead elsewhere: `[kernel, user]`.
@@ -140,6 +146,7 @@ impl Cpu {
             view: View::Kernel,
             fault: Exception::UD,
             mode: 0,
+            open_segments: 0,
             jump_key: 0,
             epochs: [0; 2],
             local_kernel_code: false,
@@ -235,9 +242,35 @@ impl Cpu {
         if bits != 64 && self.state.segment(SegmentRegister::Ss).access & Segment::BIG != 0 {
             mode |= mode::BIG_STACK;
         }
+        if bits == 32 {
+            self.open_segments = open_segments(&self.state);
+            mode |= if self.is_flat() { mode::FLAT } else { 0 };
+        }
         self.mode = mode;
         self.enabled_classes = super::ops::vector::enabled_classes(&self.state);
         self.update_view();
+    }
+
+    /// Whether CS, and ES, SS and DS, for loads and stores, are all 4 GiB from address zero on.
+    fn is_flat(&self) -> bool {
+        const OPEN: u8 =
+            1 << SegmentRegister::Es as u8 | 1 << SegmentRegister::Ss as u8 | 1 << SegmentRegister::Ds as u8;
+        let segments = &self.state.segments;
+        self.open_segments & OPEN == OPEN
+            && segments[..4].iter().all(|segment| segment.base == 0)
+            && self.state.segment(SegmentRegister::Cs).limit == u32::MAX
+    }
+
+    /// Whether code of the current mode can be translated.
+    #[inline(always)]
+    pub(in crate::x86) fn translates(&self) -> bool {
+        matches!(self.mode, mode::LONG | mode::FLAT32)
+    }
+
+    /// Whether the next block in the same page is the same whatever the segments are.
+    #[inline(always)]
+    pub(super) fn links_blocks(&self) -> bool {
+        self.mode & mode::BITS == 2 || self.mode & mode::FLAT != 0
     }
 
     /// Recomputes what depends on privilege and RFLAGS.AC only.
@@ -248,8 +281,9 @@ impl Cpu {
         if self.alignment_checks {
             self.mmu.forget_known();
         }
+        let narrow = self.mode & mode::BITS != 2;
         if let Some(jit) = &self.jit {
-            self.frame.set_jumps(jit.jump_table(self.view == View::User));
+            self.frame.set_jumps(jit.jump_table(self.view == View::User, narrow));
         }
         self.tlb = if self.alignment_checks { self.never_hits.as_ptr() } else { self.mmu.view(self.view) };
         self.update_jump_key();
@@ -368,6 +402,17 @@ impl Cpu {
         }
         std::sync::atomic::fence(Ordering::SeqCst);
     }
+}
+
+/// The segments of `state`, which is in protected or virtual-8086 mode or neither, that can be loaded from and stored to
+/// at any offset, as bits.
+fn open_segments(state: &CpuState) -> u8 {
+    const TYPE: u32 = Segment::UNUSABLE | Segment::CODE | Segment::CONFORMING | Segment::WRITABLE;
+    let open = |segment: &Segment| segment.access & TYPE == Segment::WRITABLE && segment.limit == u32::MAX;
+    if !state.is_protected() || state.is_vm86() {
+        return 0;
+    }
+    (0..6).filter(|n| open(&state.segments[*n])).fold(0, |bits, n| bits | 1 << n)
 }
 
 /// Stands in for the operations of an abandoned block.

@@ -283,7 +283,7 @@ impl Cpu {
             }
             return self.link(block, link);
         }
-        if self.mode & mode::BITS != 2 {
+        if !self.links_blocks() {
             return self.look_up();
         }
         let next = self.cache.jump(self.state.rip, self.jump_key);
@@ -307,7 +307,7 @@ impl Cpu {
                 && !(*next).straddles()
                 && (*next).gfn == (*block).gfn
                 && (self.block_ip ^ self.state.rip) >> 12 == 0
-                && self.mode & mode::BITS == 2
+                && self.links_blocks()
             {
                 (*block.cast_mut()).links[link] = next;
             }

@@ -7,6 +7,9 @@
 //!   cmp  S0, 4096 - size          ja   miss                 another page, or not wholly in it
 //!   mov  S1, [S1 + host]          op   [S0 + S1]
 //! ```
+//! In 32-bit code all addresses are computed by LEA to 32 bits, so they wrap as they must and are below 4 GiB, whatever
+//! the upper halves of registers hold; what is added to them then is what has been checked. ES, SS and DS are flat
+//! there (`mode::FLAT32`); FS and GS are looked at.
 
 use std::mem::offset_of;
 
@@ -32,19 +35,29 @@ fn segment_base(register: Register) -> Mem {
 }
 
 impl Translation<'_> {
-    /// The linear address of the memory operand, into S0. Destroys S1, and EFLAGS where FS or GS is involved.
-    pub(super) fn write_operand_address(&mut self, instruction: &Instruction) {
+    /// The linear address of the memory operand of `size` bytes, into S0. Destroys S1, and EFLAGS where FS or GS is
+    /// involved. To `miss` if only the interpreter can tell whether the segment allows it.
+    pub(super) fn write_operand_address(&mut self, instruction: &Instruction, size: u32, miss: Label) {
         self.write_effective_address(instruction, S0);
         let segment = instruction.memory_segment();
-        if matches!(segment, Register::FS | Register::GS) {
-            self.asm.alu_load(Size::Qword, Alu::Add, S0, segment_base(segment));
+        if !matches!(segment, Register::FS | Register::GS) {
+            return;
         }
+        if self.narrow {
+            let open = Mem::Field(offset_of!(Cpu, open_segments) as i32);
+            self.asm.test_memory_byte(open, 1 << segment.number());
+            self.asm.jump_if(Condition::E, miss);
+            self.asm.alu_immediate(Size::Dword, Alu::Cmp, S0, (size as i32).wrapping_neg());
+            self.asm.jump_if(Condition::A, miss);
+        }
+        self.asm.alu_load(self.word(), Alu::Add, S0, segment_base(segment));
     }
 
     /// Base + index * scale + displacement, into `to`. Destroys both scratch registers, keeps EFLAGS.
     fn write_effective_address(&mut self, instruction: &Instruction, to: Reg) {
         let base = instruction.memory_base();
         let displacement = instruction.memory_displacement64() as i32;
+        let word = self.word();
         if base == Register::RIP {
             self.asm.load(Size::Qword, S0, frame(offset_of!(Frame, page)));
             self.asm.lea(Size::Qword, to, Mem::Base(S0, displacement));
@@ -56,8 +69,8 @@ impl Translation<'_> {
         let index = (index != Register::None).then(|| self.in_host(index, S1));
         let address = match (base, index) {
             (Some(base), None) if displacement == 0 => {
-                if base != to {
-                    self.asm.mov(Size::Qword, to, base);
+                if base != to || self.narrow {
+                    self.asm.mov(word, to, base);
                 }
                 return;
             }
@@ -66,7 +79,7 @@ impl Translation<'_> {
             (None, Some(index)) => Mem::Scaled(index, scale, displacement),
             (None, None) => Mem::Absolute(displacement),
         };
-        self.asm.lea(Size::Qword, to, address);
+        self.asm.lea(word, to, address);
     }
 
     /// The host register with the value of a guest register: its own, or `scratch` after a load.
@@ -143,42 +156,89 @@ impl Translation<'_> {
         if instruction.op0_kind() == OpKind::Register {
             let free = if slot == Mem::Base(S0, 0) { S1 } else { S0 };
             let value = self.in_host(instruction.op0_register(), free);
-            self.asm.store(Size::Qword, slot, value);
+            self.asm.store(self.word(), slot, value);
         } else {
-            self.asm.store_immediate(Size::Qword, slot, instruction.immediate(0) as i32);
+            self.asm.store_immediate(self.word(), slot, instruction.immediate(0) as i32);
         }
-        self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, -8));
+        self.write_move_stack(-self.slot());
         self.cold_access(i, miss);
     }
 
-    /// Where instruction `i` stores the eight bytes below the stack pointer: by S0 alone, or by S1 and the stack
-    /// pointer.
-    pub(super) fn write_slot_below(&mut self, i: usize, miss: Label) -> Mem {
-        if self.load_addend(i) {
-            return Mem::Indexed(GUEST_RSP, S1, 0, -8);
-        }
+    /// PUSH of an operand in memory, which may itself be addressed by the stack pointer.
+    pub(super) fn write_push_memory(&mut self, i: usize, operand: Operand) {
+        let instruction = self.instructions[i];
+        let (miss, value) = (self.asm.label(), frame(offset_of!(Frame, target)));
         self.clobber(i);
-        self.asm.lea(Size::Qword, S0, Mem::Base(GUEST_RSP, -8));
-        self.write_check_to_host(Operand { size: 8, intent: Intent::Write, alignment: 1 }, miss);
+        self.write_operand_address(&instruction, operand.size, miss);
+        self.write_load(miss);
+        self.asm.store(Size::Qword, value, S0);
+        let slot = self.write_slot_below(i, miss);
+        let free = self.free_beside(slot);
+        self.asm.load(Size::Qword, free.1, value);
+        self.asm.store(self.word(), free.0, free.1);
+        self.write_move_stack(-self.slot());
+        // The load is not the group's.
+        self.cold_handler(i, miss);
+    }
+
+    /// Moves the stack pointer by `bytes`.
+    pub(super) fn write_move_stack(&mut self, bytes: i32) {
+        self.asm.lea(self.word(), GUEST_RSP, Mem::Base(GUEST_RSP, bytes));
+    }
+
+    /// Where instruction `i` stores the slot below the stack pointer: by S0 alone, or by S1 and the stack pointer, or, in
+    /// 32-bit code, by both.
+    pub(super) fn write_slot_below(&mut self, i: usize, miss: Label) -> Mem {
+        let size = self.slot();
+        if !self.narrow && self.load_addend(i) {
+            return Mem::Indexed(GUEST_RSP, S1, 0, -size);
+        }
+        if !self.groups.has(i) {
+            self.clobber(i);
+        }
+        self.asm.lea(self.word(), S0, Mem::Base(GUEST_RSP, -size));
+        if self.load_addend(i) {
+            return Mem::Indexed(S0, S1, 0, 0);
+        }
+        self.write_check_to_host(Operand { size: size as u32, intent: Intent::Write, alignment: 1 }, miss);
         Mem::Base(S0, 0)
     }
 
-    /// The eight bytes at the linear address in `at`, which instruction `i` loads, into S0.
-    pub(super) fn write_load_from(&mut self, i: usize, at: Reg, miss: Label) {
-        if self.load_addend(i) {
-            self.asm.load(Size::Qword, S0, Mem::Indexed(at, S1, 0, 0));
-            return;
+    /// The same place as `slot`, of [`Self::write_slot_below`], and a scratch register that is not part of it.
+    pub(super) fn free_beside(&mut self, slot: Mem) -> (Mem, Reg) {
+        match slot {
+            Mem::Base(S0, _) => (slot, S1),
+            Mem::Indexed(S0, S1, ..) => {
+                self.asm.lea(Size::Qword, S0, slot);
+                self.addend = None;
+                (Mem::Base(S0, 0), S1)
+            }
+            _ => (slot, S0),
         }
-        self.clobber(i);
-        self.asm.mov(Size::Qword, S0, at);
-        self.write_load(miss);
     }
 
-    /// The eight bytes at linear address S0, into S0.
+    /// The slot at the linear address in `at`, which instruction `i` loads, into S0.
+    pub(super) fn write_load_from(&mut self, i: usize, at: Reg, miss: Label) {
+        let word = self.word();
+        if !self.groups.has(i) {
+            self.clobber(i);
+            self.asm.mov(word, S0, at);
+            return self.write_load(miss);
+        }
+        let mut from = at;
+        if self.narrow {
+            self.asm.mov(word, S0, at);
+            from = S0;
+        }
+        self.load_addend(i);
+        self.asm.load(word, S0, Mem::Indexed(from, S1, 0, 0));
+    }
+
+    /// The slot at linear address S0, into S0.
     pub(super) fn write_load(&mut self, miss: Label) {
-        self.write_check(Operand { size: 8, intent: Intent::Read, alignment: 1 }, miss);
+        self.write_check(Operand { size: self.slot() as u32, intent: Intent::Read, alignment: 1 }, miss);
         self.asm.load(Size::Qword, S1, Mem::Base(S1, HOST));
-        self.asm.load(Size::Qword, S0, Mem::Indexed(S0, S1, 0, 0));
+        self.asm.load(self.word(), S0, Mem::Indexed(S0, S1, 0, 0));
     }
 
     /// POP of a register.
@@ -187,10 +247,10 @@ impl Translation<'_> {
         let miss = self.asm.label();
         self.write_load_from(i, GUEST_RSP, miss);
         match host_of(number) {
-            Some(host) => self.asm.mov(Size::Qword, host, S0),
+            Some(host) => self.asm.mov(self.word(), host, S0),
             None => self.asm.store(Size::Qword, gpr(number), S0),
         }
-        self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, 8));
+        self.write_move_stack(self.slot());
         self.cold_access(i, miss);
     }
 
@@ -198,8 +258,8 @@ impl Translation<'_> {
     pub(super) fn write_leave(&mut self, i: usize) {
         let miss = self.asm.label();
         self.write_load_from(i, RBP, miss);
-        self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(RBP, 8));
-        self.asm.mov(Size::Qword, RBP, S0);
+        self.asm.lea(self.word(), GUEST_RSP, Mem::Base(RBP, self.slot()));
+        self.asm.mov(self.word(), RBP, S0);
         self.cold_access(i, miss);
     }
 

@@ -44,10 +44,11 @@ enum Way {
 }
 
 /// The first operand of an indirect branch is fine for us.
-fn is_usable(instruction: &iced_x86::Instruction) -> bool {
+fn is_usable(instruction: &iced_x86::Instruction, narrow: bool) -> bool {
+    let size = if narrow { 4 } else { 8 };
     match instruction.op0_kind() {
-        OpKind::Register => instruction.op0_register().size() == 8,
-        _ => instruction.memory_size().size() == 8 && !super::plan::is_odd(instruction),
+        OpKind::Register => instruction.op0_register().size() == size,
+        _ => instruction.memory_size().size() == size && !super::plan::is_odd(instruction, narrow),
     }
 }
 
@@ -56,21 +57,28 @@ impl Translation<'_> {
         let Some(instruction) = self.instructions.get(last) else {
             return End::Jump(i64::from(self.start_of(last)) + i64::from(self.ops[last].offset));
         };
-        let direct = instruction.op0_kind() == OpKind::NearBranch64;
-        let target = instruction.near_branch_target() as i64;
+        let (direct, target) = match instruction.op0_kind() {
+            OpKind::NearBranch64 => (true, instruction.near_branch_target() as i64),
+            // Truncated, where the page does not begin at zero.
+            OpKind::NearBranch32 if self.narrow => (true, i64::from(instruction.near_branch32() as i32)),
+            _ => (false, 0),
+        };
         match instruction.mnemonic() {
             Mnemonic::Jmp if direct => End::Jump(target),
             Mnemonic::Call if direct => End::Call(target),
-            Mnemonic::Jmp if instruction.is_jmp_near_indirect() && is_usable(instruction) => {
+            Mnemonic::Jmp if instruction.is_jmp_near_indirect() && is_usable(instruction, self.narrow) => {
                 End::JumpIndirect
             }
-            Mnemonic::Call if instruction.is_call_near_indirect() && is_usable(instruction) => {
+            Mnemonic::Call if instruction.is_call_near_indirect() && is_usable(instruction, self.narrow) => {
                 End::CallIndirect
             }
-            Mnemonic::Ret if matches!(instruction.code(), Code::Retnq) => End::Return(0),
-            Mnemonic::Ret if matches!(instruction.code(), Code::Retnq_imm16) => {
-                End::Return(instruction.immediate16())
-            }
+            Mnemonic::Ret => match (instruction.code(), self.narrow) {
+                (Code::Retnq, false) | (Code::Retnd, true) => End::Return(0),
+                (Code::Retnq_imm16, false) | (Code::Retnd_imm16, true) => {
+                    End::Return(instruction.immediate16())
+                }
+                _ => End::Handler,
+            },
             Mnemonic::Sti => End::SetInterrupts(instruction.next_ip() as i64),
             _ if instruction.is_jcc_short_or_near() && direct => {
                 let condition = Condition(select::condition(instruction));
@@ -212,11 +220,11 @@ impl Translation<'_> {
     fn write_push_return(&mut self, last: usize, miss: Label) {
         let next = self.instructions[last].next_ip() as i32;
         let slot = self.write_slot_below(last, miss);
-        let value = if slot == Mem::Base(S0, 0) { S1 } else { S0 };
+        let (slot, value) = self.free_beside(slot);
         self.asm.load(Size::Qword, value, frame(offset_of!(Frame, page)));
-        self.asm.lea(Size::Qword, value, Mem::Base(value, next));
-        self.asm.store(Size::Qword, slot, value);
-        self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, -8));
+        self.asm.lea(self.word(), value, Mem::Base(value, next));
+        self.asm.store(self.word(), slot, value);
+        self.write_move_stack(-self.slot());
         self.asm.push(value);
     }
 
@@ -247,7 +255,7 @@ impl Translation<'_> {
         if !is_in_page(target) {
             self.save_flags(ALL);
             self.write_far_address(target);
-            self.write_lookup_of(last, target, -8, Way::Call);
+            self.write_lookup_of(last, target, -self.slot(), Way::Call);
             return self.write_return_site(last);
         }
         // Calls that never return fill the stack of returns, so no loop of calls goes unnoticed.
@@ -271,12 +279,12 @@ impl Translation<'_> {
         if instruction.op0_kind() == OpKind::Register {
             let host = self.in_host(instruction.op0_register(), S0);
             if host != S0 {
-                self.asm.mov(Size::Qword, S0, host);
+                self.asm.mov(self.word(), S0, host);
             }
             return;
         }
         let miss = self.asm.label();
-        self.write_operand_address(&instruction);
+        self.write_operand_address(&instruction, self.slot() as u32, miss);
         self.write_load(miss);
         self.cold_end(last, miss);
     }
@@ -289,7 +297,7 @@ impl Translation<'_> {
         self.write_push_return(last, miss);
         self.cold_stack_access(last, miss);
         self.asm.load(Size::Qword, S0, target);
-        self.write_lookup(last, -8, Way::Call);
+        self.write_lookup(last, -self.slot(), Way::Call);
         self.write_return_site(last);
     }
 
@@ -298,8 +306,8 @@ impl Translation<'_> {
         self.clobber(last);
         self.write_load_from(last, GUEST_RSP, miss);
         self.cold_stack_access(last, miss);
-        let moved = 8 + i32::from(bytes);
-        self.asm.lea(Size::Qword, GUEST_RSP, Mem::Base(GUEST_RSP, moved));
+        let moved = self.slot() + i32::from(bytes);
+        self.write_move_stack(moved);
         let other = self.asm.label();
         self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(RSP, 8));
         self.asm.jump_if(Condition::NE, other);
@@ -316,7 +324,7 @@ impl Translation<'_> {
     /// The linear address of `target` into S0.
     fn write_far_address(&mut self, target: i64) {
         self.asm.load(Size::Qword, S0, frame(offset_of!(Frame, page)));
-        self.asm.lea(Size::Qword, S0, Mem::Base(S0, target as i32));
+        self.asm.lea(self.word(), S0, Mem::Base(S0, target as i32));
     }
 
     /// At `label`: a return to S0 where the stack of returns says otherwise.
@@ -340,7 +348,8 @@ impl Translation<'_> {
     fn write_lookup_of(&mut self, last: usize, target: i64, moved: i32, way: Way) {
         let (unknown, other, found) = (self.asm.label(), self.asm.label(), self.asm.label());
         self.write_attention(way, unknown);
-        let slot = Jump::slot(self.linear.wrapping_add_signed(target));
+        let there = self.linear.wrapping_add_signed(target);
+        let slot = Jump::slot(if self.narrow { there & 0xffff_ffff } else { there });
         self.asm.load_immediate(S1, self.jumps + (slot * size_of::<Jump>()) as u64);
         self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(S1, offset_of!(Jump, linear) as i32));
         self.asm.jump_if(Condition::NE, other);

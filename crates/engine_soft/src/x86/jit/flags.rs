@@ -70,15 +70,17 @@ fn is_shift(mnemonic: Mnemonic) -> bool {
 pub struct Peek<'a> {
     /// The bytes of the page.
     page: &'a [u8],
+    /// Width of the code.
+    bits: u32,
     left: u32,
     /// The bytes looked at: first and end.
     pub seen: (usize, usize),
 }
 
 impl<'a> Peek<'a> {
-    /// A look at `page`.
-    pub fn new(page: &'a [u8]) -> Self {
-        Self { page, left: 0, seen: (usize::MAX, 0) }
+    /// A look at `page`, which has code of `bits`.
+    pub fn new(page: &'a [u8], bits: u32) -> Self {
+        Self { page, bits, left: 0, seen: (usize::MAX, 0) }
     }
 
     /// The flags that may be read by code at `offset` of the page before it replaces them.
@@ -96,7 +98,7 @@ impl<'a> Peek<'a> {
                 return live | ALL & !dead;
             }
             self.left -= 1;
-            let mut decoder = Decoder::with_ip(64, &self.page[at..], at as u64, DecoderOptions::NONE);
+            let mut decoder = Decoder::with_ip(self.bits, &self.page[at..], at as u64, DecoderOptions::NONE);
             let instruction = decoder.decode();
             self.seen = (self.seen.0.min(at), self.seen.1.max(at + instruction.len()));
             if instruction.is_invalid() || !is_transparent(&instruction) {
@@ -109,7 +111,7 @@ impl<'a> Peek<'a> {
             match instruction.flow_control() {
                 FlowControl::Next => {}
                 FlowControl::UnconditionalBranch | FlowControl::Call
-                    if instruction.op0_kind() == OpKind::NearBranch64 =>
+                    if matches!(instruction.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32) =>
                 {
                     return live | self.search(instruction.near_branch_target()) & !dead;
                 }
@@ -144,7 +146,7 @@ mod tests {
     fn live(bytes: &[u8]) -> u32 {
         let mut page = vec![0xcc; 4096];
         page[..bytes.len()].copy_from_slice(bytes);
-        Peek::new(&page).live_at(0)
+        Peek::new(&page, 64).live_at(0)
     }
 
     #[test]
@@ -183,7 +185,7 @@ mod tests {
     #[test]
     fn beyond_the_page_and_at_returns_all_are_live() {
         assert_eq!(live(&[0xc3]), ALL);
-        assert_eq!(Peek::new(&[0x90; 4096]).live_at(4095), ALL);
+        assert_eq!(Peek::new(&[0x90; 4096], 64).live_at(4095), ALL);
         assert_eq!(live(&[0xeb, 0xfe]), ALL, "an endless loop ends the search");
     }
 }

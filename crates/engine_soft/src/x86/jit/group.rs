@@ -151,18 +151,19 @@ impl Translation<'_> {
     /// The access of instruction `i`, if it is of the kind that groups are made of.
     fn reach(&self, i: usize) -> Option<Reach> {
         let instruction = &self.instructions[i];
-        let on_stack = |start: i32, writes| Some(Reach { base: RSP, start, size: 8, writes });
+        let slot = self.slot();
+        let on_stack = |start: i32, writes| Some(Reach { base: RSP, start, size: slot, writes });
         let Some(plan) = self.plans.get(i) else {
             return match self.end(i) {
-                End::Call(_) | End::CallIndirect => on_stack(-8, true),
+                End::Call(_) | End::CallIndirect => on_stack(-slot, true),
                 End::Return(_) => on_stack(0, false),
                 _ => None,
             };
         };
         match plan {
-            Plan::Push | Plan::PushFlags => on_stack(-8, true),
+            Plan::Push | Plan::PushMemory(_) | Plan::PushFlags => on_stack(-slot, true),
             Plan::Pop => on_stack(0, false),
-            Plan::Leave => Some(Reach { base: RBP, start: 0, size: 8, writes: false }),
+            Plan::Leave => Some(Reach { base: RBP, start: 0, size: slot, writes: false }),
             Plan::Native { memory: Some(operand), .. } => reach_of_operand(instruction, *operand),
             _ => None,
         }
@@ -178,7 +179,7 @@ impl Translation<'_> {
         if maker.open == [None; 16] {
             return;
         }
-        let shift = shift(instruction);
+        let shift = shift(instruction, self.slot());
         let options = InstructionInfoOptions::NO_MEMORY_USAGE;
         for used in self.tools.info.info_options(instruction, options).used_registers() {
             let register = used.register();
@@ -232,7 +233,7 @@ impl Translation<'_> {
         self.asm.bind(retry);
         let size = group.range.1 - group.range.0;
         let (field, page) = (self.addend_field(group.addend), self.stack_page(offset_of!(StackPage, page)));
-        self.asm.lea(Size::Qword, S0, Mem::Base(base, group.range.0));
+        self.asm.lea(self.word(), S0, Mem::Base(base, group.range.0));
         if group.addend == Addend::Stack {
             self.asm.alu_load(Size::Qword, Alu::Sub, S0, page);
             self.asm.alu_immediate(Size::Qword, Alu::Cmp, S0, 4096 - size);
@@ -261,7 +262,7 @@ impl Translation<'_> {
         let (field, page) = (self.addend_field(group.addend), self.stack_page(offset_of!(StackPage, page)));
         let (absent, split, unknown) = (self.asm.label(), self.asm.label(), self.asm.label());
         self.asm.bind(label);
-        self.asm.lea(Size::Qword, S0, Mem::Base(base, group.range.0));
+        self.asm.lea(self.word(), S0, Mem::Base(base, group.range.0));
         self.asm.mov(Size::Dword, S1, S0);
         self.asm.alu_immediate(Size::Dword, Alu::And, S1, 4095);
         self.asm.alu_immediate(Size::Dword, Alu::Cmp, S1, 4096 - operand.size as i32);
@@ -324,7 +325,7 @@ impl Group {
 /// `[base + displacement]` with a base that lives in a host register.
 fn reach_of_operand(instruction: &Instruction, operand: Operand) -> Option<Reach> {
     let base = instruction.memory_base();
-    let plain = base.is_gpr64()
+    let plain = base.is_gpr()
         && instruction.memory_index() == Register::None
         && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
     if !plain || host_of(rewrite::number(base)).is_none() || operand.size as i32 > MAX_RANGE {
@@ -336,17 +337,24 @@ fn reach_of_operand(instruction: &Instruction, operand: Operand) -> Option<Reach
     near.then_some(Reach { base, start, size, writes: operand.intent == Intent::Write })
 }
 
-/// The register an instruction moves by a constant, and how far.
-fn shift(instruction: &Instruction) -> Option<(usize, i32)> {
+/// The register an instruction moves by a constant, and how far, if that is all of a register of `width` bytes.
+fn shift(instruction: &Instruction, width: i32) -> Option<(usize, i32)> {
     let first = instruction.op0_register();
-    let moves = instruction.op0_kind() == OpKind::Register && first.is_gpr64();
+    let moves =
+        instruction.op0_kind() == OpKind::Register && first.is_gpr() && first.size() == width as usize;
     let by_immediate = || {
         let kind = instruction.try_op_kind(1).ok()?;
-        let value = matches!(kind, OpKind::Immediate8to64 | OpKind::Immediate32to64);
+        let value = match kind {
+            OpKind::Immediate8to64 | OpKind::Immediate32to64 => width == 8,
+            OpKind::Immediate8to32 | OpKind::Immediate32 => width == 4,
+            _ => false,
+        };
         value.then(|| instruction.immediate(1) as i32)
     };
     let (register, by) = match instruction.mnemonic() {
-        Mnemonic::Push | Mnemonic::Pop | Mnemonic::Pushfq if first != Register::RSP || !moves => {
+        Mnemonic::Push | Mnemonic::Pop | Mnemonic::Pushfq
+            if first.full_register() != Register::RSP || !moves =>
+        {
             (Register::RSP, instruction.stack_pointer_increment())
         }
         Mnemonic::Add if moves => (first, by_immediate()?),

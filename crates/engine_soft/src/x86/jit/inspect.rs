@@ -43,6 +43,15 @@ pub enum Privilege {
     User,
 }
 
+/// Width of the code that is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// 32 bits, in flat segments.
+    Bits32,
+    /// 64 bits.
+    Bits64,
+}
+
 /// What of a translation is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
@@ -79,6 +88,7 @@ pub struct Inspector {
     cpu: Box<Cpu>,
     tools: Tools,
     config: Config,
+    narrow: bool,
 }
 
 impl Inspector {
@@ -95,7 +105,16 @@ impl Inspector {
         cpu.forget_translations();
         cpu.mode_changed();
         let tools = Tools::new();
-        Ok(Self { cpu, tools, config })
+        Ok(Self { cpu, tools, config, narrow: false })
+    }
+
+    /// Looks at code of 32 bits in flat segments from now on, or at code of 64.
+    pub fn set_width(&mut self, width: Width) {
+        self.narrow = width == Width::Bits32;
+        let (code, active) = if self.narrow { (CODE32, 0) } else { (CODE64, Efer::LMA.bits()) };
+        *self.cpu.state.segment_mut(SegmentRegister::Cs) = Segment::from_descriptor(0x10, code);
+        self.cpu.state.msrs.efer = Efer::LME.bits() | active;
+        self.cpu.mode_changed();
     }
 
     /// The block at guest physical address `gpa`, translated for `linear`, which is in the same place of its page, and
@@ -125,8 +144,10 @@ impl Inspector {
         let (start, user) = ((gpa - base) as u32, privilege == Privilege::User);
         let pieces = [Piece { block, ops, start }];
         let signal = std::ptr::from_ref(self.cpu.signal.word()) as u64;
+        let narrow = self.narrow;
+        let linear_page = linear & !0xfff;
         let source =
-            Source { pieces: &pieces, page: &page, linear: linear & !0xfff, user, jumps: JUMPS, signal };
+            Source { pieces: &pieces, page: &page, linear: linear_page, user, narrow, jumps: JUMPS, signal };
         let len = u64::from(block.len);
         let whole = if block.straddles() { None } else { self.translation(&source, None, detail) };
         let Some((mut text, starts)) = whole else {
@@ -276,9 +297,12 @@ impl Places<'_> {
     }
 }
 
+/// Descriptors of 64-bit and of 32-bit code.
+const CODE64: u64 = 0x00af_9b00_0000_ffff;
+const CODE32: u64 = 0x00cf_9b00_0000_ffff;
+
 /// 64-bit mode at the reset vector's privilege, without paging, which no processor has: nothing runs in it.
 fn long_mode(state: &mut CpuState, model: &CpuModel) {
-    const CODE64: u64 = 0x00af_9b00_0000_ffff;
     const DATA: u64 = 0x00cf_9300_0000_ffff;
     let data = Segment::from_descriptor(0x18, DATA);
     state.segments = [data; 6];

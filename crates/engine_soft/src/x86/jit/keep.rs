@@ -1,4 +1,4 @@
-//! Where the flags of a translation are, and the code that stands behind it.
+//! Where the flags of a translation are, the code that stands behind it, and the sites that lead to Rust.
 
 use std::mem::offset_of;
 
@@ -10,7 +10,7 @@ use super::plan::Plan;
 use super::rewrite::{S0, S1};
 use super::stubs::{flags, frame};
 use super::translate::{Place, Translation};
-use super::{Frame, Vectors};
+use super::{Frame, Kind, Site, Vectors};
 
 /// Code that is needed rarely and stands behind the rest.
 pub(super) enum Cold {
@@ -173,5 +173,63 @@ impl Translation<'_> {
         }
         self.asm.jump(resume);
         self.resumes.push((site, back));
+    }
+
+    /// By the interpreter's handler, after which the block goes on.
+    pub(super) fn write_handler(&mut self, i: usize) {
+        self.save_flags(self.live[i]);
+        let site = self.site(Kind::Handler, i, self.start_of(i));
+        let resume = self.asm.label();
+        self.jump_with_site(site, self.stubs.slow);
+        self.asm.bind(resume);
+        self.resumes.push((site, resume));
+        self.place = Place { host: false, saved: true };
+        self.addend = None;
+    }
+
+    /// At `label`: instruction `i` by its handler, then on behind it.
+    pub(super) fn cold_handler(&mut self, i: usize, label: Label) {
+        let site = self.site(Kind::Handler, i, self.start_of(i));
+        self.sites[site].keeps_x87 = match self.plans[i] {
+            Plan::Native { vectors, .. } => vectors & Vectors::X87 == 0,
+            Plan::LoadControlWord(_) => false,
+            _ => true,
+        };
+        let resume = self.asm.label();
+        self.asm.bind(resume);
+        let restore = self.live[i + 1] != 0 && self.place.host;
+        let addend = self.addend;
+        self.cold.push(Cold::Slow { label, site, resume: Some(resume), restore, addend });
+    }
+
+    /// A new site for operation `i`.
+    pub(super) fn site(&mut self, kind: Kind, i: usize, ip: i32) -> usize {
+        assert!(self.sites.len() < self.sites.capacity(), "room for the block's sites was made");
+        self.sites.push(Site {
+            kind,
+            link: 0,
+            register: 0,
+            vectors: self.vectors,
+            keeps_x87: !matches!(kind, Kind::Handler),
+            distance: 0,
+            ip,
+            patch: 0,
+            resume: 0,
+            block: self.piece(i).block,
+            op: self.ops[i],
+        });
+        self.sites.len() - 1
+    }
+
+    /// `mov S0, site; jmp stub`
+    pub(super) fn jump_with_site(&mut self, site: usize, stub: u64) {
+        let address = &raw const self.sites[site];
+        self.asm.load_immediate(S0, address as u64);
+        self.asm.jump_to(stub);
+    }
+
+    /// The jump just written, whose displacement are the last four bytes, is what `site` will patch.
+    pub(super) fn patch_here(&mut self, site: usize) {
+        self.patches.push((site, self.asm.position() - 4));
     }
 }

@@ -300,7 +300,8 @@ impl Cpu {
             None => {}
         }
         for (n, name) in REGISTERS.iter().enumerate() {
-            let (now, then) = (self.state.gpr[n], ending.state.gpr[n]);
+            // Legacy code cannot tell what the upper halves are.
+            let (now, then) = (self.state.gpr[n] & self.ip_mask, ending.state.gpr[n] & self.ip_mask);
             if now != then {
                 let _ = write!(text, " {name} {now:#x} instead of {then:#x};");
             }

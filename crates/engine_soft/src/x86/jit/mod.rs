@@ -357,6 +357,8 @@ pub struct Jit {
     _lost: Box<Site>,
     /// `[kernel, user]`
     jumps: [Jumps; 2],
+    /// The same for 32-bit code, if there was any: the same address may lead to code of both widths.
+    narrow_jumps: Option<[Jumps; 2]>,
     /// There may be jumps of kernel code into the lower half of the address space.
     kernel_below: bool,
     tools: Tools,
@@ -409,6 +411,7 @@ impl Jit {
             returns: ReturnStack::new(stubs.bottom, config.stress),
             _lost: lost,
             jumps: [Jumps::new(), Jumps::new()],
+            narrow_jumps: None,
             kernel_below: false,
             tools: Tools::new(),
             counters: Counters::default(),
@@ -463,7 +466,8 @@ impl Jit {
     /// Forgets the jumps that may lead elsewhere from now on: those to linear addresses for which `which` holds, given
     /// whether their page is the same in all address spaces.
     pub(super) fn forget_jumps(&mut self, which: impl Fn(u64, bool) -> bool) {
-        self.jumps.iter_mut().for_each(|jumps| jumps.forget(&which));
+        let narrow = self.narrow_jumps.iter_mut().flatten();
+        self.jumps.iter_mut().chain(narrow).for_each(|jumps| jumps.forget(&which));
         self.kernel_below &= !self.jumps[0].is_empty();
     }
 
@@ -471,19 +475,33 @@ impl Jit {
     pub(super) fn forget_jumps_into(&mut self, linear: u64, bits: u32) {
         let within = |jump: u64, _| (jump ^ linear) >> bits == 0;
         self.jumps[1].forget(within);
+        self.narrow_jumps.iter_mut().flatten().for_each(|jumps| jumps.forget(within));
         // Kernels keep their code in the upper half, and take many a user page away.
         if linear >> 63 != 0 || self.kernel_below {
             self.jumps[0].forget(within);
         }
     }
 
-    /// The jump table for user or kernel code, which stays where it is.
-    pub(super) fn jump_table(&self, user: bool) -> *const Jump {
-        self.jumps[usize::from(user)].table()
+    /// The jump table for user or kernel code, `narrow` if of 32 bits, which stays where it is; null if there is none.
+    pub(super) fn jump_table(&self, user: bool, narrow: bool) -> *const Jump {
+        let tables = if narrow { self.narrow_jumps.as_ref() } else { Some(&self.jumps) };
+        tables.map_or(std::ptr::null(), |tables| tables[usize::from(user)].table())
+    }
+
+    /// The same, made now if need be.
+    fn jumps_of(&mut self, user: bool, narrow: bool) -> &mut Jumps {
+        let tables = match narrow {
+            true => self.narrow_jumps.get_or_insert_with(|| [Jumps::new(), Jumps::new()]),
+            false => &mut self.jumps,
+        };
+        &mut tables[usize::from(user)]
     }
 
     /// Lets jumps to `linear` go straight to `code`.
-    fn remember(&mut self, user: bool, linear: u64, code: u64, global: bool) {
+    fn remember(&mut self, (user, narrow): (bool, bool), linear: u64, code: u64, global: bool) {
+        if narrow {
+            return self.jumps_of(user, narrow).remember(linear, code, global);
+        }
         self.kernel_below |= !user && linear >> 63 == 0;
         self.jumps[usize::from(user)].remember(linear, code, global);
     }

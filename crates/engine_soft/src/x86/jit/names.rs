@@ -39,6 +39,7 @@ const CELLS: &[Cells] = &[
     ("mxcsr", STATE + offset_of!(CpuState, fx) + offset_of!(FxImage, mxcsr), 1, 4),
     ("flags", offset_of!(Cpu, flags), 1, size_of::<StatusFlags>()),
     ("tlb", offset_of!(Cpu, tlb), 1, 8),
+    ("open_segments", offset_of!(Cpu, open_segments), 1, 1),
     ("interrupt_hint", offset_of!(Cpu, interrupt_hint), 1, 1),
     ("instructions", offset_of!(Cpu, counters) + offset_of!(Statistics, instructions), 1, 8),
     ("frame.cpu", FRAME + offset_of!(Frame, cpu), 1, 8),

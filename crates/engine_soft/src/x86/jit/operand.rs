@@ -45,7 +45,7 @@ impl Known {
         let base = instruction.memory_base();
         let n = match base {
             Register::RIP => 16 + (page >> 12) as usize % 8,
-            _ if base.is_gpr64() => usize::from(host_of(rewrite::number(base)).unwrap_or(S0).0),
+            _ if base.is_gpr() => usize::from(host_of(rewrite::number(base)).unwrap_or(S0).0),
             _ => 4, // the number of RSP, whose guest's lives elsewhere
         };
         Self { user, n: 2 * n + usize::from(intent == Intent::Write) }
@@ -85,7 +85,7 @@ pub(super) struct Unknown {
 /// The base and displacement of an operand that has no other parts, if the base lives in a host register.
 fn simple(instruction: &Instruction) -> Option<(Reg, i32)> {
     let base = instruction.memory_base();
-    let plain = base.is_gpr64()
+    let plain = base.is_gpr()
         && instruction.memory_index() == Register::None
         && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
     let home = host_of(rewrite::number(base)).filter(|_| plain);
@@ -95,7 +95,7 @@ fn simple(instruction: &Instruction) -> Option<(Reg, i32)> {
 impl Translation<'_> {
     /// Whether the page of an operand is looked for among those known. Kernels follow pointers to ever other pages.
     pub(super) fn tries_known(&self, operand: Operand, base: Register) -> bool {
-        let strided = base.is_gpr64() && self.strided >> rewrite::number(base) & 1 != 0;
+        let strided = base.is_gpr() && self.strided >> rewrite::number(base) & 1 != 0;
         self.user && !strided && u64::from(operand.size) <= OperandPages::MAX_SIZE
     }
 
@@ -109,7 +109,7 @@ impl Translation<'_> {
         for instruction in &self.instructions {
             let moves = matches!(instruction.mnemonic(), Mnemonic::Add | Mnemonic::Sub)
                 && instruction.op0_kind() == OpKind::Register
-                && instruction.op0_register().is_gpr64()
+                && instruction.op0_register().size() == self.slot() as usize
                 && instruction.op1_kind() == OpKind::Register;
             if moves {
                 self.strided |= 1 << rewrite::number(instruction.op0_register());
@@ -119,26 +119,33 @@ impl Translation<'_> {
 
     /// An instruction with one operand in memory.
     pub(super) fn write_with_memory(&mut self, i: usize, operand: Operand) {
-        let instruction = self.instructions[i];
-        let Some((base, displacement)) = simple(&instruction)
-            .filter(|_| self.groups.has(i) || self.tries_known(operand, instruction.memory_base()))
+        let instruction = rewrite::widened(&self.instructions[i]);
+        let tries_known = !self.narrow && self.tries_known(operand, instruction.memory_base());
+        let Some((base, displacement)) = simple(&instruction).filter(|_| self.groups.has(i) || tries_known)
         else {
             return self.write_by_address(i, operand);
         };
         let Some(mut made) = rewrite::registers(&instruction, &mut self.tools.info, &[S0]) else {
             return self.write_handler(i);
         };
-        place_memory(&mut made.instruction, base, Some(S1), displacement);
+        if self.narrow {
+            place_memory(&mut made.instruction, S0, Some(S1), 0);
+        } else {
+            place_memory(&mut made.instruction, base, Some(S1), displacement);
+        }
         let Some(bytes) = self.encoded(&made.instruction) else {
             return self.write_handler(i); // AH..BH beside a scratch register
         };
         if self.groups.has(i) && (operand.alignment <= 1 || self.is_aligned(i, operand)) {
+            if self.narrow {
+                self.asm.lea(Size::Dword, S0, Mem::Base(base, displacement));
+            }
             self.load_addend(i);
             return self.write_encoded(i, &made, &bytes);
         }
         self.clobber(i);
         let miss = self.asm.label();
-        self.asm.lea(Size::Qword, S0, Mem::Base(base, displacement));
+        self.asm.lea(self.word(), S0, Mem::Base(base, displacement));
         if operand.alignment > 1 {
             self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
             self.asm.jump_if(Condition::NE, miss);
@@ -177,7 +184,7 @@ impl Translation<'_> {
 
     /// As [`Self::write_with_memory`], for any address.
     fn write_by_address(&mut self, i: usize, operand: Operand) {
-        let instruction = self.instructions[i];
+        let instruction = rewrite::widened(&self.instructions[i]);
         let Some(mut made) = rewrite::registers(&instruction, &mut self.tools.info, &[S1]) else {
             return self.write_handler(i);
         };
@@ -186,7 +193,7 @@ impl Translation<'_> {
         self.addend = None;
         self.clobber(i);
         let miss = self.asm.label();
-        self.write_operand_address(&instruction);
+        self.write_operand_address(&instruction, operand.size, miss);
         if !self.tries_known(operand, instruction.memory_base()) {
             self.write_check_to_host(operand, miss);
         } else {
@@ -218,7 +225,7 @@ impl Translation<'_> {
         };
         self.asm.bind(label);
         if let Some((base, displacement)) = address {
-            self.asm.lea(Size::Qword, S0, Mem::Base(base, displacement));
+            self.asm.lea(self.word(), S0, Mem::Base(base, displacement));
         }
         self.write_check(Operand { alignment: 1, ..operand }, miss);
         let parked = frame(offset_of!(Frame, target));

@@ -1,6 +1,6 @@
 //! How each instruction is translated: in place, by a sequence of ours, or by the interpreter's handler.
 
-use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, InstructionInfoOptions, Mnemonic, OpKind, Register};
 
 use super::{Tools, Vectors, rewrite, strings, system, x87};
 use crate::x86::hostexec::{Access, Class, MemoryOperand};
@@ -23,6 +23,8 @@ pub(super) enum Plan {
     Address,
     /// PUSH of a register or immediate.
     Push,
+    /// PUSH of an operand in memory.
+    PushMemory(Operand),
     /// POP of a register.
     Pop,
     /// LEAVE
@@ -74,13 +76,14 @@ impl Operand {
 }
 
 /// What `hostexec` would run in a thunk runs in place, unless it is our own code or MMX.
-pub(super) fn plan_of_thunk(extra: &Extra, instruction: &Instruction) -> Plan {
+pub(super) fn plan_of_thunk(extra: &Extra, instruction: &Instruction, narrow: bool) -> Plan {
     let thunk = &extra.thunk;
     if let Some(plan) = x87::plan_of_x87(thunk, instruction) {
-        return if is_odd(instruction) { Plan::Handler } else { plan };
+        return if is_odd(instruction, narrow) { Plan::Handler } else { plan };
     }
-    let upper = matches!(instruction.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
-    if !(thunk.is_host_code() || upper) || is_odd(instruction) {
+    // In 32-bit code they leave half of the registers as they are.
+    let upper = matches!(instruction.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) && !narrow;
+    if !(thunk.is_host_code() || upper) || is_odd(instruction, narrow) {
         return Plan::Handler;
     }
     let vectors = match thunk.class() {
@@ -96,15 +99,19 @@ pub(super) fn plan_of_thunk(extra: &Extra, instruction: &Instruction) -> Plan {
     Plan::Native { memory, vectors }
 }
 
-/// Operands that have no place in a translation: addresses of 32 bits, vectors of addresses, implied operands.
-pub(super) fn is_odd(instruction: &Instruction) -> bool {
+/// Operands that have no place in a translation: addresses of fewer bits than the code, vectors of addresses, implied
+/// operands, and those in the code segment of 32-bit code, which may be neither read nor written.
+pub(super) fn is_odd(instruction: &Instruction, narrow: bool) -> bool {
     let in_memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
-    let far = i32::try_from(instruction.memory_displacement64() as i64).is_err();
-    let narrow = |register: Register| register != Register::None && register.size() != 8;
-    let address = narrow(instruction.memory_base()) || narrow(instruction.memory_index());
-    let truncated = instruction.memory_displ_size() == 4
-        && instruction.memory_base() == Register::None
-        && instruction.memory_index() == Register::None;
+    let width = if narrow { 4 } else { 8 };
+    let other_width = |register: Register| register != Register::None && register.size() != width;
+    let address = other_width(instruction.memory_base()) || other_width(instruction.memory_index());
+    let direct = instruction.memory_base() == Register::None && instruction.memory_index() == Register::None;
+    let truncated = direct && instruction.memory_displ_size() == width as u32 / 2;
+    let far = match narrow {
+        true => instruction.memory_segment() == Register::CS,
+        false => i32::try_from(instruction.memory_displacement64() as i64).is_err(),
+    };
     let other = |kind: OpKind| {
         !matches!(
             kind,
@@ -185,32 +192,37 @@ fn is_plain(mnemonic: Mnemonic) -> bool {
 }
 
 /// The plan for an instruction that has a sequence of its own; `None` for others.
-fn plan_of_special(instruction: &Instruction) -> Option<Plan> {
+fn plan_of_special(instruction: &Instruction, narrow: bool) -> Option<Plan> {
     use Mnemonic as M;
-    let wide_register = |n: u32| {
+    let (slot, leave) = if narrow { (4, Code::Leaved) } else { (8, Code::Leaveq) };
+    let whole_register = |n: u32| {
         instruction.op_kind(n) == OpKind::Register
             && instruction.op_register(n).is_gpr()
-            && instruction.op_register(n).size() == 8
+            && instruction.op_register(n).size() == slot
     };
     let plan = match instruction.mnemonic() {
         M::Nop | M::Endbr64 | M::Endbr32 | M::Lfence => Plan::Nothing,
         M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => Plan::Nothing,
-        M::Lea if !is_odd(instruction) => Plan::Address,
-        M::Push if instruction.stack_pointer_increment() == -8 => match instruction.op0_kind() {
-            OpKind::Memory => Plan::Handler,
-            OpKind::Register if !wide_register(0) => Plan::Handler,
+        M::Lea if !is_odd(instruction, narrow) => Plan::Address,
+        M::Push if instruction.stack_pointer_increment() == -(slot as i32) => match instruction.op0_kind() {
+            OpKind::Memory if is_odd(instruction, narrow) => Plan::Handler,
+            OpKind::Memory => {
+                Plan::PushMemory(Operand { size: slot as u32, intent: Intent::Read, alignment: 1 })
+            }
+            OpKind::Register if !whole_register(0) => Plan::Handler,
             _ => Plan::Push,
         },
-        M::Pop if instruction.stack_pointer_increment() == 8 && wide_register(0) => {
-            if instruction.op0_register() == Register::RSP { Plan::Handler } else { Plan::Pop }
+        M::Pop if instruction.stack_pointer_increment() == slot as i32 && whole_register(0) => {
+            let pointer = instruction.op0_register().full_register() == Register::RSP;
+            if pointer { Plan::Handler } else { Plan::Pop }
         }
-        M::Leave if instruction.code() == iced_x86::Code::Leaveq => Plan::Leave,
+        M::Leave if instruction.code() == leave => Plan::Leave,
         M::Div | M::Idiv
             if instruction.op0_kind() == OpKind::Register && instruction.op0_register().size() >= 4 =>
         {
             Plan::Divide { memory: None }
         }
-        M::Div | M::Idiv if instruction.memory_size().size() >= 4 && !is_odd(instruction) => {
+        M::Div | M::Idiv if instruction.memory_size().size() >= 4 && !is_odd(instruction, narrow) => {
             let size = instruction.memory_size().size() as u32;
             Plan::Divide { memory: Some(Operand { size, intent: Intent::Read, alignment: 1 }) }
         }
@@ -229,9 +241,10 @@ fn plan_of_special(instruction: &Instruction) -> Option<Plan> {
     Some(plan)
 }
 
-pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Plan {
+pub(super) fn plan_of_plain(instruction: &Instruction, narrow: bool, tools: &mut Tools) -> Plan {
     use Mnemonic as M;
-    if let Some(plan) = plan_of_special(instruction).or_else(|| strings::plan_of_string(instruction)) {
+    if let Some(plan) = plan_of_special(instruction, narrow).or_else(|| strings::plan_of_string(instruction))
+    {
         return plan;
     }
     let mnemonic = instruction.mnemonic();
@@ -241,10 +254,10 @@ pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Pla
     let general = (0..instruction.op_count())
         .all(|n| instruction.op_kind(n) != OpKind::Register || instruction.op_register(n).is_gpr());
     // With a prefix MOVSXD loads two bytes on some processors and four on others.
-    if instruction.code() == iced_x86::Code::Movsxd_r16_rm16 {
+    if instruction.code() == Code::Movsxd_r16_rm16 {
         return Plan::Handler;
     }
-    if !(is_plain(mnemonic) || conditional) || !general || is_odd(instruction) {
+    if !(is_plain(mnemonic) || conditional) || !general || is_odd(instruction, narrow) {
         return Plan::Handler;
     }
     let in_memory = (0..instruction.op_count()).find(|n| instruction.op_kind(*n) == OpKind::Memory);
@@ -253,7 +266,7 @@ pub(super) fn plan_of_plain(instruction: &Instruction, tools: &mut Tools) -> Pla
     };
     // A bit offset in a register reaches beyond the operand.
     let bits = matches!(mnemonic, M::Bt | M::Bts | M::Btr | M::Btc);
-    if bits && instruction.op1_kind() == OpKind::Register && !system::is_bit_string(instruction) {
+    if bits && instruction.op1_kind() == OpKind::Register && !system::is_bit_string(instruction, narrow) {
         return Plan::Handler;
     }
     let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;

@@ -1,6 +1,8 @@
 //! From a guest instruction to the same instruction on host registers.
 
-use iced_x86::{Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register};
+use iced_x86::{
+    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register,
+};
 
 use super::asm::Reg;
 
@@ -170,6 +172,26 @@ fn borrow(
     Some(host)
 }
 
+/// The same instruction in a form that 64-bit code has too, and whose operand in memory can be anywhere.
+pub(super) fn widened(instruction: &Instruction) -> Instruction {
+    use Code::*;
+    let mut wide = *instruction;
+    wide.set_code(match instruction.code() {
+        Inc_r16 => Inc_rm16,
+        Inc_r32 => Inc_rm32,
+        Dec_r16 => Dec_rm16,
+        Dec_r32 => Dec_rm32,
+        Mov_AL_moffs8 => Mov_r8_rm8,
+        Mov_AX_moffs16 => Mov_r16_rm16,
+        Mov_EAX_moffs32 => Mov_r32_rm32,
+        Mov_moffs8_AL => Mov_rm8_r8,
+        Mov_moffs16_AX => Mov_rm16_r16,
+        Mov_moffs32_EAX => Mov_rm32_r32,
+        other => other,
+    });
+    wide
+}
+
 /// Makes the memory operand `[base + displacement]` or `[base + index + displacement]`.
 pub fn place_memory(instruction: &mut Instruction, base: Reg, index: Option<Reg>, displacement: i32) {
     let wide = |reg: Reg| Register::RAX + u32::from(reg.0);
@@ -184,7 +206,7 @@ pub fn place_memory(instruction: &mut Instruction, base: Reg, index: Option<Reg>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iced_x86::{Code, Decoder, DecoderOptions};
+    use iced_x86::{Decoder, DecoderOptions};
 
     fn decode(bytes: &[u8]) -> Instruction {
         Decoder::new(64, bytes, DecoderOptions::NONE).decode()

@@ -110,7 +110,7 @@ impl Cpu {
     }
 
     fn outcome(&mut self, site: &Site) -> Outcome {
-        let here = self.frame.page.wrapping_add(site.ip as i64 as u64);
+        let here = self.frame.page.wrapping_add(site.ip as i64 as u64) & self.ip_mask;
         match site.kind {
             Kind::Handler | Kind::Variant => self.ended(site, self.frame.flow),
             Kind::Vectors => {
@@ -176,14 +176,19 @@ impl Cpu {
         let block = unsafe { &*block };
         let code = block.code(self.view == View::User).get().outer;
         if code != 0 {
-            return (self.mode == mode::LONG).then_some(code);
+            return self.translates().then_some(code);
         }
         let heat = block.heat.get() + 1;
         block.heat.set(heat);
-        if !heat.is_multiple_of(jit.threshold()) || self.mode != mode::LONG || block.straddles() {
+        if !heat.is_multiple_of(jit.threshold()) || !self.translates() || block.straddles() {
             return None;
         }
         self.translate(block)
+    }
+
+    /// Whether code is of 32 bits, if it [`Self::translates`].
+    fn is_narrow(&self) -> bool {
+        self.mode & mode::BITS != 2
     }
 
     #[cold]
@@ -217,19 +222,20 @@ impl Cpu {
         if !block.is_fresh() {
             return None;
         }
-        let user = self.view == View::User;
+        let (user, narrow) = (self.view == View::User, self.is_narrow());
         let mut pieces = vec![piece(block, start)];
         if variant_from.is_none() {
-            extend(&mut pieces, &page, jit.threshold());
+            extend(&mut pieces, &page, narrow, jit.threshold());
         }
         let ops = pieces.iter().map(|piece| piece.ops.len()).sum();
-        let (address, jumps) = (jit.area.next_address(), jit.jump_table(user) as u64);
+        let (address, jumps) = (jit.area.next_address(), jit.jumps_of(user, narrow).table() as u64);
+        self.frame.set_jumps(jumps as *const _);
         let sites = jit.sites.room(translate::max_sites(ops));
         let first = sites.len();
         let tools = &mut jit.tools;
         let how = (address, jit.config);
         let (linear, signal) = (self.frame.page, std::ptr::from_ref(self.signal.word()) as u64);
-        let source = translate::Source { pieces: &pieces, page: &page, linear, user, jumps, signal };
+        let source = translate::Source { pieces: &pieces, page: &page, linear, user, narrow, jumps, signal };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run(variant_from)?;
         for site in &mut sites[first..] {
@@ -270,18 +276,18 @@ impl Cpu {
     /// `next` is what runs at RIP after a stretch of translated code: leads there what came from it.
     pub(in crate::x86) fn connect(&mut self, from: Option<(*const Block, Successor)>, next: *const Block) {
         let user = self.view == View::User;
-        let (linear, is_long) = (self.state.rip, self.mode == mode::LONG);
+        let (linear, translates, narrow) = (self.state.rip, self.translates(), self.is_narrow());
         // The page may have been looked up long ago, and then the MMU need not know it any more.
         let global = !user && !self.local_kernel_code || self.mmu.is_global_code(linear, user);
         let Some(jit) = self.jit.as_mut() else { return };
         // SAFETY: the caller has just looked `next` up, and `from` is of the same contents of the arena.
         let next = unsafe { &*next };
         let code = next.code(user).get();
-        if code.outer == 0 || !is_long || jit.config.stress.forbids_chains() {
+        if code.outer == 0 || !translates || jit.config.stress.forbids_chains() {
             return;
         }
         match from {
-            None => jit.remember(user, linear, code.outer, global),
+            None => jit.remember((user, narrow), linear, code.outer, global),
             Some((block, successor)) => {
                 // SAFETY: as above.
                 let block = unsafe { &*block };
@@ -297,7 +303,7 @@ impl Cpu {
     /// where the variant goes on if that cannot be.
     fn fill(&mut self, site: &Site) -> u64 {
         let base = self.state.gpr[usize::from(site.register)];
-        let linear = base.wrapping_add(site.distance as i64 as u64);
+        let linear = base.wrapping_add(site.distance as i64 as u64) & self.ip_mask;
         let intent = if site.kind == Kind::FillForStores { Intent::Write } else { Intent::Read };
         let ram = self.ram_owner.clone();
         // Dirty bits are for the access itself to set, so this is a load whatever follows.
@@ -362,14 +368,14 @@ fn piece(block: &Block, start: u32) -> Piece<'_> {
 
 /// Adds to a unit the blocks behind it that are reached where its conditional jumps are not taken, while they are
 /// warm too.
-fn extend(pieces: &mut Vec<Piece<'_>>, page: &[u8], threshold: u32) {
+fn extend(pieces: &mut Vec<Piece<'_>>, page: &[u8], narrow: bool, threshold: u32) {
     const MAX_OPS: usize = 48;
     loop {
         let last = &pieces[pieces.len() - 1];
         let Some(jump) = last.ops.last() else { return };
         let at = last.start as usize + usize::from(jump.offset);
         let next = last.start + u32::from(last.block.len);
-        if next as usize >= page.len() || !is_conditional(&page[at..next as usize]) {
+        if next as usize >= page.len() || !is_conditional(&page[at..next as usize], narrow) {
             return;
         }
         // SAFETY: links lead to blocks of the same arena contents.
@@ -383,8 +389,9 @@ fn extend(pieces: &mut Vec<Piece<'_>>, page: &[u8], threshold: u32) {
     }
 }
 
-fn is_conditional(bytes: &[u8]) -> bool {
-    Decoder::new(64, bytes, DecoderOptions::NONE).decode().is_jcc_short_or_near()
+fn is_conditional(bytes: &[u8], narrow: bool) -> bool {
+    let bits = if narrow { 32 } else { 64 };
+    Decoder::new(bits, bytes, DecoderOptions::NONE).decode().is_jcc_short_or_near()
 }
 
 impl Jit {

@@ -122,7 +122,7 @@ impl Translation<'_> {
         let Some(bytes) = self.encoded(&made) else { return self.write_handler(i) };
         let miss = self.asm.label();
         self.clobber(i);
-        self.write_operand_address(&instruction);
+        self.write_operand_address(&instruction, operand.size, miss);
         // The unit that has the bit: a signed distance.
         let number = self.in_host(bits, S1);
         match size {
@@ -132,7 +132,7 @@ impl Translation<'_> {
         }
         self.asm.sar(Size::Qword, S1, 3);
         self.asm.alu_immediate(Size::Qword, Alu::And, S1, -(operand.size as i32));
-        self.asm.lea(Size::Qword, S0, Mem::Indexed(S0, S1, 0, 0));
+        self.asm.lea(self.word(), S0, Mem::Indexed(S0, S1, 0, 0));
         self.write_check_to_host(operand, miss);
         let number = self.in_host(bits, S1);
         if number != S1 {
@@ -150,9 +150,11 @@ impl Translation<'_> {
 }
 
 /// Whether the operand in memory is a bit string of 32 or 64-bit units numbered by a register.
-pub(super) fn is_bit_string(instruction: &Instruction) -> bool {
+pub(super) fn is_bit_string(instruction: &Instruction, narrow: bool) -> bool {
     instruction.op0_kind() == OpKind::Memory
         && instruction.op1_kind() == OpKind::Register
         && matches!(instruction.op1_register().size(), 4 | 8)
         && instruction.memory_base() != Register::None
+        // How far it is from the base of a segment that limits it only the interpreter can tell.
+        && !(narrow && matches!(instruction.memory_segment(), Register::FS | Register::GS))
 }

@@ -47,6 +47,8 @@ pub(super) struct Translation<'a> {
     pub(super) linear: u64,
     /// Whether it is code of privilege level 3.
     pub(super) user: bool,
+    /// Whether it is code of 32 bits: addresses are too, and the stack has slots of four bytes.
+    pub(super) narrow: bool,
     /// Host address of the jump table for that.
     pub(super) jumps: u64,
     /// Host address of the word of pending requests.
@@ -76,7 +78,7 @@ pub(super) struct Translation<'a> {
     /// Sites and where they resume.
     pub(super) resumes: Vec<(usize, Label)>,
     /// Sites and where the displacement of their jump is.
-    patches: Vec<(usize, u32)>,
+    pub(super) patches: Vec<(usize, u32)>,
 }
 
 /// A block of the interpreter's.
@@ -97,6 +99,8 @@ pub(super) struct Source<'a> {
     pub(super) linear: u64,
     /// Whether it is to run at privilege level 3, or at the others.
     pub(super) user: bool,
+    /// Whether it is code of 32 bits, in flat segments (`mode::FLAT32`), or of 64.
+    pub(super) narrow: bool,
     /// Host address of the jump table for that.
     pub(super) jumps: u64,
     /// Host address of the vCPU's word of pending requests.
@@ -117,13 +121,14 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { pieces, page, linear, user, jumps, signal } = *source;
+        let Source { pieces, page, linear, user, narrow, jumps, signal } = *source;
         let (first, last) = (&pieces[0], &pieces[pieces.len() - 1]);
         let start = first.start;
         let end = (last.start as usize + usize::from(last.block.len)).min(page.len());
         let bytes = &page[start as usize..end];
         // Addresses relative to the page: targets and operands come out independent of where it is mapped.
-        let decoder = Decoder::with_ip(64, bytes, u64::from(start), DecoderOptions::NONE);
+        let bits = if narrow { 32 } else { 64 };
+        let decoder = Decoder::with_ip(bits, bytes, u64::from(start), DecoderOptions::NONE);
         let mut spare = std::mem::take(&mut tools.spare);
         spare.asm.restart(address);
         spare.instructions.clear();
@@ -148,6 +153,7 @@ impl<'a> Translation<'a> {
             page,
             linear,
             user,
+            narrow,
             jumps,
             signal,
             instructions: spare.instructions,
@@ -217,7 +223,7 @@ impl<'a> Translation<'a> {
         Some(self.finish(entries))
     }
 
-    fn piece(&self, i: usize) -> &'a Piece<'a> {
+    pub(super) fn piece(&self, i: usize) -> &'a Piece<'a> {
         &self.pieces[usize::from(self.piece_of[i])]
     }
 
@@ -263,13 +269,28 @@ impl<'a> Translation<'a> {
         }
     }
 
+    /// Width of the code.
+    pub(super) fn bits(&self) -> u32 {
+        if self.narrow { 32 } else { 64 }
+    }
+
+    /// That of addresses and of what the stack has in its slots.
+    pub(super) fn word(&self) -> Size {
+        if self.narrow { Size::Dword } else { Size::Qword }
+    }
+
+    /// Bytes of a slot on the stack.
+    pub(super) fn slot(&self) -> i32 {
+        if self.narrow { 4 } else { 8 }
+    }
+
     /// The flags live at `offset` of the page; what was looked at to find out is remembered.
     pub(super) fn live_at(&mut self, offset: i64) -> u32 {
         if self.config.exact_flags {
             return ALL;
         }
         let Ok(offset) = u64::try_from(offset) else { return ALL };
-        let mut peek = Peek::new(self.page);
+        let mut peek = Peek::new(self.page, self.bits());
         let live = peek.live_at(offset);
         if peek.seen.0 < peek.seen.1 {
             self.seen = (self.seen.0.min(peek.seen.0), self.seen.1.max(peek.seen.1));
@@ -312,7 +333,8 @@ impl<'a> Translation<'a> {
     /// What instruction `i` does to flags, translated as planned.
     fn effect(&self, i: usize) -> Effect {
         match self.plans[i] {
-            Plan::Nothing | Plan::Address | Plan::Push | Plan::Pop | Plan::Leave => Effect::default(),
+            Plan::Nothing | Plan::Address | Plan::Push | Plan::PushMemory(_) => Effect::default(),
+            Plan::Pop | Plan::Leave => Effect::default(),
             Plan::Handler if self.instructions[i].is_string_instruction() => {
                 Effect { replaces: 0, ..Effect::of(&self.instructions[i]) }
             }
@@ -332,9 +354,9 @@ impl<'a> Translation<'a> {
         if op.dst == Op::THUNK {
             // SAFETY: operations with this mark keep an `Extra` in the arena, which is not cleared now.
             let extra = unsafe { &*(op.imm as *const Extra) };
-            return plan_of_thunk(extra, instruction);
+            return plan_of_thunk(extra, instruction, self.narrow);
         }
-        plan_of_plain(instruction, self.tools)
+        plan_of_plain(instruction, self.narrow, self.tools)
     }
 
     /// From Rust and from other pages: the flags are saved, the code may be stale.
@@ -424,6 +446,7 @@ impl<'a> Translation<'a> {
             Plan::Native { memory: Some(operand), .. } => self.write_with_memory(i, operand),
             Plan::Address => self.write_address(i),
             Plan::Push => self.write_push(i),
+            Plan::PushMemory(operand) => self.write_push_memory(i, operand),
             Plan::Pop => self.write_pop(i),
             Plan::Leave => self.write_leave(i),
             Plan::Divide { memory } => self.write_divide(i, memory),
@@ -445,11 +468,11 @@ impl<'a> Translation<'a> {
 
     /// An instruction between registers.
     fn write_native(&mut self, i: usize) {
-        let instruction = self.instructions[i];
+        let instruction = rewrite::widened(&self.instructions[i]);
         let Some(made) = rewrite::registers(&instruction, &mut self.tools.info, &[S0, S1]) else {
             return self.write_handler(i);
         };
-        let bytes = if made.verbatim {
+        let bytes = if made.verbatim && !self.narrow {
             let at = instruction.ip() as usize;
             Encoded::of(&self.page[at..at + instruction.len()])
         } else {
@@ -490,63 +513,5 @@ impl<'a> Translation<'a> {
         bytes.clear();
         self.tools.encoder.set_buffer(bytes);
         encoded
-    }
-
-    /// By the interpreter's handler, after which the block goes on.
-    pub(super) fn write_handler(&mut self, i: usize) {
-        self.save_flags(self.live[i]);
-        let site = self.site(Kind::Handler, i, self.start_of(i));
-        let resume = self.asm.label();
-        self.jump_with_site(site, self.stubs.slow);
-        self.asm.bind(resume);
-        self.resumes.push((site, resume));
-        self.place = Place { host: false, saved: true };
-        self.addend = None;
-    }
-
-    /// At `label`: instruction `i` by its handler, then on behind it.
-    pub(super) fn cold_handler(&mut self, i: usize, label: Label) {
-        let site = self.site(Kind::Handler, i, self.start_of(i));
-        self.sites[site].keeps_x87 = match self.plans[i] {
-            Plan::Native { vectors, .. } => vectors & Vectors::X87 == 0,
-            Plan::LoadControlWord(_) => false,
-            _ => true,
-        };
-        let resume = self.asm.label();
-        self.asm.bind(resume);
-        let restore = self.live[i + 1] != 0 && self.place.host;
-        let addend = self.addend;
-        self.cold.push(Cold::Slow { label, site, resume: Some(resume), restore, addend });
-    }
-
-    /// A new site for operation `i`.
-    pub(super) fn site(&mut self, kind: Kind, i: usize, ip: i32) -> usize {
-        assert!(self.sites.len() < self.sites.capacity(), "room for the block's sites was made");
-        self.sites.push(Site {
-            kind,
-            link: 0,
-            register: 0,
-            vectors: self.vectors,
-            keeps_x87: !matches!(kind, Kind::Handler),
-            distance: 0,
-            ip,
-            patch: 0,
-            resume: 0,
-            block: self.piece(i).block,
-            op: self.ops[i],
-        });
-        self.sites.len() - 1
-    }
-
-    /// `mov S0, site; jmp stub`
-    pub(super) fn jump_with_site(&mut self, site: usize, stub: u64) {
-        let address = &raw const self.sites[site];
-        self.asm.load_immediate(S0, address as u64);
-        self.asm.jump_to(stub);
-    }
-
-    /// The jump just written, whose displacement are the last four bytes, is what `site` will patch.
-    pub(super) fn patch_here(&mut self, site: usize) {
-        self.patches.push((site, self.asm.position() - 4));
     }
 }

@@ -86,7 +86,7 @@ impl Translation<'_> {
         let (other, copy) = (self.asm.label(), frame(offset_of!(Frame, target)));
         let instruction = self.instructions[i];
         self.clobber(i);
-        self.write_operand_address(&instruction);
+        self.write_operand_address(&instruction, operand.size, other);
         self.write_check_to_host(operand, other);
         self.asm.movzx_word(S1, Mem::Base(S0, 0));
         self.asm.store(Size::Dword, copy, S1);
@@ -123,6 +123,8 @@ impl Cpu {
         }
         self.frame.x87 = true;
         self.frame.x87_offset = NOT_NOTED;
+        // Where the first instruction that notes its page was this one's handler's.
+        self.frame.x87_page = self.frame.page;
         true
     }
 

@@ -349,6 +349,12 @@ impl Asm {
         self.dword(value);
     }
 
+    /// `test byte [memory], value`
+    pub fn test_memory_byte(&mut self, memory: Mem, value: u8) {
+        self.encode(Size::Byte, None, &[0xf6], 0, Operand::Memory(memory));
+        self.byte(value);
+    }
+
     /// `movsxd to, from`
     pub fn movsxd(&mut self, to: Reg, from: Reg) {
         self.encode(Size::Qword, None, &[0x63], to.0, Operand::Register(from));
