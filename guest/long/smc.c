@@ -127,6 +127,29 @@ static void remapped(void) {
     table1[1] = (word)(code + 8192) | 3;
     invlpg((void *)0x8000001000ull);
     check_equal("second page exchanged", f(), 0x00772233);
+    // The same in turn, reached from an instruction before it in its own page.
+    function g = (function)0x8000000ffcull;
+    code[4092] = 0x90;
+    ok = 1;
+    for (u32 i = 0; i < 100; i++) {
+        table1[1] = ((word)code + (i & 1 ? 8192 : 4096)) | 3;
+        invlpg((void *)0x8000001000ull);
+        ok &= g() == (i & 1 ? 0x00772233 : 0x00112233);
+    }
+    check("second page exchanged in turn", ok);
+    ok = 1;
+    for (u32 i = 0; i < 100; i++) {
+        code[8192] = i;
+        ok &= g() == (0x00002233 | i << 16);
+    }
+    check("second page patched in turn", ok);
+    ok = 1;
+    for (u32 i = 0; i < 100; i++) {
+        code[4094] = i;
+        ok &= g() == (0x00632200 | i);
+    }
+    check("first page patched in turn", ok);
+    code[4094] = 0x33;
     table1[1] = 0;
     invlpg((void *)0x8000001000ull);
     PROBE("call *%0", "b"(f));

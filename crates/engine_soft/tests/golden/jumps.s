@@ -78,3 +78,20 @@ case far_return kernel
 
 case trap user
     int3
+
+# In two pages: entered through the jump table, and only while both have the code.
+case instruction_in_two_pages user at=0xffd
+    .skip 0xffd, 0x90
+    .byte 0xb8, 0x78, 0x56
+
+case falls_into_an_instruction_in_two_pages user at=0xff8
+    .byte 0x34, 0x12
+    .skip 0xff6, 0x90
+    add ecx, eax
+    jne 1f
+    mov edx, ecx
+1:  .byte 0xb8, 0x12
+
+case behind_an_instruction_in_two_pages user
+    .byte 0x78, 0x56, 0x34
+    int3

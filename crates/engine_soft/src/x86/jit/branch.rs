@@ -3,7 +3,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Code, Mnemonic, OpKind};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Mnemonic, OpKind};
 
 use super::asm::{Alu, Condition, Label, Mem, RSP, Size};
 use super::flags::{ALL, Effect};
@@ -35,6 +35,9 @@ pub(super) enum End {
     /// By the interpreter's handler.
     Handler,
 }
+
+/// Bytes of the longest instruction.
+const LONGEST: usize = 15;
 
 /// How another block is gone to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +141,7 @@ impl Translation<'_> {
 
     /// Goes on at `target`, which is successor number `link`.
     pub(super) fn write_direct(&mut self, last: usize, target: i64, link: u8, moved: i32) {
-        if !is_in_page(target) {
+        if !self.is_linked(target) {
             self.save_flags(ALL);
             return self.write_far_jump(last, target, moved);
         }
@@ -197,7 +200,7 @@ impl Translation<'_> {
     fn write_taken(&mut self, last: usize, condition: Condition, taken: i64) {
         self.need_host(self.live[last]);
         let backward = taken <= self.instructions[last].ip() as i64;
-        if !is_in_page(taken) {
+        if !self.is_linked(taken) {
             let label = self.asm.label();
             self.asm.jump_if(condition, label);
             self.cold.push(Cold::FarJump { label, last, target: taken, save: !self.place.saved });
@@ -240,7 +243,7 @@ impl Translation<'_> {
         self.asm.lea(Size::Qword, RSP, Mem::Base(RSP, 8));
         self.place = Place { host: false, saved: true };
         let next = self.instructions[last].next_ip() as i64;
-        if !is_in_page(next) {
+        if !self.is_linked(next) {
             return self.write_lookup(last, 0, Way::Jump);
         }
         self.asm.alu_immediate(Size::Qword, Alu::And, S0, -4096);
@@ -252,7 +255,7 @@ impl Translation<'_> {
         let miss = self.asm.label();
         self.write_push_return(last, miss);
         self.cold_stack_access(last, miss);
-        if !is_in_page(target) {
+        if !self.is_linked(target) {
             self.save_flags(ALL);
             self.write_far_address(target);
             self.write_lookup_of(last, target, -self.slot(), Way::Call);
@@ -421,7 +424,27 @@ impl Translation<'_> {
     }
 }
 
-/// Whether a place relative to the page is in it.
-pub(super) fn is_in_page(target: i64) -> bool {
-    (0..4096).contains(&target)
+impl Translation<'_> {
+    /// Whether the instruction at a place relative to the page is wholly in the page. If so, jumps there lead from code
+    /// to code; else through the jump table, which forgets what the mapping of either page said.
+    fn is_linked(&mut self, target: i64) -> bool {
+        let at_end = 4096 - LONGEST as i64..4096;
+        if at_end.contains(&target) {
+            self.seen = (self.seen.0.min(target as usize), self.page.len());
+        }
+        self.is_in_page(target)
+    }
+
+    /// The same without noting what was looked at.
+    pub(super) fn is_in_page(&self, target: i64) -> bool {
+        let Some(bytes) = usize::try_from(target).ok().and_then(|at| self.page.get(at..)) else {
+            return false;
+        };
+        if bytes.len() >= LONGEST {
+            return true;
+        }
+        let mut decoder = Decoder::new(self.bits(), bytes, DecoderOptions::NONE);
+        let _ = decoder.decode();
+        decoder.last_error() != DecoderError::NoMoreBytes
+    }
 }

@@ -141,16 +141,27 @@ impl Inspector {
         let mut page = [0; 4096];
         let base = gpa & !0xfff;
         self.cpu.guest_ram().read(base, &mut page).map_err(|_| Error::Fetch(Exception::UD))?;
+        let mut tail = vec![0; ((gpa - base) as usize + usize::from(block.len)).saturating_sub(page.len())];
+        if !tail.is_empty() {
+            self.cpu.guest_ram().read(base + 4096, &mut tail).map_err(|_| Error::Fetch(Exception::UD))?;
+        }
         let (start, user) = ((gpa - base) as u32, privilege == Privilege::User);
         let pieces = [Piece { block, ops, start }];
         let signal = std::ptr::from_ref(self.cpu.signal.word()) as u64;
         let narrow = self.narrow;
         let linear_page = linear & !0xfff;
-        let source =
-            Source { pieces: &pieces, page: &page, linear: linear_page, user, narrow, jumps: JUMPS, signal };
+        let source = Source {
+            pieces: &pieces,
+            page: &page,
+            tail: &tail,
+            linear: linear_page,
+            user,
+            narrow,
+            jumps: JUMPS,
+            signal,
+        };
         let len = u64::from(block.len);
-        let whole = if block.straddles() { None } else { self.translation(&source, None, detail) };
-        let Some((mut text, starts)) = whole else {
+        let Some((mut text, starts)) = self.translation(&source, None, detail) else {
             let text = format!("block {linear:#x} at {gpa:#x}: interpreted always\n\n");
             return Ok(Inspected { text, len });
         };
@@ -210,9 +221,13 @@ impl Places<'_> {
             }
             names.data.insert(std::ptr::from_ref(site) as u64, text);
         }
-        // SAFETY: page information lives as long as guest RAM, which the vCPU holds.
-        let counter = PageInfo::code_generation_counter(unsafe { &*self.source.pieces[0].block.info });
-        names.data.insert(std::ptr::from_ref(counter) as u64, "generation".to_owned());
+        let block = self.source.pieces[0].block;
+        let second = block.straddles().then_some((block.second_info, "generation of the next page"));
+        for (info, name) in [Some((block.info, "generation")), second].into_iter().flatten() {
+            // SAFETY: page information lives as long as guest RAM, which the vCPU holds.
+            let counter = PageInfo::code_generation_counter(unsafe { &*info });
+            names.data.insert(std::ptr::from_ref(counter) as u64, name.to_owned());
+        }
         names.data.insert(self.source.signal, "signal".to_owned());
         names
     }

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use super::asm::{Label, Mem, RAX, Size};
-use super::branch::{End, is_in_page};
+use super::branch::End;
 use super::flags::Effect;
 use super::operand::Unknown;
 use super::plan::Plan;
@@ -68,7 +68,7 @@ impl Translation<'_> {
             }
         }
         match self.end(self.ops.len() - 1) {
-            End::Jump(target) => !is_in_page(target),
+            End::Jump(target) => !self.is_in_page(target),
             End::Conditional(..) => false,
             _ => true,
         }

@@ -473,7 +473,9 @@ impl Jit {
 
     /// Forgets the jumps into the region of 2 to the `bits` bytes around `linear`.
     pub(super) fn forget_jumps_into(&mut self, linear: u64, bits: u32) {
-        let within = |jump: u64, _| (jump ^ linear) >> bits == 0;
+        // An instruction that ends in the region begins up to 14 bytes before it.
+        let within =
+            |jump: u64, _| (jump ^ linear) >> bits == 0 || (jump.wrapping_add(14) ^ linear) >> bits == 0;
         self.jumps[1].forget(within);
         self.narrow_jumps.iter_mut().flatten().for_each(|jumps| jumps.forget(within));
         // Kernels keep their code in the upper half, and take many a user page away.

@@ -180,7 +180,7 @@ impl Cpu {
         }
         let heat = block.heat.get() + 1;
         block.heat.set(heat);
-        if !heat.is_multiple_of(jit.threshold()) || !self.translates() || block.straddles() {
+        if !heat.is_multiple_of(jit.threshold()) || !self.translates() {
             return None;
         }
         self.translate(block)
@@ -214,18 +214,12 @@ impl Cpu {
         start: u32,
         variant_from: Option<usize>,
     ) -> Option<u64> {
-        let mut page = std::mem::take(&mut jit.tools.page);
-        page.resize(4096, 0);
-        let host = self.guest_ram().page(block.gfn)?.host;
-        // SAFETY: a whole page of guest RAM.
-        unsafe { std::ptr::copy_nonoverlapping(host.as_ptr(), page.as_mut_ptr(), page.len()) };
-        if !block.is_fresh() {
-            return None;
-        }
+        let mut bytes = std::mem::take(&mut jit.tools.page);
+        let tail = self.read_code(block, start, &mut bytes)?;
         let (user, narrow) = (self.view == View::User, self.is_narrow());
         let mut pieces = vec![piece(block, start)];
         if variant_from.is_none() {
-            extend(&mut pieces, &page, narrow, jit.threshold());
+            extend(&mut pieces, &bytes, narrow, jit.threshold());
         }
         let ops = pieces.iter().map(|piece| piece.ops.len()).sum();
         let (address, jumps) = (jit.area.next_address(), jit.jumps_of(user, narrow).table() as u64);
@@ -235,7 +229,9 @@ impl Cpu {
         let tools = &mut jit.tools;
         let how = (address, jit.config);
         let (linear, signal) = (self.frame.page, std::ptr::from_ref(self.signal.word()) as u64);
-        let source = translate::Source { pieces: &pieces, page: &page, linear, user, narrow, jumps, signal };
+        let page = &bytes[..];
+        let source =
+            translate::Source { pieces: &pieces, page, tail: &tail, linear, user, narrow, jumps, signal };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run(variant_from)?;
         for site in &mut sites[first..] {
@@ -269,19 +265,39 @@ impl Cpu {
             }
         }
         done.recycle(&mut jit.tools.spare);
-        jit.tools.page = page;
+        jit.tools.page = bytes;
         Some(address)
+    }
+
+    /// Copies the page of `block`, which starts at `start`, to `page`, and returns what the block has of the next one.
+    /// `None` if it is stale.
+    fn read_code(&self, block: &Block, start: u32, page: &mut Vec<u8>) -> Option<Vec<u8>> {
+        page.resize(4096, 0);
+        let host = self.guest_ram().page(block.gfn)?.host;
+        // SAFETY: a whole page of guest RAM.
+        unsafe { std::ptr::copy_nonoverlapping(host.as_ptr(), page.as_mut_ptr(), page.len()) };
+        let mut tail = Vec::new();
+        if block.straddles() {
+            tail.resize((start as usize + usize::from(block.len)).saturating_sub(page.len()), 0);
+            self.guest_ram().read(block.second_gfn << 12, &mut tail).ok()?;
+        }
+        let fresh = block.is_fresh() && (!block.straddles() || block.second_is_fresh());
+        fresh.then_some(tail)
     }
 
     /// `next` is what runs at RIP after a stretch of translated code: leads there what came from it.
     pub(in crate::x86) fn connect(&mut self, from: Option<(*const Block, Successor)>, next: *const Block) {
         let user = self.view == View::User;
         let (linear, translates, narrow) = (self.state.rip, self.translates(), self.is_narrow());
-        // The page may have been looked up long ago, and then the MMU need not know it any more.
-        let global = !user && !self.local_kernel_code || self.mmu.is_global_code(linear, user);
-        let Some(jit) = self.jit.as_mut() else { return };
         // SAFETY: the caller has just looked `next` up, and `from` is of the same contents of the arena.
         let next = unsafe { &*next };
+        // The page may have been looked up long ago, and then the MMU need not know it any more.
+        let mut global = !user && !self.local_kernel_code || self.mmu.is_global_code(linear, user);
+        if next.straddles() {
+            let ends = [linear, linear.wrapping_add(u64::from(next.len) - 1)];
+            global = ends.iter().all(|linear| self.mmu.is_global_code(*linear, user));
+        }
+        let Some(jit) = self.jit.as_mut() else { return };
         let code = next.code(user).get();
         if code.outer == 0 || !translates || jit.config.stress.forbids_chains() {
             return;
@@ -291,7 +307,8 @@ impl Cpu {
             Some((block, successor)) => {
                 // SAFETY: as above.
                 let block = unsafe { &*block };
-                if block.gfn == next.gfn && block.is_fresh() && next.is_fresh() {
+                let same_page = block.gfn == next.gfn && !next.straddles();
+                if same_page && block.is_fresh() && next.is_fresh() {
                     let is_ready = Vectors::both(successor.vectors, code.vectors) == successor.vectors;
                     jit.patch(successor.patch, if is_ready { code.ready } else { code.inner });
                 }

@@ -42,7 +42,7 @@ pub(super) struct Translation<'a> {
     pub(super) ops: Vec<&'a Op>,
     /// By operation: the piece it belongs to.
     piece_of: Vec<u16>,
-    page: &'a [u8],
+    pub(super) page: &'a [u8],
     /// The page's linear address now.
     pub(super) linear: u64,
     /// Whether it is code of privilege level 3.
@@ -61,7 +61,7 @@ pub(super) struct Translation<'a> {
     pub(super) config: Config,
     marks: Vec<Mark>,
     /// Bytes of the page that were looked at to find out.
-    seen: (usize, usize),
+    pub(super) seen: (usize, usize),
     pub(super) place: Place,
     /// Base registers that a loop moves far with each round, as bits.
     pub(super) strided: u16,
@@ -95,6 +95,8 @@ pub(super) struct Source<'a> {
     pub(super) pieces: &'a [Piece<'a>],
     /// The bytes of the page.
     pub(super) page: &'a [u8],
+    /// Those of the next page that belong to the only instruction, if it is in both.
+    pub(super) tail: &'a [u8],
     /// Its linear address now; it may be mapped elsewhere too.
     pub(super) linear: u64,
     /// Whether it is to run at privilege level 3, or at the others.
@@ -121,14 +123,14 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { pieces, page, linear, user, narrow, jumps, signal } = *source;
+        let Source { pieces, page, tail, linear, user, narrow, jumps, signal } = *source;
         let (first, last) = (&pieces[0], &pieces[pieces.len() - 1]);
         let start = first.start;
         let end = (last.start as usize + usize::from(last.block.len)).min(page.len());
-        let bytes = &page[start as usize..end];
+        let bytes = [&page[start as usize..end], tail].concat();
         // Addresses relative to the page: targets and operands come out independent of where it is mapped.
         let bits = if narrow { 32 } else { 64 };
-        let decoder = Decoder::with_ip(bits, bytes, u64::from(start), DecoderOptions::NONE);
+        let decoder = Decoder::with_ip(bits, &bytes, u64::from(start), DecoderOptions::NONE);
         let mut spare = std::mem::take(&mut tools.spare);
         spare.asm.restart(address);
         spare.instructions.clear();
@@ -361,15 +363,16 @@ impl<'a> Translation<'a> {
 
     /// From Rust and from other pages: the flags are saved, the code may be stale.
     fn write_outer_entry(&mut self) {
-        let counter = std::ptr::from_ref(PageInfo::code_generation_counter(
-            // SAFETY: page information lives as long as guest RAM, which the engine holds.
-            unsafe { &*self.pieces[0].block.info },
-        ));
-        self.asm.load_immediate(S0, counter as u64);
-        let generation = self.pieces[0].block.generation as i32;
-        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S0, 0), generation);
+        let block = self.pieces[0].block;
+        let second = block.straddles().then_some((block.second_info, block.second_generation));
         let stale = self.asm.label();
-        self.asm.jump_if(Condition::NE, stale);
+        for (info, generation) in [Some((block.info, block.generation)), second].into_iter().flatten() {
+            // SAFETY: page information lives as long as guest RAM, which the engine holds.
+            let counter = PageInfo::code_generation_counter(unsafe { &*info });
+            self.asm.load_immediate(S0, std::ptr::from_ref(counter) as u64);
+            self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S0, 0), generation as i32);
+            self.asm.jump_if(Condition::NE, stale);
+        }
         let site = self.site(Kind::Leave, 0, self.start_of(0));
         self.cold.push(Cold::Exit { label: stale, site, save: false });
     }
@@ -472,11 +475,10 @@ impl<'a> Translation<'a> {
         let Some(made) = rewrite::registers(&instruction, &mut self.tools.info, &[S0, S1]) else {
             return self.write_handler(i);
         };
-        let bytes = if made.verbatim && !self.narrow {
-            let at = instruction.ip() as usize;
-            Encoded::of(&self.page[at..at + instruction.len()])
-        } else {
-            self.encoded(&made.instruction)
+        let at = instruction.ip() as usize;
+        let bytes = match self.page.get(at..at + instruction.len()) {
+            Some(bytes) if made.verbatim && !self.narrow => Encoded::of(bytes),
+            _ => self.encoded(&made.instruction),
         };
         let Some(bytes) = bytes else { return self.write_handler(i) };
         self.write_encoded(i, &made, &bytes);
