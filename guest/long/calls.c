@@ -177,8 +177,19 @@ static void missing_page(void) {
     check("a stack that can only be read", ok);
 }
 
+// A call that finds a bad target where it has stored its return address by the time the target is refused.
+static void through_its_own_slot(void) {
+    int ok = 1;
+    for (int i = 0; i < 50; i++) {
+        PROBE7("mov %0, -8(%%rsp)\n 7: call *-8(%%rsp)", "b"(0x8000000000000000ull));
+        ok &= trap.vector == GP && trap.frame.rip == probe_rip && trap.frame.rsp == resume_rsp;
+    }
+    check("a call through the slot of its own return address", ok);
+}
+
 void run(void) {
     deep();
+    through_its_own_slot();
     popped();
     elsewhere();
     flags();

@@ -3,6 +3,7 @@
 
 use std::arch::asm;
 
+use arch::x86::Exception;
 use arch::x86::paging::is_canonical;
 use arch::x86::state::FxImage;
 use engine::Request;
@@ -158,14 +159,12 @@ impl Cpu {
         Outcome::Elsewhere
     }
 
-    /// A branch to an address that cannot be: executed again by its handler, which faults as it must.
+    /// A branch to an address that cannot be. Not executed again: a call may have stored over its own operand.
     fn refused_jump(&mut self, site: &Site) -> Outcome {
         self.state.gpr[4] = self.state.gpr[4].wrapping_sub(site.distance as i64 as u64);
         self.block_ip = self.frame.page.wrapping_add(site.ip as i64 as u64);
-        // SAFETY: as in `uncount`.
-        let op = unsafe { &*site.op };
-        let flow = (op.run)(self, op);
-        self.ended(site, flow)
+        self.fault = Exception::GP0;
+        self.ended(site, Flow::Fault)
     }
 
     /// The code of `block`, which starts at RIP, made now if it is worth it.
