@@ -11,6 +11,7 @@ mod callers;
 mod commands;
 mod container;
 mod crashes;
+mod debug;
 mod detached;
 mod fork;
 mod kernels;

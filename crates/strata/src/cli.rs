@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    boot, check, completions, fork, image, kernel, login, man, oci, registry, restore, run, snapshot, start,
-    templates, workloads,
+    boot, check, completions, debug, fork, image, kernel, login, man, oci, registry, restore, run, snapshot,
+    start, templates, workloads,
 };
 use crate::exit;
 
@@ -64,6 +64,9 @@ pub enum Command {
     Restore(restore::Options),
     Boot(boot::Options),
     Check(check::Options),
+    /// Look into a machine: for developers of engines and kernels
+    #[command(subcommand)]
+    Debug(debug::Command),
     /// Kernels that microVMs boot
     #[command(subcommand)]
     Kernel(kernel::Command),

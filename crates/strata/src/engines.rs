@@ -4,16 +4,20 @@ use std::fs::{self, File};
 use std::io::LineWriter;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use arch::x86::cpuid::CpuModel;
 use engine::Engine;
 use engine_kvm::Kvm;
 use engine_kvm::probe::Pace;
+use engine_soft::x86::hostexec::host_features;
 use engine_soft::x86::jit::{Config, Trace};
+use machine::snapshot::Snapshot;
 
+pub use engine_soft::x86::jit::inspect;
 pub use engine_soft::x86::jit::stress::Stress;
 
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, While};
 
 /// An engine by the name users type.
 pub struct Choice {
@@ -79,6 +83,19 @@ impl Hardware {
     pub fn best(&self) -> &'static str {
         if matches!(self, Self::Real(..)) { engine_kvm::NAME } else { WITHOUT_KVM }
     }
+}
+
+/// What shows the translations of code in the memory of a machine at rest.
+///
+/// # Errors
+/// This host cannot be that processor, or gives no executable memory.
+pub fn inspector(of: &Snapshot) -> Outcome<inspect::Inspector> {
+    let model = &of.config.cpu_model;
+    let act = || format!("translate for cpu model {model:?}");
+    let ram = Arc::new(of.memory().while_trying(act)?);
+    let named = CpuModel::named(model).ok_or_else(|| Failure::new(format!("{}: there is none", act())))?;
+    let fitted = Arc::new(named.fitted_to(host_features()));
+    inspect::Inspector::new(ram, fitted, Config::default()).while_trying(act)
 }
 
 /// The engine called `name`, or the best this host offers for `auto`.

@@ -82,6 +82,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Restore(options) => commands::restore::run(&cli.global, options),
         Command::Boot(options) => commands::boot::run(options),
         Command::Check(options) => commands::check::run(&cli.global, options),
+        Command::Debug(command) => commands::debug::run(&cli.global, command),
         Command::Kernel(command) => commands::kernel::run(&cli.global, command),
         Command::Image(command) => commands::image::run(&cli.global, command),
         Command::Templates(command) => commands::templates::run(&cli.global, command),

@@ -25,6 +25,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arch::x86::CpuState;
+use memory::GuestRam;
 use serde::{Deserialize, Serialize};
 use state::{ArchiveError, Header, Section};
 
@@ -286,6 +288,25 @@ impl Snapshot {
 }
 
 impl Snapshot {
+    /// Guest memory as it was saved, mapped privately.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn memory(&self) -> Result<GuestRam, Error> {
+        Ok(GuestRam::from_file(&self.ram_ranges(), &self.ram)?)
+    }
+
+    /// The registers of vCPU `index`; `None` if there is no such vCPU.
+    ///
+    /// # Errors
+    /// [`Error::Section`]
+    pub fn vcpu(&self, index: u32) -> Result<Option<CpuState>, Error> {
+        let path = path::vcpu(index as usize);
+        let section = self.archive.sections().find(|(at, _)| *at == path);
+        let state = section.map(|(_, section)| arch::x86::saved::restore(section)).transpose();
+        state.map_err(|source| Error::Section { path, source })
+    }
+
     pub(crate) fn ram_ranges(&self) -> Vec<(u64, u64)> {
         layout::ram_ranges(self.config.memory_bytes)
     }

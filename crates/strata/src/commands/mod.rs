@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod check;
 pub mod completions;
+pub mod debug;
 pub mod fork;
 pub mod image;
 pub mod kernel;

@@ -25,6 +25,7 @@ use crate::x86::interp::cpu::Cpu;
 use crate::x86::interp::decode;
 use crate::x86::interp::op::Op;
 use crate::x86::interp::shared::Shared;
+use crate::x86::mmu::{Intent, View};
 
 /// Where translations are said to be: the stubs in front of them.
 const STUBS: Stubs = Stubs { enter: 0x1000, slow: 0x1100, leave: 0x1200, bottom: 0x1300 };
@@ -115,6 +116,16 @@ impl Inspector {
         *self.cpu.state.segment_mut(SegmentRegister::Cs) = Segment::from_descriptor(0x10, code);
         self.cpu.state.msrs.efer = Efer::LME.bits() | active;
         self.cpu.mode_changed();
+    }
+
+    /// The guest physical address that code of `privilege` at `linear` has for a vCPU in `state`.
+    ///
+    /// # Errors
+    /// The exception that fetching it raises.
+    pub fn translate(&self, state: &CpuState, linear: u64, privilege: Privilege) -> Result<u64, Exception> {
+        let view = if privilege == Privilege::User { View::User } else { View::Kernel };
+        let ram = self.cpu.guest_ram();
+        Ok(self.cpu.mmu.translate(ram, state, linear, view, Intent::Fetch)?.gpa)
     }
 
     /// The block at guest physical address `gpa`, translated for `linear`, which is in the same place of its page, and
