@@ -43,6 +43,7 @@ macro_rules! all_programs {
             dma: 2,
             exceptions: 1,
             interrupts: 1,
+            litmus: 2,
             modes: 1,
             paging: 1,
             smc: 1,
