@@ -12,7 +12,7 @@ use super::keep::Cold;
 use super::rewrite::{GUEST_RSP, S0, S1};
 use super::stubs::frame;
 use super::translate::{Place, Translation};
-use super::{Frame, Kind, returns};
+use super::{Frame, Kind, Vectors, returns};
 use crate::x86::interp::select;
 
 /// The ways a block ends; targets are relative to the page.
@@ -248,7 +248,10 @@ impl Translation<'_> {
         }
         self.asm.alu_immediate(Size::Qword, Alu::And, S0, -4096);
         self.asm.store(Size::Qword, frame(offset_of!(Frame, page)), S0);
+        // What was called may have left the vector registers to Rust.
+        let vectors = std::mem::replace(&mut self.vectors, Vectors::NONE);
         self.write_direct(last, next, 1, 0);
+        self.vectors = vectors;
     }
 
     fn write_call(&mut self, last: usize, target: i64) {
