@@ -206,6 +206,16 @@ impl Mmu {
         tag == linear & PAGE_MASK
     }
 
+    /// Host address of the byte at `linear` if `view` has a page for it that allows `intent`, which is a load or a
+    /// store, and `size` bytes are in it. Such a page has no code if stores are allowed, and no watchpoint.
+    #[inline]
+    pub fn hit(&self, linear: u64, size: usize, view: View, intent: Intent) -> Option<*mut u8> {
+        let entry = &self.entries[view as usize][slot(linear)];
+        let tag = if intent == Intent::Write { entry.write } else { entry.read };
+        let inside = (linear & !PAGE_MASK) + size as u64 <= PAGE_SIZE;
+        (tag == linear & PAGE_MASK && inside).then(|| entry.addend.wrapping_add(linear) as *mut u8)
+    }
+
     /// Fills `copy` with what `view` has for loads, and nothing for stores.
     pub(super) fn copy_for_loads(&self, view: View, copy: &mut [TlbEntry; TLB_ENTRIES]) {
         copy.copy_from_slice(&self.entries[view as usize]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arch::x86::cpuid::{CpuModel, CpuidContext};
-use arch::x86::{CpuState, Exception, Segment, SegmentRegister};
+use arch::x86::{CpuState, Exception, Rflags, Segment, SegmentRegister};
 use engine::{Bus, Exit, Statistics, VcpuSignal, VmConfig};
 use memory::GuestRam;
 
@@ -89,6 +89,8 @@ pub struct Cpu {
     pub(in crate::x86) alignment_checks: bool,
     /// Vector instructions of these classes are known to be enabled (see `vector::run`).
     pub(in crate::x86) enabled_classes: u16,
+    /// CR0, CR4, XCR0 and RFLAGS.VM they were computed for.
+    classes_of: [u64; 4],
     /// Data breakpoints the current instruction hit, as in DR6.
     pub(in crate::x86) debug_hits: u64,
     /// Set by an operation that cannot go on: `run` returns it.
@@ -166,6 +168,7 @@ impl Cpu {
             interrupt_hint: true,
             alignment_checks: false,
             enabled_classes: 0,
+            classes_of: [u64::MAX; 4],
             debug_hits: 0,
             exit: None,
             pauses: 0,
@@ -247,7 +250,12 @@ impl Cpu {
             mode |= if self.is_flat() { mode::FLAT } else { 0 };
         }
         self.mode = mode;
-        self.enabled_classes = super::ops::vector::enabled_classes(&self.state);
+        let vm86 = self.state.rflags & Rflags::VM.bits();
+        let controls = [self.state.cr0, self.state.cr4, self.state.xcr0, vm86];
+        if self.classes_of != controls {
+            self.classes_of = controls;
+            self.enabled_classes = super::ops::vector::enabled_classes(&self.state);
+        }
         self.update_view();
     }
 

@@ -224,7 +224,9 @@ impl Cpu {
             if self.signal.is_pending() || self.must_stop() {
                 return self.exit.take();
             }
-            block = match self.follow(block, link) {
+            let next =
+                if code.is_some() { self.after_handler(block, link) } else { self.follow(block, link) };
+            block = match next {
                 Ok(next) => next,
                 Err(Fault) => return self.deliver_fault(),
             };
@@ -243,6 +245,14 @@ impl Cpu {
         if self.cache.clears() == cleared {
             self.connect(Some((block, successor)), next);
         }
+        Ok(next)
+    }
+
+    /// The block that follows `block`, which ended in a handler called by translated code: that finds the way itself next
+    /// time (see `jit::run::slow`).
+    fn after_handler(&mut self, block: *const Block, link: usize) -> Result<*const Block, Fault> {
+        let next = self.follow(block, link)?;
+        self.connect(None, next);
         Ok(next)
     }
 

@@ -65,6 +65,13 @@ impl Jumps {
         self.entries.0.as_ptr()
     }
 
+    /// Where the code for `linear` is entered.
+    pub(super) fn find(&self, linear: u64) -> Option<u64> {
+        let slot = Jump::slot(linear);
+        let jumps = [slot, slot ^ 1].map(|slot| self.entries.0[slot]);
+        jumps.into_iter().find(|jump| jump.linear == linear).map(|jump| jump.code)
+    }
+
     /// Whether no jump is known.
     pub(super) fn is_empty(&self) -> bool {
         self.filled.is_empty()
@@ -110,6 +117,7 @@ mod tests {
         jumps.remember(one, 1, true);
         jumps.remember(other, 2, false);
         assert_eq!((jumps.entries.0[slot].linear, jumps.entries.0[slot ^ 1].linear), (other, one));
+        assert_eq!((jumps.find(one), jumps.find(other), jumps.find(one + 1)), (Some(1), Some(2), None));
         jumps.forget(|_, global| !global);
         assert_eq!((jumps.entries.0[slot].code, jumps.entries.0[slot ^ 1].code), (0, 1));
         jumps.forget(|linear, _| linear == one);

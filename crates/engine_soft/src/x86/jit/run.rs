@@ -137,6 +137,21 @@ impl Cpu {
         }
     }
 
+    /// Where translated code goes on at RIP after a handler that ended its block, if it is known to and nothing else
+    /// comes first.
+    fn beyond(&mut self) -> Option<u64> {
+        let wanted = self.frame.code_written || self.signal.is_pending() || self.must_stop();
+        let jit = self.jit.as_mut()?;
+        if wanted || self.mode != mode::LONG || jit.config.stress.forbids_chains() {
+            return None;
+        }
+        let code = jit.jumps[usize::from(self.view == View::User)].find(self.state.rip)?;
+        jit.counters.resumed += 1;
+        self.frame.page = self.state.rip & !0xfff;
+        self.frame.wanted = Vectors::NONE;
+        Some(code)
+    }
+
     /// The block's instructions were counted when it was entered; whoever handles its end counts them again.
     fn uncount(&mut self, site: &Site) {
         if !self.jit.as_ref().is_some_and(|jit| jit.config.count) {
@@ -437,8 +452,10 @@ pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, site: *const Site) -> u
             let op = unsafe { &*site.op };
             let flow = (op.run)(cpu, op);
             cpu.frame.flow = flow;
-            if flow != Flow::Next || cpu.frame.code_written || cpu.must_stop() {
-                return 0;
+            match flow {
+                Flow::Next if !cpu.frame.code_written && !cpu.must_stop() => {}
+                Flow::Taken | Flow::FellThrough | Flow::Jumped => return cpu.beyond().unwrap_or(0),
+                _ => return 0,
             }
             site.resume
         }

@@ -118,7 +118,6 @@ pub(crate) fn swapgs(core: &mut dyn Core) -> Result<(), Exception> {
     }
     let gs = &mut state.segments[SegmentRegister::Gs as usize];
     std::mem::swap(&mut gs.base, &mut state.msrs.kernel_gs_base);
-    core.mode_changed();
     Ok(())
 }
 
@@ -139,7 +138,6 @@ pub(crate) fn write_base(
         return Err(Exception::GP0);
     }
     core.state_mut().segment_mut(register).base = value;
-    core.mode_changed();
     Ok(())
 }
 
