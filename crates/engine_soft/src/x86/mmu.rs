@@ -4,8 +4,8 @@
 //! never watched. Three *views* exist so that a change of privilege or of RFLAGS.AC is a change of pointer:
 //! user, kernel (SMAP enforced), and kernel with RFLAGS.AC set.
 //!
-//! Omissions: five-level paging, protection keys, PCID tags (a CR3 write drops all non-global entries, which
-//! the architecture allows at any time), memory types.
+//! Entries of address spaces that are not the current one are [`Parked`]. Omissions: five-level paging, protection
+//! keys, memory types.
 // UNSAFETY: keeps and offsets host addresses of guest RAM.
 
 use arch::x86::paging::{PAGE_SHIFT, PAGE_SIZE, Pte, is_canonical};
@@ -13,6 +13,9 @@ use arch::x86::{CpuState, Cr4, Exception};
 use memory::{GuestRam, PageFlags, PageInfo};
 
 use super::known::Known;
+use super::listed::Listed;
+use super::parked::Parked;
+use super::regions::Regions;
 use super::walk::Walk;
 
 /// Entries a view of the TLB has; a power of two.
@@ -129,27 +132,6 @@ pub enum Place<'a> {
 /// The logarithms of the sizes of large pages; one of 4 MiB counts as two of 2 MiB.
 const LARGE_BITS: [u32; 2] = [21, 30];
 
-/// Numbers, of which some that were never added may be found as well.
-#[derive(Clone, Copy, Debug, Default)]
-struct Regions([u64; 16]);
-
-impl Regions {
-    fn place(number: u64) -> (usize, u64) {
-        let hash = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
-        (hash as usize >> 6, 1 << (hash & 63))
-    }
-
-    fn add(&mut self, number: u64) {
-        let (word, bit) = Self::place(number);
-        self.0[word] |= bit;
-    }
-
-    fn has(&self, number: u64) -> bool {
-        let (word, bit) = Self::place(number);
-        self.0[word] & bit != 0
-    }
-}
-
 /// The TLB of one vCPU.
 pub struct Mmu {
     entries: Box<[[TlbEntry; TLB_ENTRIES]; 3]>,
@@ -157,9 +139,17 @@ pub struct Mmu {
     global: Box<[bool; 3 * TLB_ENTRIES]>,
     /// Indices (view * TLB_ENTRIES + slot) in use, so that a flush touches only those.
     filled: Vec<u16>,
+    /// Those that came to hold pages that are not global since such pages were flushed.
+    local: Listed<{ 3 * TLB_ENTRIES }>,
     exec: Box<[[CodePage; EXEC_ENTRIES]; 2]>,
     /// Indices in `exec` (privilege * EXEC_ENTRIES + slot) in use: those whose host address is known.
     code_filled: Vec<u16>,
+    /// As `local`, of `exec`.
+    code_local: Listed<{ 2 * EXEC_ENTRIES }>,
+    /// Entries of other address spaces, with their indices.
+    parked: Parked<(u16, TlbEntry)>,
+    /// The PCID that entries are of, if that is known.
+    pcid: Option<u16>,
     /// What translated code knows: `[kernel, user]`.
     pub(super) known: [Known; 2],
     /// Where entries came from larger pages than 4 KiB: of 2 MiB, of 1 GiB.
@@ -184,8 +174,12 @@ impl Mmu {
             entries: Box::new([(); 3].map(|()| *TlbEntry::empty_view())),
             global: Box::new([false; 3 * TLB_ENTRIES]),
             filled: Vec::new(),
+            local: Listed::default(),
             exec: Box::new([[empty; EXEC_ENTRIES]; 2]),
             code_filled: Vec::new(),
+            code_local: Listed::default(),
+            parked: Parked::default(),
+            pcid: None,
             known: [Known::NONE; 2],
             large: [Regions::default(); 2],
             physical_bits,
@@ -243,6 +237,8 @@ impl Mmu {
         self.drop_entries();
         self.large = [Regions::default(); 2];
         self.flush_code(|_| true);
+        self.parked.clear();
+        self.pcid = None;
     }
 
     fn drop_entries(&mut self) {
@@ -251,19 +247,64 @@ impl Mmu {
         }
     }
 
-    /// Drops all but global pages.
+    /// Drops all but global pages, of every PCID.
     pub fn flush_non_global(&mut self) {
+        self.parked.clear();
+        self.pcid = None;
+        self.take_local().for_each(drop);
+    }
+
+    /// Forgets what is parked for `pcid`, which is not the current one.
+    pub fn flush_other(&mut self, pcid: u16) {
+        self.parked.forget(pcid);
+    }
+
+    /// CR3 leads to the address space of `pcid` now, what is cached of which counts only if it is to be kept.
+    pub fn switch(&mut self, pcid: u16, keep: bool) {
+        let before = self.pcid.replace(pcid);
+        if keep && before == Some(pcid) {
+            return;
+        }
+        let mut parked = std::mem::take(&mut self.parked);
+        match before.filter(|before| *before != pcid && !self.one_page) {
+            Some(before) => parked.park(before, self.take_local()),
+            None => self.take_local().for_each(drop),
+        }
+        let set = parked.take(pcid);
+        if keep {
+            set.iter().for_each(|(index, entry)| self.put_back(usize::from(*index), *entry));
+        }
+        parked.recycle(set);
+        self.parked = parked;
+    }
+
+    fn put_back(&mut self, index: usize, entry: TlbEntry) {
+        let place = &mut self.entries.as_flattened_mut()[index];
+        if place.host == 0 {
+            self.filled.push(index as u16);
+        }
+        *place = entry;
+        self.global[index] = false;
+        self.local.add(index);
+    }
+
+    /// Drops all but global pages, and hands out what was known of them.
+    fn take_local(&mut self) -> impl Iterator<Item = (u16, TlbEntry)> {
         self.forget_known();
-        let entries = self.entries.as_flattened_mut();
-        self.filled.retain(|&index| {
-            let index = usize::from(index);
-            let keep = self.global[index];
-            if !keep {
-                entries[index] = TlbEntry::empty(index % TLB_ENTRIES);
+        let code = self.exec.as_flattened_mut();
+        for index in self.code_local.drain() {
+            if !code[index].global {
+                code[index].tag = NO_CODE;
             }
-            keep
-        });
-        self.flush_code(|entry| !entry.global);
+        }
+        let (entries, global) = (self.entries.as_flattened_mut(), &self.global);
+        self.local.drain().filter(|index| !global[*index]).filter_map(|index| {
+            let (entry, nothing) = (&mut entries[index], invalid(index % TLB_ENTRIES));
+            let before = *entry;
+            // Keeps its host address, by which it is known to be on the list of filled entries.
+            (entry.read, entry.write) = (nothing, nothing);
+            (before.read != nothing || before.write != nothing).then_some((index as u16, before))
+        })
     }
 
     /// Drops the page of `linear`, which may be a large one, and returns the logarithm of its size.
@@ -318,6 +359,9 @@ impl Mmu {
         self.forget_known();
         for index in self.filled.iter().copied().map(usize::from) {
             self.entries.as_flattened_mut()[index].write = invalid(index % TLB_ENTRIES);
+        }
+        for (index, entry) in self.parked.values_mut() {
+            entry.write = invalid(usize::from(*index) % TLB_ENTRIES);
         }
     }
 
@@ -423,6 +467,9 @@ impl Mmu {
             self.filled.push(index as u16);
         }
         self.global[index] = found.global;
+        if !found.global {
+            self.local.add(index);
+        }
         let host = page.host.as_ptr() as u64;
         *entry = TlbEntry {
             read: tag,
@@ -462,8 +509,12 @@ impl Mmu {
             host: page.host.as_ptr(),
             info: page.info,
         };
+        let index = usize::from(user) * EXEC_ENTRIES + slot;
         if self.exec[usize::from(user)][slot].host.is_null() {
-            self.code_filled.push((usize::from(user) * EXEC_ENTRIES + slot) as u16);
+            self.code_filled.push(index as u16);
+        }
+        if !found.global {
+            self.code_local.add(index);
         }
         self.exec[usize::from(user)][slot] = entry;
         self.note_size(linear, &found);
@@ -484,3 +535,6 @@ fn code_slot(linear: u64) -> usize {
 fn watches_page(state: &CpuState, linear: u64) -> bool {
     (0..4).any(|i| state.dr[7] >> (i * 2) & 3 != 0 && (state.dr[i] ^ linear) & PAGE_MASK == 0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,29 @@ case selectors kernel
     mov eax, ds
     int3
 
+case user_pages_opened kernel common
+    stac
+    int3
+
+case user_pages_closed kernel common
+    clac
+    int3
+
+case user_pages_are_not_for_users user common
+    stac
+    int3
+
+case stacks_swapped kernel common
+    swapgs
+    int3
+
+case frames kernel common
+    pushq gs:0x6014
+    push 8(rsp)
+    push rax
+    pop rsp
+    int3
+
 case time kernel
     rdtsc
     shl $32, rdx

@@ -2,7 +2,7 @@
 
 use arch::x86::cpuid::{CpuModel, CpuidContext};
 use arch::x86::paging::PAGE_SHIFT;
-use arch::x86::{CpuState, Exception};
+use arch::x86::{CpuState, Cr4, Exception};
 use engine::Bus;
 
 use super::cpu::{Cpu, Fault};
@@ -29,10 +29,34 @@ impl Cpu {
 }
 
 impl Cpu {
-    fn forget_jumps(&mut self, which: impl Fn(u64, bool) -> bool) {
-        if let Some(jit) = self.jit.as_mut() {
-            jit.forget_jumps(which);
+    /// What is cached of the address space of `pcid` ends, or only begins to count again, as CR3 says.
+    fn flush_pcid(&mut self, pcid: u16, keep: bool) {
+        let current = self.pcid();
+        if pcid == current {
+            self.mmu.switch(current, keep);
+            if let Some(jit) = self.jit.as_mut() {
+                jit.switch_jumps(current, keep);
+            }
+            return self.new_local_epoch();
         }
+        self.mmu.flush_other(pcid);
+        if let Some(jit) = self.jit.as_mut() {
+            jit.forget_other_jumps(pcid);
+        }
+    }
+
+    /// The current address space's.
+    fn pcid(&self) -> u16 {
+        if self.state.cr4 & Cr4::PCIDE.bits() != 0 { (self.state.cr3 & 0xfff) as u16 } else { 0 }
+    }
+
+    fn flush_page(&mut self, linear: u64) {
+        let page = linear & !((1 << PAGE_SHIFT) - 1);
+        let bits = self.mmu.flush_page(page);
+        if let Some(jit) = self.jit.as_mut() {
+            jit.forget_jumps_into(page, bits);
+        }
+        if linear >> 63 == 0 { self.new_local_epoch() } else { self.new_epoch() }
     }
 }
 
@@ -89,24 +113,22 @@ impl Core for Cpu {
         match what {
             Flush::All => {
                 self.mmu.flush_all();
-                self.forget_jumps(|_, _| true);
+                if let Some(jit) = self.jit.as_mut() {
+                    jit.forget_jumps();
+                }
                 self.new_epoch();
             }
-            // Entries carry no PCID, so what belongs to one goes with the rest; and those of another PCID must
-            // not survive a switch.
-            Flush::NonGlobal | Flush::Pcid(_) | Flush::Nothing => {
+            Flush::NonGlobal => {
                 self.mmu.flush_non_global();
-                self.forget_jumps(|_, global| !global);
+                if let Some(jit) = self.jit.as_mut() {
+                    jit.forget_local_jumps();
+                }
                 self.new_local_epoch();
             }
-            Flush::Page(linear) | Flush::PcidPage { linear, .. } => {
-                let page = linear & !((1 << PAGE_SHIFT) - 1);
-                let bits = self.mmu.flush_page(page);
-                if let Some(jit) = self.jit.as_mut() {
-                    jit.forget_jumps_into(page, bits);
-                }
-                if linear >> 63 == 0 { self.new_local_epoch() } else { self.new_epoch() }
-            }
+            Flush::Nothing => self.flush_pcid(self.pcid(), true),
+            Flush::Pcid(pcid) => self.flush_pcid(pcid, false),
+            Flush::PcidPage { pcid, .. } if pcid != self.pcid() => self.flush_pcid(pcid, false),
+            Flush::Page(linear) | Flush::PcidPage { linear, .. } => self.flush_page(linear),
         }
     }
 

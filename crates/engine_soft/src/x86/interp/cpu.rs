@@ -336,7 +336,7 @@ impl Cpu {
         self.mmu.flush_all();
         self.new_epoch();
         if let Some(jit) = self.jit.as_mut() {
-            jit.forget_jumps(|_, _| true);
+            jit.forget_jumps();
         }
     }
 

@@ -250,7 +250,9 @@ impl Translation<'_> {
             Some(host) => self.asm.mov(self.word(), host, S0),
             None => self.asm.store(Size::Qword, gpr(number), S0),
         }
-        self.write_move_stack(self.slot());
+        if host_of(number) != Some(GUEST_RSP) {
+            self.write_move_stack(self.slot());
+        }
         self.cold_access(i, miss);
     }
 

@@ -32,6 +32,10 @@ pub(super) enum End {
     Return(u16),
     /// STI, with the place where execution goes on.
     SetInterrupts(i64),
+    /// SWAPGS, the same.
+    SwapGs(i64),
+    /// STAC or CLAC, the same.
+    SetAccess(bool, i64),
     /// By the interpreter's handler.
     Handler,
 }
@@ -83,6 +87,10 @@ impl Translation<'_> {
                 _ => End::Handler,
             },
             Mnemonic::Sti => End::SetInterrupts(instruction.next_ip() as i64),
+            Mnemonic::Swapgs if !self.user => End::SwapGs(instruction.next_ip() as i64),
+            Mnemonic::Stac | Mnemonic::Clac if self.views.is_some() => {
+                End::SetAccess(instruction.mnemonic() == Mnemonic::Stac, instruction.next_ip() as i64)
+            }
             _ if instruction.is_jcc_short_or_near() && direct => {
                 let condition = Condition(select::condition(instruction));
                 End::Conditional(condition, target, instruction.next_ip() as i64)
@@ -94,7 +102,11 @@ impl Translation<'_> {
     /// The flags live before and after the last operation.
     pub(super) fn live_around_end(&mut self, last: usize) -> (u32, u32) {
         match self.end(last) {
-            End::Jump(target) | End::Call(target) | End::SetInterrupts(target) => {
+            End::Jump(target)
+            | End::Call(target)
+            | End::SetInterrupts(target)
+            | End::SwapGs(target)
+            | End::SetAccess(_, target) => {
                 let live = self.live_at(target);
                 (live, live)
             }
@@ -118,6 +130,8 @@ impl Translation<'_> {
             End::CallIndirect => self.write_call_indirect(last),
             End::Return(bytes) => self.write_return(last, bytes),
             End::SetInterrupts(next) => self.write_set_interrupts(last, next),
+            End::SwapGs(next) => self.write_swap_gs(last, next),
+            End::SetAccess(on, next) => self.write_set_access(last, on, next),
             End::Handler => {
                 self.save_flags(ALL);
                 let site = self.site(Kind::Handler, last, self.start_of(last));

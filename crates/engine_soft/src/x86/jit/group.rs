@@ -197,7 +197,7 @@ impl Translation<'_> {
     }
 
     /// A field of the stack's page.
-    fn stack_page(&self, offset: usize) -> Mem {
+    pub(super) fn stack_page(&self, offset: usize) -> Mem {
         Mem::Field((super::known(self.user) + offset_of!(Known, stack) + offset) as i32)
     }
 

@@ -32,6 +32,8 @@ const STUBS: Stubs = Stubs { enter: 0x1000, slow: 0x1100, leave: 0x1200, bottom:
 const ADDRESS: u64 = 0x2000;
 /// Where the jump table is said to be.
 const JUMPS: u64 = 0x10_0000_0000;
+/// Where the views of the TLB are said to be.
+const VIEWS: [u64; 2] = [0x20_0000_0000, 0x20_0001_0000];
 /// No address beyond is physical memory to a vCPU without paging.
 pub const MAX_GPA: u64 = u32::MAX as u64;
 
@@ -161,6 +163,7 @@ impl Inspector {
         let signal = std::ptr::from_ref(self.cpu.signal.word()) as u64;
         let narrow = self.narrow;
         let linear_page = linear & !0xfff;
+        let views = (!user).then_some(VIEWS);
         let source = Source {
             pieces: &pieces,
             page: &page,
@@ -169,6 +172,7 @@ impl Inspector {
             user,
             narrow,
             jumps: JUMPS,
+            views,
             signal,
         };
         let len = u64::from(block.len);

@@ -1,5 +1,13 @@
 //! Where jumps to other pages and indirect ones go: a table for each privilege, looked up by generated code.
 
+use arch::x86::paging::PAGE_SHIFT;
+
+use crate::x86::listed::Listed;
+use crate::x86::parked::Parked;
+use crate::x86::regions::Regions;
+
+/// An instruction that ends in a page begins at most so many bytes before it.
+const LONGEST: u64 = 14;
 /// Entries of a jump table; a power of two.
 pub(super) const JUMP_ENTRIES: usize = 16384;
 
@@ -34,8 +42,17 @@ pub(super) struct Jumps {
     entries: Box<Entries>,
     /// Which entries lead to pages that are the same in all address spaces.
     global: Box<[bool; JUMP_ENTRIES]>,
-    /// Entries in use, so that forgetting them touches only those.
+    /// Entries in use, so that forgetting them touches only those: their code is known, if not where it belongs.
     filled: Vec<u16>,
+    /// Those that came to lead to pages that are not global since such jumps were forgotten.
+    local: Listed<JUMP_ENTRIES>,
+    /// Pages that jumps lead to, and whether some are global.
+    pages: Regions,
+    has_global: bool,
+    /// Jumps of other address spaces, with their entries.
+    parked: Parked<(u16, Jump)>,
+    /// The PCID that jumps are of, if that is known.
+    pcid: Option<u16>,
 }
 
 impl Jumps {
@@ -45,19 +62,84 @@ impl Jumps {
             entries: Box::new(Entries(std::array::from_fn(Jump::none))),
             global: Box::new([false; JUMP_ENTRIES]),
             filled: Vec::new(),
+            local: Listed::default(),
+            pages: Regions::default(),
+            has_global: false,
+            parked: Parked::default(),
+            pcid: None,
         }
     }
 
-    /// Forgets the jumps to linear addresses for which `which` holds, given whether they are global.
-    pub(super) fn forget(&mut self, which: impl Fn(u64, bool) -> bool) {
+    /// Forgets all jumps.
+    pub(super) fn forget_all(&mut self) {
+        self.forget_local();
+        (self.pages, self.has_global) = (Regions::default(), false);
+        for slot in self.filled.drain(..).map(usize::from) {
+            self.entries.0[slot] = Jump::none(slot);
+        }
+    }
+
+    /// Forgets those that are not global, of every PCID.
+    pub(super) fn forget_local(&mut self) {
+        self.parked.clear();
+        self.pcid = None;
+        self.take_local().for_each(drop);
+    }
+
+    /// Forgets the jumps into the region of 2 to the `bits` bytes around `linear`.
+    pub(super) fn forget_region(&mut self, linear: u64, bits: u32) {
+        if bits == PAGE_SHIFT && !self.pages.has(linear >> PAGE_SHIFT) {
+            return;
+        }
+        let entries = &mut self.entries.0;
         self.filled.retain(|slot| {
             let slot = usize::from(*slot);
-            let gone = which(self.entries.0[slot].linear, self.global[slot]);
+            let jump = entries[slot].linear;
+            let gone = (jump ^ linear) >> bits == 0 || (jump.wrapping_add(LONGEST) ^ linear) >> bits == 0;
             if gone {
-                self.entries.0[slot] = Jump::none(slot);
+                entries[slot] = Jump::none(slot);
             }
             !gone
         });
+    }
+
+    /// Forgets what is parked for `pcid`, which is not the current one.
+    pub(super) fn forget_other(&mut self, pcid: u16) {
+        self.parked.forget(pcid);
+    }
+
+    /// CR3 leads to the address space of `pcid` now, the jumps of which count only if they are to be kept.
+    pub(super) fn switch(&mut self, pcid: u16, keep: bool) {
+        let before = self.pcid.replace(pcid);
+        if keep && before == Some(pcid) {
+            return;
+        }
+        let mut parked = std::mem::take(&mut self.parked);
+        match before.filter(|before| *before != pcid) {
+            Some(before) => parked.park(before, self.take_local()),
+            None => self.take_local().for_each(drop),
+        }
+        if !self.has_global {
+            self.pages = Regions::default();
+        }
+        let set = parked.take(pcid);
+        if keep {
+            set.iter().for_each(|(slot, jump)| self.enter(usize::from(*slot), *jump, false));
+        }
+        parked.recycle(set);
+        self.parked = parked;
+    }
+
+    /// Forgets the jumps that are not global, and hands them out.
+    fn take_local(&mut self) -> impl Iterator<Item = (u16, Jump)> {
+        let (entries, global) = (&mut self.entries.0, &self.global);
+        self.local.drain().filter(|slot| !global[*slot]).filter_map(|slot| {
+            let nowhere = Jump::none(slot).linear;
+            let jump = entries[slot];
+            // Keeps its code, by which it is known to be on the list of filled entries.
+            entries[slot].linear = nowhere;
+            (jump.linear != nowhere).then_some((slot as u16, jump))
+        })
     }
 
     /// Its first entry, which stays where it is.
@@ -72,16 +154,11 @@ impl Jumps {
         jumps.into_iter().find(|jump| jump.linear == linear).map(|jump| jump.code)
     }
 
-    /// Whether no jump is known.
-    pub(super) fn is_empty(&self) -> bool {
-        self.filled.is_empty()
-    }
-
     /// Lets jumps to `linear` go to `code`.
     pub(super) fn remember(&mut self, linear: u64, code: u64, global: bool) {
         let slot = Jump::slot(linear);
         let before = self.entries.0[slot];
-        if before.code != 0 && before.linear != linear {
+        if before.linear != Jump::none(slot).linear && before.linear != linear {
             // Two that are needed in turn do not drive each other out.
             self.enter(slot ^ 1, before, self.global[slot]);
         }
@@ -94,6 +171,12 @@ impl Jumps {
         }
         self.entries.0[slot] = jump;
         self.global[slot] = global;
+        self.pages.add(jump.linear >> PAGE_SHIFT);
+        self.pages.add(jump.linear.wrapping_add(LONGEST) >> PAGE_SHIFT);
+        self.has_global |= global;
+        if !global {
+            self.local.add(slot);
+        }
     }
 }
 
@@ -118,10 +201,43 @@ mod tests {
         jumps.remember(other, 2, false);
         assert_eq!((jumps.entries.0[slot].linear, jumps.entries.0[slot ^ 1].linear), (other, one));
         assert_eq!((jumps.find(one), jumps.find(other), jumps.find(one + 1)), (Some(1), Some(2), None));
-        jumps.forget(|_, global| !global);
-        assert_eq!((jumps.entries.0[slot].code, jumps.entries.0[slot ^ 1].code), (0, 1));
-        jumps.forget(|linear, _| linear == one);
-        assert_eq!(jumps.entries.0[slot ^ 1].code, 0);
+        jumps.forget_local();
+        assert_eq!((jumps.find(one), jumps.find(other)), (Some(1), None));
+        jumps.forget_region(one, 12);
+        assert_eq!(jumps.find(one), None);
+        jumps.remember(one, 3, true);
+        jumps.forget_all();
+        assert_eq!(jumps.find(one), None);
         assert!(jumps.filled.is_empty());
+    }
+
+    #[test]
+    fn jumps_come_back_with_their_address_space_if_it_is_kept() {
+        let mut jumps = Jumps::new();
+        let (shared, own) = (0xffff_ffff_8106_ad90, 0x40_1000);
+        jumps.switch(1, false);
+        jumps.remember(shared, 1, true);
+        jumps.remember(own, 2, false);
+        jumps.switch(2, true);
+        assert_eq!((jumps.find(shared), jumps.find(own)), (Some(1), None));
+        jumps.remember(own, 3, false);
+        jumps.switch(1, true);
+        assert_eq!(jumps.find(own), Some(2));
+        jumps.forget_other(2);
+        jumps.switch(2, true);
+        assert_eq!(jumps.find(own), None);
+        jumps.switch(1, false);
+        assert_eq!((jumps.find(shared), jumps.find(own)), (Some(1), None));
+    }
+
+    #[test]
+    fn the_same_address_space_loaded_anew_keeps_its_jumps_if_asked_to() {
+        let mut jumps = Jumps::new();
+        jumps.switch(1, false);
+        jumps.remember(0x40_1000, 2, false);
+        jumps.switch(1, true);
+        assert_eq!(jumps.find(0x40_1000), Some(2));
+        jumps.switch(1, false);
+        assert_eq!(jumps.find(0x40_1000), None);
     }
 }

@@ -120,7 +120,8 @@ impl Translation<'_> {
             }
         };
         let end = self.end(last);
-        (0..last).all(changing) && end != End::Handler && !matches!(end, End::SetInterrupts(_))
+        let by_handler = matches!(end, End::Handler | End::SetInterrupts(_) | End::SetAccess(..));
+        (0..last).all(changing) && !by_handler
     }
 }
 

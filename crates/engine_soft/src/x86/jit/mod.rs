@@ -456,31 +456,46 @@ impl Jit {
 
     /// Throws all translations away; none of them may be running.
     pub(super) fn clear(&mut self) {
-        self.forget_jumps(|_, _| true);
+        self.forget_jumps();
         self.area.clear();
         self.sites = Sites::default();
         self.in_step.clear();
         self.counters.clears += 1;
     }
 
-    /// Forgets the jumps that may lead elsewhere from now on: those to linear addresses for which `which` holds, given
-    /// whether their page is the same in all address spaces.
-    pub(super) fn forget_jumps(&mut self, which: impl Fn(u64, bool) -> bool) {
-        let narrow = self.narrow_jumps.iter_mut().flatten();
-        self.jumps.iter_mut().chain(narrow).for_each(|jumps| jumps.forget(&which));
-        self.kernel_below &= !self.jumps[0].is_empty();
+    /// Forgets all jumps through the tables.
+    pub(super) fn forget_jumps(&mut self) {
+        self.all_jumps().for_each(Jumps::forget_all);
+        self.kernel_below = false;
+    }
+
+    /// The tables of jumps, of 64-bit code and of 32-bit code.
+    fn all_jumps(&mut self) -> impl Iterator<Item = &mut Jumps> {
+        self.jumps.iter_mut().chain(self.narrow_jumps.iter_mut().flatten())
+    }
+
+    /// Forgets the jumps to pages that are not the same in all address spaces.
+    pub(super) fn forget_local_jumps(&mut self) {
+        self.all_jumps().for_each(Jumps::forget_local);
+    }
+
+    /// Forgets the jumps of the address space of `pcid`, which is not the current one.
+    pub(super) fn forget_other_jumps(&mut self, pcid: u16) {
+        self.all_jumps().for_each(|jumps| jumps.forget_other(pcid));
+    }
+
+    /// The address space of `pcid` is the current one now, the jumps of which count only if they are to be kept.
+    pub(super) fn switch_jumps(&mut self, pcid: u16, keep: bool) {
+        self.all_jumps().for_each(|jumps| jumps.switch(pcid, keep));
     }
 
     /// Forgets the jumps into the region of 2 to the `bits` bytes around `linear`.
     pub(super) fn forget_jumps_into(&mut self, linear: u64, bits: u32) {
-        // An instruction that ends in the region begins up to 14 bytes before it.
-        let within =
-            |jump: u64, _| (jump ^ linear) >> bits == 0 || (jump.wrapping_add(14) ^ linear) >> bits == 0;
-        self.jumps[1].forget(within);
-        self.narrow_jumps.iter_mut().flatten().for_each(|jumps| jumps.forget(within));
+        self.jumps[1].forget_region(linear, bits);
+        self.narrow_jumps.iter_mut().flatten().for_each(|jumps| jumps.forget_region(linear, bits));
         // Kernels keep their code in the upper half, and take many a user page away.
         if linear >> 63 != 0 || self.kernel_below {
-            self.jumps[0].forget(within);
+            self.jumps[0].forget_region(linear, bits);
         }
     }
 

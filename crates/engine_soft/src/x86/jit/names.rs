@@ -6,6 +6,7 @@ use std::mem::offset_of;
 use std::rc::Rc;
 
 use arch::x86::state::FxImage;
+use arch::x86::state::Msrs;
 use arch::x86::{CpuState, Segment};
 use engine::Statistics;
 use iced_x86::{Formatter, GasFormatter, Instruction, OpKind, Register, SymbolResolver, SymbolResult};
@@ -40,6 +41,8 @@ const CELLS: &[Cells] = &[
     ("flags", offset_of!(Cpu, flags), 1, size_of::<StatusFlags>()),
     ("tlb", offset_of!(Cpu, tlb), 1, 8),
     ("open_segments", offset_of!(Cpu, open_segments), 1, 1),
+    ("view", offset_of!(Cpu, view), 1, 8),
+    ("kernel_gs_base", STATE + offset_of!(CpuState, msrs) + offset_of!(Msrs, kernel_gs_base), 1, 8),
     ("interrupt_hint", offset_of!(Cpu, interrupt_hint), 1, 1),
     ("instructions", offset_of!(Cpu, counters) + offset_of!(Statistics, instructions), 1, 8),
     ("frame.cpu", FRAME + offset_of!(Frame, cpu), 1, 8),

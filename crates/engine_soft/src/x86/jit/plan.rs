@@ -212,10 +212,7 @@ fn plan_of_special(instruction: &Instruction, narrow: bool) -> Option<Plan> {
             OpKind::Register if !whole_register(0) => Plan::Handler,
             _ => Plan::Push,
         },
-        M::Pop if instruction.stack_pointer_increment() == slot as i32 && whole_register(0) => {
-            let pointer = instruction.op0_register().full_register() == Register::RSP;
-            if pointer { Plan::Handler } else { Plan::Pop }
-        }
+        M::Pop if instruction.stack_pointer_increment() == slot as i32 && whole_register(0) => Plan::Pop,
         M::Leave if instruction.code() == leave => Plan::Leave,
         M::Div | M::Idiv
             if instruction.op0_kind() == OpKind::Register && instruction.op0_register().size() >= 4 =>

@@ -4,6 +4,7 @@
 use std::arch::asm;
 
 use arch::x86::Exception;
+use arch::x86::cpuid::Feature;
 use arch::x86::paging::is_canonical;
 use arch::x86::state::FxImage;
 use engine::Request;
@@ -18,6 +19,7 @@ use crate::x86::hostexec::Class;
 use crate::x86::interp::cpu::{Cpu, mode};
 use crate::x86::interp::op::{Block, Flow, Op, Translated};
 use crate::x86::mmu::{Intent, View};
+use crate::x86::system::Core;
 
 /// AT_HWCAP2 bit: programs may use RDGSBASE and WRGSBASE.
 const HWCAP2_FSGSBASE: u64 = 1 << 1;
@@ -243,9 +245,21 @@ impl Cpu {
         let tools = &mut jit.tools;
         let how = (address, jit.config);
         let (linear, signal) = (self.frame.page, std::ptr::from_ref(self.signal.word()) as u64);
+        let has_access_flag = !user && self.model().has(Feature::Smap);
+        let views = [View::Kernel, View::KernelAc].map(|view| self.mmu.view(view) as u64);
+        let views = has_access_flag.then_some(views);
         let page = &bytes[..];
-        let source =
-            translate::Source { pieces: &pieces, page, tail: &tail, linear, user, narrow, jumps, signal };
+        let source = translate::Source {
+            pieces: &pieces,
+            page,
+            tail: &tail,
+            linear,
+            user,
+            narrow,
+            jumps,
+            views,
+            signal,
+        };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run(variant_from)?;
         for site in &mut sites[first..] {

@@ -3,6 +3,7 @@
 
 use std::mem::offset_of;
 
+use arch::x86::state::Msrs;
 use arch::x86::{CpuState, Cr4, Rflags, Segment, SegmentRegister};
 use iced_x86::{Instruction, OpKind, Register};
 
@@ -13,6 +14,8 @@ use super::rewrite::{self, GUEST_RSP, S0, S1, host_of, place_memory};
 use super::stubs::{flags, gpr};
 use super::translate::Translation;
 use crate::x86::interp::cpu::Cpu;
+use crate::x86::known::StackPage;
+use crate::x86::mmu::View;
 
 /// A field of the architectural state.
 fn state(offset: usize) -> Mem {
@@ -55,6 +58,45 @@ impl Translation<'_> {
         self.asm.jump_if(Condition::NE, other);
         let rflags = state(offset_of!(CpuState, rflags));
         self.asm.alu_memory_immediate(Size::Dword, Alu::Or, rflags, Rflags::IF.bits() as i32);
+        self.cold_end(last, other);
+        self.write_direct(last, next, 1, 0);
+    }
+
+    /// SWAPGS, which ends its block at `next`.
+    pub(super) fn write_swap_gs(&mut self, last: usize, next: i64) {
+        let other = self.asm.label();
+        self.clobber(last);
+        self.write_kernel_only(other);
+        let base = segment(SegmentRegister::Gs, offset_of!(Segment, base));
+        let kernel = state(offset_of!(CpuState, msrs) + offset_of!(Msrs, kernel_gs_base));
+        self.asm.load(Size::Qword, S0, base);
+        self.asm.load(Size::Qword, S1, kernel);
+        self.asm.store(Size::Qword, kernel, S0);
+        self.asm.store(Size::Qword, base, S1);
+        self.addend = None;
+        self.cold_end(last, other);
+        self.write_direct(last, next, 1, 0);
+    }
+
+    /// STAC if `on`, else CLAC, which end their block at `next`: another view of the TLB is in force (see
+    /// `Cpu::update_view`).
+    pub(super) fn write_set_access(&mut self, last: usize, on: bool, next: i64) {
+        let other = self.asm.label();
+        let views = self.views.expect("without views there is no such end");
+        self.clobber(last);
+        self.write_kernel_only(other);
+        let (view, flag) = (if on { View::KernelAc } else { View::Kernel }, Rflags::AC.bits() as i32);
+        let rflags = state(offset_of!(CpuState, rflags));
+        if on {
+            self.asm.alu_memory_immediate(Size::Dword, Alu::Or, rflags, flag);
+        } else {
+            self.asm.alu_memory_immediate(Size::Dword, Alu::And, rflags, !flag);
+            // What was found with the flag may be out of bounds without it; kernel code keeps no other page.
+            self.asm.store_immediate(Size::Qword, self.stack_page(offset_of!(StackPage, addend)), 0);
+        }
+        self.asm.store_immediate(Size::Qword, Mem::Field(offset_of!(Cpu, view) as i32), view as i32);
+        self.asm.load_immediate(S0, views[usize::from(on)]);
+        self.asm.store(Size::Qword, Mem::Field(offset_of!(Cpu, tlb) as i32), S0);
         self.cold_end(last, other);
         self.write_direct(last, next, 1, 0);
     }

@@ -51,6 +51,8 @@ pub(super) struct Translation<'a> {
     pub(super) narrow: bool,
     /// Host address of the jump table for that.
     pub(super) jumps: u64,
+    /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
+    pub(super) views: Option<[u64; 2]>,
     /// Host address of the word of pending requests.
     pub(super) signal: u64,
     pub(super) instructions: Vec<Instruction>,
@@ -105,6 +107,8 @@ pub(super) struct Source<'a> {
     pub(super) narrow: bool,
     /// Host address of the jump table for that.
     pub(super) jumps: u64,
+    /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
+    pub(super) views: Option<[u64; 2]>,
     /// Host address of the vCPU's word of pending requests.
     pub(super) signal: u64,
 }
@@ -123,7 +127,7 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { pieces, page, tail, linear, user, narrow, jumps, signal } = *source;
+        let Source { pieces, page, tail, linear, user, narrow, jumps, views, signal } = *source;
         let (first, last) = (&pieces[0], &pieces[pieces.len() - 1]);
         let start = first.start;
         let end = (last.start as usize + usize::from(last.block.len)).min(page.len());
@@ -157,6 +161,7 @@ impl<'a> Translation<'a> {
             user,
             narrow,
             jumps,
+            views,
             signal,
             instructions: spare.instructions,
             plans: spare.plans,
