@@ -42,7 +42,8 @@ build() {
 
 compress() {
     step compress sh -ec "xz -dc '$source' | head -c 12000000 >$top/plain"
-    for packer in "gzip -6" "gzip -1" "bzip2 -9" "xz -1 -T1"; do
+    # Without the time of the file, which gzip would note.
+    for packer in "gzip -n -6" "gzip -n -1" "bzip2 -9" "xz -1 -T1"; do
         step compress sh -ec "$packer -c <$top/plain >$top/packed; ${packer%% *} -dc $top/packed | cmp - $top/plain" || return 1
         mv $top/packed "$top/packed.$(echo "$packer" | tr -d ' ')"
     done
