@@ -12,16 +12,34 @@ use crate::error::{Error, Result};
 /// A description or state; ours are some kilobytes.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// Writes `value` to `path` so that a reader sees the old or the new file, also after a crash.
-pub(crate) fn replace(path: &Path, value: &impl Serialize) -> Result<()> {
+/// When what was written is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durable {
+    /// Before the call returns.
+    Now,
+    /// When the host likes. A crash of the host may leave an empty file: for what such a crash ends anyway.
+    Later,
+}
+
+/// Writes `value` to `path` so that a reader sees the old or the new file, also after a crash of this process.
+pub(crate) fn replace(path: &Path, value: &impl Serialize, durable: Durable) -> Result<()> {
     let json = |source| Error::Json { path: path.to_path_buf(), source };
     let mut bytes = serde_json::to_vec_pretty(value).map_err(json)?;
     bytes.push(b'\n');
     let temp = path.with_extension("json.new");
     let mut file = File::create(&temp).map_err(Error::file("create", &temp))?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(Error::file("write", &temp))?;
+    let written = file.write_all(&bytes).and_then(|()| match durable {
+        Durable::Now => file.sync_all(),
+        Durable::Later => Ok(()),
+    });
+    written.map_err(Error::file("write", &temp))?;
     fs::rename(&temp, path).map_err(Error::file("create", path))?;
-    sync_parent(path)
+    if durable == Durable::Now { sync_parent(path) } else { Ok(()) }
+}
+
+/// Whether the file is there and empty, as [`Durable::Later`] leaves it where the host crashed.
+pub(crate) fn is_lost(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.len() == 0)
 }
 
 /// Reads what [`replace`] wrote.

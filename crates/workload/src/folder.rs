@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::description::{self, Description, Wanted};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, Durable};
 use crate::state::{self, State, Status, now_ms};
 
 /// Letters and digits of an id.
@@ -55,25 +55,27 @@ impl Workloads {
             None => default_name(&wanted.image, &id),
         };
         self.check_free(&name)?;
-        self.make(id, name, wanted)
+        self.make(id, name, wanted, Durable::Now)
     }
 
     /// The lock is held.
-    fn make(&self, id: String, name: String, wanted: Wanted) -> Result<Folder> {
+    fn make(&self, id: String, name: String, wanted: Wanted, durable: Durable) -> Result<Folder> {
         let version = description::VERSION;
         let description = Description { version, id: id.clone(), name, created_ms: now_ms(), wanted };
         let (temp, path) = (self.dir.join(format!("{UNFINISHED}{id}")), self.dir.join(&id));
         DirBuilder::new().mode(0o700).create(&temp).map_err(Error::file("create", &temp))?;
         let made = Folder { path: temp.clone(), description };
-        files::replace(&temp.join("workload.json"), &made.description)?;
-        made.set_state(&State::new())?;
+        files::replace(&temp.join("workload.json"), &made.description, durable)?;
+        files::replace(&temp.join("state.json"), &State::new(), durable)?;
         fs::rename(&temp, &path).map_err(Error::file("create", &path))?;
-        files::sync_parent(&path)?;
+        if durable == Durable::Now {
+            files::sync_parent(&path)?;
+        }
         Ok(Folder { path, ..made })
     }
 
     /// Makes `count` copies of `parent` that do nothing yet. Their names are the parent's with `-1` and so on; numbers that are
-    /// taken are passed over.
+    /// taken are passed over. What they are copies of is in memory: a crash of the host may take their folders too.
     ///
     /// # Errors
     /// As [`Self::create`]; there are no copies then.
@@ -87,7 +89,7 @@ impl Workloads {
         for name in names.by_ref().take(count as usize) {
             let made = parse_name(&name)
                 .map_err(|reason| Error::BadName { name, reason })
-                .and_then(|name| self.make(new_id()?, name, parent.wanted.clone()));
+                .and_then(|name| self.make(new_id()?, name, parent.wanted.clone(), Durable::Later));
             match made {
                 Ok(copy) => copies.push(copy),
                 Err(error) => {
@@ -104,7 +106,8 @@ impl Workloads {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(UNFINISHED) {
+            let is_lost = || is_id(&name) && files::is_lost(&entry.path().join("workload.json"));
+            if name.starts_with(UNFINISHED) || is_lost() {
                 let _ = fs::remove_dir_all(entry.path());
             } else if is_id(&name)
                 && let Ok(folder) = Folder::open(entry.path())
@@ -181,7 +184,7 @@ impl Workloads {
         let name = parse_name(&name).map_err(|reason| Error::BadName { name, reason })?;
         self.check_free(&name)?;
         let description = Description { name, ..folder.description.clone() };
-        files::replace(&folder.path.join("workload.json"), &description)
+        files::replace(&folder.path.join("workload.json"), &description, Durable::Now)
     }
 
     /// Removes a workload that does not run, and all it wrote.
@@ -245,6 +248,10 @@ impl Folder {
         // First: a monitor that ends between the two has noted the end before it let go.
         let watched = self.is_watched()?;
         let path = self.path.join("state.json");
+        if !watched && files::is_lost(&path) {
+            let error = Some("the host crashed while it ran".to_owned());
+            return Ok(State { status: Status::Lost, error, ..State::new() });
+        }
         let mut state: State = files::read(&path)?;
         if state.version != state::VERSION {
             return Err(Error::Version { path, found: state.version });
@@ -261,12 +268,14 @@ impl Folder {
         Ok(state)
     }
 
-    /// Notes how it is, durably. For the monitor, and for whoever makes it.
+    /// Notes how it is; that it runs is not durable, for a crash of the host ends that. For the monitor, and for whoever makes
+    /// it.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn set_state(&self, state: &State) -> Result<()> {
-        files::replace(&self.path.join("state.json"), state)
+        let durable = if state.status.is_active() { Durable::Later } else { Durable::Now };
+        files::replace(&self.path.join("state.json"), state, durable)
     }
 
     /// Where the monitor answers.
@@ -434,6 +443,19 @@ mod tests {
         let before = all.list().unwrap().len();
         assert!(all.create_copies(nine.description(), 10).is_err());
         assert_eq!(all.list().unwrap().len(), before, "all or none");
+    }
+
+    #[test]
+    fn what_a_crash_of_the_host_left_empty_is_lost_or_removed() {
+        let (_dir, all) = workloads();
+        let web = all.create(Some("web".to_owned()), wanted()).unwrap();
+        fs::write(web.path().join("state.json"), b"").unwrap();
+        assert_eq!(web.state().unwrap().status, Status::Lost);
+        let copy = all.create_copies(web.description(), 1).unwrap().remove(0);
+        fs::write(copy.path().join("workload.json"), b"").unwrap();
+        all.create(Some("other".to_owned()), wanted()).unwrap();
+        assert!(!copy.path().exists());
+        assert!(web.path().exists());
     }
 
     #[test]
