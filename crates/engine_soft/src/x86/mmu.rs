@@ -92,8 +92,14 @@ impl TlbEntry {
 
     /// A view that never hits.
     pub fn empty_view() -> Box<[Self; TLB_ENTRIES]> {
-        Box::new(std::array::from_fn(Self::empty))
+        boxed((0..TLB_ENTRIES).map(Self::empty))
     }
+}
+
+/// As many values as there are, put where they stay: an array that is made first is on the stack, which keeps the memory.
+pub(super) fn boxed<T, const N: usize>(values: impl Iterator<Item = T>) -> Box<[T; N]> {
+    let Ok(array) = values.collect::<Box<[T]>>().try_into() else { unreachable!("as many as there are") };
+    array
 }
 
 /// One page's translation for instruction fetches.
@@ -170,12 +176,23 @@ impl Mmu {
     pub fn new(physical_bits: u32) -> Self {
         let empty =
             CodePage { tag: NO_CODE, global: false, gfn: 0, host: std::ptr::null(), info: std::ptr::null() };
+        // SAFETY: integers, a bool and raw pointers, for all of which zeros are values. On the heap from the start, as `boxed`.
+        let (mut entries, mut exec) = unsafe {
+            (
+                Box::<[[TlbEntry; TLB_ENTRIES]; 3]>::new_zeroed().assume_init(),
+                Box::<[[CodePage; EXEC_ENTRIES]; 2]>::new_zeroed().assume_init(),
+            )
+        };
+        for (index, entry) in entries.as_flattened_mut().iter_mut().enumerate() {
+            *entry = TlbEntry::empty(index % TLB_ENTRIES);
+        }
+        exec.as_flattened_mut().fill(empty);
         Self {
-            entries: Box::new([(); 3].map(|()| *TlbEntry::empty_view())),
+            entries,
             global: Box::new([false; 3 * TLB_ENTRIES]),
             filled: Vec::new(),
             local: Listed::default(),
-            exec: Box::new([[empty; EXEC_ENTRIES]; 2]),
+            exec,
             code_filled: Vec::new(),
             code_local: Listed::default(),
             parked: Parked::default(),

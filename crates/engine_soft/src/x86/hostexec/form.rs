@@ -10,7 +10,7 @@ use iced_x86::{
 };
 
 use super::features::{Features, Lack};
-use super::{Access, Class, MemoryOperand, Unsupported};
+use super::{Access, Class, MemoryOperand, Unsupported, kinds};
 
 /// An instruction that is carried out here rather than by running it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,7 +189,7 @@ const VECTOR_KINDS: &[OpCodeOperandKind] = &[
 fn class_of(instruction: &Instruction) -> Option<Class> {
     use OpCodeOperandKind as Kind;
     // What the operands could be decides, not what they are: CVTSS2SI from memory is an SSE instruction.
-    let kinds = instruction.code().op_code().op_kinds();
+    let kinds = kinds::of(instruction.code());
     let mmx = kinds.iter().any(|kind| matches!(kind, Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem));
     let vector = kinds.iter().any(|kind| VECTOR_KINDS.contains(kind));
     match instruction.encoding() {
@@ -309,7 +309,7 @@ fn builtin(instruction: &Instruction, bits: u32) -> Option<Builtin> {
 fn is_plain_integer(instruction: &Instruction) -> bool {
     let plain_operands = (0..instruction.op_count()).all(|i| match instruction.op_kind(i) {
         OpKind::Register => instruction.op_register(i).is_gpr(),
-        OpKind::Memory => instruction.code().op_code().op_kind(i) != OpCodeOperandKind::mem_offs,
+        OpKind::Memory => kinds::of(instruction.code())[i as usize] != OpCodeOperandKind::mem_offs,
         _ => true,
     });
     plain_operands

@@ -22,6 +22,7 @@ mod emit;
 mod enabled;
 mod features;
 mod form;
+mod kinds;
 mod registers;
 mod scattered;
 mod simd_error;

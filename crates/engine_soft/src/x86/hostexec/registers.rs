@@ -9,6 +9,8 @@ use iced_x86::{
     Register,
 };
 
+use super::kinds;
+
 /// A general purpose register of the guest and its stand-in.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pair {
@@ -56,21 +58,22 @@ impl Registers {
     /// thunk needs for itself.
     pub(super) fn assign(instruction: &mut Instruction) -> Option<Self> {
         let mut used = Self::of(instruction);
-        let kinds = instruction.code().op_code();
+        let kinds = kinds::of(instruction.code());
         let named = |instruction: &Instruction, i: u32| {
             instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_gpr()
         };
         let operands: Vec<u32> = (0..instruction.op_count()).filter(|&i| named(instruction, i)).collect();
         let high = operands.iter().any(|&i| is_high_byte(instruction.op_register(i)));
         let free_operands: Vec<u32> =
-            operands.iter().copied().filter(|&i| is_free(kinds.op_kind(i))).collect();
+            operands.iter().copied().filter(|&i| is_free(kinds[i as usize])).collect();
         let is_named = |guest: usize| {
             free_operands.iter().any(|&i| instruction.op_register(i).full_register().number() == guest)
         };
         let is_fixed = |guest: usize| {
             !is_named(guest)
                 || operands.iter().any(|&i| {
-                    !is_free(kinds.op_kind(i)) && instruction.op_register(i).full_register().number() == guest
+                    !is_free(kinds[i as usize])
+                        && instruction.op_register(i).full_register().number() == guest
                 })
                 || implicit(instruction, guest)
         };

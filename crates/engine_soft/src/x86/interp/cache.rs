@@ -11,6 +11,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::mem::{align_of, size_of};
 
 use super::op::{Block, NO_BLOCK, Op};
+use crate::x86::mmu::boxed;
 
 /// Bytes of decoded code a vCPU keeps before it starts over. About 60,000 instructions.
 pub const ARENA_BYTES: usize = 4 << 20;
@@ -86,7 +87,7 @@ impl BlockCache {
         Self {
             arena: Arena::new(bytes),
             blocks: HashMap::default(),
-            jumps: Box::new([empty; JUMP_ENTRIES]),
+            jumps: boxed(std::iter::repeat_n(empty, JUMP_ENTRIES)),
             clears: 0,
         }
     }

@@ -1,4 +1,7 @@
 //! Where jumps to other pages and indirect ones go: a table for each privilege, looked up by generated code.
+// UNSAFETY: takes zeroed memory as a table of addresses.
+
+use std::ops::{Index, IndexMut};
 
 use arch::x86::paging::PAGE_SHIFT;
 
@@ -20,10 +23,10 @@ pub(in crate::x86) struct Jump {
 }
 
 impl Jump {
-    /// An entry that nothing matches: no jump inside canonical addresses gets there, and other jumps look for its
-    /// address elsewhere than in `slot` and its neighbour.
+    /// An entry that nothing matches: jumps to its address look elsewhere than in `slot` and its neighbour. All but the first
+    /// two are zeros, which an untouched table costs no memory for.
     const fn none(slot: usize) -> Self {
-        Self { linear: 1 << 63 | if slot < 2 { 2 } else { 0 }, code: 0 }
+        Self { linear: if slot < 2 { 1 << 63 | 2 } else { 0 }, code: 0 }
     }
 
     /// The entry where `linear` is looked for first; the other one is its neighbour, the number with the lowest bit
@@ -33,13 +36,45 @@ impl Jump {
     }
 }
 
-/// Aligned so that neighbours differ in one bit of their addresses.
-#[repr(C, align(64))]
-struct Entries([Jump; JUMP_ENTRIES]);
+/// [`JUMP_ENTRIES`] entries. The allocator clears what it aligns, and so touches all of it: this aligns itself.
+struct Entries {
+    memory: Box<[Jump]>,
+    /// The first entry, at an address that neighbours differ from in one bit only.
+    first: usize,
+}
+
+impl Entries {
+    /// A multiple of what two neighbours take, and a line of a cache.
+    const ALIGN: usize = 64;
+
+    fn new() -> Self {
+        let memory = Box::<[Jump]>::new_zeroed_slice(JUMP_ENTRIES + Self::ALIGN / size_of::<Jump>());
+        // SAFETY: two integers, for which zeros are values.
+        let memory = unsafe { memory.assume_init() };
+        let first = memory.as_ptr().addr().wrapping_neg() % Self::ALIGN / size_of::<Jump>();
+        let mut entries = Self { memory, first };
+        (0..2).for_each(|slot| entries[slot] = Jump::none(slot));
+        entries
+    }
+}
+
+impl Index<usize> for Entries {
+    type Output = Jump;
+
+    fn index(&self, slot: usize) -> &Jump {
+        &self.memory[self.first..][..JUMP_ENTRIES][slot]
+    }
+}
+
+impl IndexMut<usize> for Entries {
+    fn index_mut(&mut self, slot: usize) -> &mut Jump {
+        &mut self.memory[self.first..][..JUMP_ENTRIES][slot]
+    }
+}
 
 /// The jump table of a privilege.
 pub(super) struct Jumps {
-    entries: Box<Entries>,
+    entries: Entries,
     /// Which entries lead to pages that are the same in all address spaces.
     global: Box<[bool; JUMP_ENTRIES]>,
     /// Entries in use, so that forgetting them touches only those: their code is known, if not where it belongs.
@@ -59,7 +94,7 @@ impl Jumps {
     /// Without any.
     pub(super) fn new() -> Self {
         Self {
-            entries: Box::new(Entries(std::array::from_fn(Jump::none))),
+            entries: Entries::new(),
             global: Box::new([false; JUMP_ENTRIES]),
             filled: Vec::new(),
             local: Listed::default(),
@@ -75,7 +110,7 @@ impl Jumps {
         self.forget_local();
         (self.pages, self.has_global) = (Regions::default(), false);
         for slot in self.filled.drain(..).map(usize::from) {
-            self.entries.0[slot] = Jump::none(slot);
+            self.entries[slot] = Jump::none(slot);
         }
     }
 
@@ -91,7 +126,7 @@ impl Jumps {
         if bits == PAGE_SHIFT && !self.pages.has(linear >> PAGE_SHIFT) {
             return;
         }
-        let entries = &mut self.entries.0;
+        let entries = &mut self.entries;
         self.filled.retain(|slot| {
             let slot = usize::from(*slot);
             let jump = entries[slot].linear;
@@ -132,7 +167,7 @@ impl Jumps {
 
     /// Forgets the jumps that are not global, and hands them out.
     fn take_local(&mut self) -> impl Iterator<Item = (u16, Jump)> {
-        let (entries, global) = (&mut self.entries.0, &self.global);
+        let (entries, global) = (&mut self.entries, &self.global);
         self.local.drain().filter(|slot| !global[*slot]).filter_map(|slot| {
             let nowhere = Jump::none(slot).linear;
             let jump = entries[slot];
@@ -144,20 +179,20 @@ impl Jumps {
 
     /// Its first entry, which stays where it is.
     pub(super) fn table(&self) -> *const Jump {
-        self.entries.0.as_ptr()
+        &raw const self.entries[0]
     }
 
     /// Where the code for `linear` is entered.
     pub(super) fn find(&self, linear: u64) -> Option<u64> {
         let slot = Jump::slot(linear);
-        let jumps = [slot, slot ^ 1].map(|slot| self.entries.0[slot]);
+        let jumps = [slot, slot ^ 1].map(|slot| self.entries[slot]);
         jumps.into_iter().find(|jump| jump.linear == linear).map(|jump| jump.code)
     }
 
     /// Lets jumps to `linear` go to `code`.
     pub(super) fn remember(&mut self, linear: u64, code: u64, global: bool) {
         let slot = Jump::slot(linear);
-        let before = self.entries.0[slot];
+        let before = self.entries[slot];
         if before.linear != Jump::none(slot).linear && before.linear != linear {
             // Two that are needed in turn do not drive each other out.
             self.enter(slot ^ 1, before, self.global[slot]);
@@ -166,10 +201,10 @@ impl Jumps {
     }
 
     fn enter(&mut self, slot: usize, jump: Jump, global: bool) {
-        if self.entries.0[slot].code == 0 {
+        if self.entries[slot].code == 0 {
             self.filled.push(slot as u16);
         }
-        self.entries.0[slot] = jump;
+        self.entries[slot] = jump;
         self.global[slot] = global;
         self.pages.add(jump.linear >> PAGE_SHIFT);
         self.pages.add(jump.linear.wrapping_add(LONGEST) >> PAGE_SHIFT);
@@ -192,6 +227,16 @@ mod tests {
     }
 
     #[test]
+    fn an_untouched_table_has_unused_entries_at_an_address_that_code_can_count_on() {
+        let jumps = Jumps::new();
+        assert_eq!(jumps.table().addr() % Entries::ALIGN, 0);
+        for slot in 0..JUMP_ENTRIES {
+            let (found, none) = (jumps.entries[slot], Jump::none(slot));
+            assert_eq!((found.linear, found.code), (none.linear, none.code));
+        }
+    }
+
+    #[test]
     fn two_jumps_of_one_entry_are_both_remembered_and_forgotten() {
         let mut jumps = Jumps::new();
         let (one, other) = (0xffff_ffff_8106_ad90, 0xffff_ffff_8127_af80);
@@ -199,7 +244,7 @@ mod tests {
         assert_eq!(Jump::slot(other), slot);
         jumps.remember(one, 1, true);
         jumps.remember(other, 2, false);
-        assert_eq!((jumps.entries.0[slot].linear, jumps.entries.0[slot ^ 1].linear), (other, one));
+        assert_eq!((jumps.entries[slot].linear, jumps.entries[slot ^ 1].linear), (other, one));
         assert_eq!((jumps.find(one), jumps.find(other), jumps.find(one + 1)), (Some(1), Some(2), None));
         jumps.forget_local();
         assert_eq!((jumps.find(one), jumps.find(other)), (Some(1), None));
