@@ -2,14 +2,15 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
-    Scope,
+    Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, Interrupt,
+    Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Return,
+    Scope, Store,
 };
 use acpi_tables::sdt::Sdt;
 
 use super::tables::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use super::{AcpiConfig, AcpiError, GenerationIdAt, SerialPort, Trigger, VirtioMmio};
-use crate::chipset::{pm, rtc};
+use crate::chipset::{generation, pm, rtc};
 
 /// Line of the real-time clock.
 const RTC_GSI: u32 = 8;
@@ -74,7 +75,7 @@ fn virtio(aml: &mut Vec<u8>, uid: u32, virtio: &VirtioMmio) {
     device(aml, &format!("VR{uid:02X}"), &"LNRO0005", uid, vec![&memory, &line]);
 }
 
-/// The ID, and the generic event device (ACPI 6.5, section 5.6.9) that turns an edge of its line into the notification 0x80.
+/// The ID, whose address whoever asks for is noted beside it, and the generic event device (ACPI 6.5, section 5.6.9) that turns an edge of its line into the notification 0x80.
 fn generation_id(aml: &mut Vec<u8>, at: &GenerationIdAt) {
     let hid = Name::new("_HID".into(), &"STRA0001");
     // Drivers look for the one or for the other.
@@ -82,8 +83,16 @@ fn generation_id(aml: &mut Vec<u8>, at: &GenerationIdAt) {
     let cid = Name::new("_CID".into(), &Package::new(names.to_vec()));
     let ddn = Name::new("_DDN".into(), &"VM_Gen_Counter");
     let halves: [&dyn Aml; 2] = [&at.gpa, &0u32];
-    let place = Name::new("ADDR".into(), &Package::new(halves.to_vec()));
-    Device::new(Path::new("VGEN"), vec![&hid, &cid, &ddn, &place]).to_aml_bytes(aml);
+    let (offset, len) = (at.gpa + generation::ASKED, 1u8);
+    let region = OpRegion::new("NOTE".into(), OpRegionSpace::SystemMemory, &offset, &len);
+    let fields = vec![FieldEntry::Named(*b"ASKD", 8)];
+    let (access, lock, update) =
+        (FieldAccessType::Byte, FieldLockRule::NoLock, FieldUpdateRule::WriteAsZeroes);
+    let field = Field::new("NOTE".into(), access, lock, update, fields);
+    let (asked, yes, place) = (Path::new("ASKD"), 1u8, Package::new(halves.to_vec()));
+    let (note, answer) = (Store::new(&asked, &yes), Return::new(&place));
+    let place = Method::new("ADDR".into(), 0, true, vec![&note, &answer]);
+    Device::new(Path::new("VGEN"), vec![&hid, &cid, &ddn, &region, &field, &place]).to_aml_bytes(aml);
 
     let hid = Name::new("_HID".into(), &"ACPI0013");
     let uid = Name::new("_UID".into(), &0u32);

@@ -134,6 +134,7 @@ fn the_reference_compiler_takes_every_table() {
         "VM_Gen_Counter",
         "0x000FF000",
         "Notify (\\_SB.VGEN, 0x80)",
+        "ASKD = One",
     ] {
         assert!(source.contains(wanted), "{wanted} is not in {source}");
     }

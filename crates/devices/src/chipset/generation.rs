@@ -2,6 +2,9 @@
 //! whenever the machine goes on from a saved state, and an event that says so. A kernel with a driver (Linux from 5.18 on)
 //! makes its random numbers new before anything else uses them.
 //!
+//! A kernel without one would interpret the event's AML for nothing, which is a fifth of what a copy does when it goes on. So
+//! AML notes in the ID's page that the guest has asked where the ID is, and only then there is an event.
+//!
 //! How the guest finds it, and what the event is, stands in the ACPI tables ([`crate::acpi::GenerationIdAt`]).
 
 use std::sync::Arc;
@@ -14,7 +17,11 @@ use crate::device::{Device, Queued};
 use crate::irq::IrqLine;
 
 const KIND: &str = "generation-id";
-const VERSION: u32 = 1;
+/// Of 1 the AML noted nothing: the guest is always told.
+const VERSION: u32 = 2;
+
+/// Where the note is, from the ID's address on: a byte that is not zero once the guest has asked for it.
+pub const ASKED: u32 = 16;
 
 /// The device. It has no registers.
 pub struct GenerationId {
@@ -25,12 +32,14 @@ pub struct GenerationId {
     // Bookkeeping.
     /// The guest is to be told when it goes on.
     changed: bool,
+    /// Whether it has asked or not.
+    tell_always: bool,
 }
 
 impl GenerationId {
     /// An ID that lies at `gpa`, on a page of its own; the event is an edge of `line`.
     pub fn new(ram: Arc<GuestRam>, gpa: u64, line: IrqLine) -> Self {
-        Self { ram, gpa, line, changed: false }
+        Self { ram, gpa, line, changed: false, tell_always: false }
     }
 
     fn renew(&self) {
@@ -41,6 +50,11 @@ impl GenerationId {
             let _ = self.ram.write(self.gpa, &id);
         }
     }
+
+    fn has_asked(&self) -> bool {
+        let mut note = [0];
+        self.tell_always || self.ram.read(self.gpa + u64::from(ASKED), &mut note).is_ok() && note != [0]
+    }
 }
 
 impl Device for GenerationId {
@@ -49,20 +63,21 @@ impl Device for GenerationId {
     }
 
     fn reset(&mut self) {
-        self.changed = false;
+        (self.changed, self.tell_always) = (false, false);
+        let _ = self.ram.write(self.gpa + u64::from(ASKED), &[0]);
         self.renew();
     }
 
     /// The ID itself is part of guest memory, and never of use again.
     fn save(&self) -> Result<Section, state::Error> {
-        let Self { ram: _, gpa: _, line: _, changed } = self;
-        Section::encode(KIND, VERSION, changed)
+        let Self { ram: _, gpa: _, line: _, changed, tell_always } = self;
+        Section::encode(KIND, if *tell_always { 1 } else { VERSION }, changed)
     }
 
     fn restore(&mut self, section: &Section) -> Result<(), state::Error> {
-        let _told: bool = section.decode(KIND, VERSION)?;
+        let _told: bool = section.decode_any(KIND, 1..=VERSION)?;
         self.renew();
-        self.changed = true;
+        (self.changed, self.tell_always) = (true, section.version == 1);
         Ok(())
     }
 
@@ -75,7 +90,7 @@ impl Queued for GenerationId {
     fn stop_queues(&mut self) {}
 
     fn start_queues(&mut self) {
-        if std::mem::take(&mut self.changed) {
+        if std::mem::take(&mut self.changed) && self.has_asked() {
             self.line.pulse();
         }
     }
@@ -108,6 +123,8 @@ mod tests {
             id
         };
         let count = || edges.0.load(Ordering::Relaxed);
+        let ask = || ram.write(0x1000 + u64::from(ASKED), &[1]).unwrap();
+        ask();
         device.reset();
         let first = id();
         assert_ne!(first, [0; 16]);
@@ -117,11 +134,21 @@ mod tests {
         assert_eq!((id(), count()), (first, 0));
         let section = device.save().unwrap();
         device.restore(&section).unwrap();
+        device.start_queues();
+        assert_eq!(count(), 0, "a reset forgets that it has asked");
+        ask();
+        device.restore(&section).unwrap();
         assert_ne!(id(), first);
         assert_eq!(count(), 0, "not before it goes on");
         device.start_queues();
         device.start_queues();
         assert_eq!(count(), 1);
+        ram.write(0x1000 + u64::from(ASKED), &[0]).unwrap();
+        let old = Section { version: 1, ..section.clone() };
+        device.restore(&old).unwrap();
+        assert_eq!(device.save().unwrap().version, 1, "it stays one that is always told");
+        device.start_queues();
+        assert_eq!(count(), 2);
         let wrong = Section { kind: "other".to_owned(), ..section };
         let before = id();
         assert!(device.restore(&wrong).is_err());
