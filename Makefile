@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-kernels kernels lint unit assets bench fuzz stress soak sequences doc install clean packages-run packages-test packages-bench packages-fuzz
+.PHONY: help build run test test-kernels kernels lint unit assets bench fuzz stress soak sequences cycles doc install clean packages-run packages-test packages-bench packages-fuzz
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -22,6 +22,8 @@ SEQUENCES ?= 200000
 # Where the random sequences begin; each seed gives others.
 SEEDS ?= 1
 FUZZ_SECONDS ?= 60
+# How often `make cycles` restores a machine.
+CYCLES ?= 1000
 # How long `make soak` begins new rounds, on which engine.
 SOAK_MINUTES ?= 60
 SOAK_ENGINE ?= auto
@@ -116,6 +118,9 @@ fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is foun
 stress: assets ## Whole boots under each way to provoke the translator, and each block compared with the interpreter
 	STRATA_STRESS=all STRATA_TEST_ASSETS=$(ASSETS) $(CARGO) test --release --package strata --test workload stress:: -- --test-threads 2
 	STRATA_TEST_ASSETS=$(ASSETS) $(CARGO) test --release --package engine_soft --test guests
+
+cycles: packages-run ## Restore and stop a machine CYCLES times: no file, thread or mapping may be left
+	STRATA_CYCLES=$(CYCLES) $(CARGO) test --release --package machine --lib restored_and_stopped_again
 
 sequences: SEQUENCES = 1000000
 sequences: packages-run ## Millions of random instruction sequences three ways (SEQUENCES=5000000 SEEDS="1 2 3")

@@ -41,8 +41,10 @@ impl Folder {
             _ => {}
         }
         fs::create_dir(&at).map_err(failed)?;
+        remove_abandoned(target);
         let create = |name: &str| File::options().read(true).write(true).create_new(true).open(at.join(name));
-        let files = create(STATE).and_then(|state| Ok((state, create(RAM)?)));
+        // Locked as long as anybody writes it.
+        let files = create(STATE).and_then(|state| state.lock().and_then(|()| Ok((state, create(RAM)?))));
         match files {
             Ok((state, ram)) => Ok(Self { at, state, ram, committed: false }),
             Err(error) => {
@@ -80,6 +82,23 @@ impl Folder {
         }
         self.committed = true;
         sync(parent).map_err(failed)
+    }
+}
+
+/// Removes what those left who were killed while they saved to `target`. Whoever may be at it still is left alone.
+fn remove_abandoned(target: &Path) {
+    let (Some(name), Some(parent)) = (target.file_name(), target.parent()) else { return };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let beginning = format!(".{}.", name.to_string_lossy());
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let maker = name.to_str().and_then(|name| name.strip_prefix(&beginning)?.strip_suffix(".partial"));
+        let Some(maker) = maker.and_then(|maker| maker.parse::<u32>().ok()) else { continue };
+        let lives = Path::new("/proc").join(maker.to_string()).exists();
+        let state = File::open(entry.path().join(STATE));
+        if !lives && state.is_ok_and(|state| state.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -131,6 +150,23 @@ mod tests {
             assert_eq!(listed(dir.path()), ["snap"]);
             assert_eq!(fs::read(target.join(STATE)).unwrap(), generation);
         }
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_and_what_is_being_written_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("snap");
+        // No process has such a number.
+        let [left, written] = [u32::MAX, u32::MAX - 1].map(|n| dir.path().join(format!(".snap.{n}.partial")));
+        let other = dir.path().join(format!(".snap.more.{}.partial", u32::MAX));
+        for folder in [&left, &written, &other] {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join(STATE), "half").unwrap();
+        }
+        let writer = File::open(written.join(STATE)).unwrap();
+        writer.lock().unwrap();
+        let folder = Folder::create(&target).unwrap();
+        assert!(!left.exists() && written.exists() && other.exists() && folder.path().exists());
     }
 
     #[test]

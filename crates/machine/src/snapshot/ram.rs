@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memory::{GuestRam, PAGE_SIZE};
 use rustix::fs::SeekFrom;
@@ -16,6 +17,8 @@ use super::Error;
 
 /// Bytes under one checksum; reads and writes are this large at most.
 const BLOCK: u64 = 1 << 20;
+/// More do not make a memory faster.
+const MAX_THREADS: usize = 4;
 const PAGE: u64 = PAGE_SIZE as u64;
 /// `Documentation/admin-guide/mm/pagemap.rst`: the page is in memory, or swapped out.
 const PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
@@ -76,20 +79,25 @@ impl FileStamp {
     }
 }
 
-/// What tells which pages of a process were ever touched. Opened before a sandbox forbids it.
+/// What tells which pages of a process were ever touched, and how many threads may read them. Opened before a sandbox forbids it.
 #[derive(Debug)]
-pub struct PageMap(Option<File>);
+pub struct PageMap {
+    file: Option<File>,
+    threads: usize,
+}
 
 impl PageMap {
     /// This process's; a host without it has every page read instead.
     pub fn open() -> Self {
-        Self(File::open("/proc/self/pagemap").ok())
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        Self { file: File::open("/proc/self/pagemap").ok(), threads }
     }
 
     /// Whether each of the pages from host address `host` on may hold anything of its own.
     fn touched(&self, host: usize, pages: usize) -> Vec<bool> {
         let mut entries = vec![0; pages * 8];
-        let read = self.0.as_ref().map(|map| map.read_exact_at(&mut entries, (host / PAGE_SIZE * 8) as u64));
+        let read =
+            self.file.as_ref().map(|map| map.read_exact_at(&mut entries, (host / PAGE_SIZE * 8) as u64));
         match read {
             Some(Ok(())) => entries.chunks_exact(8).map(is_touched).collect(),
             _ => vec![true; pages],
@@ -108,29 +116,82 @@ fn is_touched(entry: &[u8]) -> bool {
 pub fn write(ram: &GuestRam, file: &File, map: &PageMap) -> Result<RamState, Error> {
     let failed = |source| Error::Host { act: "write guest memory", source };
     file.set_len(ram.size_bytes()).map_err(failed)?;
-    let (mut base, mut blocks) = (0, Vec::new());
-    let mut buffer = vec![0; BLOCK as usize];
+    let mut pieces = Vec::new();
+    let mut base = 0;
     for (start, len) in ram.ranges() {
         let host = ram.host(start).map_or(0, |host| host.addr().get());
         let touched = map.touched(host, (len / PAGE) as usize);
-        for at in (0..len).step_by(BLOCK as usize) {
-            let block = &mut buffer[..BLOCK.min(len - at) as usize];
-            let in_block = &touched[(at / PAGE) as usize..][..block.len() / PAGE_SIZE];
-            // What lies in the file behind the memory was perhaps never touched by this process.
-            let inherited = ram.file().is_some_and(|behind| has_data(behind, base + at, block.len() as u64));
-            if !inherited && !in_block.contains(&true) {
-                continue;
-            }
-            read_block(ram, start + at, block, in_block, inherited)?;
-            if write_block(file, base + at, block).map_err(failed)? {
-                blocks.push(((base + at) / BLOCK, crc32c::crc32c(block)));
-            }
+        for (at, pages) in (0..len).step_by(BLOCK as usize).zip(touched.chunks((BLOCK / PAGE) as usize)) {
+            pieces.push(Piece { offset: base + at, gpa: start + at, touched: pages.to_vec() });
         }
         base += len;
     }
+    let blocks = write_pieces(ram, file, &pieces, map.threads)?;
     file.sync_all().map_err(failed)?;
     let file = FileStamp::of(file).map_err(failed)?;
     Ok(RamState { ranges: ram.ranges().collect(), blocks, file })
+}
+
+/// What lies under one checksum.
+struct Piece {
+    /// In the file.
+    offset: u64,
+    gpa: u64,
+    /// Which of its pages this process may have touched.
+    touched: Vec<bool>,
+}
+
+/// Writes `pieces`, some at a time, for a machine stands still meanwhile; numbers and checksums of those that hold anything.
+fn write_pieces(
+    ram: &GuestRam,
+    file: &File,
+    pieces: &[Piece],
+    threads: usize,
+) -> Result<Vec<(u64, u32)>, Error> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let (mut buffer, mut blocks) = (vec![0; BLOCK as usize], Vec::new());
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            blocks.extend(write_piece(ram, file, piece, &mut buffer)?);
+        }
+        Ok(blocks)
+    };
+    let mut blocks = std::thread::scope(|scope| {
+        // A host that gives no more threads has this one.
+        let more: Vec<_> =
+            (1..threads).filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
+        let mut blocks: Result<Vec<(u64, u32)>, Error> = work();
+        for thread in more {
+            let theirs = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            blocks = blocks.and_then(|mut ours| {
+                ours.extend(theirs?);
+                Ok(ours)
+            });
+        }
+        blocks
+    })?;
+    blocks.sort_unstable();
+    Ok(blocks)
+}
+
+/// Number and checksum of `piece`, unless it is all zeros.
+fn write_piece(
+    ram: &GuestRam,
+    file: &File,
+    piece: &Piece,
+    buffer: &mut [u8],
+) -> Result<Option<(u64, u32)>, Error> {
+    let Piece { offset, gpa, touched } = piece;
+    let block = &mut buffer[..touched.len() * PAGE_SIZE];
+    // What lies in the file behind the memory was perhaps never touched by this process.
+    let inherited = ram.file().is_some_and(|behind| has_data(behind, *offset, block.len() as u64));
+    if !inherited && !touched.contains(&true) {
+        return Ok(None);
+    }
+    read_block(ram, *gpa, block, touched, inherited)?;
+    let written = write_block(file, *offset, block);
+    let holds = written.map_err(|source| Error::Host { act: "write guest memory", source })?;
+    Ok(holds.then(|| (offset / BLOCK, crc32c::crc32c(block))))
 }
 
 /// Fills `block` from guest memory, with zeros where nobody ever wrote.
@@ -248,7 +309,7 @@ mod tests {
 
     #[test]
     fn memory_comes_back_and_what_nobody_wrote_takes_no_space() {
-        for map in [PageMap::open(), PageMap(None)] {
+        for map in [PageMap::open(), PageMap { file: None, threads: 1 }] {
             let (ram, file) = (ram(), tempfile::tempfile().unwrap());
             let state = write(&ram, &file, &map).unwrap();
             check(&file, &state).unwrap();

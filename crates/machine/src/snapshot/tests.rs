@@ -241,6 +241,38 @@ fn what_is_not_this_machines_is_refused_by_name() {
     assert!(crate::machine::chain(&error).contains("runs at 1000 kHz"));
 }
 
+/// An engine on a host whose processor lacks something.
+struct Lacking;
+
+impl engine::Engine for Lacking {
+    fn name(&self) -> &'static str {
+        "lacking"
+    }
+
+    fn create_vm(&self, config: engine::VmConfig) -> Result<Box<dyn engine::Vm>, engine::Error> {
+        let what = format!("cpu model {} needs warp of the host's processor", config.cpu_model.name);
+        Err(engine::Error::Unsupported { engine: self.name(), what })
+    }
+}
+
+#[test]
+fn a_host_that_lacks_what_the_saved_processor_has_is_told_and_the_snapshot_stays_good() {
+    let machine = paused(&testing::config());
+    let model = machine.capture().unwrap().header.cpu_model;
+    let (state, ram) = files(&machine);
+    let error = Machine::restore(read(&state, &ram).unwrap(), Backends::default(), &Lacking).err().unwrap();
+    let text = crate::machine::chain(&error);
+    assert!(text.contains(&format!("cpu model {model} needs warp")), "{text}");
+    Machine::restore(read(&state, &ram).unwrap(), Backends::default(), &busy()).unwrap();
+    // One that no build knows.
+    let mut archive = Archive::parse(&state).unwrap();
+    let mut config: MachineConfig = take(&mut archive, path::CONFIG, CONFIG).unwrap();
+    config.cpu_model = "x86-64-v9".to_owned();
+    archive.put(path::CONFIG, encode(path::CONFIG, CONFIG, &config).unwrap());
+    let text = crate::machine::chain(&read(&archive.to_bytes(), &ram).unwrap_err());
+    assert!(text.contains("x86-64-v9"), "{text}");
+}
+
 #[test]
 fn restored_and_stopped_again_and_again_leaves_nothing() {
     // `STRATA_CYCLES=1000` for the longer one.
