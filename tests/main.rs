@@ -14,6 +14,7 @@ mod crashes;
 mod debug;
 mod detached;
 mod fork;
+mod interrupted;
 mod kernels;
 mod kvm;
 mod network;

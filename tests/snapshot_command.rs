@@ -48,6 +48,47 @@ fn a_command_goes_on_from_its_snapshot_under_either_engine() {
     restore(&at, "jit").expect_failure(125, &["restore", "state"]);
 }
 
+/// Requests of the disk and of the streams are under way whenever it is saved.
+#[test]
+fn a_guest_that_reads_its_disk_all_the_time_goes_on_from_any_moment() {
+    const ROUNDS: usize = 8;
+    let script = format!(
+        "i=0; while [ $i -lt {ROUNDS} ]; do echo 3 > /proc/sys/vm/drop_caches; \
+         echo $i $(cat /usr/bin/[a-d]* | cksum); i=$((i+1)); done; exit 7"
+    );
+    let name = format!("reader-{}", std::process::id());
+    let Some(command) = run(&["--engine", "jit", "--name", &name, "debian", "--", "sh", "-c", &script])
+    else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("snap");
+    let mut current = start(command);
+    current.wait_for("0 ");
+    let (mut said, mut random) = (String::new(), 7u64);
+    for _ in 0..6 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        std::thread::sleep(std::time::Duration::from_millis(random >> 33 & 0x1ff));
+        if snapshot(&name, &at, &["--stop"]).code() != 0 {
+            // It is being restored still, or has ended on a fast host.
+            continue;
+        }
+        let ended = current.finish();
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        said += &ended.stdout;
+        let mut command = with_assets().expect("there were assets a moment ago");
+        command.args(["restore", "--engine", "jit", "--name", &name]).arg(&at);
+        current = start(command);
+    }
+    let ended = current.finish();
+    said += &ended.stdout;
+    assert_eq!(ended.code(), 7, "{ended:?}");
+    let sums: Vec<(&str, &str)> = said.lines().map(|line| line.split_once(' ').unwrap()).collect();
+    let rounds: Vec<String> = (0..ROUNDS).map(|round| round.to_string()).collect();
+    assert_eq!(sums.iter().map(|(round, _)| *round).collect::<Vec<_>>(), rounds, "{said}");
+    assert!(sums.iter().all(|(_, sum)| *sum == sums[0].1), "{said}");
+}
+
 /// A store of its own, because its disk is touched.
 #[test]
 fn a_snapshot_whose_disk_was_changed_or_is_gone_says_so_and_memory_that_is_cut_short_is_an_end_with_a_reason()
