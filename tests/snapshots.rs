@@ -6,7 +6,6 @@ mod runner;
 
 use engine::Engine;
 use engine_kvm::Kvm;
-use engine_kvm::probe::Pace;
 use engine_soft::{Interpreter, Translator};
 
 /// What a host's emulator says when it lacks an instruction.
@@ -19,12 +18,7 @@ fn guest_programs_go_on_under_kvm_and_under_the_others() {
         Err(error) => return println!("skipped: {error}"),
     };
     let jit = Translator::default();
-    let mut engines: Vec<&dyn Engine> = vec![&kvm, &Interpreter, &jit];
-    if !matches!(kvm.probe(), Ok(Pace::Real { .. })) {
-        // It knows no TSC but the host's, so nothing can go on there; what began there goes on elsewhere.
-        println!("skipped: restoring under kvm, which emulates guests here");
-        (0..runner::MAX_TURNS).for_each(|turn| engines.push(engines[1 + turn as usize % 2]));
-    }
+    let engines: Vec<&dyn Engine> = vec![&Interpreter, &kvm, &jit];
     for name in ["calls", "exceptions", "smc"] {
         let (ended, turns) = runner::outcome_in_turns(&engines, name, 1, runner::First::Runs, 7);
         let reason = ended.event.as_ref().map(ToString::to_string).unwrap_or_default();

@@ -102,11 +102,22 @@ impl KvmVcpu {
 
     fn give_state(&mut self) -> Result<(), Error> {
         if self.changed {
+            self.let_tsc_run_on();
             state::push(&self.parts.fd, &self.parts.shape, &self.state)?;
             self.changed = false;
             self.readiness_known = false;
         }
         Ok(())
+    }
+
+    /// Where guests have the host's TSC, one that rested sees that time went by: it is ahead of what it was. Timers and
+    /// kvm-clock count from there. That it goes back is refused.
+    fn let_tsc_run_on(&mut self) {
+        let is_behind = (self.state.tsc_offset as i64) < 0;
+        if self.parts.shape.tsc == TscControl::Fixed && is_behind {
+            self.state.tsc_offset = 0;
+            self.parts.bus.tsc_changed(self.parts.index, 0);
+        }
     }
 
     fn take_state(&mut self) -> Result<(), Error> {

@@ -45,7 +45,7 @@ impl TscControl {
     pub fn give(self, vcpu: &VcpuFd, offset: u64) -> Result<(), Error> {
         if self == Self::Fixed && offset != 0 {
             return Err(unsupported(
-                "this host's kvm gives guests its own time stamp counter, not one of theirs",
+                "this host's kvm gives guests its own time stamp counter, which is behind the one they had",
             ));
         }
         self.set(vcpu, offset)
