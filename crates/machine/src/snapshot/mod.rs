@@ -5,7 +5,7 @@
 //! | `state` | a [`state::Archive`]: configuration, clocks, vCPUs, interrupt controllers, devices, what is known of `ram` |
 //! | `ram` | guest memory, sparse; mapped privately by whoever restores it |
 //!
-//! It belongs to no engine. `ram` is written and durable before `state` is; `state` ends with a checksum of itself; and the folder
+//! It belongs to no engine. `ram` is durable before `state` is said to be; `state` ends with a checksum of itself; and the folder
 //! gets its name last ([`folder`]): half a snapshot is never taken for a whole one.
 //!
 //! Time: the guest's clocks go on from where they stood. Machine time and every vCPU's TSC continue from their saved values,
@@ -204,10 +204,21 @@ pub fn write(
     ram: &File,
     map: &PageMap,
 ) -> Result<(), crate::Error> {
-    write_running(machine, build, None, state, ram, map)
+    write_running(machine, build, None, state, ram, map)?;
+    Ok(sync(state, ram)?)
 }
 
-/// Writes `machine`, which is paused, and the workload that runs in it, to the empty files `state` and `ram`; both are durable then.
+/// Makes what [`write_running`] wrote durable, for which no machine needs to stand still.
+///
+/// # Errors
+/// The host's. The files are to be thrown away then.
+pub fn sync(state: &File, ram: &File) -> Result<(), Error> {
+    ram.sync_all().map_err(|source| Error::Host { act: "write guest memory", source })?;
+    state.sync_all().map_err(|source| Error::Host { act: "write state", source })
+}
+
+/// Writes `machine`, which is paused, and the workload that runs in it, to the empty files `state` and `ram`; [`sync`] makes them
+/// durable.
 ///
 /// # Errors
 /// All but those of reading. The files are to be thrown away then; the machine can go on.
@@ -227,7 +238,7 @@ pub fn write_running(
     let ram = ram::write(machine.ram(), ram, map)?;
     archive.put(path::RAM, encode(path::RAM, RAM, &ram)?);
     let mut file = state;
-    let written = file.write_all(&archive.to_bytes()).and_then(|()| file.sync_all());
+    let written = file.write_all(&archive.to_bytes());
     Ok(written.map_err(|source| Error::Host { act: "write state", source })?)
 }
 

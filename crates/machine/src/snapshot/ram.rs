@@ -109,7 +109,7 @@ fn is_touched(entry: &[u8]) -> bool {
     u64::from_le_bytes(entry.try_into().expect("eight bytes a page")) & PRESENT_OR_SWAPPED != 0
 }
 
-/// Writes all of `ram`, whose machine is at rest, to the empty `file`, and makes it durable.
+/// Writes all of `ram`, whose machine is at rest, to the empty `file`. It is not durable yet.
 ///
 /// # Errors
 /// The host's: no space, most likely.
@@ -127,7 +127,6 @@ pub fn write(ram: &GuestRam, file: &File, map: &PageMap) -> Result<RamState, Err
         base += len;
     }
     let blocks = write_pieces(ram, file, &pieces, map.threads)?;
-    file.sync_all().map_err(failed)?;
     let file = FileStamp::of(file).map_err(failed)?;
     Ok(RamState { ranges: ram.ranges().collect(), blocks, file })
 }

@@ -91,12 +91,26 @@ impl Run<'_> {
         let began = Instant::now();
         let stood_still = self.machine.is_paused();
         self.machine.pause();
-        let result = self.settle(saving.stop).and_then(|()| self.write(saving));
-        let is_over = result.is_ok() && saving.stop;
-        if !is_over && !stood_still {
-            self.machine.resume();
+        let written = self.settle(saving.stop).and_then(|()| self.write(saving));
+        let go_on = || {
+            if !stood_still {
+                self.machine.resume();
+            }
+        };
+        let waits = written.is_ok() && saving.stop;
+        // One that goes on does so before its files are durable.
+        if !waits {
+            go_on();
         }
-        let _ = saving.done.send(result.map(|()| began.elapsed()));
+        let paused = began.elapsed();
+        let result = written.and_then(|()| {
+            snapshot::sync(&saving.state, &saving.ram).map_err(|error| crate::machine::chain(&error))
+        });
+        let is_over = result.is_ok() && saving.stop;
+        if waits && !is_over {
+            go_on();
+        }
+        let _ = saving.done.send(result.map(|()| paused));
         is_over
     }
 
