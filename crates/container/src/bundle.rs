@@ -10,6 +10,9 @@ use crate::spec::Spec;
 /// The longest `config.json` that is read.
 const MOST_BYTES: u64 = 16 << 20;
 
+/// What is there where SELinux is.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
+
 /// Reads the config of the bundle in `folder`.
 ///
 /// # Errors
@@ -72,8 +75,44 @@ pub fn check(spec: &Spec) -> Result<()> {
     if linux.masked_paths.iter().chain(&linux.readonly_paths).any(|path| !path.starts_with('/')) {
         return refuse("maskedPaths and readonlyPaths are absolute".to_owned());
     }
+    let maps = !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty();
+    if maps && !spec.has_namespace("user") {
+        return refuse("uidMappings and gidMappings without a user namespace".to_owned());
+    }
+    if let Some(part) = unsupported(spec) {
+        return refuse(format!("{part} is not supported"));
+    }
+    let label = spec.process.as_ref().and_then(|process| process.selinux_label.as_deref());
+    let labels = [label, linux.mount_label.as_deref()];
+    if labels.into_iter().flatten().any(|label| !label.is_empty()) && !Path::new(SELINUX).exists() {
+        return refuse("selinuxLabel or mountLabel, and this host has no SELinux".to_owned());
+    }
+    if linux.personality.is_some_and(|personality| !personality.flags.is_empty()) {
+        return refuse("personality: no flags are defined".to_owned());
+    }
     rootfs::propagation(spec)?;
     hooks::check(spec)
+}
+
+/// A part of the config that asks for what this runtime cannot do: passing it over would not be what was asked for.
+fn unsupported(spec: &Spec) -> Option<&'static str> {
+    let (process, linux) = (spec.process.as_ref(), spec.linux.as_ref());
+    let resources = linux.and_then(|linux| linux.resources.as_ref());
+    let parts = [
+        ("process.execCPUAffinity", process.and_then(|process| process.exec_cpu_affinity.as_ref())),
+        ("linux.intelRdt", linux.and_then(|linux| linux.intel_rdt.as_ref())),
+        ("linux.netDevices", linux.and_then(|linux| linux.net_devices.as_ref())),
+        ("linux.memoryPolicy", linux.and_then(|linux| linux.memory_policy.as_ref())),
+        ("linux.resources.network", resources.and_then(|resources| resources.network.as_ref())),
+        ("linux.resources.rdma", resources.and_then(|resources| resources.rdma.as_ref())),
+    ];
+    let asks = |value: &serde_json::Value| match value {
+        serde_json::Value::Null => false,
+        serde_json::Value::Object(fields) => !fields.is_empty(),
+        serde_json::Value::Array(items) => !items.is_empty(),
+        _ => true,
+    };
+    parts.into_iter().find(|(_, value)| value.is_some_and(asks)).map(|(name, _)| name)
 }
 
 #[cfg(test)]

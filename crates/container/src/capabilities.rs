@@ -95,16 +95,22 @@ impl Sets {
         let bits = |names: &[String]| {
             names.iter().fold(0u64, |bits, name| match number(name) {
                 Some(number) if ours >> number & 1 == 1 => bits | 1 << number,
-                Some(_) => {
-                    tracing::debug!("capability {name} is not ours to give");
-                    bits
-                }
-                None => {
-                    tracing::warn!("capability {name:?} is not known");
-                    bits
-                }
+                _ => bits,
             })
         };
+        let sets =
+            [&wanted.bounding, &wanted.effective, &wanted.permitted, &wanted.inheritable, &wanted.ambient];
+        // Each once, in whatever sets it is.
+        let names: std::collections::BTreeSet<&String> = sets.into_iter().flatten().collect();
+        for name in names {
+            match number(name) {
+                Some(number) if ours >> number & 1 == 0 => {
+                    tracing::warn!("capability {name} is not this process's to give");
+                }
+                Some(_) => {}
+                None => tracing::warn!("capability {name:?} is not known"),
+            }
+        }
         Self {
             bounding: bits(&wanted.bounding),
             effective: bits(&wanted.effective),

@@ -5,12 +5,12 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags};
+
 use crate::error::{Error, Result, While};
 use crate::spec::{Hook, Spec};
 use crate::state::State;
-
-/// How often a hook with a time limit is looked after.
-const POLL: Duration = Duration::from_millis(5);
 
 /// Which hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,23 +92,45 @@ fn run_one(hook: &Hook, state: &State) -> Result<()> {
     command.env_clear().envs(hook.env.iter().filter_map(|entry| entry.split_once('=')));
     command.stdin(Stdio::piped()).stdout(Stdio::null());
     let mut child = command.spawn().during(act)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook need not read its input.
-        let _ = stdin.write_all(&text);
+    let mut stdin = child.stdin.take();
+    if let Some(stdin) = &stdin {
+        rustix::io::ioctl_fionbio(stdin, true).during(act)?;
     }
-    let Some(timeout) = hook.timeout else {
-        return ended(hook, child.wait().during(act)?);
-    };
-    let until = Instant::now() + Duration::from_secs(timeout);
+    let process = Pid::from_child(&child);
+    let process = rustix::process::pidfd_open(process, PidfdFlags::empty()).during(act)?;
+    let until = hook.timeout.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+    let mut rest = text.as_slice();
     loop {
-        if let Some(status) = child.try_wait().during(act)? {
-            return ended(hook, status);
+        // A hook need not read its input, and the state may be more than a pipe holds.
+        let mut fds = vec![PollFd::new(&process, PollFlags::IN)];
+        fds.extend(stdin.iter().map(|stdin| PollFd::new(stdin, PollFlags::OUT)));
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        match poll(&mut fds, left.as_ref()) {
+            Ok(0) => {
+                child.kill().and_then(|()| child.wait()).during(act)?;
+                let seconds = hook.timeout.unwrap_or_default();
+                return Err(Error::refused(act(), format!("killed after {seconds} s")));
+            }
+            Err(rustix::io::Errno::INTR) => continue,
+            result => result.during(act)?,
+        };
+        if !fds[0].revents().is_empty() {
+            return ended(hook, child.wait().during(act)?);
         }
-        if Instant::now() >= until {
-            child.kill().and_then(|()| child.wait()).during(act)?;
-            return Err(Error::refused(act(), format!("killed after {timeout} s")));
+        if let Some(pipe) = &mut stdin {
+            match pipe.write(rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => rest = &[],
+            }
+            if rest.is_empty() {
+                stdin = None;
+            }
         }
-        std::thread::sleep(POLL);
     }
 }
 

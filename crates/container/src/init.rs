@@ -16,7 +16,7 @@ use crate::namespaces::Namespaces;
 use crate::process::{self, Plan};
 use crate::rootfs::{self, Root};
 use crate::spec::Spec;
-use crate::state::State;
+use crate::state::{State, Status};
 use crate::sys;
 
 /// All that the first process needs to know, made before it exists.
@@ -100,7 +100,8 @@ impl Init {
             rustix::process::fchdir(&root).during(|| "enter the root".to_owned())?;
             rustix::process::chroot(".").during(|| "enter the root".to_owned())?;
         }
-        let hooks = || hooks::run(&self.spec, Point::StartContainer, &state);
+        let created = State { status: Status::Created, ..state };
+        let hooks = || hooks::run(&self.spec, Point::StartContainer, &created);
         process::execute(&self.plan, root.as_fd(), || self.wait_for_start(channel), hooks)
     }
 
@@ -153,8 +154,13 @@ impl Init {
     /// Sets a kernel parameter, through the host's `/proc`: the container's may be forged.
     fn set_parameter(&self, name: &str, value: &str) -> Result<()> {
         let what = || format!("kernel parameter {name}");
-        let path = format!("sys/{}", name.replace('.', "/"));
-        let owner = match name {
+        // As sysctl(8) has it: what comes first separates, and the other one is part of a name.
+        let path = match name.find(['.', '/']) {
+            Some(at) if name[at..].starts_with('/') => format!("sys/{name}"),
+            _ => format!("sys/{}", name.replace('.', "\0").replace('/', ".").replace('\0', "/")),
+        };
+        let dotted = path.trim_start_matches("sys/").replace('/', ".");
+        let owner = match dotted.as_str() {
             "kernel.domainname" | "kernel.hostname" => "uts",
             "kernel.msgmax"
             | "kernel.msgmnb"
@@ -164,8 +170,8 @@ impl Init {
             | "kernel.shmmax"
             | "kernel.shmmni"
             | "kernel.shm_rmid_forced" => "ipc",
-            _ if name.starts_with("fs.mqueue.") => "ipc",
-            _ if name.starts_with("net.") => "network",
+            _ if dotted.starts_with("fs.mqueue.") => "ipc",
+            _ if dotted.starts_with("net.") => "network",
             _ => return Err(Error::refused(what(), "it is not a namespace's own: it would be the host's")),
         };
         if !self.spec.has_namespace(owner) {
@@ -195,7 +201,9 @@ impl Init {
         let target = Target { root: root.as_fd(), label: label.as_deref(), cgroups: &self.cgroups };
         let new_user = self.spec.has_namespace("user");
         rootfs::furnish(&target, &self.spec, new_user)?;
-        if !hooks::of(&self.spec, Point::CreateRuntime).is_empty() {
+        // Asked for hooks of its own too: whoever answers then knows that those that tell of the end have to run.
+        let points = [Point::CreateRuntime, Point::CreateContainer, Point::StartContainer];
+        if points.iter().any(|point| !hooks::of(&self.spec, *point).is_empty()) {
             channel.send(&Message::NeedsHooks)?;
             channel.wait()?;
         }

@@ -74,7 +74,7 @@ const PROPAGATION: [(&str, u64); 4] = [
 ];
 
 /// Options that say nothing to the kernel.
-const WITHOUT_MEANING: [&str; 12] = [
+const WITHOUT_MEANING: [&str; 16] = [
     "defaults",
     "remount",
     "async",
@@ -87,10 +87,16 @@ const WITHOUT_MEANING: [&str; 12] = [
     "norelatime",
     "nostrictatime",
     "nolazytime",
+    // Versions of inodes are each file system's own affair, and mandatory locks are no more, since Linux 5.15.
+    "iversion",
+    "noiversion",
+    "nomand",
+    // It kept the kernel from logging; there is no such parameter any more.
+    "silent",
 ];
 
 /// Flags of the file system that the kernel takes by their names.
-const FILE_SYSTEM_FLAGS: [&str; 5] = ["sync", "dirsync", "lazytime", "mand", "silent"];
+const FILE_SYSTEM_FLAGS: [&str; 4] = ["sync", "dirsync", "lazytime", "mand"];
 
 impl MountOptions {
     /// Sorts the options; later ones win over earlier ones.

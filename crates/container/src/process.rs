@@ -59,6 +59,11 @@ impl Plan {
         if texts.into_iter().any(|text| text.contains('\0')) {
             return refuse("a NUL byte in args, env or cwd");
         }
+        if process.oom_score_adj.is_some_and(|value| !(-1000..=1000).contains(&value)) {
+            let fault =
+                format!("oomScoreAdj {}, it goes from -1000 to 1000", process.oom_score_adj.unwrap_or(0));
+            return refuse(&fault);
+        }
         rlimits::check(&process.rlimits)?;
         check_labels(process)?;
         let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

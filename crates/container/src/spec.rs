@@ -2,7 +2,8 @@
 //!
 //! Own shapes rather than a crate's: names the specification lets a runtime pass over (capabilities, architectures,
 //! system calls of other kernels) must not make the whole file unreadable, and reading must cost nothing.
-//! Not here: Windows, Solaris, VM sections; Intel RDT; unknown fields are passed over, as the specification asks.
+//! Not here: Windows, Solaris, VM sections. Unknown fields are passed over, as the specification asks; those that are
+//! known and cannot be done are kept, to be refused by `bundle`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -84,6 +85,9 @@ shapes! {
         /// How it is scheduled.
         #[serde(skip_serializing_if = "Option::is_none")]
         scheduler: Option<Scheduler>,
+        /// Refused unless empty.
+        #[serde(rename = "execCPUAffinity", skip_serializing_if = "Option::is_none")]
+        exec_cpu_affinity: Option<serde_json::Value>,
     }
     /// Size of a terminal.
     ConsoleSize {
@@ -255,6 +259,15 @@ shapes! {
         /// Offsets of clocks in a new time namespace, by clock.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         time_offsets: BTreeMap<String, TimeOffset>,
+        /// Refused unless empty.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        intel_rdt: Option<serde_json::Value>,
+        /// Refused unless empty.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        net_devices: Option<serde_json::Value>,
+        /// Refused unless empty.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        memory_policy: Option<serde_json::Value>,
     }
     /// A range of ids.
     IdMapping {
@@ -332,6 +345,12 @@ shapes! {
         /// Files of the v2 hierarchy to write as they are.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         unified: BTreeMap<String, String>,
+        /// Refused unless empty.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        network: Option<serde_json::Value>,
+        /// Refused unless empty.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rdma: Option<serde_json::Value>,
     }
     /// One rule of the device filter.
     DeviceRule {
@@ -411,6 +430,12 @@ shapes! {
         /// 10 to 1000.
         #[serde(skip_serializing_if = "Option::is_none")]
         weight: Option<u16>,
+        /// Refused: no kernel has it any more.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        leaf_weight: Option<u16>,
+        /// Weights of single disks.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        weight_device: Vec<DiskWeight>,
         /// Bytes per second.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         throttle_read_bps_device: Vec<Throttle>,
@@ -423,6 +448,19 @@ shapes! {
         /// Operations per second.
         #[serde(rename = "throttleWriteIOPSDevice", skip_serializing_if = "Vec::is_empty")]
         throttle_write_iops_device: Vec<Throttle>,
+    }
+    /// The weight of one disk.
+    DiskWeight {
+        /// Number of the device.
+        major: i64,
+        /// Number of the device.
+        minor: i64,
+        /// 10 to 1000.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        weight: Option<u16>,
+        /// Refused: no kernel has it any more.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        leaf_weight: Option<u16>,
     }
     /// A limit of one disk.
     Throttle {

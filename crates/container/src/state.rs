@@ -257,7 +257,13 @@ impl Record {
     /// What `state` tells.
     #[must_use]
     pub fn state(&self, folder: &Folder) -> State {
-        let status = self.status(folder);
+        self.state_as(folder, self.status(folder))
+    }
+
+    /// What hooks are told, each at a point where the container counts as being in this state.
+    #[must_use]
+    pub fn state_as(&self, folder: &Folder, status: Status) -> State {
+        debug_assert_eq!(folder.id, self.id);
         State {
             oci_version: OCI_VERSION.to_owned(),
             id: self.id.clone(),

@@ -17,7 +17,8 @@ pub enum When {
 
 /// Whether anything is limited that needs a group.
 pub fn any(resources: &Resources) -> bool {
-    let Resources { devices: _, memory, cpu, pids, block_io, hugepage_limits, unified } = resources;
+    let Resources { devices: _, memory, cpu, pids, block_io, hugepage_limits, unified, network: _, rdma: _ } =
+        resources;
     memory.as_ref().is_some_and(|m| *m != Memory::default())
         || cpu.as_ref().is_some_and(|c| *c != Cpu::default())
         || pids.as_ref().is_some_and(|p| p.limit > 0)
@@ -163,7 +164,9 @@ fn cpu(cgroups: &Cgroups, limits: &Cpu) -> Result<()> {
     let quota = quota.filter(|quota| *quota != 0);
     let (shares, period, realtime_period) = (some(*shares), some(*period), some(*realtime_period));
     let realtime_runtime = realtime_runtime.filter(|runtime| *runtime != 0);
-    if shares.is_none() && quota.is_none() && period.is_none() && burst.is_none() && idle.is_none() {
+    let realtime = realtime_runtime.is_some() || realtime_period.is_some();
+    let time = shares.is_some() || quota.is_some() || period.is_some() || burst.is_some() || idle.is_some();
+    if !time && !realtime {
         return Ok(());
     }
     match find(cgroups, "cpu", "cpu.max")? {
@@ -178,6 +181,9 @@ fn cpu(cgroups: &Cgroups, limits: &Cpu) -> Result<()> {
             set("cpu.rt_period_us", realtime_period.map(|v| v.to_string()))?;
             set("cpu.rt_runtime_us", realtime_runtime.map(|v| v.to_string()))?;
             set("cpu.idle", idle.map(|v| v.to_string()))
+        }
+        Place::V2(_) if realtime => {
+            Err(Error::refused("limit of cpu", "v2 control groups have no real-time limits"))
         }
         Place::V2(path) => {
             if let Some(shares) = shares {
@@ -220,22 +226,42 @@ fn block_io(cgroups: &Cgroups, limits: &BlockIo) -> Result<()> {
             }
         }
     }
-    let Some(weight) = limits.weight.filter(|weight| *weight != 0) else { return Ok(()) };
-    match find(cgroups, "blkio", "io.max")? {
-        Place::V1(path) => {
-            // Which scheduler weighs decides which file there is.
-            let files = ["blkio.bfq.weight", "blkio.weight"];
-            let file = files.iter().find(|file| path.join(file).exists());
-            match file {
-                Some(file) => write(&path.join(file), &weight.to_string()),
-                None => {
-                    Err(Error::refused("limit of blkio weight", "no scheduler of this host's disks weighs"))
-                }
+    weights(cgroups, limits)
+}
+
+/// Which scheduler weighs decides which files there are.
+fn weights(cgroups: &Cgroups, limits: &BlockIo) -> Result<()> {
+    let leaf = limits.weight_device.iter().filter_map(|disk| disk.leaf_weight).chain(limits.leaf_weight);
+    if leaf.into_iter().any(|weight| weight != 0) {
+        return Err(Error::refused("limit of blkio leafWeight", "Linux has none since 5.0"));
+    }
+    let one = |weight: u16, disk: Option<(i64, i64)>| -> Result<()> {
+        let (path, files): (&Path, [&str; 2]) = match (find(cgroups, "blkio", "io.max")?, disk.is_some()) {
+            (Place::V1(path), false) => (path, ["blkio.bfq.weight", "blkio.weight"]),
+            (Place::V1(path), true) => (path, ["blkio.bfq.weight_device", "blkio.weight_device"]),
+            (Place::V2(path), false) => (path, ["io.bfq.weight", "io.weight"]),
+            (Place::V2(path), true) => (path, ["io.bfq.weight", "io.bfq.weight"]),
+        };
+        let fault = "no scheduler of this host's disks weighs";
+        let file = files.into_iter().find(|file| path.join(file).exists());
+        let file = file.ok_or_else(|| Error::refused("limit of blkio weight", fault))?;
+        let value = match disk {
+            Some((major, minor)) => format!("{major}:{minor} {weight}"),
+            None if file == "io.weight" => {
+                let scaled = 1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990;
+                format!("default {scaled}")
             }
-        }
-        Place::V2(path) => {
-            let scaled = 1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990;
-            write(&path.join("io.weight"), &format!("default {scaled}"))
+            None => weight.to_string(),
+        };
+        write(&path.join(file), &value)
+    };
+    if let Some(weight) = limits.weight.filter(|weight| *weight != 0) {
+        one(weight, None)?;
+    }
+    for disk in &limits.weight_device {
+        if let Some(weight) = disk.weight.filter(|weight| *weight != 0) {
+            one(weight, Some((disk.major, disk.minor)))?;
         }
     }
+    Ok(())
 }

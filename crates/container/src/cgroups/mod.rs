@@ -188,6 +188,7 @@ impl Cgroups {
                 }
             }
         }
+        cgroups.require_empty()?;
         if let (Some(error), true) = (refused, cgroups.groups.is_empty() && limits::any(resources)) {
             return Err(error);
         }
@@ -197,6 +198,17 @@ impl Cgroups {
             return Err(error);
         }
         Ok(cgroups)
+    }
+
+    /// Refuses groups that processes are in already: limits would be theirs too, and deletion would end them.
+    fn require_empty(&self) -> Result<()> {
+        for group in &self.groups {
+            if !read(&group.path.join("cgroup.procs"))?.is_empty() {
+                let what = format!("control group {}", group.path.display());
+                return Err(Error::refused(what, "there are processes in it already: another container's?"));
+            }
+        }
+        Ok(())
     }
 
     /// Sets limits.

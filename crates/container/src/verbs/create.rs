@@ -18,7 +18,7 @@ use crate::namespaces::Namespaces;
 use crate::process::Plan;
 use crate::rootfs::{self, Root};
 use crate::spec::Spec;
-use crate::state::{Folder, Record, now, process_start};
+use crate::state::{Folder, Record, Status, now, process_start};
 use crate::sys::{self, Child};
 use crate::{bundle, ids};
 
@@ -155,7 +155,7 @@ impl Runtime {
             Ok(Init {
                 cgroups: record.cgroups.folders(),
                 entry: record.cgroups.entry()?,
-                state: record.state(folder),
+                state: record.state_as(folder, Status::Creating),
                 pivot: options.pivot,
                 start: start_socket,
                 spec,
@@ -261,12 +261,17 @@ fn launch_init(
     let mut record = record.clone();
     record.pid = child.pid;
     record.pid_started = process_start(child.pid).map_or(0, |(start, _)| start);
-    let done = folder.write(&record).and_then(|()| converse(&ours, &child, &init, &record, folder));
+    let mut hooked = false;
+    let done =
+        folder.write(&record).and_then(|()| converse(&ours, &child, &init, &record, folder, &mut hooked));
     let done = done.and_then(|()| write_pid(options.pid_file.as_deref(), child.pid));
     if let Err(error) = done {
         // It may have ended by itself. It is ours to reap: nobody else knows it.
         let _ = sys::signal_process(child.pidfd.as_fd(), libc::SIGKILL);
         reap(child.pid);
+        if hooked {
+            hooks::run_all(&record.spec, Point::Poststop, &record.state_as(folder, Status::Stopped));
+        }
         return Err(error);
     }
     Ok((child, record))
@@ -277,8 +282,15 @@ fn reap(pid: i32) {
         rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
 }
 
-/// Answers the process until it is ready, or runs.
-fn converse(channel: &Channel, child: &Child, init: &Init, record: &Record, folder: &Folder) -> Result<()> {
+/// Answers the process until it is ready, or runs. `hooked` becomes true when the first hook is about to run.
+fn converse(
+    channel: &Channel,
+    child: &Child,
+    init: &Init,
+    record: &Record,
+    folder: &Folder,
+    hooked: &mut bool,
+) -> Result<()> {
     loop {
         match channel.receive()? {
             Some(Message::NeedsIds) => {
@@ -289,7 +301,9 @@ fn converse(channel: &Channel, child: &Child, init: &Init, record: &Record, fold
                 channel.send(&Message::Go(child.pid))?;
             }
             Some(Message::NeedsHooks) => {
-                hooks::run(&init.spec, Point::CreateRuntime, &record.state(folder))?;
+                *hooked = true;
+                let state = record.state_as(folder, Status::Creating);
+                hooks::run(&init.spec, Point::CreateRuntime, &state)?;
                 channel.send(&Message::Go(child.pid))?;
             }
             // The end of the connection is the command's beginning.

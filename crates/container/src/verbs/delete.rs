@@ -54,8 +54,7 @@ pub(super) fn remove(folder: &Folder, record: &Record) -> Result<()> {
         }
     }
     record.cgroups.remove()?;
-    let mut state = record.state(folder);
-    state.status = Status::Stopped;
+    let state = record.state_as(folder, Status::Stopped);
     folder.remove()?;
     hooks::run_all(&record.spec, Point::Poststop, &state);
     Ok(())

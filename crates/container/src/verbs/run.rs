@@ -8,7 +8,7 @@ use super::create::{CreateOptions, Start};
 use super::{Runtime, delete};
 use crate::error::{Result, While};
 use crate::hooks::{self, Point};
-use crate::state::{Folder, Record};
+use crate::state::{Folder, Record, Status};
 use crate::sys::{self, Child};
 
 /// A process of a container that is this process's child.
@@ -26,7 +26,11 @@ impl Runtime {
     /// As `create` and `start`; nothing is left then.
     pub fn run(&self, options: &CreateOptions) -> Result<Running> {
         let made = self.make(options, Start::AtOnce)?;
-        hooks::run_all(&made.record.spec, Point::Poststart, &made.record.state(&made.folder));
+        let state = made.record.state_as(&made.folder, Status::Running);
+        if let Err(error) = hooks::run(&made.record.spec, Point::Poststart, &state) {
+            delete::remove(&made.folder, &made.record)?;
+            return Err(error);
+        }
         let container = Some((made.folder, Box::new(made.record)));
         Ok(Running { child: made.child, console: made.console, container })
     }

@@ -10,12 +10,13 @@ use crate::error::{Error, Result, While};
 use crate::hooks::{self, Point};
 use crate::mounts;
 use crate::state::Status;
+use crate::sys;
 
 impl Runtime {
     /// Starts a container that was created.
     ///
     /// # Errors
-    /// It is not created, or the command cannot be executed.
+    /// It is not created, the command cannot be executed, or a hook fails, which ends it.
     pub fn start(&self, id: &str) -> Result<()> {
         let (folder, record, _lock) = self.open(id)?;
         require("start", id, record.status(&folder), &[Status::Created])?;
@@ -39,7 +40,11 @@ impl Runtime {
             Some(Message::Failed(code, text)) => return Err(Error::Command { text, code }),
             Some(_) => return Err(Error::refused(act(), "its process says what nobody understands")),
         }
-        hooks::run_all(&record.spec, Point::Poststart, &record.state(&folder));
-        Ok(())
+        let started = hooks::run(&record.spec, Point::Poststart, &record.state_as(&folder, Status::Running));
+        if started.is_err() {
+            // It may have ended by itself.
+            let _ = record.hold().map(|process| sys::signal_process(process.as_fd(), libc::SIGKILL));
+        }
+        started
     }
 }

@@ -48,7 +48,11 @@ pub fn run(options: &Options) -> Outcome {
 /// As the runtime's.
 pub fn run_with(arguments: &[OsString]) -> Outcome {
     let oci = Oci::parse_from([OsString::from("strata oci")].into_iter().chain(arguments.iter().cloned()));
-    let outcome = dispatch(&oci);
+    // Those who drive a runtime take 1 for its failure.
+    let outcome = dispatch(&oci).map_err(|failure| match failure.exit_code() {
+        Exit::Strata => failure.exit(Exit::Workload(1)),
+        _ => failure,
+    });
     if let (Err(failure), Some(log)) = (&outcome, &oci.log) {
         write_log(log, oci.log_format, &failure.to_string());
     }
