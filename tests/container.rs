@@ -3,77 +3,13 @@
 //! Bundles are made of the distribution's `busybox-static`. All of it needs root.
 
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::support::{Ended, finish, run, strata};
-
-/// A bundle and a folder for states.
-struct Bundle {
-    folder: tempfile::TempDir,
-    config: Value,
-}
-
-impl Bundle {
-    /// A bundle whose command is `script`, or a line that says why there is none.
-    fn new(script: &str) -> Option<Self> {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-        if !rustix::process::geteuid().is_root() || busybox.is_none() {
-            println!("skipped: containers are tested as root, with busybox-static");
-            return None;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        let bin = folder.path().join("rootfs/bin");
-        std::fs::create_dir_all(&bin).unwrap();
-        std::fs::copy(busybox?, bin.join("busybox")).unwrap();
-        let tools =
-            "sh cat echo id ls mount hostname sleep true stat readlink pwd grep kill mknod ulimit touch dd";
-        for tool in tools.split(' ') {
-            symlink("busybox", bin.join(tool)).unwrap();
-        }
-        let mut command = strata();
-        let ended = finish({
-            command.args(["oci", "spec", "--bundle"]).arg(folder.path());
-            command
-        });
-        assert_eq!(ended.code(), 0, "{ended:?}");
-        let text = std::fs::read(folder.path().join("config.json")).unwrap();
-        let mut config: Value = serde_json::from_slice(&text).unwrap();
-        config["process"]["terminal"] = json!(false);
-        config["process"]["args"] = json!(["/bin/sh", "-c", script]);
-        Some(Self { folder, config })
-    }
-
-    fn rootfs(&self) -> PathBuf {
-        self.folder.path().join("rootfs")
-    }
-
-    fn oci(&self, arguments: &[&str]) -> Command {
-        let mut command = strata();
-        command.args(["oci", "--root"]).arg(self.folder.path().join("states")).args(arguments);
-        command.current_dir(self.folder.path());
-        command
-    }
-
-    /// Runs it to its end.
-    fn run(&self) -> Ended {
-        self.write();
-        let id =
-            format!("test-{}", self.folder.path().file_name().unwrap().to_string_lossy().replace('.', ""));
-        finish(self.oci(&["run", &id]))
-    }
-
-    fn write(&self) {
-        std::fs::write(self.folder.path().join("config.json"), self.config.to_string()).unwrap();
-    }
-
-    fn add_mount(&mut self, destination: &str, kind: &str, source: &str, options: &[&str]) {
-        let mount = json!({ "destination": destination, "type": kind, "source": source, "options": options });
-        self.config["mounts"].as_array_mut().unwrap().push(mount);
-    }
-}
+use crate::support::bundle::Bundle;
+use crate::support::{finish, run};
 
 #[test]
 fn a_bundle_runs_with_its_streams_and_exit_code() {

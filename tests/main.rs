@@ -28,3 +28,4 @@ mod stress;
 mod support;
 mod templates;
 mod terminal;
+mod validation;

@@ -1,5 +1,6 @@
 //! Running the program and looking at what it did.
 
+pub mod bundle;
 pub mod docker_registry;
 pub mod elf;
 #[expect(dead_code, reason = "the tests of the crate `registry` use the rest of it")]
