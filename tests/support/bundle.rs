@@ -20,6 +20,8 @@ pub struct Bundle {
     pub folder: tempfile::TempDir,
     /// What `config.json` will say.
     pub config: Value,
+    /// The runtime.
+    pub program: PathBuf,
 }
 
 impl Bundle {
@@ -47,7 +49,7 @@ impl Bundle {
         let mut config: Value = serde_json::from_slice(&text).unwrap();
         config["process"]["terminal"] = json!(false);
         config["process"]["args"] = json!(["/bin/sh", "-c", script]);
-        Some(Self { folder, config })
+        Some(Self { folder, config, program: strata().get_program().into() })
     }
 
     /// A path in the bundle's folder.
@@ -62,7 +64,8 @@ impl Bundle {
 
     /// `strata oci ARGUMENTS` in the bundle's folder, with states of its own.
     pub fn oci(&self, arguments: &[&str]) -> Command {
-        let mut command = strata();
+        let mut command = Command::new(&self.program);
+        command.env_remove("STRATA_ROOT").stdin(Stdio::null());
         command.args(["oci", "--root"]).arg(self.path("states")).args(arguments);
         command.current_dir(self.folder.path());
         command
