@@ -88,10 +88,11 @@ pub struct Sets {
 
 impl Sets {
     /// From the specification's names. Those nobody knows, and those this process cannot give, are passed over with
-    /// a warning, as the specification asks.
+    /// a warning, as the specification asks. Who enters another user namespace has them all there.
     #[must_use]
-    pub fn new(wanted: &spec::Capabilities) -> Self {
-        let ours = rustix::thread::capabilities(None).map_or(u64::MAX, |sets| sets.permitted.bits());
+    pub fn new(wanted: &spec::Capabilities, new_user: bool) -> Self {
+        let here = || rustix::thread::capabilities(None).map_or(u64::MAX, |sets| sets.permitted.bits());
+        let ours = if new_user { u64::MAX } else { here() };
         let bits = |names: &[String]| {
             names.iter().fold(0u64, |bits, name| match number(name) {
                 Some(number) if ours >> number & 1 == 1 => bits | 1 << number,

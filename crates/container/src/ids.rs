@@ -15,12 +15,12 @@ pub fn map(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
         return Err(Error::refused("user namespace", "it needs uidMappings and gidMappings"));
     }
     let root = rustix::process::geteuid().is_root();
-    if !root {
-        // Without this nobody but root may write a map of groups.
+    let own = rustix::process::getegid().as_raw();
+    if !root && matches!(gids, [only] if only.size == 1 && only.host_id == own) {
+        // Without this nobody but root may write a map of groups, not even one of the own group. `newgidmap`, which
+        // gives more than that, needs it not, and processes inside can set groups then.
         let file = format!("/proc/{pid}/setgroups");
-        std::fs::write(&file, "deny")
-            .during(|| format!("write {file}"))
-            .or_else(|error| if find("newgidmap") { Ok(()) } else { Err(error) })?;
+        std::fs::write(&file, "deny").during(|| format!("write {file}"))?;
     }
     for (file, tool, mappings) in [("uid_map", "newuidmap", uids), ("gid_map", "newgidmap", gids)] {
         let path = format!("/proc/{pid}/{file}");

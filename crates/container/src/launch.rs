@@ -9,6 +9,7 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, waitpid};
 use crate::cgroups::Entry;
 use crate::channel::{self, Channel, Message};
 use crate::error::{Error, Result, While};
+use crate::namespaces;
 use crate::process;
 use crate::sys::{self, Child};
 
@@ -31,7 +32,7 @@ pub fn spawn(
     let v2 = entry.v2.as_ref().map(AsFd::as_fd);
     let act = || "make a process".to_owned();
     if alone && join.is_none() {
-        return sys::clone3(flags, v2, child).during(act);
+        return sys::clone3(flags, v2, child).map_err(|error| refusal(flags, error));
     }
     let (ours, theirs) = channel::pair()?;
     let between = move || {
@@ -66,7 +67,25 @@ fn between(
     }
     let v2 = entry.v2.as_ref().map(AsFd::as_fd).filter(|_| is_last);
     let made = sys::clone3(flags | libc::CLONE_PARENT as u64, v2, child);
-    Ok(made.during(|| "make a process".to_owned())?.pid)
+    Ok(made.map_err(|error| refusal(flags, error))?.pid)
+}
+
+/// What the kernel means by not making a process with new namespaces.
+fn refusal(flags: u64, error: std::io::Error) -> Error {
+    let kinds: Vec<&str> =
+        namespaces::KINDS.iter().filter(|kind| flags & kind.2 != 0).map(|kind| kind.0).collect();
+    let act = format!("make a process with new namespaces ({})", kinds.join(", "));
+    match error.raw_os_error() {
+        _ if kinds.is_empty() => Error::Os { act: "make a process".to_owned(), source: error },
+        Some(libc::ENOSPC) => {
+            Error::refused(act, "the host allows no more of a kind: see /proc/sys/user/max_*_namespaces")
+        }
+        Some(libc::EINVAL | libc::ENOSYS) => Error::refused(act, "this kernel lacks one of them"),
+        Some(libc::EPERM) if !rustix::process::geteuid().is_root() => {
+            Error::refused(act, "the host does not let this user: an ordinary one needs a user namespace")
+        }
+        _ => Error::Os { act, source: error },
+    }
 }
 
 /// Moves this process into its v2 group, the slow way.

@@ -43,11 +43,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Checks a process and translates what can be translated beforehand.
+    /// Checks a process and translates what can be translated beforehand. `new_user` says whether it enters a user
+    /// namespace that is not this process's.
     ///
     /// # Errors
     /// It makes no sense.
-    pub fn new(process: &Process, seccomp: Option<&spec::Seccomp>) -> Result<Self> {
+    pub fn new(process: &Process, seccomp: Option<&spec::Seccomp>, new_user: bool) -> Result<Self> {
         let refuse = |fault: &str| Err(Error::refused("process", fault));
         if process.args.is_empty() {
             return refuse("it has no args");
@@ -75,7 +76,10 @@ impl Plan {
         Ok(Self {
             process: process.clone(),
             user_name: None,
-            sets: Sets::new(process.capabilities.as_ref().unwrap_or(&spec::Capabilities::default())),
+            sets: Sets::new(
+                process.capabilities.as_ref().unwrap_or(&spec::Capabilities::default()),
+                new_user,
+            ),
             filter: seccomp.map(Filter::new).transpose()?,
             preserve_fds: 0,
             tied: false,

@@ -130,7 +130,7 @@ impl Runtime {
             }
         };
         let process = spec.process.clone().unwrap_or_default();
-        let mut plan = Plan::new(&process, linux.seccomp.as_ref())?;
+        let mut plan = Plan::new(&process, linux.seccomp.as_ref(), spec.has_namespace("user"))?;
         plan.user_name = user;
         plan.preserve_fds = options.preserve_fds;
         plan.tied = options.tied;

@@ -65,7 +65,7 @@ impl Runtime {
         let first = record.spec.process.clone().unwrap_or_default();
         process.capabilities = process.capabilities.or(first.capabilities);
         let linux = record.spec.linux();
-        let mut plan = Plan::new(&process, linux.seccomp.as_ref())?;
+        let mut plan = Plan::new(&process, linux.seccomp.as_ref(), record.spec.has_namespace("user"))?;
         plan.user_name = options.user.clone();
         plan.preserve_fds = options.preserve_fds;
         let ours = match (&options.console_socket, process.terminal) {

@@ -75,6 +75,9 @@ fn dispatch(oci: &Oci) -> Outcome {
         Verb::Update(options) => change::update(&runtime, options),
         Verb::Ps { format, id, arguments } => change::ps(&runtime, id, *format, arguments),
         Verb::List { format, quiet } => list(&runtime, *format, *quiet),
+        Verb::Checkpoint(_) | Verb::Restore(_) => Err(Failure::new(
+            "checkpoint or restore a container: this runtime does not; strata snapshot saves virtual machines",
+        )),
         Verb::Features => output::json(&container::features()).map(done),
         Verb::Spec { bundle, rootless } => spec(bundle.as_deref(), *rootless),
     }

@@ -105,6 +105,12 @@ pub enum Verb {
     },
     /// Change the limits of a container
     Update(Box<UpdateOptions>),
+    /// Refused: this runtime saves no containers
+    #[command(disable_help_flag = true)]
+    Checkpoint(Unsupported),
+    /// Refused: this runtime saves no containers
+    #[command(disable_help_flag = true)]
+    Restore(Unsupported),
     /// Write what this runtime knows, as JSON
     Features,
     /// Write a config to start from
@@ -125,6 +131,13 @@ pub enum Verb {
         #[arg(short, long)]
         quiet: bool,
     },
+}
+
+/// What comes with a verb that is refused. `--help` too: callers take help for a verb as a sign that it works.
+#[derive(Args)]
+pub struct Unsupported {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _arguments: Vec<String>,
 }
 
 /// How a container is made.
