@@ -100,6 +100,7 @@ bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_F
 	$(CARGO) xtask bench --store $(ASSETS)/store --strata $(STRATA) $(BENCH_FLAGS)
 	$(CARGO) xtask copies --store $(ASSETS)/store --strata $(STRATA)
 	$(CARGO) xtask containers --store $(ASSETS)/store --strata $(STRATA)
+	$(CARGO) xtask pulls --strata $(STRATA)
 
 # Every target runs, whatever the others find. What was found before is run first, until it is mended.
 fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is found stays below target/fuzz

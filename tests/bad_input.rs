@@ -403,3 +403,35 @@ fn random_bytes_are_no_archive() {
     let (output, status) = feed(boot(&path), Vec::new());
     assert_eq!((status.code(), output.len()), (Some(125), 0));
 }
+
+#[test]
+fn a_layer_that_grows_a_thousandfold_takes_little_memory_and_no_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "truncate -s 512M zeros && tar -c zeros | gzip -1 > bomb.tgz && rm zeros";
+    let made = Command::new("sh").args(["-c", script]).current_dir(folder.path()).status().unwrap();
+    assert!(made.success());
+    let bomb = folder.path().join("bomb.tgz");
+    assert!(bomb.metadata().unwrap().len() < 8 << 20);
+    let store = folder.path().join("store");
+    let program = |arguments: &[&str]| {
+        let mut command = strata();
+        command.arg("--root").arg(&store).args(arguments).current_dir(folder.path());
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+        let mut peak_kib = 0;
+        while child.try_wait().unwrap().is_none() {
+            let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+            peak_kib = peak_kib.max(line.trim().trim_end_matches(" kB").parse().unwrap_or(0));
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        assert!(child.wait().unwrap().success(), "{arguments:?}");
+        assert!(peak_kib < 96 << 10, "{arguments:?}: {peak_kib} KiB");
+    };
+    program(&["image", "import", "bomb.tgz", "bomb"]);
+    // Every file of it is looked at.
+    program(&["image", "diff", "bomb"]);
+    let used = Command::new("du").arg("-sk").arg(&store).output().unwrap();
+    let used = String::from_utf8(used.stdout).unwrap();
+    let used: u64 = used.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(used < 32 << 10, "{used} KiB");
+}

@@ -28,7 +28,7 @@ impl Caller {
         let bin = caller.path("root/bin");
         std::fs::create_dir_all(&bin).unwrap();
         std::fs::copy(busybox, bin.join("busybox")).unwrap();
-        for tool in ["sh", "cat", "echo", "id", "sleep", "true", "test", "ps"] {
+        for tool in ["sh", "cat", "echo", "id", "sleep", "true", "test", "ps", "tty"] {
             std::os::unix::fs::symlink("busybox", bin.join(tool)).unwrap();
         }
         std::fs::create_dir(caller.path("root/etc")).unwrap();
@@ -130,6 +130,8 @@ fn podman_runs_its_containers() {
     assert_eq!((ended.code(), ended.stdout.as_str()), (3, "1000\nb\n"), "{ended:?}");
     let terminal = podman.good(&["exec", "-t", "one", "sh", "-c", "test -t 1 && echo terminal"]);
     assert_eq!(terminal.trim(), "terminal");
+    let terminal = podman.good(&["run", "-t", "--rm", "box", "sh", "-c", "test -t 0 && test -t 2 && tty"]);
+    assert_eq!(terminal.trim(), "/dev/pts/0");
     podman.good(&["pause", "one"]);
     assert_eq!(podman.status("one"), "paused 0");
     podman.good(&["unpause", "one"]);
@@ -140,9 +142,26 @@ fn podman_runs_its_containers() {
         assert!(Instant::now() < deadline, "{}", podman.status("one"));
         std::thread::sleep(Duration::from_millis(50));
     }
+    podman_has_hooks_run(&podman);
     podman.good(&["start", "one"]);
     podman.good(&["stop", "-t", "0", "one"]);
     podman.good(&["rm", "one"]);
+}
+
+/// A hook of podman's own folder is told the state of a container that is being made.
+fn podman_has_hooks_run(podman: &Podman) {
+    let (hooks, told) = (podman.0.path("hooks"), podman.0.path("told"));
+    std::fs::create_dir(&hooks).unwrap();
+    let script = format!("cat > {}", told.display());
+    let hook = serde_json::json!({
+        "version": "1.0.0", "when": { "always": true }, "stages": ["createRuntime"],
+        "hook": { "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"] },
+    });
+    std::fs::write(hooks.join("tell.json"), hook.to_string()).unwrap();
+    podman.good(&["--hooks-dir", hooks.to_str().unwrap(), "run", "--rm", "--name", "hooked", "box", "true"]);
+    let state: serde_json::Value = serde_json::from_slice(&std::fs::read(told).unwrap()).unwrap();
+    assert_eq!(state["status"], "creating");
+    assert!(state["pid"].as_i64().unwrap() > 1, "{state}");
 }
 
 /// The distribution's containerd, with everything in one folder.

@@ -225,7 +225,8 @@ fn cve_2025_31133_a_mask_is_the_hosts_null_device() {
 }
 
 #[test]
-fn cve_2025_52565_a_console_is_not_bound_through_a_link() {
+fn a_console_is_not_bound_through_a_link() {
+    // CVE-2025-52565. Two things stand against it here: the place is resolved inside, and none is made through a link.
     let Some(mut bundle) = Bundle::new("stat -c %F /prize") else { return };
     std::fs::write(bundle.rootfs().join("prize"), "prize\n").unwrap();
     std::fs::create_dir(bundle.path("dev")).unwrap();
@@ -292,13 +293,11 @@ fn hostile_programs_do_not_reach_the_host() {
          try process_of_host 'test -d /proc/{pid}/fd'
          echo done"
     );
-    let Some(ended) = inside(&script) else {
-        victim.kill().unwrap();
-        return;
-    };
+    let ended = inside(&script);
     let lives = victim.try_wait().unwrap().is_none();
     victim.kill().unwrap();
     victim.wait().unwrap();
+    let Some(ended) = ended else { return };
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "done\n"), "{}", ended.stderr);
     assert!(lives, "a process of the host was killed");
     assert_eq!((pattern(), name()), before);

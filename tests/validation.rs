@@ -6,6 +6,7 @@
 mod cgroups;
 mod filter;
 mod hooks;
+mod hosts;
 mod lifecycle;
 mod linux;
 mod mounts;

@@ -218,3 +218,11 @@ fn a_command_that_is_not_there_is_no_container() {
         assert_eq!(bundle.path("states").read_dir().unwrap().count(), 0);
     }
 }
+
+#[test]
+fn what_this_runtime_does_not_do_is_said() {
+    let Some(bundle) = Bundle::new("true") else { return };
+    for arguments in [&["checkpoint", "x"][..], &["restore", "x"], &["checkpoint", "--help"]] {
+        bundle.act(arguments).expect_failure(1, &["checkpoint or restore", "does not"]);
+    }
+}

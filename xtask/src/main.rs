@@ -1,8 +1,8 @@
-//! The project's own tools: `cargo xtask tidy`, `bless`, `bench`, `containers`, `copies` and `soak`.
+//! The project's own tools: `cargo xtask tidy`, `bless`, `bench`, `containers`, `copies`, `pulls` and `soak`.
 //!
 //! Reading order: [`tidy`], the rules of the house that no compiler checks; [`bless`], golden files; [`mod@bench`],
 //! macro benchmarks beside other virtual machines on the same host; [`mod@containers`], beside other runtimes; [`mod@copies`], copies of a
-//! machine; [`mod@soak`], an hour of mixed load.
+//! machine; [`mod@pulls`], images from a registry; [`mod@soak`], an hour of mixed load.
 //!
 //! Deliberately absent: anything a user of Strata needs.
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@ mod bless;
 mod containers;
 mod copies;
 mod program;
+mod pulls;
 mod soak;
 mod tidy;
 
@@ -40,6 +41,8 @@ enum Command {
     Containers(containers::Options),
     /// Measure copies of a running machine: time, and memory that nobody shares
     Copies(copies::Options),
+    /// Measure pulls from a registry on this host, beside skopeo
+    Pulls(pulls::Options),
     /// Run an hour of mixed load in a guest, and compare and watch it
     Soak(soak::Options),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&top, options),
         Command::Containers(options) => containers::run(&options),
         Command::Copies(options) => copies::run(&options),
+        Command::Pulls(options) => pulls::run(&options),
         Command::Soak(options) => soak::run(&top, options),
     };
     match outcome {
