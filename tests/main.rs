@@ -13,6 +13,7 @@ mod container;
 mod crashes;
 mod debug;
 mod detached;
+mod docker;
 mod escape;
 mod fork;
 mod interrupted;

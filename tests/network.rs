@@ -10,14 +10,23 @@ fn talk(transport: &str, port: u16, more: &str) -> String {
     format!("exec 3<>/dev/{transport}/10.0.2.2/{port}; echo question >&3; {more}")
 }
 
-fn ask(start: &str, script: &str) -> Option<Ended> {
-    let flags = ["--start", start, "--host-loopback", "debian", "--", "bash", "-c", script];
+/// Machines, and as root containers.
+fn isolations() -> &'static [&'static str] {
+    if rustix::process::geteuid().is_root() { &["vm", "container"] } else { &["vm"] }
+}
+
+fn ask(isolation: &str, start: &str, script: &str) -> Option<Ended> {
+    let flags =
+        ["--isolation", isolation, "--start", start, "--host-loopback", "debian", "--", "bash", "-c", script];
     Some(finish(run(&flags)?))
 }
 
 #[test]
 fn a_command_talks_to_a_server_whether_its_guest_booted_or_not() {
-    for how in ["warm", "cold"] {
+    for (isolation, how) in [("vm", "warm"), ("vm", "cold"), ("container", "warm")] {
+        if !isolations().contains(&isolation) {
+            continue;
+        }
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let answer: Vec<u8> = (0..1 << 20).map(|i: u32| (i * 7 + i / 251) as u8).collect();
@@ -33,7 +42,9 @@ fn a_command_talks_to_a_server_whether_its_guest_booted_or_not() {
             stream.read_to_end(&mut back).unwrap();
             (question, back)
         });
-        let Some(ended) = ask(how, &talk("tcp", port, "cat <&3 >/tmp/answer; cat /tmp/answer >&3")) else {
+        let Some(ended) =
+            ask(isolation, how, &talk("tcp", port, "cat <&3 >/tmp/answer; cat /tmp/answer >&3"))
+        else {
             return;
         };
         assert_eq!(ended.code(), 0, "{ended:?}");
@@ -45,58 +56,79 @@ fn a_command_talks_to_a_server_whether_its_guest_booted_or_not() {
 
 #[test]
 fn a_command_sends_and_receives_datagrams() {
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let port = server.local_addr().unwrap().port();
-    let answering = std::thread::spawn(move || {
-        let mut question = [0; 32];
-        let (len, from) = server.recv_from(&mut question).unwrap();
-        server.send_to(b"answer\n", from).unwrap();
-        question[..len].to_vec()
-    });
-    let Some(ended) = ask("warm", &talk("udp", port, "dd bs=64 count=1 <&3 2>/dev/null")) else { return };
-    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "answer\n"), "{ended:?}");
-    assert_eq!(answering.join().unwrap(), b"question\n");
+    for isolation in isolations() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        let answering = std::thread::spawn(move || {
+            let mut question = [0; 32];
+            let (len, from) = server.recv_from(&mut question).unwrap();
+            server.send_to(b"answer\n", from).unwrap();
+            question[..len].to_vec()
+        });
+        let Some(ended) = ask(isolation, "warm", &talk("udp", port, "dd bs=64 count=1 <&3 2>/dev/null"))
+        else {
+            return;
+        };
+        assert_eq!((ended.code(), ended.stdout.as_str()), (0, "answer\n"), "{ended:?}");
+        assert_eq!(answering.join().unwrap(), b"question\n");
+    }
 }
 
 #[test]
 fn the_hosts_loopback_and_link_local_addresses_are_out_of_reach() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let script = format!(
-        "for ip in 10.0.2.2 169.254.169.254 0.0.0.0; do (exec 3<>/dev/tcp/$ip/{port}) 2>/dev/null && echo $ip; done; \
+    for isolation in isolations() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let script = format!(
+            "for ip in 10.0.2.2 169.254.169.254 0.0.0.0; do (exec 3<>/dev/tcp/$ip/{port}) 2>/dev/null && echo $ip; done; \
          cat /etc/resolv.conf"
-    );
-    let Some(command) = run(&["--network", "user", "debian", "--", "bash", "-c", &script]) else { return };
-    let ended = finish(command);
-    assert_eq!(ended.stdout, "nameserver 10.0.2.3\n", "{ended:?}");
-    listener.set_nonblocking(true).unwrap();
-    assert!(listener.accept().is_err(), "nobody came");
+        );
+        let Some(command) =
+            run(&["--isolation", isolation, "--network", "user", "debian", "--", "bash", "-c", &script])
+        else {
+            return;
+        };
+        let ended = finish(command);
+        assert_eq!(ended.stdout, "nameserver 10.0.2.3\n", "{ended:?}");
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "nobody came");
+    }
 }
 
 #[test]
 fn a_published_port_leads_to_a_server_in_the_machine() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let script = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => 80, Listen => 1, ReuseAddr => 1); \
+    for isolation in isolations() {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let script = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => 80, Listen => 1, ReuseAddr => 1); \
                   $| = 1; print qq{ready\\n}; my $c = $s->accept; print $c scalar <$c>; close $c";
-    let published = format!("127.0.0.1:{port}:80");
-    let Some(command) = run(&["-p", &published, "debian", "--", "perl", "-e", script]) else { return };
-    let mut running = start(command);
-    running.wait_for("ready");
-    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    client.write_all(b"there and back\n").unwrap();
-    let mut echo = String::new();
-    client.read_to_string(&mut echo).unwrap();
-    assert_eq!(echo, "there and back\n");
-    assert_eq!(running.finish().code(), 0);
+        let published = format!("127.0.0.1:{port}:80");
+        let Some(command) =
+            run(&["--isolation", isolation, "-p", &published, "debian", "--", "perl", "-e", script])
+        else {
+            return;
+        };
+        let mut running = start(command);
+        running.wait_for("ready");
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        client.write_all(b"there and back\n").unwrap();
+        let mut echo = String::new();
+        client.read_to_string(&mut echo).unwrap();
+        assert_eq!(echo, "there and back\n");
+        assert_eq!(running.finish().code(), 0);
+    }
 }
 
 #[test]
 fn a_port_that_is_taken_is_named() {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let published = format!("{}:80", taken.local_addr().unwrap());
-    let Some(command) = run(&["-p", &published, "debian", "--", "true"]) else { return };
-    let address = taken.local_addr().unwrap().to_string();
-    finish(command).expect_failure(125, &["publish port", &address, "in use"]);
+    for isolation in isolations() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let published = format!("{}:80", taken.local_addr().unwrap());
+        let Some(command) = run(&["--isolation", isolation, "-p", &published, "debian", "--", "true"]) else {
+            return;
+        };
+        let address = taken.local_addr().unwrap().to_string();
+        finish(command).expect_failure(125, &["publish port", &address, "in use"]);
+    }
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub struct Options {
     pub tags: Vec<Reference>,
     /// Values of `ARG`s.
     pub args: BTreeMap<String, String>,
+    /// Labels of the new image, beside those that the file sets.
+    pub labels: BTreeMap<String, String>,
     /// The stage to stop at; nothing for the last one.
     pub target: Option<String>,
     /// Do everything again.
@@ -95,7 +97,7 @@ pub fn build(
     let at = |(line, reason)| Error::Line { file: file.clone(), line, reason };
     let text = String::from_utf8(bytes).map_err(|_| at((1, "it is not UTF-8".to_owned())))?;
     let source = source::parse(&text).map_err(at)?;
-    let (heads, plans) = plan(&source.statements, &file)?;
+    let (heads, mut plans) = plan(&source.statements, &file)?;
     let context = Context::open(&options.context, options.file.as_deref())?;
     let incoming = store.incoming()?;
     let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
@@ -116,6 +118,7 @@ pub fn build(
     };
     shared.globals = globals(&shared, &heads)?;
     let target = target(&plans, options.target.as_deref(), &file)?;
+    plans[target].steps.extend(labels(&options.labels));
     let done = stages(&shared, &plans, target)?;
     let digest = done[target].as_ref().and_then(Stage::digest).expect("the target is needed, and an image");
     drop(done);
@@ -191,6 +194,22 @@ fn globals(shared: &Shared<'_>, heads: &[Head]) -> Result<BTreeMap<String, Strin
         }
     }
     Ok(all)
+}
+
+/// The labels that the caller wants, as the last instruction of the file.
+fn labels(labels: &BTreeMap<String, String>) -> Option<(Statement, Instruction)> {
+    // Nothing is a variable between single quotes.
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\"'\"'"));
+    let words: Vec<String> = labels.iter().map(|(k, v)| format!("{}={}", quoted(k), quoted(v))).collect();
+    let rest = words.join(" ");
+    let statement = Statement {
+        line: 0,
+        keyword: "LABEL".to_owned(),
+        flags: Vec::new(),
+        rest: rest.clone(),
+        heredocs: Vec::new(),
+    };
+    (!labels.is_empty()).then_some((statement, Instruction::Label(rest)))
 }
 
 /// The number of the stage to stop at.

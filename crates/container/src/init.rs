@@ -109,7 +109,7 @@ impl Init {
     fn kernel_settings(&self) -> Result<()> {
         let spec = &self.spec;
         if self.namespaces.is_new(libc::CLONE_NEWNET) {
-            sys::loopback_up().during(|| "bring the loopback interface up".to_owned())?;
+            sys::interface_up("lo").during(|| "bring the loopback interface up".to_owned())?;
         }
         // After the process is in its control group: that becomes the namespace's root.
         if self.namespaces.is_new(libc::CLONE_NEWCGROUP) {

@@ -14,6 +14,7 @@
 
 pub mod capabilities;
 pub mod command;
+pub mod network;
 pub mod own_binary;
 pub mod seccomp;
 pub mod spec;
@@ -42,6 +43,7 @@ mod sys;
 mod user;
 mod verbs;
 
+pub use cgroups::Usage;
 pub use error::{Error, Result};
 pub use foreground::{Signals, Streams};
 pub use rootfs::{Root, Upper};

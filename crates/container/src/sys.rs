@@ -4,7 +4,8 @@
 
 use std::ffi::{CString, c_int, c_long};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Flags of `clone3` and `unshare`, as wide as `clone3` takes them.
@@ -259,21 +260,103 @@ pub fn take_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
     check(c_long::from(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) })).map(drop)
 }
 
-/// Brings the loopback interface of this network namespace up.
-pub fn loopback_up() -> io::Result<()> {
-    let socket = rustix::net::socket_with(
+/// A socket for requests about interfaces of this network namespace.
+fn interfaces() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::DGRAM,
         rustix::net::SocketFlags::CLOEXEC,
         None,
-    )?;
+    )?)
+}
+
+/// A request about an interface, with nothing but its name.
+fn interface(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: all zeroes is a valid value of this plain struct.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[..2].copy_from_slice(&[b'l' as _, b'o' as _]);
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as _;
+    }
+    Ok(request)
+}
+
+/// Brings an interface of this network namespace up.
+pub fn interface_up(name: &str) -> io::Result<()> {
+    let mut request = interface(name)?;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as _;
-    let fd = socket.as_fd().as_raw_fd();
+    let socket = interfaces()?;
     // SAFETY: the request has a name that ends in NUL and flags, which is what SIOCSIFFLAGS reads.
-    check(c_long::from(unsafe { libc::ioctl(fd, libc::SIOCSIFFLAGS, &raw const request) })).map(drop)
+    check(c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }))
+        .map(drop)
+}
+
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    let mut data = [0; 14];
+    for (to, from) in data[2..6].iter_mut().zip(address.octets()) {
+        *to = from as _;
+    }
+    libc::sockaddr { sa_family: libc::AF_INET as _, sa_data: data }
+}
+
+/// Gives an interface of this network namespace an address.
+pub fn interface_address(name: &str, address: Ipv4Addr, mask: Ipv4Addr) -> io::Result<()> {
+    let socket = interfaces()?;
+    for (number, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, mask)] {
+        let mut request = interface(name)?;
+        request.ifr_ifru.ifru_addr = socket_address(value);
+        // SAFETY: the request has a name that ends in NUL and an IPv4 address, which is what both numbers read.
+        check(c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), number, &raw const request) }))?;
+    }
+    Ok(())
+}
+
+/// Gives an Ethernet interface of this network namespace, which is down, its hardware address.
+pub fn interface_mac(name: &str, mac: [u8; 6]) -> io::Result<()> {
+    let mut request = interface(name)?;
+    let mut data = [0; 14];
+    for (to, from) in data.iter_mut().zip(mac) {
+        *to = from as _;
+    }
+    request.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
+    let socket = interfaces()?;
+    // SAFETY: the request has a name that ends in NUL and an Ethernet address, which is what SIOCSIFHWADDR reads.
+    check(c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFHWADDR, &raw const request) }))
+        .map(drop)
+}
+
+/// Sends what is for nobody else in this network namespace to a gateway.
+pub fn default_route(gateway: Ipv4Addr) -> io::Result<()> {
+    const UP_GATEWAY: u16 = 1 | 2;
+    // SAFETY: all zeroes is a valid value of this plain struct; its pointer to a name may be null.
+    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+    route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_gateway = socket_address(gateway);
+    route.rt_flags = UP_GATEWAY;
+    let socket = interfaces()?;
+    // SAFETY: the route is whole, and SIOCADDRT reads no more than it.
+    check(c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, &raw const route) }))
+        .map(drop)
+}
+
+/// Makes an Ethernet interface of this network namespace whose other end is the descriptor: frames with the header of a virtio
+/// card before them, which may leave checksums and the segmentation of TCP over IPv4 undone both ways.
+pub fn tap(name: &str) -> io::Result<OwnedFd> {
+    const SET_INTERFACE: libc::c_ulong = 0x4004_54ca;
+    const SET_OFFLOAD: libc::c_ulong = 0x4004_54d0;
+    const CHECKSUM_AND_TCP4: libc::c_ulong = 1 | 2;
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
+    let tap = rustix::fs::open("/dev/net/tun", flags, rustix::fs::Mode::empty())?;
+    let mut request = interface(name)?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as _;
+    // SAFETY: the request has a name that ends in NUL and flags, which is what TUNSETIFF reads; it writes the name back.
+    check(c_long::from(unsafe { libc::ioctl(tap.as_raw_fd(), SET_INTERFACE, &raw mut request) }))?;
+    // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
+    check(c_long::from(unsafe { libc::ioctl(tap.as_raw_fd(), SET_OFFLOAD, CHECKSUM_AND_TCP4) }))?;
+    Ok(tap)
 }
 
 /// Sets what a process and those it makes believe to run on: `personality(2)`.

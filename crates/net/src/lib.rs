@@ -1,12 +1,14 @@
 //! Network back ends: the port a network device sends and receives frames through.
 //!
-//! Reading order: this file, then [`nat`], the network that needs no privilege.
+//! Reading order: this file, then [`nat`], the network that needs no privilege, and [`tap`], which joins an interface of the
+//! host's kernel to a port.
 //!
-//! Deliberately absent: what a machine or a virtio queue is, and, for now, taps and switches, which become siblings of
-//! [`Unplugged`] and [`Nat`].
+//! Deliberately absent: what a machine or a virtio queue is, and, for now, switches, which become siblings of [`Unplugged`] and
+//! [`Nat`].
 #![forbid(unsafe_code)]
 
 pub mod nat;
+pub mod tap;
 
 use std::io;
 use std::os::fd::BorrowedFd;

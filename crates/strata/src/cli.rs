@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    boot, check, completions, debug, fork, image, kernel, login, man, oci, registry, restore, run, snapshot,
-    start, templates, workloads,
+    boot, check, completions, debug, fork, image, kernel, login, man, oci, registry, restore, run, serve,
+    snapshot, start, templates, usage, workloads,
 };
 use crate::exit;
 
@@ -58,7 +58,8 @@ pub enum Command {
     Rm(workloads::RmOptions),
     Rename(workloads::RenameOptions),
     Inspect(workloads::InspectOptions),
-    Stats(workloads::StatsOptions),
+    Stats(usage::StatsOptions),
+    Top(usage::TopOptions),
     Snapshot(snapshot::Options),
     Fork(fork::Options),
     Restore(restore::Options),
@@ -81,6 +82,7 @@ pub enum Command {
     Login(login::LoginOptions),
     Logout(login::LogoutOptions),
     Oci(oci::Options),
+    Serve(serve::Options),
     /// Watch a workload in the background
     #[command(hide = true)]
     Monitor(run::InnerOptions),

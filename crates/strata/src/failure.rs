@@ -44,6 +44,11 @@ impl Failure {
         self.exit
     }
 
+    /// The cause itself, if it is of this type.
+    pub fn cause<T: Error + 'static>(&self) -> Option<&T> {
+        self.source.as_ref().and_then(|source| source.downcast_ref())
+    }
+
     /// Prints the whole chain on one line, and the next step on another.
     pub fn print(&self) {
         eprintln!("strata: {self}");

@@ -47,7 +47,7 @@ pub enum Request {
     /// How it is: [`Answer::State`].
     State,
     /// Its command is started: a monitor waits for this, so that who wants all of the output attaches first. Answered by
-    /// [`Answer::Done`] when the command runs.
+    /// [`Answer::Done`] when the command runs, or [`Answer::NotStarted`].
     Start,
     /// A signal, by its number on Linux x86, to its command.
     Signal {
@@ -65,14 +65,12 @@ pub enum Request {
     /// Answered by [`Answer::Exited`] when it has ended and is not started again.
     Wait,
     /// Its output, from now on, is also written to the two open files that come along, and a third one is read as its standard
-    /// input. Answered when it has ended or the files fail.
+    /// input, for as long as this connection is open or until the files fail. Answered by [`Answer::Done`] at once; whoever wants
+    /// all of the output asks before [`Request::Start`], and with [`Request::Wait`] for the end. The end of such an early input
+    /// is the end of the command's; others come and go.
     Attach {
         /// A third file comes along.
         stdin: bool,
-        /// Its command is started then, as by [`Request::Start`]: none of the output is missed, and the end of the input is
-        /// the end of the command's. One that does not run is
-        /// answered by [`Answer::NotStarted`].
-        start: bool,
     },
     /// Stands still until [`Request::Resume`].
     Pause,
@@ -450,8 +448,7 @@ mod tests {
         let ((mut ours, _), (_, mut theirs)) = pair();
         let (mut read, write) = std::io::pipe().unwrap();
         ours.send(1, &Request::Pause, &[]).unwrap();
-        ours.send(2, &Request::Attach { stdin: false, start: false }, &[write.as_fd(), write.as_fd()])
-            .unwrap();
+        ours.send(2, &Request::Attach { stdin: false }, &[write.as_fd(), write.as_fd()]).unwrap();
         ours.send(3, &Request::Signal { number: 15 }, &[]).unwrap();
         drop(write);
         let first = theirs.receive::<Request>().unwrap().unwrap();

@@ -1,5 +1,6 @@
 //! What a workload is: decided once, when it is made.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -48,6 +49,15 @@ pub struct Wanted {
     pub tty: bool,
     /// Its command has a standard input.
     pub interactive: bool,
+    /// Free text by key, for those who look for it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Ports of the host that lead to it, `[HOSTIP:]HOSTPORT:PORT[/PROTOCOL]`: for lists.
+    #[serde(default)]
+    pub publish: Vec<String>,
+    /// How a client of the API described it, in that client's words: it is told them back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<serde_json::Value>,
     /// All that the worker needs to know, in its own words.
     pub options: serde_json::Value,
 }

@@ -57,6 +57,14 @@ pub enum Error {
         /// The rule it breaks.
         reason: String,
     },
+    /// A name that another workload has.
+    #[error("bad name {name:?}: another workload has it")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The other one's id.
+        id: String,
+    },
     /// A workload that runs where it must not.
     #[error("{name} is {status}")]
     Busy {

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use crate::description::{self, Description, Wanted};
 use crate::error::{Error, Result};
+use crate::events::{self, Event};
 use crate::files::{self, Durable};
+use crate::log::Reader;
 use crate::state::{self, State, Status, now_ms};
 
 /// Letters and digits of an id.
@@ -71,7 +73,9 @@ impl Workloads {
         if durable == Durable::Now {
             files::sync_parent(&path)?;
         }
-        Ok(Folder { path, ..made })
+        let made = Folder { path, ..made };
+        made.tell("create", &[]);
+        Ok(made)
     }
 
     /// Makes `count` copies of `parent` that do nothing yet. Their names are the parent's with `-1` and so on; numbers that are
@@ -166,13 +170,10 @@ impl Workloads {
 
     /// Refuses a name that another workload has. The lock is held.
     fn check_free(&self, name: &str) -> Result<()> {
-        if self.list()?.iter().any(|folder| folder.description.name == name) {
-            return Err(Error::BadName {
-                name: name.to_owned(),
-                reason: "another workload has it".to_owned(),
-            });
+        match self.list()?.into_iter().find(|folder| folder.description.name == name) {
+            Some(other) => Err(Error::NameTaken { name: name.to_owned(), id: other.description.id }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Gives a workload another name. Who watches it goes on with the old one in its messages.
@@ -184,7 +185,18 @@ impl Workloads {
         let name = parse_name(&name).map_err(|reason| Error::BadName { name, reason })?;
         self.check_free(&name)?;
         let description = Description { name, ..folder.description.clone() };
-        files::replace(&folder.path.join("workload.json"), &description, Durable::Now)
+        files::replace(&folder.path.join("workload.json"), &description, Durable::Now)?;
+        let renamed = Folder { path: folder.path.clone(), description };
+        renamed.tell("rename", &[("oldName", folder.description.name.clone())]);
+        Ok(())
+    }
+
+    /// Reads what happened to workloads, from the oldest event that is kept, and what happens meanwhile.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn events(&self) -> Result<Reader<Event>> {
+        events::reader(&self.dir)
     }
 
     /// Removes a workload that does not run, and all it wrote.
@@ -335,12 +347,20 @@ impl Folder {
         Err(Error::Refused(format!("{} is watched already", self.description.name)))
     }
 
+    /// Notes that this happened to it.
+    pub(crate) fn tell(&self, action: &str, more: &[(&str, String)]) {
+        if let Some(all) = self.path.parent() {
+            Event::now(&self.description, action, more).add_to(all);
+        }
+    }
+
     /// Removes the folder: for [`Workloads::remove`], and for a monitor whose workload is to be removed.
     pub(crate) fn bury(&self) -> Result<()> {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let grave = self.path.with_file_name(format!("{UNFINISHED}{name}"));
         fs::rename(&self.path, &grave).map_err(Error::file("remove", &self.path))?;
         files::sync_parent(&self.path)?;
+        self.tell("destroy", &[]);
         fs::remove_dir_all(&grave).map_err(Error::file("remove", &grave))
     }
 }
@@ -404,6 +424,9 @@ pub(crate) mod testing {
             restart: Restart::No,
             log: LogLimits::default(),
             health: None,
+            labels: Default::default(),
+            publish: Vec::new(),
+            said: None,
             stop_signal: 15,
             tty: false,
             interactive: false,

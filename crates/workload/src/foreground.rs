@@ -42,6 +42,7 @@ impl Foreground {
             ..State::new()
         };
         folder.set_state(&state)?;
+        folder.tell("start", &[]);
         Ok(Foreground { folder, lock, listener, state })
     }
 

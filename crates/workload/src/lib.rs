@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/workloads/
 //!   lock                 held while a name is given or taken away
+//!   events.json, .1      what happened to workloads: see `events`
 //!   <id>/                64 hexadecimal digits
 //!     workload.json      what it is: a Description, written once
 //!     state.json         how it is: a State, replaced whole (write, fsync, rename)
@@ -16,7 +17,7 @@
 //! says so. A worker whose monitor is killed dies with it: the state then says that it ran, the lock that nobody watches, and
 //! together they are [`Status::Lost`].
 //!
-//! Reading order: `description`, `state`, `folder`, `control`, `log`, `monitor`, `foreground`.
+//! Reading order: `description`, `state`, `folder`, `control`, `log`, `events`, `monitor`, `foreground`.
 //!
 //! Deliberately not here: what a machine or a container is, flags, printing.
 #![forbid(unsafe_code)]
@@ -24,15 +25,19 @@
 pub mod control;
 mod description;
 mod error;
+mod events;
 mod files;
 mod folder;
 mod foreground;
 pub mod log;
 pub mod monitor;
+mod signal;
 mod state;
 
 pub use description::{Description, HealthCheck, Isolation, LogLimits, Restart, Wanted};
 pub use error::{Error, Result};
+pub use events::Event;
 pub use folder::{Folder, Workloads, parse_name};
 pub use foreground::Foreground;
+pub use signal::signal_number;
 pub use state::{Health, HealthStatus, State, Status, now_ms};

@@ -4,10 +4,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
+use std::marker::PhantomData;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::description::LogLimits;
@@ -133,23 +135,24 @@ fn numbered(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-/// Reads a log from its oldest entry, and what is added meanwhile.
+/// Reads a file of lines of JSON from its oldest entry, and what is added meanwhile.
 #[derive(Debug)]
-pub struct Reader {
+pub struct Reader<T = Entry> {
     path: PathBuf,
     /// Files still to be read, the next one last; the log itself first of all.
     files: Vec<File>,
     current: Option<BufReader<File>>,
     inode: u64,
     partial: Vec<u8>,
+    entries: PhantomData<fn() -> T>,
 }
 
-impl Reader {
+impl<T: DeserializeOwned> Reader<T> {
     /// Opens the log at `path` and its older files. One that does not exist is empty.
     ///
     /// # Errors
     /// A file cannot be opened.
-    pub fn open(path: &Path) -> Result<Reader> {
+    pub fn open(path: &Path) -> Result<Reader<T>> {
         let mut files = Vec::new();
         for number in 0.. {
             let file = numbered(path, number);
@@ -159,14 +162,15 @@ impl Reader {
                 Err(e) => return Err(Error::file("open", file)(e)),
             }
         }
-        Ok(Reader { path: path.to_path_buf(), files, current: None, inode: 0, partial: Vec::new() })
+        let (path, partial) = (path.to_path_buf(), Vec::new());
+        Ok(Reader { path, files, current: None, inode: 0, partial, entries: PhantomData })
     }
 
     /// The next entry; nothing when there is none yet.
     ///
     /// # Errors
     /// A file cannot be read, or holds what is no entry.
-    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
+    pub fn next_entry(&mut self) -> Result<Option<T>> {
         loop {
             if let Some(current) = &mut self.current {
                 current.read_until(b'\n', &mut self.partial).map_err(Error::file("read", &self.path))?;
@@ -211,6 +215,11 @@ pub fn rfc3339(ms: u64) -> String {
     format!("{:.3}", time.unwrap_or(Timestamp::MAX))
 }
 
+/// Seconds since 1970 of a time as RFC 3339 has it; 0 for any other text.
+pub fn seconds(text: &str) -> i64 {
+    text.parse::<Timestamp>().map_or(0, Timestamp::as_second)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,7 +230,7 @@ mod tests {
         let path = dir.path().join("log.json");
         let limits = LogLimits { max_bytes: 400, files: 3 };
         let mut writer = Writer::open(&path, limits).unwrap();
-        let mut reader = Reader::open(&path).unwrap();
+        let mut reader: Reader = Reader::open(&path).unwrap();
         let mut seen = Vec::new();
         for number in 0..40 {
             writer.add("stdout", format!("line {number}\n").as_bytes()).unwrap();
@@ -232,7 +241,7 @@ mod tests {
         let all: Vec<String> = (0..40).map(|number| format!("line {number}\n")).collect();
         assert_eq!(seen, all, "who follows misses nothing");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
-        let mut late = Reader::open(&path).unwrap();
+        let mut late: Reader = Reader::open(&path).unwrap();
         let mut kept = Vec::new();
         while let Some(entry) = late.next_entry().unwrap() {
             kept.push(entry.log);
@@ -256,5 +265,6 @@ mod tests {
         assert_eq!(found[..3], [b"ab\n".to_vec(), b"c\n".to_vec(), b"\n".to_vec()]);
         assert_eq!((found[3].len(), found[4].len(), found.len()), (MAX_LINE_BYTES, 1, 5));
         assert_eq!(rfc3339(1_795_243_226_007), "2026-11-21T06:40:26.007Z");
+        assert_eq!((seconds("2026-11-21T06:40:26.007Z"), seconds("yesterday")), (1_795_243_226, 0));
     }
 }

@@ -25,7 +25,7 @@ use crate::control::{self, Answer, Sender};
 use crate::error::Result;
 use crate::folder::Folder;
 use crate::log::Writer;
-use crate::state::{State, Status, now_ms};
+use crate::state::{HealthStatus, State, Status, now_ms};
 
 /// Whoever starts a monitor tells it to begin, or is gone.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -60,6 +60,15 @@ struct Shared {
     /// Who waits for the worker's answers.
     waiting: HashMap<u64, mpsc::Sender<Answer>>,
     attachments: u64,
+    /// What the command is to read, of a client that was here before there was a worker.
+    early: Option<Early>,
+}
+
+/// A client's input that nobody reads yet.
+struct Early {
+    input: OwnedFd,
+    /// Its end is the end of the command's.
+    is_whole: bool,
 }
 
 /// A worker that has not been waited for: its process id is its own.
@@ -120,6 +129,7 @@ pub fn watch(
         next_request: 1,
         waiting: HashMap::new(),
         attachments: 0,
+        early: None,
     };
     let monitor = Monitor {
         folder,
@@ -151,12 +161,35 @@ impl Monitor<'_> {
     /// Changes the state, durably, and tells whoever waits for a change.
     fn note(&self, change: impl FnOnce(&mut State)) {
         let mut shared = self.lock();
+        let before = shared.state.clone();
         change(&mut shared.state);
+        self.tell(&before, &shared.state);
         if let Err(error) = self.folder.set_state(&shared.state) {
             // A full disk: what runs goes on, and what is in memory is still told.
             shared.state.error = Some(error.to_string());
         }
         self.changed.notify_all();
+    }
+
+    /// Notes what happened when one state became another.
+    fn tell(&self, before: &State, now: &State) {
+        if now.started_ms != before.started_ms && now.status == Status::Running {
+            self.folder.tell("start", &[]);
+        }
+        match (before.status, now.status) {
+            (Status::Paused, Status::Running) => self.folder.tell("unpause", &[]),
+            (Status::Running, Status::Paused) => self.folder.tell("pause", &[]),
+            _ => {}
+        }
+        if now.finished_ms.is_some() && now.finished_ms != before.finished_ms {
+            self.folder.tell("die", &[("exitCode", now.exit_code.unwrap_or_default().to_string())]);
+        }
+        let health = |state: &State| state.health.as_ref().map(|health| health.status);
+        if let Some(status @ (HealthStatus::Healthy | HealthStatus::Unhealthy)) = health(now)
+            && health(before) != Some(status)
+        {
+            self.folder.tell(&format!("health_status: {status}"), &[]);
+        }
     }
 
     /// Waits until it is to begin; false when nobody says so.
@@ -234,6 +267,8 @@ impl Monitor<'_> {
         }
         self.changed.notify_all();
         drop(shared);
+        // Who is attached sees the end of the output.
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).sync();
         // Wakes the thread that accepts, which then sees the end.
         drop(control::Client::connect(self.folder));

@@ -10,6 +10,7 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
         "strata",
         &[
             "agent",
+            "api",
             "arch",
             "build",
             "container",
@@ -27,6 +28,7 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
         ],
         &[],
     ),
+    ("api", &["image", "registry", "workload"], &[]),
     ("image", &[], &[]),
     ("registry", &["image"], &[]),
     ("build", &["image"], &[]),

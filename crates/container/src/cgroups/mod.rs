@@ -6,8 +6,11 @@
 
 mod devices;
 mod limits;
+mod usage;
 mod v1;
 mod v2;
+
+pub use usage::Usage;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

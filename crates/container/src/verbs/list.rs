@@ -1,6 +1,7 @@
-//! `list` and `ps`.
+//! `list`, `ps` and `stats`.
 
 use super::Runtime;
+use crate::cgroups::Usage;
 use crate::error::{Result, While};
 use crate::state::State;
 
@@ -27,5 +28,13 @@ impl Runtime {
     pub fn processes(&self, id: &str) -> Result<Vec<i32>> {
         let record = self.folder(id)?.read()?;
         record.cgroups.processes()
+    }
+
+    /// What the processes of a container take of the host.
+    ///
+    /// # Errors
+    /// There is no such container.
+    pub fn usage(&self, id: &str) -> Result<Usage> {
+        Ok(self.folder(id)?.read()?.cgroups.usage())
     }
 }

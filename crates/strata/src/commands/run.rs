@@ -5,6 +5,8 @@
 //! image's read-only squashfs on a virtio disk, under an overlay in guest memory that is gone with the machine.
 
 pub mod container;
+mod container_network;
+pub mod creation;
 pub mod detach;
 pub mod exec;
 mod flags;
@@ -69,6 +71,10 @@ pub struct Options {
     /// Give the command a terminal; with -i every key is the command's, Ctrl-C too
     #[arg(short, long)]
     tty: bool,
+    /// Lines and columns of that terminal at first, of a client whose terminal is elsewhere.
+    #[arg(skip)]
+    #[serde(default)]
+    window: Option<(u16, u16)>,
     /// Kill the command after this time, e.g. 90s or 5m, counted from when the guest is up
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
@@ -84,6 +90,18 @@ pub struct Options {
     /// Name, for strata ps, snapshot and others [default in the background: made from image and id]
     #[arg(long, value_parser = workload::parse_name)]
     name: Option<String>,
+    /// Host name [default: the image's name]
+    #[arg(long)]
+    #[serde(default)]
+    hostname: Option<String>,
+    /// Run this instead of what the image begins its command with; its words are repeated flags
+    #[arg(long, value_name = "WORD")]
+    #[serde(default)]
+    entrypoint: Option<Vec<String>>,
+    /// Free text by key, for those who look for it
+    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    #[serde(default)]
+    labels: Vec<String>,
     /// Remove the workload in the background when it has ended
     #[arg(long)]
     rm: bool,
@@ -145,9 +163,6 @@ struct Prepared {
 /// # Errors
 /// Image, kernel, engine or machine are not as they should be; the message says which.
 pub fn run(global: &Global, options: &Options) -> Outcome {
-    if options.isolation == Isolation::Container {
-        options.network.refuse_for_container()?;
-    }
     if options.detach {
         return detach::run(global, options);
     }
@@ -296,13 +311,13 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     check_width(&kernel)?;
     let kernel = Arc::new(kernel);
     let root = store.root_for_vm(&image, &Bar::new()).map_err(explain)?;
-    let network = options.network.config(&kernel)?;
+    let network = options.network.of_machine(&kernel)?;
     let mut config = machine_config(&options.sizing, engine, &kernel, root.path(), verbose);
     config.net.extend(network.as_ref().map(|_| network::card()));
     Ok(Prepared {
         config,
         process,
-        hostname: hostname(&image),
+        hostname: options.hostname.clone().unwrap_or_else(|| hostname(&image)),
         stop_signal: said.stop_signal,
         network,
         root_type: root.fstype(),
@@ -362,7 +377,13 @@ fn process(options: &Options, config: &Config) -> Outcome<protocol::Process> {
         let text = format!("run {:?}: the image is for {} {}", options.image, config.os, config.architecture);
         return Err(Failure::new(text).hint("the machines of this version run linux amd64 images"));
     }
-    let argv = config.command(&options.command);
+    let argv = match &options.entrypoint {
+        // The image's own arguments are for its own entrypoint.
+        Some(words) => {
+            words.iter().filter(|word| !word.is_empty()).chain(&options.command).cloned().collect()
+        }
+        None => config.command(&options.command),
+    };
     if argv.is_empty() {
         let failure = Failure::new(format!("run {:?}: the image names no command", options.image));
         return Err(failure.hint(format!("strata run {} -- COMMAND", options.image)));
@@ -373,9 +394,13 @@ fn process(options: &Options, config: &Config) -> Outcome<protocol::Process> {
         env: environment(&config.env, &options.process.env, |name| std::env::var(name).ok()),
         cwd: options.process.workdir.clone().unwrap_or_else(|| config.workdir.clone()),
         user: options.process.user.clone().unwrap_or_else(|| config.user.clone()),
-        tty: options.tty.then(session::window),
+        tty: options.tty.then(|| window(options)),
         stdin: options.interactive,
     })
+}
+
+fn window(options: &Options) -> protocol::WinSize {
+    options.window.map_or_else(session::window, |(rows, cols)| protocol::WinSize { rows, cols })
 }
 
 /// The image's variables, then the user's; a name that comes again replaces the one before.

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 use workload::control::{Answer, Client, Request};
 use workload::log::{Reader, rfc3339};
-use workload::{Folder, Isolation, State, Status, Workloads, now_ms};
+use workload::{Description, Folder, Isolation, State, Status, Workloads, now_ms};
 
 use super::listing::Listing;
 use super::run::container;
@@ -117,17 +117,6 @@ pub struct RenameOptions {
 pub struct InspectOptions {
     /// Name or id of the workload
     workload: String,
-}
-
-/// Show what workloads take of the host
-///
-/// MEMORY is what is in memory, OWN what of it no other process shares, RETURNED what the guest has given back since it was
-/// started because it did not use it.
-#[derive(Args)]
-pub struct StatsOptions {
-    /// Write JSON
-    #[arg(long)]
-    json: bool,
 }
 
 pub(super) fn all(global: &Global) -> Outcome<Workloads> {
@@ -285,7 +274,11 @@ pub fn attach_to(folder: &Folder, start: bool) -> Outcome {
         fds.push(stdin.as_fd());
     }
     let mut client = Client::connect(folder).while_trying(act)?;
-    let answer = client.ask(&Request::Attach { stdin: interactive, start }, &fds);
+    client.ask(&Request::Attach { stdin: interactive }, &fds).while_trying(act)?;
+    let mut answer = if start { client.ask(&Request::Start, &[]) } else { Ok(Answer::Done) };
+    if matches!(answer, Ok(Answer::Done)) {
+        answer = client.ask(&Request::Wait, &[]);
+    }
     drop(raw);
     match answer.while_trying(act)? {
         Answer::Exited { code } => Ok(Exit::Workload(code)),
@@ -387,15 +380,22 @@ pub fn rm(global: &Global, options: &RmOptions) -> Outcome {
         if options.force && state(&folder)?.status.is_active() {
             ask(&folder, "kill", &Request::Kill)?;
         }
-        if folder.description().wanted.isolation == Isolation::Container
-            && state(&folder)?.status == Status::Lost
-        {
-            container::bury(&folder.description().id)?;
-        }
-        all(global)?.remove(&folder).map_err(|error| {
-            Failure::because(format!("remove {name:?}"), error).hint("strata stop it, or strata rm --force")
-        })?;
+        remove(&all(global)?, &folder)?;
         output::write(&format!("{name}\n"))
+    })
+}
+
+/// Removes one that does not run, and what is left of its container if its monitor was killed.
+///
+/// # Errors
+/// It runs, or its files cannot be removed.
+pub fn remove(all: &Workloads, folder: &Folder) -> Outcome<()> {
+    let Description { id, name, wanted, .. } = folder.description();
+    if wanted.isolation == Isolation::Container && state(folder)?.status == Status::Lost {
+        container::bury(id)?;
+    }
+    all.remove(folder).map_err(|error| {
+        Failure::because(format!("remove {name:?}"), error).hint("strata stop it, or strata rm --force")
     })
 }
 
@@ -422,78 +422,4 @@ pub fn inspect(global: &Global, options: &InspectOptions) -> Outcome {
         "folder": folder.path(),
     }))?;
     Ok(Exit::Success)
-}
-
-/// `strata stats`
-///
-/// # Errors
-/// The workloads cannot be read.
-pub fn stats(global: &Global, options: &StatsOptions) -> Outcome {
-    let mut rows = Vec::new();
-    for folder in all(global)?.list().while_trying(|| "list the workloads".to_owned())? {
-        let pid = folder.state().ok().and_then(|state| state.worker_pid);
-        if let Some(usage) = pid.and_then(usage) {
-            let asked = Client::connect(&folder).and_then(|mut client| client.ask(&Request::Stats, &[]));
-            let returned = match asked {
-                Ok(Answer::Stats { returned_bytes }) => returned_bytes,
-                _ => None,
-            };
-            rows.push((folder.description().name.clone(), usage, returned));
-        }
-    }
-    if options.json {
-        let row = |(name, usage, returned): &(String, Usage, Option<u64>)| {
-            json!({
-                "name": name,
-                "cpu_ms": usage.cpu_ms,
-                "memory_bytes": usage.resident,
-                "own_memory_bytes": usage.own,
-                "returned_bytes": returned,
-            })
-        };
-        output::json(&json!(rows.iter().map(row).collect::<Vec<_>>()))?;
-        return Ok(Exit::Success);
-    }
-    let mut table = Table::new(&["NAME", "CPU TIME", "MEMORY", "OWN", "RETURNED"]);
-    let bytes = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), output::bytes);
-    for (name, usage, returned) in rows {
-        table.row(vec![
-            name,
-            format!("{}.{:02} s", usage.cpu_ms / 1000, usage.cpu_ms % 1000 / 10),
-            output::bytes(usage.resident),
-            bytes(usage.own),
-            bytes(returned),
-        ]);
-    }
-    table.print()?;
-    Ok(Exit::Success)
-}
-
-/// What a process takes.
-struct Usage {
-    cpu_ms: u64,
-    /// Bytes in memory, shared ones among them.
-    resident: u64,
-    /// Bytes in memory that no other process shares, if the kernel tells.
-    own: Option<u64>,
-}
-
-fn usage(pid: u32) -> Option<Usage> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // After the name, which may hold anything.
-    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
-    let ticks = number(11)? + number(12)?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok();
-    let own = rollup.and_then(|text| Some(kib(&text, "Private_Dirty:")? + kib(&text, "Private_Clean:")?));
-    // The kernel tells times in hundredths of a second, whatever its clock (USER_HZ).
-    Some(Usage { cpu_ms: ticks * 10, resident: kib(&status, "VmRSS:")?, own })
-}
-
-/// Bytes of the line of `text` that begins with `name` and counts in KiB.
-fn kib(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let count: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(count << 10)
 }

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 
-use super::worker::write_all;
-use super::{Attached, Monitor, Shared};
+use super::{Attached, Early, Monitor, Shared};
 use crate::control::{self, Answer, Message, Request};
 use crate::description::Isolation;
 use crate::state::Status;
@@ -36,8 +35,14 @@ pub(super) fn accept<'scope, 'env: 'scope>(
 }
 
 impl Monitor<'_> {
-    /// One client, request after request.
+    /// One client, request after request. With it go its attachments.
     fn serve(&self, socket: UnixStream) {
+        let mut attachments = Vec::new();
+        self.answer_all(socket, &mut attachments);
+        attachments.into_iter().for_each(|attachment| self.detach(attachment));
+    }
+
+    fn answer_all(&self, socket: UnixStream, attachments: &mut Vec<u64>) {
         let Ok((mut sender, mut receiver)) = control::halves(socket, "a client") else { return };
         // Once all has ended nobody waits for what a client might still ask.
         let _ = receiver.set_timeout(Duration::from_millis(200));
@@ -45,7 +50,7 @@ impl Monitor<'_> {
             match receiver.receive::<Request>() {
                 Ok(Some(message)) => {
                     let id = message.id;
-                    let answer = self.answer(message);
+                    let answer = self.answer(message, attachments);
                     if sender.send(id, &answer, &[]).is_err() {
                         return;
                     }
@@ -64,7 +69,7 @@ impl Monitor<'_> {
         }
     }
 
-    fn answer(&self, message: Message<Request>) -> Answer {
+    fn answer(&self, message: Message<Request>, attachments: &mut Vec<u64>) -> Answer {
         match message.body {
             Request::State => Answer::State { state: Box::new(self.lock().state.clone()) },
             Request::Start => self.start(),
@@ -74,7 +79,13 @@ impl Monitor<'_> {
                 self.wait_for_end(None)
             }
             Request::Stop { timeout_ms } => self.stop(Duration::from_millis(timeout_ms)),
-            Request::Attach { stdin, start } => self.attach(message.fds, stdin, start),
+            Request::Attach { stdin } => match self.attach(message.fds, stdin) {
+                Ok(attachment) => {
+                    attachments.push(attachment);
+                    Answer::Done
+                }
+                Err(reason) => Answer::Error { reason },
+            },
             request @ Request::Snapshot { stop: true } => {
                 // Before it ends: it goes on elsewhere, and not here as well.
                 let before = std::mem::replace(&mut self.lock().stopping, true);
@@ -105,7 +116,9 @@ impl Monitor<'_> {
         let shared = self.changed.wait_while(shared, waits).unwrap_or_else(PoisonError::into_inner);
         match &shared.first {
             Some(Ok(())) => Answer::Done,
-            Some(Err(reason)) => Answer::Error { reason: reason.clone() },
+            Some(Err(reason)) => {
+                Answer::NotStarted { code: shared.state.exit_code.unwrap_or(u8::MAX), reason: reason.clone() }
+            }
             None => Answer::Error { reason: "it has ended".to_owned() },
         }
     }
@@ -186,67 +199,37 @@ impl Monitor<'_> {
         answer
     }
 
-    fn attach(&self, fds: Vec<OwnedFd>, has_stdin: bool, start: bool) -> Answer {
+    /// Gives the attachment's number.
+    fn attach(&self, fds: Vec<OwnedFd>, has_stdin: bool) -> std::result::Result<u64, String> {
         let mut fds = fds.into_iter();
         let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else {
-            return Answer::Error { reason: "attach without two open files".to_owned() };
+            return Err("attach without two open files".to_owned());
         };
         let input = fds.next().filter(|_| has_stdin);
-        let id = {
-            let mut shared = self.lock();
-            shared.attachments += 1;
-            shared.attachments
-        };
-        self.attached.lock().unwrap_or_else(PoisonError::into_inner).push(Attached { id, stdout, stderr });
-        if start && !self.let_begin() {
-            self.detach(id);
-            return Answer::Error { reason: "it was started already".to_owned() };
+        if input.is_some() && !self.folder.description().wanted.interactive {
+            return Err("it has no standard input".to_owned());
         }
+        let mut shared = self.lock();
+        shared.attachments += 1;
+        let id = shared.attachments;
         if let Some(input) = input {
-            let waits = |shared: &mut Shared| {
-                shared.worker.is_none() && !shared.over && shared.state.status != Status::Exited
-            };
-            let mut shared =
-                self.changed.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
-            let pipe = shared.worker.as_mut().and_then(|worker| {
-                // Of who starts it the input's end is the command's. Others come and go.
-                if start { worker.stdin.take() } else { worker.stdin.as_ref()?.try_clone().ok() }
-            });
-            let runs = shared.worker.is_some();
-            drop(shared);
-            match pipe {
-                Some(pipe) => carry_input(input, pipe),
-                None if runs => {
-                    self.detach(id);
-                    return Answer::Error { reason: "it has no standard input".to_owned() };
+            let is_whole = !shared.begun;
+            if let Some(worker) = &mut shared.worker {
+                if !worker.read_from(input, false) {
+                    return Err("its standard input has ended".to_owned());
                 }
-                // It has ended already.
-                None => {}
+            } else if shared.early.is_some() {
+                return Err("somebody else is attached already".to_owned());
+            } else {
+                shared.early = Some(Early { input, is_whole });
             }
         }
-        let ended = self.wait_for_end(None);
-        self.detach(id);
-        match (&self.lock().first, ended) {
-            (Some(Err(reason)), Answer::Exited { code }) if start => {
-                Answer::NotStarted { code, reason: reason.clone() }
-            }
-            (_, ended) => ended,
-        }
+        drop(shared);
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).push(Attached { id, stdout, stderr });
+        Ok(id)
     }
 
     fn detach(&self, id: u64) {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner).retain(|client| client.id != id);
     }
-}
-
-/// Carries what a client types, on a thread that ends with the client's stream or with the process: nobody waits for a key.
-fn carry_input(input: OwnedFd, pipe: OwnedFd) {
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(&input, &mut buffer)) {
-            if !write_all(&pipe, &buffer[..count]) {
-                return;
-            }
-        }
-    });
 }

@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use super::{Commands, Monitor, Saved, Worker};
+use super::{Commands, Early, Monitor, Saved, Worker};
 use crate::control::{self, Event, FromWorker, Receiver, Request, Sender};
 use crate::error::{Error, Result};
 use crate::log::Lines;
@@ -39,7 +39,11 @@ impl Monitor<'_> {
         let pid = Pid::from_child(&child);
         {
             let mut shared = self.lock();
-            shared.worker = Some(Worker { pid, sender, stdin, silent: false });
+            let mut worker = Worker { pid, sender, stdin, silent: false };
+            if let Some(Early { input, is_whole }) = shared.early.take() {
+                worker.read_from(input, is_whole);
+            }
+            shared.worker = Some(worker);
         }
         self.note(|state| state.worker_pid = Some(child.id()));
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -129,6 +133,29 @@ impl Monitor<'_> {
             });
         }
         let _ = lines.finish(add);
+    }
+}
+
+impl Worker {
+    /// Lets the command read what `input` brings; its end is the command's if it `is_whole`. False if the command reads nothing
+    /// more.
+    pub(super) fn read_from(&mut self, input: OwnedFd, is_whole: bool) -> bool {
+        let pipe = if is_whole {
+            self.stdin.take()
+        } else {
+            self.stdin.as_ref().and_then(|pipe| pipe.try_clone().ok())
+        };
+        let Some(pipe) = pipe else { return false };
+        // On a thread that ends with the client's stream or with the process: nobody waits for a key.
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(&input, &mut buffer)) {
+                if !write_all(&pipe, &buffer[..count]) {
+                    return;
+                }
+            }
+        });
+        true
     }
 }
 

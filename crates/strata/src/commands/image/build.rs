@@ -30,6 +30,9 @@ pub struct BuildOptions {
     /// Set a variable that ARG declares; without a value take the one from here
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     args: Vec<String>,
+    /// Set a label
+    #[arg(long = "label", value_name = "KEY[=VALUE]")]
+    labels: Vec<String>,
     /// Stage to stop at, by name or number [default: the last one]
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
@@ -51,6 +54,7 @@ pub fn build(store: &Store, options: &BuildOptions) -> Outcome<()> {
         file: options.file.clone(),
         tags: tags?,
         args: variables(&options.args, |name| std::env::var(name).ok())?,
+        labels: options.labels.iter().map(|entry| pair(entry)).collect(),
         target: options.target.clone(),
         no_cache: options.no_cache,
     };
@@ -69,6 +73,11 @@ pub fn build(store: &Store, options: &BuildOptions) -> Outcome<()> {
         eprintln!("strata: the image has no name, and goes when it is forgotten: give it one with -t NAME");
     }
     output::write(&format!("{digest}\n"))
+}
+
+fn pair(entry: &str) -> (String, String) {
+    let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
+    (key.to_owned(), value.to_owned())
 }
 
 /// What the user gives ARGs.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use container::spec::{Cpu, Linux, Memory, Pids, Process, Resources, Rlimit, Spec};
+use container::spec::{ConsoleSize, Cpu, Linux, Memory, Pids, Process, Resources, Rlimit, Spec};
 use container::{
     CreateOptions, Root, Running, Runtime, Signals, Source, Upper, capabilities, seccomp, template,
 };
@@ -15,7 +15,7 @@ use container::{
 use workload::control::{Message, Request};
 
 use super::worker::{Link, Reply, Target};
-use super::{Options, find, hostname, process};
+use super::{Options, container_network, find, hostname, process};
 use crate::cli::Global;
 use crate::commands::image as images;
 use crate::commands::oci::enter;
@@ -31,31 +31,32 @@ use crate::store;
 pub struct Flags {
     /// Processes and threads at most
     #[arg(long, value_name = "N", default_value_t = 2048)]
-    pids_limit: i64,
+    pub(super) pids_limit: i64,
     /// Give a capability more; ALL for all
     #[arg(long, value_name = "NAME")]
-    cap_add: Vec<String>,
+    pub(super) cap_add: Vec<String>,
     /// Take a capability away; ALL for all
     #[arg(long, value_name = "NAME")]
-    cap_drop: Vec<String>,
+    pub(super) cap_drop: Vec<String>,
     /// no-new-privileges, or seccomp=unconfined
     #[arg(long, value_name = "OPTION")]
-    security_opt: Vec<String>,
+    pub(super) security_opt: Vec<String>,
     /// Let nothing be written to the root
     #[arg(long)]
-    read_only: bool,
+    pub(super) read_only: bool,
     /// Mount memory on a folder, e.g. /tmp:size=64M
     #[arg(long, value_name = "DIR[:OPTIONS]")]
-    tmpfs: Vec<String>,
+    pub(super) tmpfs: Vec<String>,
     /// Set a resource limit, e.g. nofile=1024:4096
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse_limit)]
-    ulimit: Vec<Rlimit>,
-    /// Host name [default: the image's name]
-    #[arg(long, value_name = "NAME")]
-    hostname: Option<String>,
+    pub(super) ulimit: Vec<Rlimit>,
     /// All capabilities, all devices, no filter of system calls: root inside is root outside
     #[arg(long)]
-    privileged: bool,
+    pub(super) privileged: bool,
+    /// Thousandths of a processor, instead of --cpus. For clients of the API, who may ask for less than one.
+    #[arg(skip)]
+    #[serde(default)]
+    pub(super) millicpus: Option<u64>,
 }
 
 fn parse_limit(text: &str) -> Result<Rlimit, String> {
@@ -72,6 +73,9 @@ fn parse_limit(text: &str) -> Result<Rlimit, String> {
 
 /// Where containers of `run` have their states.
 const STATES: &str = "/run/strata/run";
+
+/// Microseconds in which a container has its share of the processors.
+const PERIOD_US: u64 = 100_000;
 
 /// Containers of `run`.
 pub fn runtime() -> Runtime {
@@ -117,7 +121,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         let null = std::fs::File::open("/dev/null").while_trying(|| "open /dev/null".to_owned())?;
         rustix::stdio::dup2_stdin(&null).while_trying(|| "close standard input".to_owned())?;
     }
-    start(&create, options, None)
+    start(create, options, None)
 }
 
 /// Runs the command of the workload `id` in the background, with standard streams and requests from its monitor.
@@ -134,10 +138,16 @@ pub fn run_linked(global: &Global, options: &Options, id: &str, mut link: Link) 
     };
     rustix::stdio::dup2_stdin(&stdin).while_trying(act)?;
     drop(stdin);
-    start(&create, options, Some(&link))
+    start(create, options, Some(&link))
 }
 
-fn prepare(global: &Global, options: &Options, id: String) -> Outcome<CreateOptions> {
+/// A container that is about to run, and its network.
+struct Prepared {
+    create: CreateOptions,
+    network: Option<container_network::Prepared>,
+}
+
+fn prepare(global: &Global, options: &Options, id: String) -> Outcome<Prepared> {
     check_rights()?;
     let store = store::open(global)?;
     let image = find(&store, options)?;
@@ -145,21 +155,27 @@ fn prepare(global: &Global, options: &Options, id: String) -> Outcome<CreateOpti
     let root = store
         .root_for_vm(&image, &Bar::new())
         .map_err(|error| images::explain(format!("run {:?}", options.image), &options.image, error))?;
-    let name = options.container.hostname.clone().unwrap_or_else(|| hostname(&image));
+    let name = options.hostname.clone().unwrap_or_else(|| hostname(&image));
     let user = wanted.user.clone();
-    let spec = spec(options, wanted, name)?;
+    let mut spec = spec(options, wanted, name)?;
+    let network = options.network.config()?.map(|config| container_network::prepare(&config)).transpose()?;
+    if let Some(network) = &network {
+        network.add_to(&mut spec);
+    }
     let root =
         Root::Image { file: root.path().to_owned(), fs_type: root.fstype().to_owned(), upper: Upper::Memory };
     let source = Source::Config { spec: Box::new(spec), root, user: Some(user) };
     if options.container.privileged {
         tracing::warn!("--privileged: root in this container can do what root can do on this host");
     }
-    Ok(CreateOptions { tied: true, ..CreateOptions::new(id, source) })
+    Ok(Prepared { create: CreateOptions { tied: true, ..CreateOptions::new(id, source) }, network })
 }
 
-fn start(create: &CreateOptions, options: &Options, link: Option<&Link>) -> Outcome {
+fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome {
+    let Prepared { create, network } = prepared;
     let signals = Signals::block().map_err(explain)?;
-    let running = runtime().run(create).map_err(explain)?;
+    let running = runtime().run(&create).map_err(explain)?;
+    let _network = network.map(container_network::Prepared::carry).transpose()?;
     let late = options.timeout.map(|timeout| watch(&running, timeout)).transpose()?;
     let attend = || enter::attend(&running, &signals, options.interactive);
     let exit = match link {
@@ -279,7 +295,8 @@ fn spec(options: &Options, wanted: protocol::Process, hostname: String) -> Outco
     if !env.iter().any(|entry| entry.starts_with("PATH=")) {
         env.push(path.to_owned());
     }
-    let quota = i64::from(options.sizing.cpus) * 100_000;
+    let millicpus = flags.millicpus.unwrap_or(u64::from(options.sizing.cpus) * 1000);
+    let quota = i64::try_from(millicpus.saturating_mul(PERIOD_US / 1000)).unwrap_or(i64::MAX);
     let devices = if flags.privileged { Vec::new() } else { vec![template::deny_all()] };
     let hidden = |paths: &[&str]| -> Vec<String> {
         if flags.privileged { Vec::new() } else { paths.iter().map(|p| (*p).to_owned()).collect() }
@@ -288,6 +305,7 @@ fn spec(options: &Options, wanted: protocol::Process, hostname: String) -> Outco
         oci_version: container::state::OCI_VERSION.to_owned(),
         process: Some(Process {
             terminal: wanted.tty.is_some(),
+            console_size: wanted.tty.map(|size| ConsoleSize { height: size.rows, width: size.cols }),
             args: wanted.argv,
             env,
             cwd: if wanted.cwd.is_empty() { "/".to_owned() } else { wanted.cwd },
@@ -306,7 +324,7 @@ fn spec(options: &Options, wanted: protocol::Process, hostname: String) -> Outco
                     limit: i64::try_from(options.sizing.memory).ok(),
                     ..Memory::default()
                 }),
-                cpu: Some(Cpu { quota: Some(quota), period: Some(100_000), ..Cpu::default() }),
+                cpu: Some(Cpu { quota: Some(quota), period: Some(PERIOD_US), ..Cpu::default() }),
                 pids: Some(Pids { limit: flags.pids_limit }),
                 ..Resources::default()
             }),

@@ -1,5 +1,6 @@
 //! `strata run -d` and `strata create`: the workload's folder, the process that watches it, and the end of this one.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use clap::Args;
 use image::Store;
-use workload::control::{self, Client, Request};
+use workload::control::{self, Answer, Client, Request};
 use workload::monitor::{Commands, Saved};
 use workload::{Description, Folder, LogLimits, Wanted, Workloads};
 
@@ -57,6 +58,18 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
 /// # Errors
 /// Image, kernel or command are not as they should be.
 pub fn create(global: &Global, options: &Options) -> Outcome<Folder> {
+    create_as(global, options, |wanted| wanted)
+}
+
+/// As [`create`]; `adjust` has the last word about what is written down.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_as(
+    global: &Global,
+    options: &Options,
+    adjust: impl FnOnce(Wanted) -> Wanted,
+) -> Outcome<Folder> {
     let act = || format!("run {:?}", options.image);
     let store = store::open(global)?;
     let image = super::find(&store, options)?;
@@ -70,9 +83,21 @@ pub fn create(global: &Global, options: &Options) -> Outcome<Folder> {
     let root = store.root_for_vm(&image, &Bar::new());
     drop(root.map_err(|error| images::explain(act(), &options.image, error))?);
     let health = options.health.check(config.healthcheck.as_ref());
-    let wanted = Wanted { health, ..wanted(options, &process, &config.stop_signal)? };
+    let labels = labels(&config.labels, &options.labels);
+    let wanted = Wanted { health, labels, ..wanted(options, &process, &config.stop_signal)? };
+    let wanted = adjust(wanted);
     let workloads = Workloads::open(store.root()).while_trying(act)?;
     workloads.create(options.name.clone(), wanted).while_trying(act)
+}
+
+/// The image's, then the user's `KEY[=VALUE]`.
+fn labels(image: &BTreeMap<String, String>, user: &[String]) -> BTreeMap<String, String> {
+    let mut all = image.clone();
+    for entry in user {
+        let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
+        all.insert(key.to_owned(), value.to_owned());
+    }
+    all
 }
 
 /// Whether there is a kernel to boot.
@@ -107,6 +132,9 @@ pub(super) fn wanted(options: &Options, process: &protocol::Process, stop_signal
         restart: options.restart,
         log: LogLimits::default(),
         health: None,
+        labels: BTreeMap::new(),
+        publish: options.network.publish.clone(),
+        said: None,
         stop_signal: signals::number(stop_signal).unwrap_or(15),
         tty: options.tty,
         interactive: options.interactive,
@@ -131,8 +159,8 @@ pub fn start(global: &Global, folder: &Folder, saved: Option<[&File; 2]>) -> Out
 /// The process that watches it is gone.
 pub fn begin(folder: &Folder) -> Outcome<Result<(), String>> {
     match Client::connect(folder).and_then(|mut client| client.ask(&Request::Start, &[])) {
+        Ok(Answer::NotStarted { reason, .. }) | Err(workload::Error::Refused(reason)) => Ok(Err(reason)),
         Ok(_) => Ok(Ok(())),
-        Err(workload::Error::Refused(reason)) => Ok(Err(reason)),
         Err(error) => Err(Failure::because(format!("start {}", folder.description().name), error)),
     }
 }

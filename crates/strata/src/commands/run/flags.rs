@@ -1,7 +1,7 @@
 //! Flags of whatever starts a command: the first of a workload, or one beside it.
 
 /// How a command is started.
-#[derive(clap::Args, Clone, serde::Serialize, serde::Deserialize)]
+#[derive(clap::Args, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct Process {
     /// Set a variable for the command; without a value take the one from here
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = parse_variable)]

@@ -23,10 +23,10 @@ const MAC: [u8; 6] = [0x02, 0x53, 0x54, 0x52, 0, 1];
 pub struct Flags {
     /// What the command is connected to [default: none, or user with --publish or --host-loopback]
     #[arg(long, value_enum, value_name = "KIND")]
-    network: Option<Kind>,
+    pub(super) network: Option<Kind>,
     /// Let a port of this host lead to one of the command's, e.g. 8080:80 or 127.0.0.1:5353:53/udp
     #[arg(short, long, value_name = "[HOSTIP:]HOSTPORT:PORT[/tcp|udp]", value_parser = check)]
-    publish: Vec<String>,
+    pub(super) publish: Vec<String>,
     /// Let the command reach servers on this host's loopback, at 10.0.2.2
     #[arg(long)]
     host_loopback: bool,
@@ -34,7 +34,7 @@ pub struct Flags {
 
 /// What a command is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
-enum Kind {
+pub(super) enum Kind {
     /// Nothing
     None,
     /// What this user may connect to, but for this host's loopback
@@ -62,11 +62,11 @@ fn parse(text: &str) -> Result<Publish, String> {
 }
 
 impl Flags {
-    /// The network of a machine with `kernel`; `None` if it has none.
+    /// The network; `None` if there is none.
     ///
     /// # Errors
-    /// What is asked for needs a network, or a driver that the kernel came without.
-    pub fn config(&self, kernel: &KernelBundle) -> Outcome<Option<Config>> {
+    /// What is asked for needs a network.
+    pub fn config(&self) -> Outcome<Option<Config>> {
         let is_needed = !self.publish.is_empty() || self.host_loopback;
         if self.network == Some(Kind::None) {
             let text = "--publish and --host-loopback need a network, and --network none is none";
@@ -75,26 +75,23 @@ impl Flags {
         if self.network.is_none() && !is_needed {
             return Ok(None);
         }
-        if kernel.info().absent.iter().any(|module| module == MODULE) {
-            let text = format!("network: kernel {} came without {MODULE}", kernel.info().id);
-            return Err(Failure::new(text).hint("strata kernel fetch brings one that has it"));
-        }
         let publish = self.publish.iter().map(|text| parse(text)).collect::<Result<_, _>>();
         let publish = publish.map_err(|text| Failure::new(format!("--publish: {text}")).exit(Exit::Usage))?;
         let loopback = if self.host_loopback { Loopback::Allowed } else { Loopback::Refused };
         Ok(Some(Config { guest_mac: MAC, publish, resolver: resolver(), loopback }))
     }
 
-    /// What of them a container cannot do.
+    /// The network of a machine with `kernel`; `None` if it has none.
     ///
     /// # Errors
-    /// Any of them was given.
-    pub fn refuse_for_container(&self) -> Outcome<()> {
-        if self.network.is_none() && self.publish.is_empty() && !self.host_loopback {
-            return Ok(());
+    /// As [`Self::config`], or the kernel came without the driver.
+    pub fn of_machine(&self, kernel: &KernelBundle) -> Outcome<Option<Config>> {
+        let config = self.config()?;
+        if config.is_some() && kernel.info().absent.iter().any(|module| module == MODULE) {
+            let text = format!("network: kernel {} came without {MODULE}", kernel.info().id);
+            return Err(Failure::new(text).hint("strata kernel fetch brings one that has it"));
         }
-        let text = "--network, --publish and --host-loopback are for machines so far, not for containers";
-        Err(Failure::new(text).exit(Exit::Usage).hint("--isolation vm"))
+        Ok(config)
     }
 }
 

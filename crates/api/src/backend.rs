@@ -1,0 +1,250 @@
+//! What the program that serves does for this crate.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+
+use image::Store;
+use workload::{Folder, HealthCheck, Isolation, Restart, Workloads};
+
+/// What is asked of the program. Calls may wait: they are made on threads of their own.
+pub trait Backend: Send + Sync + 'static {
+    /// Where images are.
+    fn store(&self) -> &Store;
+
+    /// Where workloads are.
+    fn workloads(&self) -> &Workloads;
+
+    /// Makes a workload that does nothing yet; without a name it gets one.
+    ///
+    /// # Errors
+    /// The image is not here, the host cannot do it, or the name is taken.
+    fn create(&self, name: Option<String>, creation: Creation) -> Result<Folder, Refusal>;
+
+    /// Starts the process that watches a workload, where nothing begins before [`workload::control::Request::Start`].
+    ///
+    /// # Errors
+    /// Somebody watches it already, or the host has no more processes.
+    fn watch(&self, folder: &Folder) -> Result<(), Refusal>;
+
+    /// Removes a workload that does not run, and what a crash left of it.
+    ///
+    /// # Errors
+    /// It runs, or its files cannot be removed.
+    fn remove(&self, folder: &Folder) -> Result<(), Refusal>;
+
+    /// The program that runs another command in a workload. Its standard streams and its exit code are the command's.
+    ///
+    /// # Errors
+    /// This program is gone.
+    fn command(&self, folder: &Folder, options: &CommandOptions) -> Result<Command, Refusal>;
+
+    /// The program that builds an image. It writes its progress to standard error.
+    ///
+    /// # Errors
+    /// This program is gone.
+    fn build(&self, options: &BuildOptions) -> Result<Command, Refusal>;
+
+    /// What a workload takes of the host; nothing if it does not run.
+    fn usage(&self, folder: &Folder) -> Option<Usage>;
+
+    /// The processes of a workload, as the host sees them; nothing if only its guest knows.
+    fn processes(&self, folder: &Folder) -> Option<Vec<Process>>;
+}
+
+/// A workload that is to be made.
+#[derive(Clone, Debug)]
+pub struct Creation {
+    /// What stands between it and the host.
+    pub isolation: Isolation,
+    /// The image, as the client named it.
+    pub image: String,
+    /// Instead of the image's.
+    pub entrypoint: Option<Vec<String>>,
+    /// Instead of the image's, or its arguments.
+    pub command: Vec<String>,
+    /// `NAME=value`, or `NAME` for one that is taken away from the image's.
+    pub env: Vec<String>,
+    /// Where the command runs.
+    pub workdir: Option<String>,
+    /// `USER[:GROUP]`
+    pub user: Option<String>,
+    /// It has a terminal.
+    pub tty: bool,
+    /// Lines and columns of the terminal at first.
+    pub window: Option<(u16, u16)>,
+    /// It has a standard input.
+    pub stdin: bool,
+    /// Instead of one made from the image's name.
+    pub hostname: Option<String>,
+    /// Free text by key.
+    pub labels: BTreeMap<String, String>,
+    /// Bytes; none is the host's own for a container, the default for a machine.
+    pub memory: Option<u64>,
+    /// Thousandths of a processor; none is all of the host's for a container, one for a machine.
+    pub millicpus: Option<u64>,
+    /// Processes and threads at most.
+    pub pids_limit: Option<i64>,
+    /// More than by default.
+    pub cap_add: Vec<String>,
+    /// Fewer than by default.
+    pub cap_drop: Vec<String>,
+    /// `no-new-privileges`, `seccomp=unconfined`
+    pub security_opt: Vec<String>,
+    /// The root cannot be written.
+    pub read_only: bool,
+    /// Folders and mount options.
+    pub tmpfs: Vec<(String, String)>,
+    /// Resource limits.
+    pub ulimits: Vec<Limit>,
+    /// Root in it is root on the host.
+    pub privileged: bool,
+    /// It is removed when it has ended.
+    pub remove: bool,
+    /// When it is started again.
+    pub restart: Restart,
+    /// Instead of the image's; `Some(None)` is none at all.
+    pub health: Option<Option<HealthCheck>>,
+    /// The signal that asks it to end, instead of the image's.
+    pub stop_signal: Option<String>,
+    /// What it is connected to.
+    pub network: Network,
+    /// `[HOSTIP:]HOSTPORT:PORT/PROTOCOL`
+    pub publish: Vec<String>,
+    /// The client's own description.
+    pub said: serde_json::Value,
+}
+
+/// What a workload is connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// Whatever it is without being asked.
+    #[default]
+    Default,
+    /// Nothing.
+    None,
+    /// What the user of this program may connect to.
+    User,
+}
+
+/// A resource limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// `nofile`
+    pub name: String,
+    /// -1 is none.
+    pub soft: i64,
+    /// -1 is none.
+    pub hard: i64,
+}
+
+/// Another command in a workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommandOptions {
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// `NAME=value`, beside those of the workload.
+    pub env: Vec<String>,
+    /// Instead of the workload's.
+    pub workdir: Option<String>,
+    /// Instead of the workload's.
+    pub user: Option<String>,
+    /// It has a terminal.
+    pub tty: bool,
+    /// It has a standard input.
+    pub stdin: bool,
+    /// Nobody waits for it.
+    pub detach: bool,
+}
+
+/// An image that is to be built.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BuildOptions {
+    /// The folder that files come from.
+    pub context: PathBuf,
+    /// In that folder.
+    pub containerfile: Option<String>,
+    /// The image's names.
+    pub tags: Vec<String>,
+    /// `NAME=value`
+    pub args: Vec<String>,
+    /// `KEY=value`
+    pub labels: Vec<String>,
+    /// The stage to stop after.
+    pub target: Option<String>,
+    /// Steps that were done before are done again.
+    pub no_cache: bool,
+    /// Where the image's digest is written.
+    pub digest_file: PathBuf,
+}
+
+/// What a workload takes of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Nanoseconds of processor time.
+    pub cpu_ns: u64,
+    /// Bytes in memory.
+    pub memory_bytes: u64,
+    /// Bytes that it may take; none is without limit.
+    pub memory_limit: Option<u64>,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// One process of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// The user, by number.
+    pub uid: u32,
+    /// Its number on the host.
+    pub pid: i32,
+    /// Its parent's.
+    pub ppid: i32,
+    /// When it was started, milliseconds since 1970.
+    pub started_ms: u64,
+    /// Milliseconds of processor time.
+    pub cpu_ms: u64,
+    /// The command line.
+    pub command: String,
+}
+
+/// Why something is not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Whose fault it is.
+    pub kind: RefusalKind,
+    /// One line.
+    pub message: String,
+}
+
+/// Whose fault it is that something is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// There is no such thing.
+    NotFound,
+    /// What was asked for makes no sense.
+    Invalid,
+    /// It cannot be done to this thing as it is just now.
+    Conflict,
+    /// This program or host cannot do it.
+    Unsupported,
+    /// It failed.
+    Failed,
+}
+
+impl Refusal {
+    /// A refusal of this kind.
+    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Refusal {
+        Refusal { kind, message: message.into() }
+    }
+
+    /// The name that a workload was to get is that of the workload `id`. Docker's words: clients look for them.
+    pub fn name_taken(name: &str, id: &str) -> Refusal {
+        let message = format!(
+            "Conflict. The container name \"/{name}\" is already in use by container \"{id}\". You have to remove (or rename) \
+             that container to be able to reuse that name."
+        );
+        Refusal { kind: RefusalKind::Conflict, message }
+    }
+}

@@ -1,0 +1,202 @@
+//! `POST /build`: an image from a Containerfile and its context, which come as a tar archive.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek};
+use std::path::Path;
+use std::process::Stdio;
+
+use axum::body::Body;
+use axum::extract::State;
+use image::Reference;
+use serde_json::json;
+
+use super::params::Params;
+use super::pull::{Kept, Lines, PULL, keep, told};
+use super::{App, images};
+use crate::backend::{Backend, BuildOptions};
+use crate::error::{ApiError, Result, chain};
+
+/// Files of a context. Attack: an archive of nothing but names.
+const MAX_ENTRIES: usize = 1 << 20;
+
+/// `POST /build`
+pub(super) async fn build(State(app): App, params: Params, body: Body) -> Result {
+    let options = options(&params)?;
+    let archive = keep(&app, body).await?;
+    let quiet = params.flag("q");
+    Ok(told(&app, PULL, move |backend, lines| run(backend, archive, options, quiet, lines)))
+}
+
+fn options(params: &Params) -> Result<BuildOptions> {
+    if params.get("version").is_some_and(|version| version != "1") {
+        return Err(ApiError::not_offered("Strata builds without BuildKit: DOCKER_BUILDKIT=0 docker build"));
+    }
+    for name in ["remote", "squash", "networkmode", "extrahosts", "outputs", "cachefrom"] {
+        let value = params.get(name).unwrap_or_default();
+        if !matches!(value, "" | "0" | "false" | "default" | "null" | "[]") {
+            return Err(ApiError::not_offered(format!("build with {name}={value}: not there yet")));
+        }
+    }
+    let map = |name: &str| -> Result<BTreeMap<String, Option<String>>> {
+        let text = params.get(name).unwrap_or("{}");
+        let parsed: Option<_> =
+            serde_json::from_str(text).map_err(|error| ApiError::bad(format!("{name}: {error}")))?;
+        Ok(parsed.unwrap_or_default())
+    };
+    let pair = |(name, value): (String, Option<String>)| value.map(|value| format!("{name}={value}"));
+    let tags: Vec<String> = params.all("t").filter(|tag| !tag.is_empty()).map(str::to_owned).collect();
+    for tag in &tags {
+        tag.parse::<Reference>().map_err(|error| ApiError::bad(chain(&error)))?;
+    }
+    Ok(BuildOptions {
+        containerfile: params.get("dockerfile").map(str::to_owned),
+        tags,
+        args: map("buildargs")?.into_iter().filter_map(pair).collect(),
+        labels: map("labels")?.into_iter().filter_map(pair).collect(),
+        target: params.get("target").map(str::to_owned),
+        no_cache: params.flag("nocache"),
+        ..BuildOptions::default()
+    })
+}
+
+fn run(
+    backend: &dyn Backend,
+    archive: Kept,
+    mut options: BuildOptions,
+    quiet: bool,
+    lines: &Lines,
+) -> std::result::Result<(), String> {
+    let folder = tempfile::Builder::new().prefix(".context-").tempdir_in(backend.store().root());
+    let folder = folder.map_err(|error| format!("keep the context: {error}"))?;
+    unpack(&archive.path(), folder.path()).map_err(|error| format!("unpack the context: {error}"))?;
+    // Its space is needed no more.
+    drop(archive);
+    options.context = folder.path().to_owned();
+    let mut command = backend.build(&options).map_err(|refusal| refusal.message)?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("start the build: {error}"))?;
+    let mut last = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).split(b'\n').map_while(std::result::Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if !quiet {
+                lines.say(json!({ "stream": format!("{line}\n") }));
+            }
+            if !line.trim().is_empty() && !line.starts_with("  next:") {
+                last = line;
+            }
+        }
+    }
+    let output = child.wait_with_output().map_err(|error| format!("wait for the build: {error}"))?;
+    if !output.status.success() {
+        return Err(last.strip_prefix("strata: ").unwrap_or(&last).to_owned());
+    }
+    let digest = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let id = options.tags.first().and_then(|tag| images::find(backend.store(), tag).ok());
+    let id = id.map_or(digest, |image| images::id_of(&image));
+    lines.say(json!({ "aux": { "ID": id } }));
+    let short: String = id.trim_start_matches("sha256:").chars().take(12).collect();
+    lines.say(
+        json!({ "stream": if quiet { format!("{id}\n") } else { format!("Successfully built {short}\n") } }),
+    );
+    for tag in options.tags.iter().filter(|_| !quiet) {
+        lines.say(json!({ "stream": format!("Successfully tagged {tag}\n") }));
+    }
+    Ok(())
+}
+
+/// Unpacks an archive, compressed or not, into `folder`, and nowhere else.
+fn unpack(archive: &Path, folder: &Path) -> std::io::Result<()> {
+    let mut file = File::open(archive)?;
+    let mut magic = [0; 6];
+    let count = file.read(&mut magic)?;
+    file.rewind()?;
+    let reader: Box<dyn Read> = match &magic[..count] {
+        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file))),
+        [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            return Err(std::io::Error::other("it is compressed by something else than gzip"));
+        }
+        _ => Box::new(BufReader::new(file)),
+    };
+    let mut archive = tar::Archive::new(reader);
+    archive.set_preserve_permissions(true);
+    archive.set_preserve_ownerships(false);
+    for (number, entry) in archive.entries()?.enumerate() {
+        if number >= MAX_ENTRIES {
+            return Err(std::io::Error::other(format!("more than {MAX_ENTRIES} files")));
+        }
+        let mut entry = entry?;
+        // Device nodes are nothing a build could copy.
+        let kind = entry.header().entry_type();
+        if kind.is_block_special() || kind.is_character_special() {
+            continue;
+        }
+        if !entry.unpack_in(folder)? {
+            let path = entry.path().map(|path| path.display().to_string()).unwrap_or_default();
+            return Err(std::io::Error::other(format!("{path:?} leads out of the context")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive(add: impl FnOnce(&mut tar::Builder<File>)) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let mut builder = tar::Builder::new(File::create(dir.path().join("a.tar")).unwrap());
+        add(&mut builder);
+        builder.finish().unwrap();
+        std::fs::create_dir(dir.path().join("out")).unwrap();
+        dir
+    }
+
+    fn unpacked(dir: &tempfile::TempDir) -> std::io::Result<()> {
+        unpack(&dir.path().join("a.tar"), &dir.path().join("out"))
+    }
+
+    fn file(name: &str) -> tar::Header {
+        let mut header = tar::Header::new_gnu();
+        // As a hostile client would: the crate refuses such names.
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_size(2);
+        header.set_mode(0o755);
+        header.set_cksum();
+        header
+    }
+
+    #[test]
+    fn a_context_stays_in_its_folder() {
+        let good = archive(|tar| tar.append(&file("a/b"), &b"hi"[..]).unwrap());
+        unpacked(&good).unwrap();
+        assert_eq!(std::fs::read(good.path().join("out/a/b")).unwrap(), b"hi");
+        let up = archive(|tar| tar.append(&file("../x"), &b"hi"[..]).unwrap());
+        assert!(unpacked(&up).is_err() && !up.path().join("x").exists());
+        let link = archive(|tar| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            tar.append_link(&mut header, "l", "..").unwrap();
+            tar.append(&file("l/x"), &b"hi"[..]).unwrap();
+        });
+        assert!(unpacked(&link).is_err() && !link.path().join("x").exists());
+    }
+
+    #[test]
+    fn what_a_client_asks_is_understood_or_refused() {
+        let of = |pairs: &[(&str, &str)]| options(&Params::of(pairs));
+        let good = of(&[("t", "a:1"), ("t", "b"), ("buildargs", r#"{"X":"1","Y":null}"#), ("nocache", "1")])
+            .unwrap();
+        assert_eq!(
+            (good.tags, good.args, good.no_cache),
+            (vec!["a:1".into(), "b".into()], vec!["X=1".into()], true)
+        );
+        assert_eq!(of(&[("version", "2")]).unwrap_err().status.as_u16(), 501);
+        assert_eq!(of(&[("remote", "http://x")]).unwrap_err().status.as_u16(), 501);
+        assert_eq!(of(&[("buildargs", "{")]).unwrap_err().status.as_u16(), 400);
+        assert_eq!(of(&[("t", "Not A Name")]).unwrap_err().status.as_u16(), 400);
+        assert!(of(&[("cachefrom", "[]"), ("networkmode", "default"), ("labels", "null")]).is_ok());
+    }
+}

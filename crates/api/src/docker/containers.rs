@@ -1,0 +1,263 @@
+//! `GET /containers/json`: the list.
+
+use std::collections::HashMap;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use image::{Reference, Store};
+use serde_json::{Value, json};
+use workload::{Folder, Isolation, State as Condition, Status, now_ms};
+
+use super::filters::Filters;
+use super::params::Params;
+use super::{App, create, json};
+use crate::backend::Backend;
+use crate::error::{ApiError, Result};
+
+/// What a list can be asked for.
+const KNOWN: [&str; 12] = [
+    "ancestor", "before", "exited", "health", "id", "is-task", "label", "label!", "name", "network", "since",
+    "status",
+];
+
+/// `GET /containers/json`
+pub(super) async fn list(State(app): App, params: Params) -> Result {
+    let filters = Filters::of(&params, &KNOWN)?;
+    let limit: Option<i64> = params.number("limit")?;
+    let all = params.flag("all") || limit.is_some_and(|limit| limit > 0) || filters.has("status");
+    let rows = app.blocking(move |backend| rows(backend, &filters, all, limit)).await?;
+    Ok(json(StatusCode::OK, &rows))
+}
+
+fn rows(backend: &dyn Backend, filters: &Filters, all: bool, limit: Option<i64>) -> Result<Vec<Value>> {
+    let mut found = Vec::new();
+    let folders = backend.workloads().list()?;
+    let made = |name: &str| {
+        let other = folders.iter().find(|folder| is_named(folder, name));
+        let made = other.map(|folder| folder.description().created_ms);
+        made.ok_or_else(|| ApiError::not_found(format!("No such container: {name}")))
+    };
+    let before = filters.values("before").map(made).collect::<Result<Vec<u64>>>()?;
+    let since = filters.values("since").map(made).collect::<Result<Vec<u64>>>()?;
+    let mut images = ImageIds::new(backend.store());
+    // The newest first.
+    for folder in folders.iter().rev() {
+        // One that is being removed just now is gone.
+        let Ok(state) = folder.state() else { continue };
+        let created = folder.description().created_ms;
+        let in_time = before.iter().all(|time| created < *time) && since.iter().all(|time| created > *time);
+        if in_time && (all || state.status.is_active()) && fits(filters, folder, &state, &mut images) {
+            found.push(row(folder, &state, &mut images));
+        }
+        if limit.is_some_and(|limit| limit > 0 && found.len() as i64 >= limit) {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// Whether it has this name, this id, or an id that begins so.
+pub(super) fn is_named(folder: &Folder, name: &str) -> bool {
+    let description = folder.description();
+    let name = name.trim_start_matches('/');
+    description.name == name || (!name.is_empty() && description.id.starts_with(name))
+}
+
+fn fits(filters: &Filters, folder: &Folder, state: &Condition, images: &mut ImageIds<'_>) -> bool {
+    let what = folder.description();
+    let health = health_word(state);
+    let code = state.exit_code.filter(|_| state.status == Status::Exited);
+    filters.fits("id", |id| what.id.starts_with(id))
+        && filters.fits("name", |name| what.name.contains(name.trim_start_matches('/')))
+        && filters.fits_labels(|key| what.wanted.labels.get(key).map(String::as_str))
+        && filters.fits("status", |word| word == status_word(state.status))
+        && filters.fits("exited", |wanted| code.is_some_and(|code| wanted == code.to_string()))
+        && filters.fits("health", |word| word == health)
+        && filters.fits("network", |name| name == network_of(folder))
+        && filters.fits("ancestor", |name| {
+            what.wanted.image == name
+                || normal(&what.wanted.image) == normal(name)
+                || images.id(&what.wanted.image).is_some_and(|id| is_id_of(&id, name))
+        })
+}
+
+/// A name with its tag; anything else as it is.
+fn normal(name: &str) -> String {
+    name.parse::<Reference>().map_or_else(|_| name.to_owned(), |name| name.full())
+}
+
+/// Whether `text` is this id, or a beginning of it that is long enough to be meant.
+pub(super) fn is_id_of(id: &str, text: &str) -> bool {
+    let text = text.strip_prefix("sha256:").unwrap_or(text);
+    text.len() >= 4
+        && text.bytes().all(|b| b.is_ascii_hexdigit())
+        && id.trim_start_matches("sha256:").starts_with(text)
+}
+
+/// What docker calls it.
+pub(super) fn status_word(status: Status) -> &'static str {
+    match status {
+        Status::Created => "created",
+        Status::Starting | Status::Running => "running",
+        Status::Paused => "paused",
+        Status::Restarting => "restarting",
+        Status::Exited => "exited",
+        Status::Lost => "dead",
+    }
+}
+
+/// What docker calls the health of it.
+pub(super) fn health_word(state: &Condition) -> String {
+    let runs = matches!(state.status, Status::Running | Status::Paused);
+    state
+        .health
+        .as_ref()
+        .filter(|_| runs)
+        .map_or_else(|| "none".to_owned(), |health| health.status.to_string())
+}
+
+/// The name of the network it is on.
+pub(super) fn network_of(folder: &Folder) -> String {
+    let said = folder.description().wanted.said.as_ref();
+    let mode = said.and_then(|said| said.pointer("/HostConfig/NetworkMode")).and_then(Value::as_str);
+    match mode {
+        Some("" | "default") | None => "bridge".to_owned(),
+        Some(mode) => mode.to_owned(),
+    }
+}
+
+/// Ids of images by name, looked up once for a list.
+pub(super) struct ImageIds<'a> {
+    store: &'a Store,
+    known: HashMap<String, Option<String>>,
+}
+
+impl<'a> ImageIds<'a> {
+    pub(super) fn new(store: &'a Store) -> ImageIds<'a> {
+        ImageIds { store, known: HashMap::new() }
+    }
+
+    /// The id of the image that has this name now; nothing if none has.
+    pub(super) fn id(&mut self, name: &str) -> Option<String> {
+        let store = self.store;
+        let find = || {
+            let image = store.image(&name.parse().ok()?).ok()?;
+            Some(image.manifest().config().digest().to_string())
+        };
+        self.known.entry(name.to_owned()).or_insert_with(find).clone()
+    }
+}
+
+fn row(folder: &Folder, state: &Condition, images: &mut ImageIds<'_>) -> Value {
+    let what = folder.description();
+    let command = what.wanted.command.join(" ");
+    let network = network_of(folder);
+    json!({
+        "Id": what.id,
+        "Names": [format!("/{}", what.name)],
+        "Image": what.wanted.image,
+        "ImageID": images.id(&what.wanted.image).unwrap_or_default(),
+        "Command": command,
+        "Created": what.created_ms / 1000,
+        "Ports": ports(folder),
+        "Labels": what.wanted.labels,
+        "State": status_word(state.status),
+        "Status": status_line(state),
+        "HostConfig": { "NetworkMode": network },
+        "NetworkSettings": { "Networks": { network: {} } },
+        "Mounts": [],
+    })
+}
+
+/// The runtime that a client would have to name.
+pub(super) fn runtime_of(folder: &Folder) -> &'static str {
+    match folder.description().wanted.isolation {
+        Isolation::Vm => create::VM,
+        Isolation::Container => create::CONTAINER,
+    }
+}
+
+/// Published ports, as rows of the list have them.
+fn ports(folder: &Folder) -> Vec<Value> {
+    let number = |text: &str| text.parse::<u16>().unwrap_or_default();
+    let mut rows = Vec::new();
+    for (port, hosts) in create::bindings(&folder.description().wanted.publish) {
+        let Some((private, protocol)) = port.split_once('/') else { continue };
+        rows.extend(hosts.iter().map(|(ip, public)| {
+            json!({ "IP": ip, "PrivatePort": number(private), "PublicPort": number(public), "Type": protocol })
+        }));
+    }
+    rows
+}
+
+/// `Up 3 minutes (healthy)`, `Exited (0) 2 hours ago`
+pub(super) fn status_line(state: &Condition) -> String {
+    let since = |from: Option<u64>| ago(now_ms().saturating_sub(from.unwrap_or_default()) / 1000);
+    match state.status {
+        Status::Created => "Created".to_owned(),
+        Status::Starting => "Up Less than a second".to_owned(),
+        Status::Running => match health_word(state).as_str() {
+            "none" => format!("Up {}", since(state.started_ms)),
+            "starting" => format!("Up {} (health: starting)", since(state.started_ms)),
+            health => format!("Up {} ({health})", since(state.started_ms)),
+        },
+        Status::Paused => format!("Up {} (Paused)", since(state.started_ms)),
+        Status::Restarting => {
+            format!("Restarting ({}) {} ago", state.exit_code.unwrap_or_default(), since(state.finished_ms))
+        }
+        Status::Exited => {
+            format!("Exited ({}) {} ago", state.exit_code.unwrap_or_default(), since(state.finished_ms))
+        }
+        Status::Lost => "Dead".to_owned(),
+    }
+}
+
+/// A time in docker's words.
+fn ago(seconds: u64) -> String {
+    let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
+    match seconds {
+        0 => "Less than a second".to_owned(),
+        1 => "1 second".to_owned(),
+        2..60 => format!("{seconds} seconds"),
+        60..120 => "About a minute".to_owned(),
+        120..3600 => format!("{minutes} minutes"),
+        3600..5400 => "About an hour".to_owned(),
+        _ => match hours {
+            ..48 => format!("{hours} hours"),
+            48..336 => format!("{} days", hours / 24),
+            336..1440 => format!("{} weeks", hours / 24 / 7),
+            1440..17_520 => format!("{} months", hours / 24 / 30),
+            _ => format!("{} years", hours / 24 / 365),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_docker_tells_them() {
+        for (seconds, text) in [
+            (0, "Less than a second"),
+            (59, "59 seconds"),
+            (61, "About a minute"),
+            (3599, "59 minutes"),
+            (4000, "About an hour"),
+            (7200, "2 hours"),
+            (3 * 86_400, "3 days"),
+            (21 * 86_400, "3 weeks"),
+            (100 * 86_400, "3 months"),
+            (800 * 86_400, "2 years"),
+        ] {
+            assert_eq!(ago(seconds), text, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn ids_are_known_by_their_beginnings() {
+        let id = "sha256:0123abcd";
+        assert!(is_id_of(id, "0123") && is_id_of(id, "sha256:0123ab") && !is_id_of(id, "012"));
+        assert!(!is_id_of(id, "debian") && !is_id_of(id, "0124"));
+    }
+}

@@ -1,0 +1,339 @@
+//! `POST /containers/create`: what docker's words mean here, and which of them mean nothing here.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use bollard_stubs::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, PortMap, RestartPolicy, RestartPolicyNameEnum,
+};
+use serde_json::json;
+use workload::{HealthCheck, Isolation, Restart};
+
+use super::params::Params;
+use super::{App, exec, images, json};
+use crate::backend::{Creation, Limit, Network};
+use crate::error::{ApiError, Result};
+
+/// The runtime that makes a container a machine of its own.
+pub(super) const VM: &str = "strata-vm";
+/// The runtime that is the default.
+pub(super) const CONTAINER: &str = "strata";
+/// Docker's, where a client says nothing.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+const CHECK_RETRIES: u32 = 3;
+
+/// `POST /containers/create`
+pub(super) async fn create(
+    State(app): App,
+    params: Params,
+    body: std::result::Result<Json<ContainerCreateBody>, JsonRejection>,
+) -> Result {
+    let Json(body) = body?;
+    if let Some(platform) = params.get("platform").filter(|p| !matches!(*p, "linux/amd64" | "linux")) {
+        return Err(ApiError::not_offered(format!("containers are linux/amd64, not {platform}")));
+    }
+    let name = params.get("name").map(str::to_owned);
+    let mut creation = creation(body)?;
+    let folder = app
+        .blocking(move |backend| {
+            // What is not here is a 404: clients pull it then. An id becomes a name.
+            creation.image = images::find(backend.store(), &creation.image)?.name().to_string();
+            Ok(backend.create(name, creation)?)
+        })
+        .await?;
+    Ok(json(StatusCode::CREATED, &json!({ "Id": folder.description().id, "Warnings": [] })))
+}
+
+/// What a client wants, in our words.
+fn creation(body: ContainerCreateBody) -> Result<Creation> {
+    let said = serde_json::to_value(&body).map_err(|error| ApiError::bad(error.to_string()))?;
+    let host = body.host_config.unwrap_or_default();
+    refuse_what_is_not_there(&host)?;
+    let image = body.image.filter(|image| !image.is_empty());
+    let image = image.ok_or_else(|| ApiError::bad("No image was specified"))?;
+    let isolation = match host.runtime.as_deref().unwrap_or_default() {
+        "" | CONTAINER => Isolation::Container,
+        VM => Isolation::Vm,
+        other => {
+            return Err(ApiError::bad(format!(
+                "unknown or invalid runtime name: {other}; there are {CONTAINER} and {VM}"
+            )));
+        }
+    };
+    let list = Option::unwrap_or_default;
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let positive =
+        |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).filter(|n| *n > 0);
+    let network = match body.network_disabled {
+        Some(true) => Network::None,
+        _ => network(host.network_mode.as_deref().unwrap_or_default())?,
+    };
+    let limit = |limit: bollard_stubs::models::ResourcesUlimits| Limit {
+        name: limit.name.unwrap_or_default(),
+        soft: limit.soft.unwrap_or(-1),
+        hard: limit.hard.unwrap_or(-1),
+    };
+    Ok(Creation {
+        isolation,
+        image,
+        // An empty one takes the image's away; docker's command sends [""] for that.
+        entrypoint: body.entrypoint.map(|words| if words == [""] { Vec::new() } else { words }),
+        command: list(body.cmd),
+        env: list(body.env),
+        workdir: given(body.working_dir),
+        user: given(body.user),
+        tty: body.tty.unwrap_or_default(),
+        window: exec::console_size(host.console_size.as_deref()),
+        stdin: body.open_stdin.unwrap_or_default(),
+        hostname: given(body.hostname),
+        labels: body.labels.unwrap_or_default().into_iter().collect(),
+        memory: positive(host.memory),
+        millicpus: millicpus(&host),
+        pids_limit: host.pids_limit.filter(|limit| *limit != 0),
+        cap_add: list(host.cap_add),
+        cap_drop: list(host.cap_drop),
+        security_opt: list(host.security_opt),
+        read_only: host.readonly_rootfs.unwrap_or_default(),
+        tmpfs: host.tmpfs.unwrap_or_default().into_iter().collect(),
+        ulimits: host.ulimits.unwrap_or_default().into_iter().map(limit).collect(),
+        privileged: host.privileged.unwrap_or_default(),
+        remove: host.auto_remove.unwrap_or_default(),
+        restart: restart(host.restart_policy)?,
+        health: body.healthcheck.map(health).transpose()?.flatten(),
+        stop_signal: given(body.stop_signal),
+        network,
+        publish: publish(&host.port_bindings.unwrap_or_default())?,
+        said,
+    })
+}
+
+/// Docker gives a number, or a quota in a period.
+fn millicpus(host: &HostConfig) -> Option<u64> {
+    let nano = host.nano_cpus.unwrap_or_default();
+    let milli = match (nano, host.cpu_quota, host.cpu_period) {
+        (1.., ..) => nano / 1_000_000,
+        (_, Some(quota @ 1..), period) => {
+            quota.saturating_mul(1000) / period.filter(|period| *period > 0).unwrap_or(100_000)
+        }
+        _ => return None,
+    };
+    u64::try_from(milli.max(1)).ok()
+}
+
+/// What cannot be done is not silently left out.
+fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
+    fn some<T>(list: &Option<Vec<T>>) -> bool {
+        list.as_ref().is_some_and(|list| !list.is_empty())
+    }
+    let words = |text: &Option<String>, fine: &[&str]| {
+        text.as_deref().is_some_and(|text| !text.is_empty() && !fine.contains(&text))
+    };
+    let number = |number: Option<i64>, fine: &[i64]| number.is_some_and(|n| n != 0 && !fine.contains(&n));
+    let refused = [
+        ("Binds", some(&host.binds)),
+        ("Mounts", some(&host.mounts)),
+        ("VolumesFrom", some(&host.volumes_from)),
+        ("Devices", some(&host.devices)),
+        ("DeviceRequests", some(&host.device_requests)),
+        ("DeviceCgroupRules", some(&host.device_cgroup_rules)),
+        ("Links", some(&host.links)),
+        ("ExtraHosts", some(&host.extra_hosts)),
+        ("Dns", some(&host.dns)),
+        ("DnsSearch", some(&host.dns_search)),
+        ("DnsOptions", some(&host.dns_options)),
+        ("GroupAdd", some(&host.group_add)),
+        ("Sysctls", host.sysctls.as_ref().is_some_and(|map| !map.is_empty())),
+        ("StorageOpt", host.storage_opt.as_ref().is_some_and(|map| !map.is_empty())),
+        ("Init", host.init == Some(true)),
+        ("PublishAllPorts", host.publish_all_ports == Some(true)),
+        ("OomKillDisable", host.oom_kill_disable == Some(true)),
+        ("CgroupParent", words(&host.cgroup_parent, &[])),
+        ("PidMode", words(&host.pid_mode, &["private"])),
+        ("IpcMode", words(&host.ipc_mode, &["private"])),
+        ("UTSMode", words(&host.uts_mode, &[])),
+        ("UsernsMode", words(&host.userns_mode, &[])),
+        ("CpusetCpus", words(&host.cpuset_cpus, &[])),
+        ("CpusetMems", words(&host.cpuset_mems, &[])),
+        ("CpuShares", number(host.cpu_shares, &[])),
+        ("CpuRealtimePeriod", number(host.cpu_realtime_period, &[])),
+        ("CpuRealtimeRuntime", number(host.cpu_realtime_runtime, &[])),
+        ("BlkioWeight", host.blkio_weight.is_some_and(|weight| weight != 0)),
+        ("ShmSize", number(host.shm_size, &[64 << 20])),
+        ("OomScoreAdj", number(host.oom_score_adj, &[])),
+        ("MemoryReservation", number(host.memory_reservation, &[])),
+        ("MemorySwap", number(host.memory_swap, &[-1, host.memory.unwrap_or_default().saturating_mul(2)])),
+    ];
+    let names: Vec<&str> = refused.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| *name).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::not_offered(format!("HostConfig.{}: not there yet", names.join(", HostConfig."))))
+}
+
+fn network(mode: &str) -> Result<Network> {
+    match mode {
+        "" | "default" | "bridge" => Ok(Network::Default),
+        "none" => Ok(Network::None),
+        "user" => Ok(Network::User),
+        "host" => Err(ApiError::not_offered("network host: the host's own network is not given away")),
+        other => Err(ApiError::not_found(format!("network {other} not found"))),
+    }
+}
+
+fn restart(policy: Option<RestartPolicy>) -> Result<Restart> {
+    let Some(policy) = policy else { return Ok(Restart::No) };
+    let most = policy.maximum_retry_count.filter(|most| *most != 0);
+    let most = most.map(u32::try_from).transpose();
+    let most = most.map_err(|_| ApiError::bad("maximum retry count cannot be negative"))?;
+    Ok(match policy.name {
+        None | Some(RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO) => Restart::No,
+        Some(RestartPolicyNameEnum::ON_FAILURE) => Restart::OnFailure(most),
+        Some(RestartPolicyNameEnum::ALWAYS | RestartPolicyNameEnum::UNLESS_STOPPED) => Restart::Always,
+    })
+}
+
+/// Nothing for the image's check, `Some(None)` for none.
+fn health(config: HealthConfig) -> Result<Option<Option<HealthCheck>>> {
+    let command = match config.test.as_deref() {
+        None | Some([]) => return Ok(None),
+        Some([kind, ..]) if kind == "NONE" => return Ok(Some(None)),
+        Some([kind, words @ ..]) if kind == "CMD" && !words.is_empty() => words.to_vec(),
+        Some([kind, line]) if kind == "CMD-SHELL" => ["/bin/sh", "-c", line].map(str::to_owned).to_vec(),
+        Some(other) => return Err(ApiError::bad(format!("unknown health check {other:?}"))),
+    };
+    let ms = |nanoseconds: Option<i64>, default: Duration| match nanoseconds {
+        Some(ns @ 1..) => (ns as u64 / 1_000_000).max(1),
+        _ => default.as_millis() as u64,
+    };
+    Ok(Some(Some(HealthCheck {
+        command,
+        interval_ms: ms(config.interval, CHECK_INTERVAL),
+        timeout_ms: ms(config.timeout, CHECK_INTERVAL),
+        start_period_ms: ms(config.start_period, Duration::ZERO),
+        retries: config
+            .retries
+            .and_then(|n| u32::try_from(n).ok())
+            .filter(|n| *n > 0)
+            .unwrap_or(CHECK_RETRIES),
+    })))
+}
+
+/// `[HOSTIP:]HOSTPORT:PORT/PROTOCOL` for each binding.
+fn publish(ports: &PortMap) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for (port, bindings) in ports {
+        let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+        let wrong = || ApiError::bad(format!("invalid port specification: {port:?}"));
+        let number: u16 = number.parse().ok().filter(|number| *number != 0).ok_or_else(wrong)?;
+        if !matches!(protocol, "tcp" | "udp") {
+            return Err(ApiError::not_offered(format!(
+                "port {port}: tcp and udp are published, {protocol} is not"
+            )));
+        }
+        for binding in bindings.iter().flatten() {
+            let ip = binding.host_ip.as_deref().unwrap_or_default();
+            let ip: Ipv4Addr = match ip {
+                "" => Ipv4Addr::UNSPECIFIED,
+                ip => ip
+                    .parse()
+                    .map_err(|_| ApiError::not_offered(format!("publish on {ip}: no IPv4 address")))?,
+            };
+            let host: u16 = match binding.host_port.as_deref().unwrap_or_default() {
+                "" | "0" => free_port(ip, protocol)?,
+                port => port.parse().map_err(|_| ApiError::bad(format!("invalid host port {port:?}")))?,
+            };
+            all.push(format!("{ip}:{host}:{number}/{protocol}"));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// A port that nobody has now. Somebody else may have it when the workload starts, which says so then.
+fn free_port(ip: Ipv4Addr, protocol: &str) -> Result<u16> {
+    let bound = match protocol {
+        "udp" => UdpSocket::bind((ip, 0)).and_then(|socket| socket.local_addr()),
+        _ => TcpListener::bind((ip, 0)).and_then(|socket| socket.local_addr()),
+    };
+    let address = bound.map_err(|error| ApiError::failed(format!("find a free port on {ip}: {error}")))?;
+    Ok(address.port())
+}
+
+/// The bindings of published ports, as clients see them.
+pub(super) fn bindings(publish: &[String]) -> HashMap<String, Vec<(String, String)>> {
+    let mut map: HashMap<String, Vec<(String, String)>> = HashMap::new();
+    for entry in publish {
+        let (rest, protocol) = entry.split_once('/').unwrap_or((entry, "tcp"));
+        let Some((host, port)) = rest.rsplit_once(':') else { continue };
+        let (ip, host_port) = host.rsplit_once(':').unwrap_or(("0.0.0.0", host));
+        map.entry(format!("{port}/{protocol}")).or_default().push((ip.to_owned(), host_port.to_owned()));
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(json: serde_json::Value) -> Result<Creation> {
+        creation(serde_json::from_value(json).unwrap())
+    }
+
+    #[test]
+    fn what_docker_sends_for_a_plain_run_is_understood() {
+        let made = of(json!({
+            "Hostname": "", "User": "", "Tty": false, "OpenStdin": true, "StdinOnce": true, "Env": null,
+            "Cmd": ["echo", "hi"], "Image": "debian", "Volumes": {}, "WorkingDir": "", "Entrypoint": null,
+            "Labels": {"a": "b"}, "ExposedPorts": {"80/tcp": {}},
+            "HostConfig": {
+                "Binds": null, "NetworkMode": "bridge", "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 3},
+                "PortBindings": {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}, "MemorySwappiness": -1,
+                "AutoRemove": true, "ConsoleSize": [0, 0], "NanoCpus": 1_500_000_000i64, "Memory": 1 << 20, "PidsLimit": 0,
+                "Isolation": "", "CgroupnsMode": "", "Runtime": "strata-vm"
+            }
+        }))
+        .unwrap();
+        assert_eq!((made.isolation, made.image.as_str()), (Isolation::Vm, "debian"));
+        assert_eq!((made.memory, made.millicpus, made.pids_limit), (Some(1 << 20), Some(1500), None));
+        assert_eq!(made.publish, ["0.0.0.0:8080:80/tcp"]);
+        assert_eq!((made.restart, made.remove, made.stdin), (Restart::OnFailure(Some(3)), true, true));
+        assert_eq!((made.entrypoint, made.user, made.hostname), (None, None, None));
+        assert_eq!(bindings(&made.publish)["80/tcp"], [("0.0.0.0".to_owned(), "8080".to_owned())]);
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_by_name() {
+        let refused = |host: serde_json::Value| {
+            let error = of(json!({"Image": "x", "HostConfig": host})).unwrap_err();
+            (error.status.as_u16(), error.message)
+        };
+        let (status, message) = refused(json!({"PidMode": "host", "Init": true}));
+        assert_eq!((status, message.as_str()), (501, "HostConfig.Init, HostConfig.PidMode: not there yet"));
+        assert_eq!(refused(json!({"Runtime": "runc"})).0, 400);
+        assert_eq!(refused(json!({"NetworkMode": "host"})).0, 501);
+        assert_eq!(refused(json!({"NetworkMode": "team"})).0, 404);
+        for port in ["x/tcp", "0/tcp", "70000/tcp", ""] {
+            assert_eq!(refused(json!({"PortBindings": {port: [{"HostPort": "1"}]}})).0, 400, "{port}");
+        }
+        assert_eq!(refused(json!({"RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": -1}})).0, 400);
+        assert_eq!(of(json!({})).unwrap_err().status.as_u16(), 400);
+    }
+
+    #[test]
+    fn health_checks_are_dockers() {
+        let check = |test: &[&str]| {
+            let test = Some(test.iter().map(|word| (*word).to_owned()).collect());
+            health(HealthConfig { test, interval: Some(5_000_000_000), ..HealthConfig::default() })
+        };
+        let shell = check(&["CMD-SHELL", "true"]).unwrap().unwrap().unwrap();
+        assert_eq!((shell.command[2].as_str(), shell.interval_ms, shell.retries), ("true", 5000, 3));
+        assert_eq!(check(&["NONE"]), Ok(Some(None)));
+        assert_eq!(check(&[]), Ok(None));
+        assert!(check(&["FLY"]).is_err() && check(&["CMD"]).is_err());
+    }
+}

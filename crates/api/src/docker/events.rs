@@ -1,0 +1,160 @@
+//! `GET /events`: what happens to workloads, whoever does it.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use workload::log::Reader;
+use workload::{Event, now_ms};
+
+use super::App;
+use super::filters::Filters;
+use super::params::Params;
+use crate::error::{ApiError, Result};
+
+/// How soon new events are seen.
+const LOOK: Duration = Duration::from_millis(50);
+const KNOWN: [&str; 8] = ["container", "event", "image", "label", "type", "scope", "network", "volume"];
+
+/// Which events a client wants.
+struct Wanted {
+    filters: Filters,
+    /// Seconds since 1970.
+    since: Option<u64>,
+    until: Option<u64>,
+}
+
+/// `GET /events`
+pub(super) async fn events(State(app): App, params: Params) -> Result {
+    let wanted = Wanted {
+        filters: Filters::of(&params, &KNOWN)?,
+        since: time(&params, "since")?,
+        until: time(&params, "until")?,
+    };
+    let from_now = wanted.since.is_none();
+    // Before the head is sent: what happens from then on is told.
+    let reader = app
+        .blocking(move |backend| {
+            let mut reader = backend.workloads().events()?;
+            while from_now && reader.next_entry()?.is_some() {}
+            Ok(reader)
+        })
+        .await?;
+    let (sender, mut receiver) = mpsc::channel(64);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = send(reader, &wanted, &sender) {
+            tracing::warn!("read events: {}", error.message);
+        }
+    });
+    let body = futures_util::stream::poll_fn(move |context| {
+        receiver.poll_recv(context).map(|line| line.map(Ok::<Bytes, std::convert::Infallible>))
+    });
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], Body::from_stream(body))
+        .into_response())
+}
+
+/// Seconds since 1970; a fraction does not count.
+fn time(params: &Params, name: &str) -> Result<Option<u64>> {
+    let wrong = |text: &str| ApiError::bad(format!("{name}: {text:?} is no time in seconds since 1970"));
+    let parse = |text: &str| text.split('.').next().unwrap_or_default().parse().map_err(|_| wrong(text));
+    params.get(name).map(parse).transpose()
+}
+
+fn send(mut reader: Reader<Event>, wanted: &Wanted, to: &mpsc::Sender<Bytes>) -> Result<()> {
+    loop {
+        while let Some(event) = reader.next_entry()? {
+            if wanted.fits(&event) && to.blocking_send(line(&event)).is_err() {
+                return Ok(());
+            }
+        }
+        if to.is_closed() || wanted.until.is_some_and(|until| now_ms() / 1000 >= until) {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+impl Wanted {
+    fn fits(&self, event: &Event) -> bool {
+        let seconds = event.at_ms / 1000;
+        let in_time = self.since.is_none_or(|since| seconds >= since)
+            && self.until.is_none_or(|until| seconds <= until);
+        let filters = &self.filters;
+        let kind = event.action.split(':').next();
+        in_time
+            && filters.fits("container", |name| event.name == name || event.id.starts_with(name))
+            && filters.fits("event", |word| kind == Some(word) || event.action == word)
+            && filters.fits("image", |name| event.image == name)
+            && filters.fits("type", |word| word == "container")
+            && filters.fits("scope", |word| word == "local")
+            && !filters.has("network")
+            && !filters.has("volume")
+            && filters.fits_labels(|key| event.labels.get(key).map(String::as_str))
+    }
+}
+
+fn line(event: &Event) -> Bytes {
+    let texts = event.labels.iter().chain(&event.more);
+    let mut attributes: serde_json::Map<String, Value> =
+        texts.map(|(key, value)| (key.clone(), json!(value))).collect();
+    attributes.insert("image".to_owned(), json!(event.image));
+    attributes.insert("name".to_owned(), json!(event.name));
+    let value = json!({
+        "status": event.action,
+        "id": event.id,
+        "from": event.image,
+        "Type": "container",
+        "Action": event.action,
+        "Actor": { "ID": event.id, "Attributes": attributes },
+        "scope": "local",
+        "time": event.at_ms / 1000,
+        "timeNano": event.at_ms.saturating_mul(1_000_000),
+    });
+    Bytes::from(format!("{value}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(action: &str) -> Event {
+        Event {
+            at_ms: 5000,
+            action: action.to_owned(),
+            id: "abc".to_owned(),
+            name: "web".to_owned(),
+            image: "debian".to_owned(),
+            labels: [("a".to_owned(), "b".to_owned())].into(),
+            more: [("exitCode".to_owned(), "3".to_owned())].into(),
+        }
+    }
+
+    #[test]
+    fn clients_hear_what_they_ask_for() {
+        let fits = |filters: &str, since, until, action| {
+            let filters = Filters::of(&Params::of(&[("filters", filters)]), &KNOWN).unwrap();
+            Wanted { filters, since, until }.fits(&event(action))
+        };
+        assert!(fits("{}", None, None, "die") && fits("{}", Some(5), Some(5), "die"));
+        assert!(!fits("{}", Some(6), None, "die") && !fits("{}", None, Some(4), "die"));
+        assert!(fits(r#"{"event":["die"],"label":["a"]}"#, None, None, "die"));
+        assert!(fits(r#"{"event":["health_status"]}"#, None, None, "health_status: healthy"));
+        assert!(!fits(r#"{"container":["db"]}"#, None, None, "die"));
+        assert!(!fits(r#"{"type":["image"]}"#, None, None, "die"));
+    }
+
+    #[test]
+    fn labels_and_more_are_attributes() {
+        let value: Value = serde_json::from_slice(&line(&event("die"))).unwrap();
+        let attributes = &value["Actor"]["Attributes"];
+        assert_eq!(
+            (&attributes["a"], &attributes["exitCode"], &attributes["name"]),
+            (&json!("b"), &json!("3"), &json!("web"))
+        );
+        assert_eq!(value["timeNano"], json!(5_000_000_000u64));
+    }
+}

@@ -1,0 +1,205 @@
+//! `GET /containers/NAME/stats` and `top`: what a workload takes of the host.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use futures_util::stream;
+use serde_json::{Value, json};
+use workload::log::rfc3339;
+use workload::{Folder, now_ms};
+
+use super::params::Params;
+use super::{App, Shared, json};
+use crate::backend::{CommandOptions, Process, Usage};
+use crate::error::{ApiError, Result};
+
+/// From one answer to the next.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// What was seen, and when.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    at_ms: u64,
+    usage: Usage,
+    host_cpu_ns: u64,
+}
+
+/// `GET /containers/NAME/stats`
+pub(super) async fn stats(State(app): App, Path(name): Path<String>, params: Params) -> Result {
+    let folder = app.find(name).await?;
+    let streams = params.get("stream").is_none() || params.flag("stream");
+    if !streams {
+        let first = if params.flag("one-shot") { Seen::default() } else { look(&app, &folder).await? };
+        if first.at_ms != 0 {
+            tokio::time::sleep(PERIOD).await;
+        }
+        let second = look(&app, &folder).await?;
+        return Ok(json(StatusCode::OK, &describe(&folder, &first, &second)));
+    }
+    let first = Seen::default();
+    let lines = stream::unfold((app, folder, first, false), |(app, folder, before, is_late)| async move {
+        if is_late {
+            tokio::time::sleep(PERIOD).await;
+        }
+        // It ends with the workload's removal.
+        if !folder.path().exists() {
+            return None;
+        }
+        let now = look(&app, &folder).await.ok()?;
+        let line = format!("{}\n", describe(&folder, &before, &now));
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(line)), (app, folder, now, true)))
+    });
+    let head = [(header::CONTENT_TYPE, "application/json")];
+    Ok((StatusCode::OK, head, Body::from_stream(lines)).into_response())
+}
+
+async fn look(app: &Arc<Shared>, folder: &Folder) -> Result<Seen> {
+    let folder = folder.clone();
+    app.blocking(move |backend| {
+        let usage = backend.usage(&folder).unwrap_or_default();
+        Ok(Seen { at_ms: now_ms(), usage, host_cpu_ns: host_cpu_ns() })
+    })
+    .await
+}
+
+/// Processor time that all of the host has used, as docker has it: busy or not.
+fn host_cpu_ns() -> u64 {
+    const NS_PER_TICK: u64 = 10_000_000;
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default();
+    line.split_whitespace().skip(1).take(7).filter_map(|n| n.parse::<u64>().ok()).sum::<u64>() * NS_PER_TICK
+}
+
+/// Bytes of memory that the host has.
+pub(super) fn host_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or_default() << 10
+}
+
+/// Processors that the host has.
+pub(super) fn host_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn describe(folder: &Folder, before: &Seen, now: &Seen) -> Value {
+    let cpu = |seen: &Seen| {
+        json!({
+            "cpu_usage": { "total_usage": seen.usage.cpu_ns, "usage_in_kernelmode": 0, "usage_in_usermode": seen.usage.cpu_ns },
+            "system_cpu_usage": seen.host_cpu_ns,
+            "online_cpus": host_cpus(),
+            "throttling_data": { "periods": 0, "throttled_periods": 0, "throttled_time": 0 },
+        })
+    };
+    let time = |ms| if ms == 0 { "0001-01-01T00:00:00Z".to_owned() } else { rfc3339(ms) };
+    let Usage { memory_bytes, memory_limit, pids, .. } = now.usage;
+    json!({
+        "id": folder.description().id,
+        "name": format!("/{}", folder.description().name),
+        "read": time(now.at_ms),
+        "preread": time(before.at_ms),
+        "cpu_stats": cpu(now),
+        "precpu_stats": cpu(before),
+        "memory_stats": { "usage": memory_bytes, "limit": memory_limit.unwrap_or_else(host_memory), "stats": {} },
+        "pids_stats": { "current": pids },
+        "blkio_stats": {},
+        "num_procs": 0,
+        "storage_stats": {},
+    })
+}
+
+/// `GET /containers/NAME/top`
+pub(super) async fn top(State(app): App, Path(name): Path<String>, params: Params) -> Result {
+    let folder = app.find(name).await?;
+    let arguments = params.get("ps_args").unwrap_or("-ef").to_owned();
+    let look = folder.clone();
+    let (runs, seen) =
+        app.blocking(move |backend| Ok((look.state()?.status.is_active(), backend.processes(&look)))).await?;
+    if !runs {
+        return Err(ApiError::conflict(format!("container {} is not running", folder.description().id)));
+    }
+    let table = match seen {
+        Some(processes) if arguments == "-ef" => table(&processes),
+        Some(_) => return Err(ApiError::not_offered(format!("top {arguments}: -ef is all there is"))),
+        // Only its guest knows.
+        None => in_guest(&app, &folder, &arguments).await?,
+    };
+    Ok(json(StatusCode::OK, &table))
+}
+
+fn table(processes: &[Process]) -> Value {
+    let row = |process: &Process| {
+        let seconds = process.cpu_ms / 1000;
+        let time = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+        let started = rfc3339(process.started_ms).get(11..16).unwrap_or_default().to_owned();
+        [
+            process.uid.to_string(),
+            process.pid.to_string(),
+            process.ppid.to_string(),
+            "0".to_owned(),
+            started,
+            "?".to_owned(),
+            time,
+            process.command.clone(),
+        ]
+    };
+    json!({
+        "Titles": ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"],
+        "Processes": processes.iter().map(row).collect::<Vec<_>>(),
+    })
+}
+
+/// What the workload's own `ps` says.
+async fn in_guest(app: &Arc<Shared>, folder: &Folder, arguments: &str) -> Result<Value> {
+    let words = arguments.split_whitespace().map(str::to_owned);
+    let options = CommandOptions {
+        command: std::iter::once("ps".to_owned()).chain(words).collect(),
+        ..CommandOptions::default()
+    };
+    let folder = folder.clone();
+    let output = app
+        .blocking(move |backend| {
+            let output = backend.command(&folder, &options)?.stdin(std::process::Stdio::null()).output();
+            output.map_err(|error| ApiError::failed(format!("run ps in the guest: {error}")))
+        })
+        .await?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(ApiError::failed(format!("run ps in the guest: {said}")));
+    }
+    Ok(parse_table(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// A table whose last column may have spaces.
+fn parse_table(text: &str) -> Value {
+    let mut lines = text.lines();
+    let titles: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
+    let row = |line: &str| {
+        let mut rest = line.trim_start();
+        let mut fields = Vec::new();
+        while fields.len() + 1 < titles.len() {
+            let (field, after) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+            fields.push(field.to_owned());
+            rest = after.trim_start();
+        }
+        fields.push(rest.trim_end().to_owned());
+        fields
+    };
+    json!({ "Titles": titles, "Processes": lines.map(row).collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_column_keeps_its_spaces() {
+        let table = parse_table("PID TTY   CMD\n  1 ?     sh -c a b\n 20 pts/0 ps\n");
+        assert_eq!(table["Titles"], json!(["PID", "TTY", "CMD"]));
+        assert_eq!(table["Processes"], json!([["1", "?", "sh -c a b"], ["20", "pts/0", "ps"]]));
+    }
+}

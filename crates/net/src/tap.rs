@@ -1,0 +1,176 @@
+//! A network interface of the host's kernel joined to a [`Port`]: how a container gets what a machine's card has.
+//!
+//! The interface's other end is a descriptor (tun(4), `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`), of which frames are read behind the
+//! header of a virtio card. Who made it is not known here.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+
+use crate::{Checksum, MAX_FRAME, Offloads, Port, Received};
+
+/// `struct virtio_net_hdr` without its number of buffers.
+const HEADER_BYTES: usize = 10;
+const NEEDS_CHECKSUM: u8 = 1;
+const SEGMENT_TCP4: u8 = 1;
+/// Ethernet, IPv4 and TCP without options.
+const SEGMENT_HEADERS: u16 = 14 + 20 + 20;
+/// Frames in one direction before the other has its turn.
+const TURN: usize = 64;
+
+/// Carries frames both ways until `end` is readable, or the interface is gone.
+///
+/// # Errors
+/// The port or the interface is broken.
+pub fn join(tap: BorrowedFd<'_>, port: &mut dyn Port, end: BorrowedFd<'_>) -> io::Result<()> {
+    port.accept(Offloads { checksum: true, segmentation: true });
+    let mut buffer = vec![0; HEADER_BYTES + MAX_FRAME];
+    // A frame that the interface had no room for.
+    let mut held: Option<usize> = None;
+    let mut outgoing = vec![0; HEADER_BYTES + MAX_FRAME];
+    loop {
+        let from_interface = read_some(tap, port, &mut buffer)?;
+        let to_interface = write_some(tap, port, &mut outgoing, &mut held)?;
+        if from_interface || to_interface {
+            continue;
+        }
+        let room = if held.is_some() { PollFlags::OUT } else { PollFlags::empty() };
+        let mut wait = vec![
+            PollFd::from_borrowed_fd(end, PollFlags::IN),
+            PollFd::from_borrowed_fd(tap, PollFlags::IN | room),
+        ];
+        wait.extend(port.readiness().map(|ready| PollFd::from_borrowed_fd(ready, PollFlags::IN)));
+        match rustix::event::poll(&mut wait, None) {
+            Err(Errno::INTR) | Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !wait[0].revents().is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// Frames of the interface; true when there may be more.
+fn read_some(tap: BorrowedFd<'_>, port: &mut dyn Port, buffer: &mut [u8]) -> io::Result<bool> {
+    for _ in 0..TURN {
+        match rustix::io::read(tap, &mut *buffer) {
+            Ok(count) if count > HEADER_BYTES => port.send(&buffer[HEADER_BYTES..count])?,
+            Ok(_) => {}
+            Err(Errno::AGAIN) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
+}
+
+/// Frames of the port; true when there may be more.
+fn write_some(
+    tap: BorrowedFd<'_>,
+    port: &mut dyn Port,
+    buffer: &mut [u8],
+    held: &mut Option<usize>,
+) -> io::Result<bool> {
+    for _ in 0..TURN {
+        let count = match held.take() {
+            Some(count) => count,
+            None => match port.receive(&mut buffer[HEADER_BYTES..])? {
+                Some(received) => {
+                    buffer[..HEADER_BYTES].copy_from_slice(&header(&received));
+                    HEADER_BYTES + received.len
+                }
+                None => return Ok(false),
+            },
+        };
+        match rustix::io::write(tap, &buffer[..count]) {
+            Ok(_) => {}
+            Err(Errno::AGAIN) => {
+                *held = Some(count);
+                return Ok(false);
+            }
+            Err(Errno::INTR) => *held = Some(count),
+            // One that makes no sense to the kernel, or an interface that its owner took down, loses a frame.
+            Err(Errno::INVAL | Errno::IO) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
+}
+
+fn header(received: &Received) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    if let Checksum::Partial { start, offset } = received.checksum {
+        header[0] = NEEDS_CHECKSUM;
+        header[6..8].copy_from_slice(&start.to_ne_bytes());
+        header[8..10].copy_from_slice(&offset.to_ne_bytes());
+    }
+    if let Some(bytes) = received.segment_bytes {
+        header[1] = SEGMENT_TCP4;
+        header[2..4].copy_from_slice(&SEGMENT_HEADERS.to_ne_bytes());
+        header[4..6].copy_from_slice(&bytes.to_ne_bytes());
+    }
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// Sends back what it is sent, with one byte changed.
+    #[derive(Default)]
+    struct Echo {
+        frames: VecDeque<Vec<u8>>,
+    }
+
+    impl Port for Echo {
+        fn link(&self) -> crate::Link {
+            crate::Link::Up
+        }
+
+        fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+            let mut frame = frame.to_vec();
+            frame[0] ^= 0xff;
+            self.frames.push_back(frame);
+            Ok(())
+        }
+
+        fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>> {
+            let Some(next) = self.frames.pop_front() else { return Ok(None) };
+            frame[..next.len()].copy_from_slice(&next);
+            let checksum = Checksum::Partial { start: 34, offset: 16 };
+            Ok(Some(Received { len: next.len(), checksum, segment_bytes: Some(1460) }))
+        }
+
+        fn readiness(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+    }
+
+    #[test]
+    fn frames_go_both_ways_behind_their_headers() {
+        // Keeps the bounds of messages, as a tap does.
+        let (tap, other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        tap.set_nonblocking(true).unwrap();
+        let (end, ending) = std::io::pipe().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| join(tap.as_fd(), &mut Echo::default(), end.as_fd()).unwrap());
+            let mut frame = vec![0; HEADER_BYTES];
+            frame.extend([1, 2, 3]);
+            for _ in 0..1000 {
+                other.send(&frame).unwrap();
+                let mut back = [0; 64];
+                let count = other.recv(&mut back).unwrap();
+                assert_eq!(back[HEADER_BYTES..count], [0xfe, 2, 3]);
+                assert_eq!(back[..2], [NEEDS_CHECKSUM, SEGMENT_TCP4]);
+                assert_eq!(back[2..10], [54, 0, 180, 5, 34, 0, 16, 0]);
+            }
+            other.send(&[0; 3]).unwrap();
+            drop(ending);
+        });
+    }
+}

@@ -1,0 +1,94 @@
+//! A workload that a client of the API describes, as the flags of `strata run` would.
+
+use api::{Creation, Limit, Network};
+use clap::Parser;
+use container::spec::Rlimit;
+use workload::{Folder, Isolation as Layer, Wanted};
+
+use super::{Isolation, Options, Pull, detach, network};
+use crate::cli::Global;
+use crate::failure::{Outcome, While};
+
+/// Processors that a machine may have.
+const MAX_CPUS: u64 = 64;
+
+/// Gives the flags nobody said.
+#[derive(Parser)]
+struct Defaults {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Makes the workload.
+///
+/// # Errors
+/// Image, kernel or command are not as they should be, or the name is taken.
+pub fn create(global: &Global, name: Option<String>, creation: Creation) -> Outcome<Folder> {
+    let options = options(name, &creation)?;
+    let Creation { health, stop_signal, said, labels, .. } = creation;
+    detach::create_as(global, &options, |wanted| {
+        let stop_signal = stop_signal.and_then(|text| workload::signal_number(&text));
+        Wanted {
+            health: health.unwrap_or(wanted.health),
+            stop_signal: stop_signal.unwrap_or(wanted.stop_signal),
+            // Its keys may hold what a flag could not say.
+            labels: wanted.labels.into_iter().chain(labels).collect(),
+            said: Some(said),
+            ..wanted
+        }
+    })
+}
+
+fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
+    let Defaults { mut options } = Defaults::try_parse_from(["run", "--", &creation.image])
+        .while_trying(|| format!("run {:?}", creation.image))?;
+    let is_container = creation.isolation == Layer::Container;
+    options.isolation = if is_container { Isolation::Container } else { Isolation::Vm };
+    options.name = name;
+    options.pull = Pull::Never;
+    options.command.clone_from(&creation.command);
+    options.entrypoint.clone_from(&creation.entrypoint);
+    options.hostname.clone_from(&creation.hostname);
+    // The server's own variables are nobody's business.
+    options.process.env = creation.env.iter().filter(|entry| entry.contains('=')).cloned().collect();
+    options.process.workdir.clone_from(&creation.workdir);
+    options.process.user.clone_from(&creation.user);
+    (options.tty, options.interactive) = (creation.tty, creation.stdin);
+    options.window = creation.window;
+    (options.rm, options.restart) = (creation.remove, creation.restart);
+    options.network.publish.clone_from(&creation.publish);
+    options.network.network = match creation.network {
+        Network::None => Some(network::Kind::None),
+        // Docker's workloads have a network unless they are told otherwise.
+        Network::Default | Network::User => Some(network::Kind::User),
+    };
+    // A container has all of the host that nobody takes from it.
+    let all = std::thread::available_parallelism().map_or(1, usize::from) as u64 * 1000;
+    if is_container {
+        options.sizing.memory = creation.memory.unwrap_or(u64::MAX);
+        options.container.millicpus = Some(creation.millicpus.unwrap_or(all));
+    } else {
+        options.sizing.memory = creation.memory.unwrap_or(options.sizing.memory);
+        let cpus = creation.millicpus.map_or(1, |milli| milli.div_ceil(1000)).clamp(1, MAX_CPUS);
+        options.sizing.cpus = cpus as u32;
+    }
+    let flags = &mut options.container;
+    flags.pids_limit = creation.pids_limit.unwrap_or(flags.pids_limit);
+    flags.cap_add.clone_from(&creation.cap_add);
+    flags.cap_drop.clone_from(&creation.cap_drop);
+    flags.security_opt.clone_from(&creation.security_opt);
+    flags.read_only = creation.read_only;
+    flags.privileged = creation.privileged;
+    flags.tmpfs = creation.tmpfs.iter().map(|(folder, options)| format!("{folder}:{options}")).collect();
+    flags.ulimit = creation.ulimits.iter().map(limit).collect();
+    Ok(options)
+}
+
+fn limit(limit: &Limit) -> Rlimit {
+    let value = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+    Rlimit {
+        kind: format!("RLIMIT_{}", limit.name.to_ascii_uppercase()),
+        soft: value(limit.soft),
+        hard: value(limit.hard),
+    }
+}

@@ -1,0 +1,201 @@
+//! `strata serve`: the Docker Engine API on a socket, over what the other commands do.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use api::{Backend, BuildOptions, CommandOptions, Creation, Listen, Process, Refusal, RefusalKind};
+use clap::Args;
+use image::Store;
+use workload::{Folder, Isolation, Workloads};
+
+use super::run::{creation, detach};
+use super::{usage, workloads};
+use crate::cli::Global;
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While};
+use crate::signals::{ENDING, Watch};
+use crate::store;
+
+/// Where root's server listens.
+const DEFAULT_SOCKET: &str = "/run/strata/docker.sock";
+
+/// Serve the Docker Engine API, for the docker command and its libraries
+///
+/// docker -H unix:///run/strata/docker.sock run --rm debian echo hello
+///
+/// Whoever may connect may do all that this user may: the socket is its owner's and its group's. Workloads go on when the server
+/// ends, and any number of servers may serve the same store. With --runtime strata-vm docker's containers are machines.
+#[derive(Args)]
+pub struct Options {
+    /// Where to listen; may be repeated [default: unix:///run/strata/docker.sock for root, else in the user's runtime folder]
+    #[arg(long, value_name = "unix://PATH", value_parser = parse)]
+    listen: Vec<Listen>,
+}
+
+fn parse(text: &str) -> Result<Listen, String> {
+    let path = text.strip_prefix("unix://").filter(|path| path.starts_with('/'));
+    match path {
+        Some(path) => Ok(Listen::Unix(path.into())),
+        None => Err(format!("{text:?} is not unix:// and an absolute path")),
+    }
+}
+
+/// Serves until a signal asks for the end.
+///
+/// # Errors
+/// A socket cannot be made.
+pub fn run(global: &Global, options: &Options) -> Outcome {
+    let store = store::open(global)?;
+    let workloads = Workloads::open(store.root()).while_trying(|| "open the workloads".to_owned())?;
+    let listen = if options.listen.is_empty() { vec![default_socket()?] } else { options.listen.clone() };
+    let global = Global { root: Some(store.root().to_owned()), verbose: 0 };
+    let host = Host { global, store, workloads };
+    let (end, ended) = api::end();
+    let _watch = Watch::start(&ENDING, move |_| end.now())?;
+    let said =
+        listen.iter().map(|Listen::Unix(path)| format!("unix://{}", path.display())).collect::<Vec<_>>();
+    let listening =
+        || eprintln!("strata: the Docker Engine API is at {}; end it with Ctrl-C", said.join(" and "));
+    api::serve(host, &listen, listening, ended).map_err(|error| {
+        Failure::because("serve", error).hint("--listen unix:///another/path; or end the one that is there")
+    })?;
+    Ok(Exit::Success)
+}
+
+fn default_socket() -> Outcome<Listen> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(Listen::Unix(DEFAULT_SOCKET.into()));
+    }
+    let folder = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let path = folder.map(|folder| folder.join("strata/docker.sock"));
+    path.map(Listen::Unix).ok_or_else(|| {
+        Failure::new("serve: XDG_RUNTIME_DIR is not set").exit(Exit::Usage).hint("--listen unix:///a/path")
+    })
+}
+
+/// What the other commands do, for the API.
+struct Host {
+    global: Global,
+    store: Store,
+    workloads: Workloads,
+}
+
+impl Host {
+    fn again(&self, verb: &str) -> Result<Command, Refusal> {
+        let mut command = store::again(self.root(), 0).map_err(refusal)?;
+        command.arg(verb);
+        Ok(command)
+    }
+
+    fn root(&self) -> &Path {
+        self.store.root()
+    }
+}
+
+/// What a command's failure is to a client.
+fn refusal(failure: Failure) -> Refusal {
+    use workload::Error as E;
+    if let Some(E::NameTaken { name, id }) = failure.cause::<E>() {
+        return Refusal::name_taken(name, id);
+    }
+    let kind = match (failure.cause::<E>(), failure.cause::<image::Error>()) {
+        (Some(E::Busy { .. } | E::Refused(_) | E::NotWatched { .. }), _) => RefusalKind::Conflict,
+        (Some(E::BadName { .. } | E::Ambiguous { .. }), _) => RefusalKind::Invalid,
+        (Some(E::NotFound { .. }), _) => RefusalKind::NotFound,
+        (_, Some(error)) if error.is_not_found() => RefusalKind::NotFound,
+        _ if failure.exit_code() == Exit::Usage => RefusalKind::Invalid,
+        _ => RefusalKind::Failed,
+    };
+    Refusal::new(kind, failure.to_string())
+}
+
+impl Backend for Host {
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn workloads(&self) -> &Workloads {
+        &self.workloads
+    }
+
+    fn create(&self, name: Option<String>, creation: Creation) -> Result<Folder, Refusal> {
+        creation::create(&self.global, name, creation).map_err(refusal)
+    }
+
+    fn watch(&self, folder: &Folder) -> Result<(), Refusal> {
+        let started = detach::start_monitor(&self.global, folder, None).map_err(refusal)?;
+        started.map_err(|reason| Refusal::new(RefusalKind::Conflict, reason))
+    }
+
+    fn remove(&self, folder: &Folder) -> Result<(), Refusal> {
+        workloads::remove(&self.workloads, folder).map_err(refusal)
+    }
+
+    fn command(&self, folder: &Folder, options: &CommandOptions) -> Result<Command, Refusal> {
+        let mut command = self.again("exec")?;
+        for (flag, is_set) in [("-t", options.tty), ("-i", options.stdin), ("-d", options.detach)] {
+            command.args(is_set.then_some(flag));
+        }
+        for (flag, value) in [("--workdir", &options.workdir), ("--user", &options.user)] {
+            command.args(value.iter().map(|value| format!("{flag}={value}")));
+        }
+        let variables = options.env.iter().filter(|entry| entry.contains('=') && !entry.starts_with('='));
+        command.args(variables.map(|entry| format!("--env={entry}")));
+        command.arg(&folder.description().id).arg("--").args(&options.command);
+        Ok(command)
+    }
+
+    fn build(&self, options: &BuildOptions) -> Result<Command, Refusal> {
+        let mut command = self.again("image")?;
+        command.arg("build");
+        command.args(options.no_cache.then_some("--no-cache"));
+        command.args(
+            options.containerfile.iter().map(|file| {
+                format!("--file={}", options.context.join(file.trim_start_matches('/')).display())
+            }),
+        );
+        command.args(options.target.iter().map(|target| format!("--target={target}")));
+        command.args(options.tags.iter().map(|tag| format!("--tag={tag}")));
+        command.args(options.args.iter().map(|entry| format!("--build-arg={entry}")));
+        command.args(options.labels.iter().map(|entry| format!("--label={entry}")));
+        command.arg("--").arg(&options.context);
+        Ok(command)
+    }
+
+    fn usage(&self, folder: &Folder) -> Option<api::Usage> {
+        let usage = usage::usage(folder)?;
+        Some(api::Usage {
+            cpu_ns: usage.cpu_ns,
+            memory_bytes: usage.memory_bytes,
+            memory_limit: usage.limit_bytes,
+            pids: usage.pids,
+        })
+    }
+
+    fn processes(&self, folder: &Folder) -> Option<Vec<Process>> {
+        let isolation = folder.description().wanted.isolation;
+        let processes = usage::processes(folder).filter(|_| isolation == Isolation::Container)?;
+        let process = |usage::Process { pid, ppid, uid, started_ms, cpu_ms, command }| Process {
+            uid,
+            pid,
+            ppid,
+            started_ms,
+            cpu_ms,
+            command,
+        };
+        Some(processes.into_iter().map(process).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_have_absolute_paths() {
+        assert_eq!(parse("unix:///a/b"), Ok(Listen::Unix("/a/b".into())));
+        for wrong in ["", "unix://a", "/a/b", "tcp://0.0.0.0:2375"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

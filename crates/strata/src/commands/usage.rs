@@ -1,0 +1,230 @@
+//! `strata stats` and `strata top`: what workloads take of the host, and which processes they are.
+
+use clap::Args;
+use serde_json::json;
+use workload::control::{Answer, Client, Request};
+use workload::{Folder, Isolation, Status};
+
+use super::run::{container, exec};
+use super::workloads::{all, find, state};
+use crate::cli::Global;
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While};
+use crate::output::{self, Table};
+
+/// The kernel tells times in hundredths of a second, whatever its clock (USER_HZ).
+const MS_PER_TICK: u64 = 10;
+
+/// Show what workloads take of the host
+///
+/// MEMORY is what is in memory, OWN what of it no other process shares, RETURNED what the guest has given back since it was
+/// started because it did not use it. For a container it is what its control group counts.
+#[derive(Args)]
+pub struct StatsOptions {
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Show the processes of a workload
+///
+/// Those of a container are shown as this host sees them. Those of a machine only its guest knows: its own ps shows them.
+#[derive(Args)]
+pub struct TopOptions {
+    /// Write JSON: for containers
+    #[arg(long)]
+    json: bool,
+    /// Name or id of the workload
+    workload: String,
+}
+
+/// What a workload takes.
+pub struct Usage {
+    /// Nanoseconds of processor time.
+    pub cpu_ns: u64,
+    /// Bytes in memory, shared ones among them.
+    pub memory_bytes: u64,
+    /// Bytes in memory that no other process shares, if the kernel tells.
+    pub own_bytes: Option<u64>,
+    /// Bytes it may take, if there is a limit.
+    pub limit_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// One process, as this host sees it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    /// Its parent's.
+    pub ppid: i32,
+    /// The user, by number.
+    pub uid: u32,
+    /// When it was started, milliseconds since 1970.
+    pub started_ms: u64,
+    /// Milliseconds of processor time.
+    pub cpu_ms: u64,
+    /// The command line.
+    pub command: String,
+}
+
+/// What a workload takes of this host; nothing if it does not run.
+pub fn usage(folder: &Folder) -> Option<Usage> {
+    let state = folder.state().ok().filter(|state| state.status.is_active())?;
+    if folder.description().wanted.isolation == Isolation::Vm {
+        return usage_of_process(state.worker_pid?);
+    }
+    let ::container::Usage { cpu_ns, memory_bytes, memory_limit, pids } =
+        container::runtime().usage(&folder.description().id).ok()?;
+    Some(Usage { cpu_ns, memory_bytes, own_bytes: None, limit_bytes: memory_limit, pids })
+}
+
+fn usage_of_process(pid: u32) -> Option<Usage> {
+    let ticks = stat(pid)?.ticks;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok();
+    let own_bytes =
+        rollup.and_then(|text| Some(kib(&text, "Private_Dirty:")? + kib(&text, "Private_Clean:")?));
+    let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+    Some(Usage {
+        cpu_ns: ticks * MS_PER_TICK * 1_000_000,
+        memory_bytes: kib(&status, "VmRSS:")?,
+        own_bytes,
+        limit_bytes: None,
+        pids: threads.and_then(|count| count.trim().parse().ok()).unwrap_or(1),
+    })
+}
+
+/// Bytes of the line of `text` that begins with `name` and counts in KiB.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let count: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(count << 10)
+}
+
+/// What `/proc/PID/stat` says.
+struct Stat {
+    ppid: i32,
+    ticks: u64,
+    /// Since this host was started.
+    started_ticks: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // After the name, which may hold anything.
+    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    Some(Stat {
+        ppid: fields.get(1)?.parse().ok()?,
+        ticks: number(11)? + number(12)?,
+        started_ticks: number(19)?,
+    })
+}
+
+/// The processes of a container; nothing if it is none, or does not run.
+pub fn processes(folder: &Folder) -> Option<Vec<Process>> {
+    if folder.description().wanted.isolation != Isolation::Container {
+        return None;
+    }
+    let mut pids = container::runtime().processes(&folder.description().id).ok()?;
+    pids.sort_unstable();
+    let host = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let boot = host.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<u64>().ok());
+    // One that ends meanwhile is gone.
+    Some(pids.into_iter().filter_map(|pid| process(pid, boot.unwrap_or_default())).collect())
+}
+
+fn process(pid: i32, booted: u64) -> Option<Process> {
+    let Stat { ppid, ticks, started_ticks } = stat(u32::try_from(pid).ok()?)?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let uid =
+        status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()?;
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words = words.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    let command: Vec<String> = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let started_ms = booted * 1000 + started_ticks * MS_PER_TICK;
+    Some(Process { pid, ppid, uid, started_ms, cpu_ms: ticks * MS_PER_TICK, command: command.join(" ") })
+}
+
+/// `strata stats`
+///
+/// # Errors
+/// The workloads cannot be read.
+pub fn stats(global: &Global, options: &StatsOptions) -> Outcome {
+    let mut rows = Vec::new();
+    for folder in all(global)?.list().while_trying(|| "list the workloads".to_owned())? {
+        let Some(usage) = usage(&folder) else { continue };
+        let asked = Client::connect(&folder).and_then(|mut client| client.ask(&Request::Stats, &[]));
+        let returned = match asked {
+            Ok(Answer::Stats { returned_bytes }) => returned_bytes,
+            _ => None,
+        };
+        rows.push((folder.description().name.clone(), usage, returned));
+    }
+    if options.json {
+        let row = |(name, usage, returned): &(String, Usage, Option<u64>)| {
+            json!({
+                "name": name,
+                "cpu_ms": usage.cpu_ns / 1_000_000,
+                "memory_bytes": usage.memory_bytes,
+                "own_memory_bytes": usage.own_bytes,
+                "returned_bytes": returned,
+                "pids": usage.pids,
+            })
+        };
+        output::json(&json!(rows.iter().map(row).collect::<Vec<_>>()))?;
+        return Ok(Exit::Success);
+    }
+    let mut table = Table::new(&["NAME", "CPU TIME", "MEMORY", "OWN", "RETURNED"]);
+    let bytes = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), output::bytes);
+    for (name, usage, returned) in rows {
+        table.row(vec![
+            name,
+            seconds(usage.cpu_ns / 1_000_000),
+            output::bytes(usage.memory_bytes),
+            bytes(usage.own_bytes),
+            bytes(returned),
+        ]);
+    }
+    table.print()?;
+    Ok(Exit::Success)
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{:02} s", ms / 1000, ms % 1000 / 10)
+}
+
+/// `strata top`
+///
+/// # Errors
+/// It does not run, or its guest has no ps.
+pub fn top(global: &Global, options: &TopOptions) -> Outcome {
+    let folder = find(global, &options.workload)?;
+    let status = state(&folder)?.status;
+    if !matches!(status, Status::Running | Status::Paused) {
+        return Err(Failure::new(format!("top {}: it is {status}", options.workload)));
+    }
+    if folder.description().wanted.isolation == Isolation::Vm {
+        return exec::run(global, &exec::Options::of(&options.workload, &["ps", "-ef"]));
+    }
+    let rows = processes(&folder)
+        .ok_or_else(|| Failure::new(format!("top {}: its control groups are gone", options.workload)))?;
+    if options.json {
+        output::json(&json!(rows))?;
+        return Ok(Exit::Success);
+    }
+    let mut table = Table::new(&["UID", "PID", "PPID", "CPU TIME", "COMMAND"]);
+    for row in rows {
+        table.row(vec![
+            row.uid.to_string(),
+            row.pid.to_string(),
+            row.ppid.to_string(),
+            seconds(row.cpu_ms),
+            output::visible(&row.command),
+        ]);
+    }
+    table.print()?;
+    Ok(Exit::Success)
+}

@@ -1,0 +1,126 @@
+//! What happens to workloads, in the order it happens: a line of JSON each in `events.json`, whoever does it.
+//!
+//! Who does something to a workload adds the line; who wants to know reads the file from where it likes, and what is added
+//! meanwhile. Lines are not made durable: a host that crashes may lose the last ones.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::description::Description;
+use crate::log::Reader;
+
+/// A file that is longer is set aside; one is kept beside it.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// Something that happened to a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// What, in docker's words: `create`, `start`, `die`, `pause`, `unpause`, `rename`, `destroy`, `health_status: healthy`.
+    pub action: String,
+    /// The workload's id.
+    pub id: String,
+    /// Its name, after the event.
+    pub name: String,
+    /// Its image, as the user named it.
+    pub image: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// What more is to be said: `exitCode` of `die`, `oldName` of `rename`.
+    pub more: BTreeMap<String, String>,
+}
+
+impl Event {
+    /// Something that happens now to the workload of this description.
+    pub(crate) fn now(description: &Description, action: &str, more: &[(&str, String)]) -> Event {
+        Event {
+            at_ms: crate::state::now_ms(),
+            action: action.to_owned(),
+            id: description.id.clone(),
+            name: description.name.clone(),
+            image: description.wanted.image.clone(),
+            labels: description.wanted.labels.clone(),
+            more: more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+        }
+    }
+
+    /// Adds it to the file in the folder `workloads`. What happened has happened: a disk that is full keeps nobody from it.
+    pub(crate) fn add_to(&self, workloads: &Path) {
+        let path = file(workloads);
+        let added = serde_json::to_vec(self).map_err(io::Error::from).and_then(|mut line| {
+            line.push(b'\n');
+            let mut file = open_locked(&path)?;
+            file.write_all(&line)?;
+            if file.metadata()?.len() > MAX_BYTES {
+                fs::rename(&path, path.with_extension("json.1"))?;
+            }
+            Ok(())
+        });
+        if let Err(error) = added {
+            tracing::warn!("write {}: {error}", path.display());
+        }
+    }
+}
+
+/// The file, held alone: not one that somebody else has just set aside.
+fn open_locked(path: &Path) -> io::Result<File> {
+    loop {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        file.lock()?;
+        if fs::metadata(path).is_ok_and(|named| file.metadata().is_ok_and(|own| own.ino() == named.ino())) {
+            return Ok(file);
+        }
+    }
+}
+
+fn file(workloads: &Path) -> PathBuf {
+    workloads.join("events.json")
+}
+
+/// Reads events from the oldest that is kept, and those that are added meanwhile.
+///
+/// # Errors
+/// The file cannot be opened.
+pub(crate) fn reader(workloads: &Path) -> crate::Result<Reader<Event>> {
+    Reader::open(&file(workloads))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::folder::testing::{wanted, workloads};
+
+    #[test]
+    fn who_reads_misses_nothing_and_old_ones_go() {
+        let (_dir, all) = workloads();
+        let mut reader = all.events().unwrap();
+        let folder = all.create(Some("web".to_owned()), wanted()).unwrap();
+        all.rename(&folder, "site".to_owned()).unwrap();
+        all.remove(&all.find("site").unwrap()).unwrap();
+        let mut next = || reader.next_entry().unwrap().map(|event| (event.action, event.name, event.more));
+        let old = BTreeMap::from([("oldName".to_owned(), "web".to_owned())]);
+        assert_eq!(next(), Some(("create".to_owned(), "web".to_owned(), BTreeMap::new())));
+        assert_eq!(next(), Some(("rename".to_owned(), "site".to_owned(), old)));
+        assert_eq!(next(), Some(("destroy".to_owned(), "site".to_owned(), BTreeMap::new())));
+        assert_eq!(next(), None);
+
+        let event = Event::now(folder.description(), "start", &[("x", "y".repeat(100_000))]);
+        let dir = folder.path().parent().unwrap();
+        for _ in 0..60 {
+            event.add_to(dir);
+        }
+        let mut count = 0;
+        while reader.next_entry().unwrap().is_some() {
+            count += 1;
+        }
+        assert_eq!(count, 60);
+        let kept = fs::metadata(file(dir)).unwrap().len();
+        assert!(kept <= MAX_BYTES && file(dir).with_extension("json.1").exists(), "{kept}");
+    }
+}
