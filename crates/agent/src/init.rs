@@ -2,10 +2,11 @@
 
 use alloc::format;
 use alloc::string::ToString;
+use alloc::vec::Vec;
 use core::panic::PanicInfo;
 use core::time::Duration;
 
-use protocol::{CONTROL_PORT, Identity, Level, Log, Network, Ready, Renew, Start, VERSION};
+use protocol::{CONTROL_PORT, Identity, Level, Log, Network, Ready, Renew, Start, VERSION, Volume};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::process::{Resource, Rlimit, getpid, setrlimit, umask};
@@ -14,7 +15,7 @@ use rustix::system::uname;
 use crate::control::Control;
 use crate::fault::Fault;
 use crate::session::{End, Guest, Session};
-use crate::{console, files, identity, modules, mounts, network, power, root, sys, transport};
+use crate::{console, files, identity, modules, mounts, network, power, root, sys, transport, volumes};
 
 /// How long the host's devices may take to be found.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
@@ -81,6 +82,8 @@ fn occupy_stdio() -> Result<(), Fault> {
 struct Machine {
     /// What its root is told of.
     network: Option<Network>,
+    /// What it is completed with.
+    volumes: Option<Result<Vec<volumes::Detached>, Fault>>,
 }
 
 impl Guest for Machine {
@@ -90,6 +93,9 @@ impl Guest for Machine {
 
     fn enter_root(&mut self, start: &Start, log: &mut dyn FnMut(Log)) -> Result<(), Fault> {
         root::enter(start, log)?;
+        if let Some(volumes) = self.volumes.take() {
+            volumes?.iter().try_for_each(volumes::attach)?;
+        }
         if let Some(Err(fault)) = self.network.as_ref().map(network::name_server) {
             log(Log { level: Level::Warning, text: fault.to_string() });
         }
@@ -100,6 +106,10 @@ impl Guest for Machine {
         network::configure(network)?;
         self.network = Some(network.clone());
         Ok(())
+    }
+
+    fn volumes(&mut self, volumes: Vec<Volume>) {
+        self.volumes = Some(volumes::open(volumes));
     }
 
     fn renew(&mut self, renew: &Renew) -> Result<(), Fault> {

@@ -38,6 +38,7 @@ pub mod sys;
 #[expect(unsafe_code, reason = "a socket address type of our own, see the file's own line")]
 pub mod transport;
 pub mod user;
+pub mod volumes;
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 
 use protocol::{
     AgentMessage, CONTROL_PORT, Error, Exit, Failure, HostMessage, Identity, Level, Log, Network, Process,
-    Ready, Renew, Start, Stream, WinSize,
+    Ready, Renew, Start, Stream, Volume, WinSize,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
@@ -68,6 +68,9 @@ pub trait Guest {
     fn network(&mut self, network: &Network) -> Result<(), Fault> {
         Err(Fault::new("configure interface", &network.interface, "there is none"))
     }
+
+    /// Shows the processes these of the host, once they have a root: what is wrong with them is told then.
+    fn volumes(&mut self, volumes: Vec<Volume>);
 }
 
 /// Why the loop ended.
@@ -207,6 +210,7 @@ impl<'a> Session<'a> {
                     self.log(Level::Error, fault.to_string());
                 }
             }
+            HostMessage::Volumes(volumes) => self.guest.volumes(volumes),
             HostMessage::Shutdown => return Next::Stop(End::Shutdown),
             // The type may grow; what this build can decode is above.
             _ => self.log(Level::Error, "a message this agent doesn't serve".to_string()),

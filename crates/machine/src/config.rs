@@ -50,6 +50,9 @@ pub struct MachineConfig {
     /// Whether the guest can give back memory that it does not use (virtio-balloon).
     #[serde(default)]
     pub balloon: bool,
+    /// Whether the guest can be given folders of the host (virtio-fs).
+    #[serde(default)]
+    pub folders: bool,
     /// How devices are described to the guest.
     #[serde(default)]
     pub acpi: Acpi,
@@ -198,6 +201,7 @@ impl MachineConfig {
             rng: true,
             generation_id: false,
             balloon: false,
+            folders: false,
             acpi: Acpi::default(),
             on_reset: OnReset::default(),
         }

@@ -43,6 +43,8 @@ pub struct Backends {
     pub vsock: Option<Box<dyn devices::virtio::VsockHost>>,
     /// Where the cables of [`MachineConfig::net`] end, in that order; those beyond are not plugged in.
     pub net: Vec<Box<dyn net::Port>>,
+    /// The server of its folders; needs [`MachineConfig::folders`].
+    pub folders: Option<fuse::link::Client>,
     /// Called once everything the machine needs is open and before its first thread: the place to give up what threads
     /// inherit, such as capabilities.
     pub confine: Option<Confine>,
@@ -148,7 +150,7 @@ impl Machine {
         config.validate()?;
         let saved_hz = snapshot.as_ref().map(|snapshot| snapshot.apic_timer_hz(engine)).transpose()?;
         let ram = snapshot.as_ref().map(|s| GuestRam::from_file(&s.ram_ranges(), &s.ram)).transpose()?;
-        let Backends { console, vsock, net, confine } = backends;
+        let Backends { console, vsock, net, folders, confine } = backends;
         let console = Arc::new(Console::new(console));
         let (messages, inbox) = channel();
         let power = Arc::new(Power::new(messages.clone()));
@@ -157,6 +159,7 @@ impl Machine {
             console: console.clone(),
             vsock,
             net,
+            folders,
             power: power.clone(),
             signals: &signals,
             apic_timer_hz: engine.apic_timer_hz().or(saved_hz),

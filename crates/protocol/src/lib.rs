@@ -32,6 +32,7 @@ pub mod frame;
 pub mod identity;
 mod message;
 pub mod stream;
+pub mod volume;
 pub mod wire;
 
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use message::{
     Start, WinSize, Writable,
 };
 pub use stream::{Hello, Stream};
+pub use volume::Volume;
 
 /// The version of everything in this crate. It rises when a message changes its fields; a new kind of
 /// message leaves it alone, because a peer that doesn't know the kind says so ([`Error::UnknownKind`]).

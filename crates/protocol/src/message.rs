@@ -10,6 +10,7 @@ use core::fmt;
 use crate::Error;
 use crate::frame::Message;
 use crate::identity::{Identity, Renew};
+use crate::volume::{self, Volume};
 use crate::wire::{Decoder, Encoder};
 
 /// From the host to the agent.
@@ -49,6 +50,8 @@ pub enum HostMessage {
     Identify(Identity),
     /// Give the machine's network card an address. Before [`HostMessage::Start`], whose root it completes.
     Network(Network),
+    /// Show the processes these of the host. Before [`HostMessage::Start`], whose root they complete.
+    Volumes(Vec<Volume>),
 }
 
 /// What [`HostMessage::Network`] carries.
@@ -326,6 +329,10 @@ impl Message for HostMessage {
                 [address, gateway, resolver].iter().for_each(|ip| to.u32(u32::from_be_bytes(**ip)));
                 9
             }
+            HostMessage::Volumes(volumes) => {
+                volume::encode(volumes, to);
+                10
+            }
         }
     }
 
@@ -353,6 +360,7 @@ impl Message for HostMessage {
                 gateway: from.u32("gateway")?.to_be_bytes(),
                 resolver: from.u32("resolver")?.to_be_bytes(),
             }),
+            10 => HostMessage::Volumes(volume::decode(from)?),
             _ => return Err(Error::UnknownKind(kind)),
         })
     }

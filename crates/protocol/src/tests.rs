@@ -38,6 +38,10 @@ fn host_messages() -> Vec<HostMessage> {
             gateway: [10, 0, 2, 2],
             resolver: [10, 0, 2, 3],
         }),
+        HostMessage::Volumes(vec![
+            crate::Volume { target: "/data".into(), read_only: false },
+            crate::Volume { target: "/etc/motd".into(), read_only: true },
+        ]),
     ]
 }
 

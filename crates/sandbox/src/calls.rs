@@ -95,6 +95,50 @@ fn absent() -> Result<Rules, BackendError> {
     Ok(Rules::from([(libc::SYS_clone3, Vec::new()), (libc::SYS_clone, vec![no_thread])]))
 }
 
+/// Of a server of folders: one thread, which answers on one socket and looks after files below descriptors that it has.
+#[rustfmt::skip]
+const FOLDERS: &[i64] = &[
+    libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_sendto, libc::SYS_close, libc::SYS_write,
+    // Names.
+    libc::SYS_openat, libc::SYS_openat2, libc::SYS_newfstatat, libc::SYS_fstat, libc::SYS_statx, libc::SYS_readlinkat,
+    libc::SYS_getdents64, libc::SYS_fstatfs, libc::SYS_lseek, libc::SYS_getxattr, libc::SYS_listxattr,
+    libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_syncfs,
+    // Memory, time, and the end.
+    libc::SYS_brk, libc::SYS_madvise, libc::SYS_mremap, libc::SYS_munmap, libc::SYS_futex, libc::SYS_getrandom,
+    libc::SYS_clock_gettime, libc::SYS_sigaltstack, libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn, libc::SYS_gettid, libc::SYS_getpid, libc::SYS_restart_syscall, libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// Beside those, of one that serves a folder which the guest may change.
+#[rustfmt::skip]
+const CHANGING: &[i64] = &[
+    libc::SYS_mkdirat, libc::SYS_mknodat, libc::SYS_symlinkat, libc::SYS_linkat, libc::SYS_unlinkat,
+    libc::SYS_renameat2, libc::SYS_renameat, libc::SYS_fchmodat, libc::SYS_fchownat, libc::SYS_utimensat, libc::SYS_ftruncate,
+    libc::SYS_fallocate, libc::SYS_copy_file_range, libc::SYS_setxattr, libc::SYS_removexattr,
+];
+
+/// The filter of a server of folders, one of which may be changed or none.
+///
+/// # Errors
+/// As [`filters`].
+pub(crate) fn folders(changing: bool) -> Result<BpfProgram, Error> {
+    let error = |source| Error::Filter { arch: ARCH, source };
+    let arch = TargetArch::try_from(ARCH).map_err(error)?;
+    let compile = || -> Result<BpfProgram, BackendError> {
+        let mut rules: Rules = FOLDERS.iter().map(|number| (*number, Vec::new())).collect();
+        if changing {
+            rules.extend(CHANGING.iter().map(|number| (*number, Vec::new())));
+        }
+        let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+        rules.insert(libc::SYS_mmap, vec![rule(2, no_exec, 0)?]);
+        rules.insert(libc::SYS_fcntl, vec![rule(1, SeccompCmpOp::Eq, libc::F_DUPFD_CLOEXEC as u64)?]);
+        rules.insert(libc::SYS_tgkill, vec![rule(0, SeccompCmpOp::Eq, u64::from(std::process::id()))?]);
+        SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, arch)?.try_into()
+    };
+    compile().map_err(error)
+}
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 fn allowed(engine: &[u64], network: Network) -> Result<Rules, BackendError> {

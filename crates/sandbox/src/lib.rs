@@ -10,11 +10,13 @@
 #![deny(unsafe_code)]
 
 mod calls;
+mod folders;
 mod memory;
 mod names;
 mod privileges;
 mod violation;
 
+pub use folders::{Folders, confine_server};
 pub use memory::give_back_memory;
 pub use privileges::drop_privileges;
 pub use violation::{Violation, on_lost_memory};
@@ -29,6 +31,15 @@ pub enum Error {
     Privileges {
         /// What was tried.
         act: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// A root of its own for a server of folders.
+    #[error("{act}")]
+    Root {
+        /// What was tried.
+        act: String,
         /// What the host said.
         #[source]
         source: io::Error,

@@ -2,8 +2,8 @@
 
 use rustix::io::Errno;
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_capabilities, set_no_new_privs,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
 use crate::Error;
@@ -14,9 +14,15 @@ use crate::Error;
 /// # Errors
 /// The host refuses.
 pub fn drop_privileges() -> Result<(), Error> {
+    keep_privileges(CapabilitySet::empty())
+}
+
+/// As [`drop_privileges`], but for those in `kept` that this thread has.
+pub(crate) fn keep_privileges(kept: CapabilitySet) -> Result<(), Error> {
     let failed = |act| move |source: Errno| Error::Privileges { act, source: source.into() };
     set_no_new_privs(true).map_err(failed("give up new privileges"))?;
-    for capability in CapabilitySet::all().iter() {
+    let kept = capabilities(None).map_err(failed("read capabilities"))?.permitted & kept;
+    for capability in CapabilitySet::all().difference(kept).iter() {
         match remove_capability_from_bounding_set(capability) {
             // Only who may set capabilities needs to; a kernel need not know all of them.
             Ok(()) | Err(Errno::PERM | Errno::INVAL) => {}
@@ -28,7 +34,6 @@ pub fn drop_privileges() -> Result<(), Error> {
         Ok(()) | Err(Errno::INVAL) => {}
         Err(error) => return Err(failed("clear ambient capabilities")(error)),
     }
-    let none = CapabilitySet::empty();
-    let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
-    set_capabilities(None, none).map_err(failed("drop capabilities"))
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, sets).map_err(failed("drop capabilities"))
 }

@@ -89,6 +89,9 @@ pub enum Command {
     /// Run a workload in the background
     #[command(hide = true)]
     Worker(run::InnerOptions),
+    /// Serve folders to a machine
+    #[command(hide = true)]
+    ServeFolders(run::volumes::ServeOptions),
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Options),

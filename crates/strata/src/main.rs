@@ -79,6 +79,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Serve(options) => commands::serve::run(&cli.global, options),
         Command::Monitor(options) => commands::run::monitor(&cli.global, options),
         Command::Worker(options) => commands::run::work(&cli.global, options),
+        Command::ServeFolders(options) => commands::run::volumes::run(options),
         Command::Snapshot(options) => commands::snapshot::run(&cli.global, options),
         Command::Fork(options) => commands::fork::run(&cli.global, options),
         Command::Restore(options) => commands::restore::run(&cli.global, options),

@@ -1,7 +1,7 @@
 //! Virtio 1.2 devices.
 //!
 //! ```text
-//! vCPU ── bus ── mmio::MmioTransport ── VirtioDevice (balloon, block, console, net, rng, vsock)
+//! vCPU ── bus ── mmio::MmioTransport ── VirtioDevice (balloon, block, console, fs, net, rng, vsock)
 //!                     │ registers             │ start_queue / stop_queue / notify
 //!                     │                       ▼
 //!                Signals (status, line) ◄── Virtqueue ── Chain ── guest RAM
@@ -25,6 +25,7 @@ pub mod block;
 pub mod chain;
 pub mod console;
 mod doorbell;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 mod poller;
@@ -41,6 +42,7 @@ pub use balloon::{Balloon, BalloonHandle};
 pub use block::Block;
 pub use chain::Chain;
 pub use console::{Console, ConsoleHandle};
+pub use fs::Fs;
 pub use mmio::MmioTransport;
 pub use net::Net;
 pub use queue::{QueueProgress, Virtqueue};
@@ -78,6 +80,8 @@ pub enum DeviceType {
     Balloon = 5,
     /// Socket device.
     Vsock = 19,
+    /// File system.
+    Fs = 26,
 }
 
 /// What a virtio device is, apart from how it is attached.

@@ -43,6 +43,7 @@ pub(crate) struct Parts<'a> {
     pub console: Arc<Console>,
     pub vsock: Option<Box<dyn VsockHost>>,
     pub net: Vec<Box<dyn net::Port>>,
+    pub folders: Option<fuse::link::Client>,
     pub power: Arc<Power>,
     pub signals: &'a [Arc<VcpuSignal>],
     /// Input frequency of local APICs' timers, if the engine has its own or the guest has measured it already.
@@ -124,6 +125,10 @@ impl MicroVm {
         maker.add_generation_id(config)?;
         let input = maker.add_consoles(config.console, &parts.console)?;
         let balloon = maker.add_virtio(config, parts.vsock, parts.net)?;
+        if config.folders {
+            // After the balloon, for the same reason.
+            maker.add_folders(parts.folders)?;
+        }
         let Maker { builder, router, slots, .. } = maker;
         let bus = Arc::new(BoardBus {
             devices: builder.build(timers.clone()),
@@ -433,6 +438,13 @@ impl Maker {
         let (device, handle) = virtio::Balloon::new(self.ram.clone());
         self.add_virtio_device("balloon0".to_owned(), Box::new(device))?;
         Ok(Some(handle))
+    }
+
+    fn add_folders(&mut self, server: Option<fuse::link::Client>) -> Result<(), Error> {
+        let name = "folders0".to_owned();
+        let device = virtio::Fs::new(server)
+            .map_err(|source| Error::Device { name: name.clone(), source: source.into() })?;
+        self.add_virtio_device(name, Box::new(device))
     }
 
     fn add_virtio_device(&mut self, name: String, device: Box<dyn VirtioDevice>) -> Result<(), Error> {

@@ -61,6 +61,8 @@ pub struct Workload<'a> {
     pub start: protocol::Start,
     /// The addresses of its network card, if it is to use one.
     pub network: Option<protocol::Network>,
+    /// What of the host its processes see.
+    pub volumes: Vec<protocol::Volume>,
     /// Where its streams go.
     pub streams: Streams,
     /// Whether the guest is a copy of one that others come from too.

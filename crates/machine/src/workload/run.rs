@@ -37,6 +37,7 @@ pub(super) struct Run<'a> {
     /// Root and host name; the process in it is `first`'s.
     start: protocol::Start,
     network: Option<protocol::Network>,
+    volumes: Vec<protocol::Volume>,
     pub(super) first: Command,
     /// Commands beside the first, and who is told of them.
     pub(super) extras: Vec<(Command, Told)>,
@@ -51,7 +52,7 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     pub(super) fn new(session: AgentSession, machine: &'a Machine, workload: Workload<'a>) -> Self {
         let AgentSession { control: Control { events: sender, .. }, events, saved } = session;
-        let Workload { start, network, streams, origin, identity, boot_timeout, timeout, progress } =
+        let Workload { start, network, volumes, streams, origin, identity, boot_timeout, timeout, progress } =
             workload;
         let mut first = Command::new(start.process.clone(), streams);
         // What runs already is not waited for.
@@ -77,6 +78,7 @@ impl<'a> Run<'a> {
             progress,
             start,
             network,
+            volumes,
             first,
             extras: Vec::new(),
             ended: None,
@@ -277,6 +279,10 @@ impl<'a> Run<'a> {
         self.renew()?;
         if let Some(network) = self.network.take() {
             self.tell(&HostMessage::Network(network))?;
+        }
+        let volumes = std::mem::take(&mut self.volumes);
+        if !volumes.is_empty() {
+            self.tell(&HostMessage::Volumes(volumes))?;
         }
         let process = self.first.process.clone();
         let start = protocol::Start { process, ..self.start.clone() };

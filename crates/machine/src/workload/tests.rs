@@ -62,6 +62,7 @@ fn run(harness: &mut Harness, session: AgentSession) -> Result<Outcome, Error> {
     let mut progress = |_| ();
     let workload = Workload {
         network: None,
+        volumes: Vec::new(),
         start: start("true"),
         streams: Streams { stdin: Some(stdin), stdout, stderr },
         origin: Origin::Booted,

@@ -164,6 +164,7 @@ fn go_on(
     let agent = AgentSession::resume(saved.clone());
     let backends = Backends {
         console: None,
+        folders: None,
         vsock: Some(agent.host()),
         net: network::reopen(&snapshot.config)?,
         confine: (!sizing.no_sandbox).then(confine::while_building),

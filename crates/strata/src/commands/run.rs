@@ -16,6 +16,7 @@ pub mod network;
 pub mod requests;
 pub mod session;
 pub mod template;
+pub mod volumes;
 pub mod worker;
 
 use std::path::Path;
@@ -57,6 +58,9 @@ pub struct Options {
     #[command(flatten)]
     #[serde(default)]
     network: network::Flags,
+    #[command(flatten)]
+    #[serde(default)]
+    files: volumes::Flags,
     #[command(flatten)]
     container: container::Flags,
     /// Kernel to boot, by its id [default: the one that `strata kernel ls` marks]
@@ -153,6 +157,7 @@ struct Prepared {
     hostname: String,
     stop_signal: String,
     network: Option<net::nat::Config>,
+    volumes: Vec<volumes::Volume>,
     root_type: &'static str,
     _root: RootFile,
     kernel: Arc<KernelBundle>,
@@ -206,6 +211,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     let backends = Backends {
         console: (global.verbose >= 2).then(|| Box::new(LogWriter::new()) as Box<_>),
         vsock: Some(agent.host()),
+        folders: volumes::serve(&prepared.volumes, !options.sizing.no_sandbox)?,
         net: prepared.network.iter().map(network::open).collect::<Outcome<_>>()?,
         confine: options.sizing.confine(),
     };
@@ -254,7 +260,7 @@ fn build_checked(
 ) -> Outcome<Machine> {
     let checked = kernel.clone();
     let check = std::thread::spawn(move || checked.verify_kernel());
-    let built = initrd::build(kernel, &bad_kernel).map(|initrd| {
+    let built = initrd::build(kernel, config.folders, &bad_kernel).map(|initrd| {
         config.boot.initrd = vec![Source::Bytes(initrd)];
         Machine::build(&config, backends, engine)
     });
@@ -314,12 +320,18 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     let network = options.network.of_machine(&kernel)?;
     let mut config = machine_config(&options.sizing, engine, &kernel, root.path(), verbose);
     config.net.extend(network.as_ref().map(|_| network::card()));
+    let volumes = options.files.volumes()?;
+    if !volumes.is_empty() {
+        volumes::check_kernel(&kernel)?;
+        config.folders = true;
+    }
     Ok(Prepared {
         config,
         process,
         hostname: options.hostname.clone().unwrap_or_else(|| hostname(&image)),
         stop_signal: said.stop_signal,
         network,
+        volumes,
         root_type: root.fstype(),
         _root: root,
         kernel,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use image::cpio::Cpio;
 use image::kernels::KernelBundle;
 
-use super::network;
+use super::{network, volumes};
 
 use crate::failure::{Failure, Outcome, While};
 
@@ -35,17 +35,25 @@ pub fn absent(kernel: &KernelBundle) -> Vec<&'static str> {
 }
 
 /// The kernel's modules that [`build()`] takes, by the checksums of their files.
-pub fn module_checksums(kernel: &KernelBundle) -> impl Iterator<Item = &str> {
-    kernel.modules_for(&MODULES).into_iter().map(|module| module.file.sha256.as_str())
+pub fn module_checksums(kernel: &KernelBundle, with_folders: bool) -> impl Iterator<Item = &str> {
+    kernel.modules_for(&wanted(with_folders)).into_iter().map(|module| module.file.sha256.as_str())
+}
+
+fn wanted(with_folders: bool) -> Vec<&'static str> {
+    MODULES.into_iter().chain(with_folders.then_some(volumes::MODULE)).collect()
 }
 
 /// Builds it as one newc archive.
 ///
 /// # Errors
 /// A module of the kernel cannot be read, or is not what was stored: `explain` says what that means.
-pub fn build(kernel: &KernelBundle, explain: impl Fn(image::Error) -> Failure) -> Outcome<Arc<[u8]>> {
+pub fn build(
+    kernel: &KernelBundle,
+    with_folders: bool,
+    explain: impl Fn(image::Error) -> Failure,
+) -> Outcome<Arc<[u8]>> {
     let mut modules = Vec::new();
-    for module in kernel.modules_for(&MODULES) {
+    for module in kernel.modules_for(&wanted(with_folders)) {
         let bytes = kernel.read_module(module).map_err(&explain)?;
         modules.push((format!("{}.ko", module.name), bytes));
     }

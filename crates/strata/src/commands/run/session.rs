@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
 
 use super::requests::{Guest, Named};
 use super::worker::Link;
-use super::{Prepared, initrd, network};
+use super::{Prepared, initrd, network, volumes};
 use crate::confine;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
@@ -70,7 +70,7 @@ pub(super) fn run(
         agent,
         machine,
         start(prepared),
-        prepared.network.is_some(),
+        (prepared.network.is_some(), volumes::of_guest(&prepared.volumes)),
         Some(BOOT_TIMEOUT),
         session,
         started,
@@ -111,7 +111,7 @@ pub fn resume(
     };
     // It was started long ago.
     let start = Start { root: Root::Initramfs, hostname: String::new(), process };
-    carry(agent, machine, start, false, None, session, started)?.conclude(&saved.command)
+    carry(agent, machine, start, (false, Vec::new()), None, session, started)?.conclude(&saved.command)
 }
 
 /// What came of a command.
@@ -127,7 +127,7 @@ fn carry(
     agent: AgentSession,
     machine: &Machine,
     start: Start,
-    has_network: bool,
+    (has_network, volumes): (bool, Vec<protocol::Volume>),
     boot_timeout: Option<Duration>,
     mut session: Session<'_>,
     started: Instant,
@@ -143,6 +143,7 @@ fn carry(
     let workload = Workload {
         start,
         network: has_network.then(network::of_guest),
+        volumes,
         streams: Streams {
             stdin: match &mut session.link {
                 Some(link) => link.stdin.take(),

@@ -49,6 +49,9 @@ pub struct CaptureOptions {
     /// With a network card
     #[arg(long)]
     network: bool,
+    /// With a device for folders of the host
+    #[arg(long)]
+    folders: bool,
     /// Folder with the empty files to write
     folder: PathBuf,
 }
@@ -80,18 +83,20 @@ pub fn is_ours(header: &str) -> bool {
 fn key(config: &MachineConfig, kernel: &KernelBundle, engine: &dyn Engine) -> String {
     let info = kernel.info();
     let mut text = format!(
-        "{} {}\n{} {} {} {:?}\n{}\n{:?}\n",
+        "{} {}\n{} {} {} {:?} {}\n{}\n{:?}\n",
         build(),
         snapshot::FORMAT,
         config.cpus,
         config.memory_bytes,
         config.cpu_model,
         config.net,
+        config.folders,
         config.boot.cmdline,
         engine.apic_timer_hz(),
     );
     let files = [Some(&info.kernel), info.vmlinux.as_ref()].into_iter().flatten();
-    for sum in files.map(|file| file.sha256.as_str()).chain(initrd::module_checksums(kernel)) {
+    for sum in files.map(|file| file.sha256.as_str()).chain(initrd::module_checksums(kernel, config.folders))
+    {
         text.push_str(sum);
         text.push('\n');
     }
@@ -162,6 +167,9 @@ fn make(
     if !config.net.is_empty() {
         command.arg("--network");
     }
+    if config.folders {
+        command.arg("--folders");
+    }
     command.arg("--").arg(partial.path()).stdin(Stdio::null()).stdout(Stdio::null());
     let output = command.output().while_trying(|| "start strata templates capture".to_owned())?;
     if !output.status.success() {
@@ -189,6 +197,7 @@ pub fn capture(global: &Global, options: &CaptureOptions) -> Outcome {
     let agent = AgentSession::new();
     let mut config = super::machine_config(&options.sizing, engine.as_ref(), &kernel, &medium, 0);
     config.net.extend(options.network.then(network::card));
+    config.folders = options.folders;
     let sandboxed = network::calls(&config);
     let backends = Backends {
         vsock: Some(agent.host()),
@@ -196,6 +205,7 @@ pub fn capture(global: &Global, options: &CaptureOptions) -> Outcome {
         net: network::reopen(&config)?,
         confine: options.sizing.confine(),
         console: None,
+        folders: None,
     };
     let build = format!("{}{KERNEL_MARK}{}", build(), kernel.info().id);
     let machine = super::build_checked(&kernel, config, backends, engine.as_ref(), bad_kernel, act)?;
