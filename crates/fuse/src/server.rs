@@ -330,3 +330,6 @@ enum Flags {
     Yes,
     No,
 }
+
+#[cfg(test)]
+mod tests;
