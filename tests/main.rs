@@ -31,3 +31,4 @@ mod support;
 mod templates;
 mod terminal;
 mod validation;
+mod volumes;
