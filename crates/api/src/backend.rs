@@ -111,8 +111,21 @@ pub struct Creation {
     pub network: Network,
     /// `[HOSTIP:]HOSTPORT:PORT/PROTOCOL`
     pub publish: Vec<String>,
+    /// Folders and files of the host that it sees.
+    pub binds: Vec<Bind>,
     /// The client's own description.
     pub said: serde_json::Value,
+}
+
+/// A folder or file of the host that a workload sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// Where it is on the host: an absolute path.
+    pub source: String,
+    /// Where the workload sees it.
+    pub target: String,
+    /// Whether it cannot be changed there.
+    pub read_only: bool,
 }
 
 /// What a workload is connected to.

@@ -21,7 +21,8 @@ mod error;
 mod server;
 
 pub use backend::{
-    Backend, BuildOptions, CommandOptions, Creation, Limit, Network, Process, Refusal, RefusalKind, Usage,
+    Backend, Bind, BuildOptions, CommandOptions, Creation, Limit, Network, Process, Refusal, RefusalKind,
+    Usage,
 };
 pub use error::ApiError;
 pub use server::{End, Listen, end, serve};

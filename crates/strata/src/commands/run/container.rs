@@ -15,7 +15,7 @@ use container::{
 use workload::control::{Message, Request};
 
 use super::worker::{Link, Reply, Target};
-use super::{Options, container_network, find, hostname, process};
+use super::{Options, container_network, find, hostname, process, volumes};
 use crate::cli::Global;
 use crate::commands::image as images;
 use crate::commands::oci::enter;
@@ -162,6 +162,7 @@ fn prepare(global: &Global, options: &Options, id: String) -> Outcome<Prepared> 
     if let Some(network) = &network {
         network.add_to(&mut spec);
     }
+    spec.mounts.extend(volumes::mounts(&options.files.volumes()?));
     let root =
         Root::Image { file: root.path().to_owned(), fs_type: root.fstype().to_owned(), upper: Upper::Memory };
     let source = Source::Config { spec: Box::new(spec), root, user: Some(user) };

@@ -1,6 +1,6 @@
 //! A workload that a client of the API describes, as the flags of `strata run` would.
 
-use api::{Creation, Limit, Network};
+use api::{Bind, Creation, Limit, Network};
 use clap::Parser;
 use container::spec::Rlimit;
 use workload::{Folder, Isolation as Layer, Wanted};
@@ -62,6 +62,11 @@ fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
         // Docker's workloads have a network unless they are told otherwise.
         Network::Default | Network::User => Some(network::Kind::User),
     };
+    let volume = |bind: &Bind| {
+        let access = if bind.read_only { "ro" } else { "rw" };
+        format!("{}:{}:{access}", bind.source, bind.target)
+    };
+    options.files.volume = creation.binds.iter().map(volume).collect();
     // A container has all of the host that nobody takes from it.
     let all = std::thread::available_parallelism().map_or(1, usize::from) as u64 * 1000;
     if is_container {

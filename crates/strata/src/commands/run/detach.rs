@@ -119,6 +119,7 @@ pub(super) fn wanted(options: &Options, process: &protocol::Process, stop_signal
         },
         detach: false,
         pull: super::Pull::Never,
+        files: options.files.anywhere()?,
         ..options.clone()
     };
     Ok(Wanted {

@@ -26,7 +26,7 @@ const READY: &[u8] = b"ready";
 pub struct Flags {
     /// Show the command a folder or file of this host, which it may change, or with :ro not; HOST begins with / or ./
     #[arg(long, value_name = "HOST:PATH[:ro]", value_parser = check)]
-    volume: Vec<String>,
+    pub(super) volume: Vec<String>,
 }
 
 /// A folder or file of this host.
@@ -90,17 +90,27 @@ impl Flags {
         Ok(volumes)
     }
 
-    /// What of them a container cannot do.
+    /// The same, wherever the process that reads them later has its working folder.
     ///
     /// # Errors
-    /// Any of them was given.
-    pub fn refuse_for_container(&self) -> Outcome<()> {
-        if self.volume.is_empty() {
-            return Ok(());
-        }
-        let failure = Failure::new("--volume is for machines so far, not for containers").exit(Exit::Usage);
-        Err(failure.hint("--isolation vm"))
+    /// As [`Self::volumes`].
+    pub fn anywhere(&self) -> Outcome<Flags> {
+        let text = |volume: Volume| {
+            let access = if volume.read_only { "ro" } else { "rw" };
+            format!("{}:{}:{access}", volume.source.display(), volume.target)
+        };
+        Ok(Flags { volume: self.volumes()?.into_iter().map(text).collect() })
     }
+}
+
+/// What a container's bundle has of them. Links of the host are resolved: what is mounted is what was checked.
+pub fn mounts(volumes: &[Volume]) -> Vec<container::spec::Mount> {
+    let mount = |volume: &Volume| {
+        let access = if volume.read_only { "rro" } else { "rw" };
+        let options = format!("rbind,rprivate,nosuid,nodev,{access}");
+        container::template::mount(&volume.target, "bind", &volume.source.to_string_lossy(), &options)
+    };
+    volumes.iter().map(mount).collect()
 }
 
 /// Whether `kernel` has what a guest needs for them.
