@@ -1,9 +1,10 @@
 //! The whole command line, declared once: parser, help, manual pages and completions come from here and from
 //! the `Options` of each file under `commands/`.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     boot, check, completions, debug, fork, image, kernel, login, man, oci, registry, restore, run, serve,
@@ -98,4 +99,81 @@ pub enum Command {
     /// Write a completion script for a shell
     #[command(hide = true)]
     Completions(completions::Options),
+}
+
+/// `-v` is `--verbose` everywhere, and other programs' letter for `--volume`. After `run` and `create`, and before the image,
+/// one that stands before what can be nothing else is the latter: no image and no flag has `:/` in it.
+pub fn with_volumes_spelled_out(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let text = |argument: &OsStr| argument.to_str().map(str::to_owned).unwrap_or_default();
+    let is_volume =
+        |pair: &[OsString]| pair[0] == "-v" && pair[1].as_encoded_bytes().windows(2).any(|w| w == b":/");
+    if !arguments.windows(2).any(is_volume) {
+        return arguments;
+    }
+    let mut all = Cli::command();
+    all.build();
+    let mut verb: Option<&clap::Command> = None;
+    let mut index = 1;
+    while index < arguments.len() {
+        let argument = text(&arguments[index]);
+        if argument == "--" || (verb.is_some() && !argument.starts_with('-')) {
+            break;
+        }
+        if !argument.starts_with('-') {
+            verb = all.find_subcommand(&argument).filter(|_| matches!(&*argument, "run" | "create"));
+            if verb.is_none() {
+                break;
+            }
+        } else if verb.is_some() && arguments.get(index..index + 2).is_some_and(is_volume) {
+            arguments[index] = "--volume".into();
+            index += 1;
+        } else if wants_value(verb.unwrap_or(&all), &argument) {
+            index += 1;
+        }
+        index += 1;
+    }
+    arguments
+}
+
+/// Whether the next argument is the value of this flag of `command`, or of the last one of these letters.
+fn wants_value(command: &clap::Command, flags: &str) -> bool {
+    let takes = |is_it: &dyn Fn(&clap::Arg) -> bool| {
+        command.get_arguments().any(|argument| is_it(argument) && argument.get_action().takes_values())
+    };
+    if let Some(long) = flags.strip_prefix("--") {
+        return takes(&|argument| argument.get_long() == Some(long));
+    }
+    let letters = flags.trim_start_matches('-');
+    let first =
+        letters.char_indices().find(|(_, letter)| takes(&|argument| argument.get_short() == Some(*letter)));
+    first.is_some_and(|(at, letter)| at + letter.len_utf8() == letters.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spelled_out(line: &str) -> String {
+        let arguments = line.split(' ').map(OsString::from).collect();
+        with_volumes_spelled_out(arguments).join(OsStr::new(" ")).into_string().unwrap()
+    }
+
+    #[test]
+    fn v_before_a_volume_is_a_volume_and_before_anything_else_it_is_not() {
+        for line in [
+            "strata run -v debian:12 -- ls",
+            "strata run debian cmd -v /a:/b",
+            "strata run -- debian -v /a:/b",
+            "strata run --name -v /a:/b",
+            "strata run -e -v /a:/b",
+            "strata exec -v /a:/b",
+            "strata -v /a:/b",
+        ] {
+            assert_eq!(spelled_out(line), line);
+        }
+        let line = "strata -v --root /r run -it -v /a:/b --cpus 2 -v ./c:/d:ro -v debian cmd -v /e:/f";
+        let expected =
+            "strata -v --root /r run -it --volume /a:/b --cpus 2 --volume ./c:/d:ro -v debian cmd -v /e:/f";
+        assert_eq!(spelled_out(line), expected);
+    }
 }

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         start_log(0);
         commands::oci::run_with(&arguments[2..])
     } else {
-        let cli = Cli::parse();
+        let cli = Cli::parse_from(cli::with_volumes_spelled_out(arguments));
         start_log(cli.global.verbose);
         dispatch(&cli)
     };

@@ -54,8 +54,10 @@ struct Core {
     parked: [Option<Chain>; 2],
     /// At the server, in the order in which it will answer.
     waiting: VecDeque<Waiting>,
-    /// Whether the thread waits for room in the link.
+    /// Whether a request waits for room in the link.
     is_full: bool,
+    /// What is waited for there.
+    interest: Interest,
 }
 
 struct Waiting {
@@ -99,6 +101,7 @@ impl Fs {
             parked: [None, None],
             waiting: VecDeque::new(),
             is_full: false,
+            interest: Interest::IN,
         };
         Ok(Self { shared: Arc::new(Shared { core: Mutex::new(core), poller }), thread: None })
     }
@@ -143,8 +146,12 @@ impl Shared {
     fn wait_for_link(&self, core: &mut Core) {
         let Some(server) = &core.server else { return };
         let interest = if core.is_full { Interest::IN | Interest::OUT } else { Interest::IN };
-        if let Err(error) = self.poller.modify(server, LINK_TOKEN, interest) {
-            tracing::error!(%error, "wait for the server of folders");
+        if interest == core.interest {
+            return;
+        }
+        match self.poller.modify(server, LINK_TOKEN, interest) {
+            Ok(()) => core.interest = interest,
+            Err(error) => tracing::error!(%error, "wait for the server of folders"),
         }
     }
 }

@@ -8,7 +8,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::nodes::Node;
-use super::{Server, VALID_SECONDS};
+use super::{Owner, Server, VALID_SECONDS};
 use crate::wire::{Body, Header, ROOT_NODE, Reply};
 
 /// `FATTR_*`: which fields of `fuse_setattr_in` count.
@@ -68,6 +68,12 @@ impl Server {
         let has = |field| valid & field != 0;
         if has(fields::UID | fields::GID) {
             let (uid, gid) = self.meant(uid, gid);
+            // In a name space of users others have no number at all; the guest is told as outside of one.
+            if let Owner::Always(user, group) = self.owner
+                && (has(fields::UID) && uid != user || has(fields::GID) && gid != group)
+            {
+                return Err(Errno::PERM);
+            }
             set_owner(node, has(fields::UID).then_some(uid), has(fields::GID).then_some(gid))?;
         }
         if has(fields::MODE) {

@@ -24,7 +24,7 @@ const READY: &[u8] = b"ready";
 #[derive(Clone, Debug, Default, clap::Args, serde::Serialize, serde::Deserialize)]
 #[command(next_help_heading = "Files")]
 pub struct Flags {
-    /// Show the command a folder or file of this host, which it may change, or with :ro not; HOST begins with / or ./
+    /// Show the command a folder or file of this host, which it may change, or with :ro not; HOST begins with / or ./ (also -v HOST:PATH)
     #[arg(long, value_name = "HOST:PATH[:ro]", value_parser = check)]
     pub(super) volume: Vec<String>,
 }
