@@ -32,6 +32,9 @@ const OPEN_FILES: u64 = 1 << 20;
 /// Something that is a folder wherever this runs, to mount an empty one over.
 const PLACE: &str = "/proc";
 
+/// Where they are opened anew by their numbers.
+const DESCRIPTORS: &str = "/proc/self/fd";
+
 /// What is left to see.
 #[derive(Debug)]
 pub struct Folders {
@@ -56,13 +59,13 @@ pub fn confine_server(
     on_violation: fn(&Violation) -> i32,
 ) -> Result<Folders, Error> {
     raise_limit();
-    let names = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let descriptors = open("/proc/self/fd", names, Mode::empty()).map_err(failed("open /proc/self/fd"))?;
     let paths = paths.iter().map(fs::canonicalize).collect::<io::Result<Vec<_>>>();
     let paths = paths.map_err(|source| Error::Root { act: "find the folders".to_owned(), source })?;
-    let files = match leave() {
+    let (descriptors, files) = match leave() {
         Ok(()) => in_a_root_of_its_own(&paths)?,
-        Err(_) if !geteuid().is_root() => paths.iter().map(|path| plain(path)).collect::<Result<_, _>>()?,
+        Err(_) if !geteuid().is_root() => {
+            (plain(DESCRIPTORS.as_ref())?, paths.iter().map(|path| plain(path)).collect::<Result<_, _>>()?)
+        }
         Err(error) => return Err(error),
     };
     fchdir(&descriptors).map_err(failed("enter /proc/self/fd"))?;
@@ -93,13 +96,17 @@ fn leave() -> Result<(), Error> {
 }
 
 /// Takes the folders as mounts of their own, and everything else away.
-fn in_a_root_of_its_own(paths: &[PathBuf]) -> Result<Vec<OwnedFd>, Error> {
+///
+/// So is the folder of descriptors: from one that is merely open, `..` would lead to other processes, and to their roots.
+fn in_a_root_of_its_own(paths: &[PathBuf]) -> Result<(OwnedFd, Vec<OwnedFd>), Error> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     let clone = |path: &PathBuf| open_tree(CWD, path, flags).map_err(|errno| failed_on("open", path)(errno));
     let files = paths.iter().map(clone).collect::<Result<_, _>>()?;
+    let alone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let descriptors = open_tree(CWD, DESCRIPTORS, alone).map_err(failed("open /proc/self/fd"))?;
     let nothing = MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOSUID;
     let error = failed("make an empty root");
     mount("tmpfs", PLACE, "tmpfs", nothing, c"size=4k,mode=0555").map_err(&error)?;
@@ -107,7 +114,7 @@ fn in_a_root_of_its_own(paths: &[PathBuf]) -> Result<Vec<OwnedFd>, Error> {
     pivot_root(".", ".").map_err(&error)?;
     unmount(".", UnmountFlags::DETACH).map_err(&error)?;
     chdir("/").map_err(&error)?;
-    Ok(files)
+    Ok((descriptors, files))
 }
 
 fn plain(path: &Path) -> Result<OwnedFd, Error> {
