@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::description::Description;
+use crate::error::Result;
+use crate::folder::{Folder, Workloads};
 use crate::log::Reader;
 
 /// A file that is longer is set aside; one is kept beside it.
@@ -83,12 +85,23 @@ fn file(workloads: &Path) -> PathBuf {
     workloads.join("events.json")
 }
 
-/// Reads events from the oldest that is kept, and those that are added meanwhile.
-///
-/// # Errors
-/// The file cannot be opened.
-pub(crate) fn reader(workloads: &Path) -> crate::Result<Reader<Event>> {
-    Reader::open(&file(workloads))
+impl Workloads {
+    /// Reads what happened to workloads, from the oldest event that is kept, and what happens meanwhile.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn events(&self) -> Result<Reader<Event>> {
+        Reader::open(&file(&self.dir))
+    }
+}
+
+impl Folder {
+    /// Notes that this happened to it.
+    pub(crate) fn tell(&self, action: &str, more: &[(&str, String)]) {
+        if let Some(all) = self.path().parent() {
+            Event::now(self.description(), action, more).add_to(all);
+        }
+    }
 }
 
 #[cfg(test)]

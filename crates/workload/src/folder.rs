@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::description::{self, Description, Wanted};
 use crate::error::{Error, Result};
-use crate::events::{self, Event};
 use crate::files::{self, Durable};
-use crate::log::Reader;
 use crate::state::{self, State, Status, now_ms};
 
 /// Letters and digits of an id.
@@ -21,7 +19,7 @@ const UNFINISHED: &str = ".";
 /// All workloads of a store.
 #[derive(Clone, Debug)]
 pub struct Workloads {
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
 }
 
 impl Workloads {
@@ -191,14 +189,6 @@ impl Workloads {
         Ok(())
     }
 
-    /// Reads what happened to workloads, from the oldest event that is kept, and what happens meanwhile.
-    ///
-    /// # Errors
-    /// The file cannot be opened.
-    pub fn events(&self) -> Result<Reader<Event>> {
-        events::reader(&self.dir)
-    }
-
     /// Removes a workload that does not run, and all it wrote.
     ///
     /// # Errors
@@ -345,13 +335,6 @@ impl Folder {
             }
         }
         Err(Error::Refused(format!("{} is watched already", self.description.name)))
-    }
-
-    /// Notes that this happened to it.
-    pub(crate) fn tell(&self, action: &str, more: &[(&str, String)]) {
-        if let Some(all) = self.path.parent() {
-            Event::now(&self.description, action, more).add_to(all);
-        }
     }
 
     /// Removes the folder: for [`Workloads::remove`], and for a monitor whose workload is to be removed.

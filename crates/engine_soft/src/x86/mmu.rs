@@ -8,6 +8,8 @@
 //! keys, memory types.
 // UNSAFETY: keeps and offsets host addresses of guest RAM.
 
+mod tables;
+
 use arch::x86::paging::{PAGE_SHIFT, PAGE_SIZE, Pte, is_canonical};
 use arch::x86::{CpuState, Cr4, Exception};
 use memory::{GuestRam, PageFlags, PageInfo};
@@ -174,19 +176,7 @@ unsafe impl Send for Mmu {}
 impl Mmu {
     /// An empty TLB for a guest with `physical_bits` of physical address (CPUID 0x80000008).
     pub fn new(physical_bits: u32) -> Self {
-        let empty =
-            CodePage { tag: NO_CODE, global: false, gfn: 0, host: std::ptr::null(), info: std::ptr::null() };
-        // SAFETY: integers, a bool and raw pointers, for all of which zeros are values. On the heap from the start, as `boxed`.
-        let (mut entries, mut exec) = unsafe {
-            (
-                Box::<[[TlbEntry; TLB_ENTRIES]; 3]>::new_zeroed().assume_init(),
-                Box::<[[CodePage; EXEC_ENTRIES]; 2]>::new_zeroed().assume_init(),
-            )
-        };
-        for (index, entry) in entries.as_flattened_mut().iter_mut().enumerate() {
-            *entry = TlbEntry::empty(index % TLB_ENTRIES);
-        }
-        exec.as_flattened_mut().fill(empty);
+        let (entries, exec) = tables::empty();
         Self {
             entries,
             global: Box::new([false; 3 * TLB_ENTRIES]),

@@ -245,10 +245,7 @@ impl Cpu {
         let tools = &mut jit.tools;
         let how = (address, jit.config);
         let (linear, signal) = (self.frame.page, std::ptr::from_ref(self.signal.word()) as u64);
-        let has_access_flag = !user && self.model().has(Feature::Smap);
-        let views = [View::Kernel, View::KernelAc].map(|view| self.mmu.view(view) as u64);
-        let views = has_access_flag.then_some(views);
-        let page = &bytes[..];
+        let (page, views) = (&bytes[..], self.views_of(user));
         let source = translate::Source {
             pieces: &pieces,
             page,
@@ -295,6 +292,12 @@ impl Cpu {
         done.recycle(&mut jit.tools.spare);
         jit.tools.page = bytes;
         Some(address)
+    }
+
+    /// Host addresses of the views of the TLB that STAC and CLAC choose between, if they are for such code.
+    fn views_of(&self, user: bool) -> Option<[u64; 2]> {
+        let has_access_flag = !user && self.model().has(Feature::Smap);
+        has_access_flag.then(|| [View::Kernel, View::KernelAc].map(|view| self.mmu.view(view) as u64))
     }
 
     /// Copies the page of `block`, which starts at `start`, to `page`, and returns what the block has of the next one.
