@@ -31,7 +31,7 @@ impl Sockets {
 }
 
 impl Guest for Sockets {
-    fn volumes(&mut self, volumes: Vec<protocol::Volume>) {
+    fn volumes(&mut self, volumes: std::vec::Vec<protocol::Volume>) {
         assert!(volumes.is_empty(), "no test asks for any");
     }
 
