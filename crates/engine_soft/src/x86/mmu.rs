@@ -142,14 +142,14 @@ const LARGE_BITS: [u32; 2] = [21, 30];
 
 /// The TLB of one vCPU.
 pub struct Mmu {
-    entries: Box<[[TlbEntry; TLB_ENTRIES]; 3]>,
+    entries: tables::Views,
     /// Which entries are of global pages.
     global: Box<[bool; 3 * TLB_ENTRIES]>,
     /// Indices (view * TLB_ENTRIES + slot) in use, so that a flush touches only those.
     filled: Vec<u16>,
     /// Those that came to hold pages that are not global since such pages were flushed.
     local: Listed<{ 3 * TLB_ENTRIES }>,
-    exec: Box<[[CodePage; EXEC_ENTRIES]; 2]>,
+    exec: tables::CodePages,
     /// Indices in `exec` (privilege * EXEC_ENTRIES + slot) in use: those whose host address is known.
     code_filled: Vec<u16>,
     /// As `local`, of `exec`.

@@ -3,9 +3,14 @@
 
 use super::{CodePage, EXEC_ENTRIES, NO_CODE, TLB_ENTRIES, TlbEntry};
 
+/// Entries of the TLB's views.
+pub(super) type Views = Box<[[TlbEntry; TLB_ENTRIES]; 3]>;
+/// Pages with code, for each privilege.
+pub(super) type CodePages = Box<[[CodePage; EXEC_ENTRIES]; 2]>;
+
 /// Entries of the TLB's views, and of pages with code for each privilege. They are made where they stay: the stack of a vCPU's
 /// thread is smaller.
-pub(super) fn empty() -> (Box<[[TlbEntry; TLB_ENTRIES]; 3]>, Box<[[CodePage; EXEC_ENTRIES]; 2]>) {
+pub(super) fn empty() -> (Views, CodePages) {
     // SAFETY: integers, a bool and raw pointers, for all of which zeros are values.
     let (mut entries, mut exec) = unsafe {
         (
