@@ -271,6 +271,50 @@ fn images_are_built_and_moved() {
 }
 
 #[test]
+fn folders_of_the_host_and_published_ports_are_the_clients_to_name() {
+    let Some(server) = Server::with_client() else { return };
+    let shared = tempfile::tempdir().unwrap();
+    std::fs::write(shared.path().join("in"), "in\n").unwrap();
+    let folder = shared.path().to_str().unwrap();
+    let perl = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => 80, Listen => 1); \
+                open F, '>/v/out'; print F 'ready'; close F; my $c = $s->accept; print $c scalar <$c>; close $c";
+    for runtime in RUNTIMES {
+        let _ = std::fs::remove_file(shared.path().join("out"));
+        let script = "cat /v/in; echo x 2>/dev/null > /v/in || echo refused";
+        let read = [
+            "run",
+            "--rm",
+            "--runtime",
+            runtime,
+            "-v",
+            &format!("{folder}:/v:ro"),
+            "debian",
+            "sh",
+            "-c",
+            script,
+        ];
+        assert_eq!(server.docker(&read), "in\nrefused\n", "{runtime}");
+
+        let bind = format!("type=bind,source={folder},target=/v");
+        let run =
+            ["run", "-d", "--name", "srv", "--runtime", runtime, "--mount", &bind, "-p", "127.0.0.1::80"];
+        server.docker(&[&run[..], &["debian", "perl", "-e", perl]].concat());
+        let address = server.docker(&["port", "srv", "80"]).trim().to_owned();
+        let out = shared.path().join("out");
+        server.place.wait_for("the server", || std::fs::read(&out).is_ok_and(|text| text == b"ready"));
+        let mut client = std::net::TcpStream::connect(&address).unwrap();
+        client.write_all(b"there and back\n").unwrap();
+        let mut echo = String::new();
+        client.read_to_string(&mut echo).unwrap();
+        assert_eq!(echo, "there and back\n", "{runtime}");
+        assert_eq!(server.docker(&["wait", "srv"]), "0\n");
+        server.docker(&["rm", "srv"]);
+    }
+    refused(&server.try_to(&["run", "-v", "named:/x", "debian"]), 125, "volumes with names");
+    refused(&server.try_to(&["run", "-v", "/no/such/folder:/x", "debian"]), 125, "/no/such/folder");
+}
+
+#[test]
 fn workloads_outlive_a_server_that_is_killed() {
     let Some(mut server) = Server::with_client() else { return };
     server.docker(&["run", "-d", "--name", "one", "debian", "sh", "-c", "echo up; sleep 1000"]);
