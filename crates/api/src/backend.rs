@@ -166,8 +166,6 @@ pub struct CommandOptions {
     pub tty: bool,
     /// It has a standard input.
     pub stdin: bool,
-    /// Nobody waits for it.
-    pub detach: bool,
 }
 
 /// An image that is to be built.
@@ -187,8 +185,6 @@ pub struct BuildOptions {
     pub target: Option<String>,
     /// Steps that were done before are done again.
     pub no_cache: bool,
-    /// Where the image's digest is written.
-    pub digest_file: PathBuf,
 }
 
 /// What a workload takes of the host.
@@ -204,15 +200,15 @@ pub struct Usage {
     pub pids: u64,
 }
 
-/// One process of a workload.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One process of a workload, as the host sees it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Process {
-    /// The user, by number.
-    pub uid: u32,
     /// Its number on the host.
     pub pid: i32,
     /// Its parent's.
     pub ppid: i32,
+    /// The user, by number.
+    pub uid: u32,
     /// When it was started, milliseconds since 1970.
     pub started_ms: u64,
     /// Milliseconds of processor time.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +95,44 @@ pub struct HealthCheck {
     pub start_period_ms: u64,
     /// Failures in a row that count.
     pub retries: u32,
+}
+
+impl HealthCheck {
+    /// From one check to the next, and how long one may take, where nobody says anything.
+    pub const PERIOD: Duration = Duration::from_secs(30);
+    /// Failures in a row that count, where nobody says anything.
+    pub const RETRIES: u32 = 3;
+}
+
+/// What the words of an image or a client say about a health check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthTest {
+    /// Nothing.
+    Unsaid,
+    /// There is to be none.
+    Off,
+    /// This command.
+    Command(Vec<String>),
+}
+
+impl HealthTest {
+    /// Understands `NONE`, `CMD` and a command line, or `CMD-SHELL` and a line for the shell; nothing if it is none of them.
+    pub fn parse(words: &[String]) -> Option<HealthTest> {
+        match words {
+            [] => Some(HealthTest::Unsaid),
+            [kind, ..] if kind == "NONE" => Some(HealthTest::Off),
+            [kind, words @ ..] if kind == "CMD" && !words.is_empty() => {
+                Some(HealthTest::Command(words.to_vec()))
+            }
+            [kind, line] if kind == "CMD-SHELL" => Some(HealthTest::shell(line)),
+            _ => None,
+        }
+    }
+
+    /// A line for the shell in the workload.
+    pub fn shell(line: &str) -> HealthTest {
+        HealthTest::Command(["/bin/sh", "-c", line].map(str::to_owned).to_vec())
+    }
 }
 
 /// How much of a workload's output is kept.

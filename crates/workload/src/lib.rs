@@ -34,7 +34,7 @@ pub mod monitor;
 mod signal;
 mod state;
 
-pub use description::{Description, HealthCheck, Isolation, LogLimits, Restart, Wanted};
+pub use description::{Description, HealthCheck, HealthTest, Isolation, LogLimits, Restart, Wanted};
 pub use error::{Error, Result};
 pub use events::Event;
 pub use folder::{Folder, Workloads, parse_name};

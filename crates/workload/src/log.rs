@@ -2,11 +2,13 @@
 //!
 //! A file that has grown past its limit becomes `.1`, that one `.2`, and so on; the oldest goes.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::marker::PhantomData;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -14,10 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::description::LogLimits;
 use crate::error::{Error, Result};
+use crate::folder::Folder;
 use crate::state::now_ms;
 
 /// A longer line is cut into several entries, as docker does.
 const MAX_LINE_BYTES: usize = 16 << 10;
+
+/// How soon new entries are seen.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,6 +212,57 @@ impl<T: DeserializeOwned> Reader<T> {
         self.inode = inode;
         self.current = Some(BufReader::new(next));
         Ok(true)
+    }
+}
+
+/// Which part of a log is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// The last so many of what is chosen; nothing for all.
+    pub tail: Option<usize>,
+    /// What is added until nobody watches the workload any more, too.
+    pub follow: bool,
+}
+
+/// Hands what `choose` makes of the entries of a workload's log to `show`, which says whether anybody reads on. While there is
+/// nothing new, `is_heard` is asked that.
+///
+/// # Errors
+/// A file cannot be read, or holds what is no entry.
+pub fn read<T>(
+    folder: &Folder,
+    part: Part,
+    mut choose: impl FnMut(Entry) -> Option<T>,
+    mut show: impl FnMut(T) -> bool,
+    is_heard: impl Fn() -> bool,
+) -> Result<()> {
+    let mut reader: Reader = Reader::open(&folder.log())?;
+    if let Some(tail) = part.tail {
+        let mut last = VecDeque::new();
+        while let Some(entry) = reader.next_entry()? {
+            last.extend(choose(entry));
+            if last.len() > tail {
+                last.pop_front();
+            }
+        }
+        if !last.into_iter().all(&mut show) {
+            return Ok(());
+        }
+    }
+    loop {
+        // First: what it wrote before its end is there then.
+        let watched = folder.is_watched().unwrap_or(false);
+        while let Some(entry) = reader.next_entry()? {
+            if let Some(chosen) = choose(entry)
+                && !show(chosen)
+            {
+                return Ok(());
+            }
+        }
+        if !part.follow || !watched || !is_heard() {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK);
     }
 }
 

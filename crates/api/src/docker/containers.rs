@@ -10,7 +10,7 @@ use workload::{Folder, Isolation, State as Condition, Status, now_ms};
 
 use super::filters::Filters;
 use super::params::Params;
-use super::{App, create, json};
+use super::{App, create, images, json};
 use crate::backend::Backend;
 use crate::error::{ApiError, Result};
 
@@ -57,7 +57,7 @@ fn rows(backend: &dyn Backend, filters: &Filters, all: bool, limit: Option<i64>)
 }
 
 /// Whether it has this name, this id, or an id that begins so.
-pub(super) fn is_named(folder: &Folder, name: &str) -> bool {
+fn is_named(folder: &Folder, name: &str) -> bool {
     let description = folder.description();
     let name = name.trim_start_matches('/');
     description.name == name || (!name.is_empty() && description.id.starts_with(name))
@@ -140,10 +140,7 @@ impl<'a> ImageIds<'a> {
     /// The id of the image that has this name now; nothing if none has.
     pub(super) fn id(&mut self, name: &str) -> Option<String> {
         let store = self.store;
-        let find = || {
-            let image = store.image(&name.parse().ok()?).ok()?;
-            Some(image.manifest().config().digest().to_string())
-        };
+        let find = || Some(images::id_of(&store.image(&name.parse().ok()?).ok()?));
         self.known.entry(name.to_owned()).or_insert_with(find).clone()
     }
 }

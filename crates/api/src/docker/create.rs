@@ -12,7 +12,7 @@ use bollard_stubs::models::{
     ContainerCreateBody, HealthConfig, HostConfig, MountType, PortMap, RestartPolicy, RestartPolicyNameEnum,
 };
 use serde_json::json;
-use workload::{HealthCheck, Isolation, Restart};
+use workload::{HealthCheck, HealthTest, Isolation, Restart};
 
 use super::params::Params;
 use super::{App, exec, images, json};
@@ -23,10 +23,6 @@ use crate::error::{ApiError, Result};
 pub(super) const VM: &str = "strata-vm";
 /// The runtime that is the default.
 pub(super) const CONTAINER: &str = "strata";
-/// Docker's, where a client says nothing.
-const CHECK_INTERVAL: Duration = Duration::from_secs(30);
-const CHECK_RETRIES: u32 = 3;
-
 /// `POST /containers/create`
 pub(super) async fn create(
     State(app): App,
@@ -243,12 +239,12 @@ fn restart(policy: Option<RestartPolicy>) -> Result<Restart> {
 
 /// Nothing for the image's check, `Some(None)` for none.
 fn health(config: HealthConfig) -> Result<Option<Option<HealthCheck>>> {
-    let command = match config.test.as_deref() {
-        None | Some([]) => return Ok(None),
-        Some([kind, ..]) if kind == "NONE" => return Ok(Some(None)),
-        Some([kind, words @ ..]) if kind == "CMD" && !words.is_empty() => words.to_vec(),
-        Some([kind, line]) if kind == "CMD-SHELL" => ["/bin/sh", "-c", line].map(str::to_owned).to_vec(),
-        Some(other) => return Err(ApiError::bad(format!("unknown health check {other:?}"))),
+    let test = config.test.unwrap_or_default();
+    let command = match HealthTest::parse(&test) {
+        Some(HealthTest::Unsaid) => return Ok(None),
+        Some(HealthTest::Off) => return Ok(Some(None)),
+        Some(HealthTest::Command(command)) => command,
+        None => return Err(ApiError::bad(format!("unknown health check {test:?}"))),
     };
     let ms = |nanoseconds: Option<i64>, default: Duration| match nanoseconds {
         Some(ns @ 1..) => (ns as u64 / 1_000_000).max(1),
@@ -256,14 +252,14 @@ fn health(config: HealthConfig) -> Result<Option<Option<HealthCheck>>> {
     };
     Ok(Some(Some(HealthCheck {
         command,
-        interval_ms: ms(config.interval, CHECK_INTERVAL),
-        timeout_ms: ms(config.timeout, CHECK_INTERVAL),
+        interval_ms: ms(config.interval, HealthCheck::PERIOD),
+        timeout_ms: ms(config.timeout, HealthCheck::PERIOD),
         start_period_ms: ms(config.start_period, Duration::ZERO),
         retries: config
             .retries
             .and_then(|n| u32::try_from(n).ok())
             .filter(|n| *n > 0)
-            .unwrap_or(CHECK_RETRIES),
+            .unwrap_or(HealthCheck::RETRIES),
     })))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use workload::log::Reader;
 use workload::{Event, now_ms};
 
-use super::App;
 use super::filters::Filters;
 use super::params::Params;
+use super::{App, streams};
 use crate::error::{ApiError, Result};
 
 /// How soon new events are seen.
@@ -44,16 +44,13 @@ pub(super) async fn events(State(app): App, params: Params) -> Result {
             Ok(reader)
         })
         .await?;
-    let (sender, mut receiver) = mpsc::channel(64);
+    let (sender, receiver) = mpsc::channel(64);
     tokio::task::spawn_blocking(move || {
         if let Err(error) = send(reader, &wanted, &sender) {
             tracing::warn!("read events: {}", error.message);
         }
     });
-    let body = futures_util::stream::poll_fn(move |context| {
-        receiver.poll_recv(context).map(|line| line.map(Ok::<Bytes, std::convert::Infallible>))
-    });
-    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], Body::from_stream(body))
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], streams::body(receiver))
         .into_response())
 }
 

@@ -138,7 +138,6 @@ pub(super) async fn create(State(app): App, Path(name): Path<String>, body: axum
             user: given(config.user),
             tty: config.tty.unwrap_or_default(),
             stdin: config.attach_stdin.unwrap_or_default(),
-            detach: false,
         },
         outputs: (config.attach_stdout.unwrap_or_default(), config.attach_stderr.unwrap_or_default()),
         size: console_size(config.console_size.as_deref()),

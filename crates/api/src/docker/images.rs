@@ -117,8 +117,12 @@ pub(super) fn rows(
     fits: &dyn Fn(&Image) -> bool,
 ) -> Result<Vec<Value>> {
     let store = backend.store();
-    let used: Vec<String> =
-        backend.workloads().list()?.iter().map(|f| f.description().wanted.image.clone()).collect();
+    let used: Vec<Reference> = backend
+        .workloads()
+        .list()?
+        .iter()
+        .filter_map(|f| f.description().wanted.image.parse().ok())
+        .collect();
     let mut rows: Vec<(String, Value)> = Vec::new();
     for summary in store.images()? {
         let Some(image) = summary.name.parse().ok().and_then(|name| store.image(&name).ok()) else {
@@ -129,12 +133,7 @@ pub(super) fn rows(
         }
         let id = id_of(&image);
         let digest = format!("{}@{}", image.name().name(), image.digest());
-        let count = used
-            .iter()
-            .filter(|name| {
-                **name == summary.name || name.parse().is_ok_and(|n: Reference| n == *image.name())
-            })
-            .count();
+        let count = used.iter().filter(|name| *name == image.name()).count();
         if let Some((_, row)) = rows.iter_mut().find(|(other, _)| *other == id) {
             if let Some(tags) = row["RepoTags"].as_array_mut() {
                 tags.push(json!(summary.name));

@@ -1,33 +1,27 @@
 //! `GET /containers/NAME/logs`: what a workload wrote, and what it writes.
 
-use std::collections::VecDeque;
 use std::path::Path as FilePath;
-use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use tokio::sync::mpsc;
 use workload::Folder;
-use workload::log::{Entry, Reader, rfc3339};
+use workload::log::{self, Entry, Part, Reader, rfc3339};
 
 use super::App;
 use super::params::Params;
 use super::streams::{self, STDERR, STDOUT, framed};
 use crate::error::{ApiError, Result};
 
-/// How soon new lines are seen.
-const LOOK: Duration = Duration::from_millis(50);
-
 /// What a client wants to see.
 #[derive(Clone, Debug)]
 struct Wanted {
     stdout: bool,
     stderr: bool,
-    follow: bool,
+    part: Part,
     timestamps: bool,
-    tail: Option<usize>,
     since: Option<String>,
     until: Option<String>,
     is_raw: bool,
@@ -45,9 +39,8 @@ impl Wanted {
         Ok(Wanted {
             stdout,
             stderr,
-            follow: params.flag("follow"),
+            part: Part { tail, follow: params.flag("follow") },
             timestamps: params.flag("timestamps"),
-            tail,
             since: time("since")?,
             until: time("until")?,
             is_raw: folder.description().wanted.tty,
@@ -101,52 +94,20 @@ pub(super) async fn logs(State(app): App, Path(name): Path<String>, params: Para
     let folder = app.find(name).await?;
     let wanted = Wanted::of(&params, &folder)?;
     let media = [(header::CONTENT_TYPE, streams::media_type(wanted.is_raw))];
-    let (sender, mut receiver) = mpsc::channel(16);
+    let (sender, receiver) = mpsc::channel(16);
     tokio::task::spawn_blocking(move || {
         // A log that cannot be read ends the answer early: its head is sent by then.
         if let Err(error) = send(&folder, &wanted, &sender) {
             tracing::warn!("read the log of {}: {}", folder.description().name, error.message);
         }
     });
-    let body = futures_util::stream::poll_fn(move |context| {
-        receiver.poll_recv(context).map(|piece| piece.map(Ok::<Bytes, std::convert::Infallible>))
-    });
-    Ok((StatusCode::OK, media, Body::from_stream(body)).into_response())
+    Ok((StatusCode::OK, media, streams::body(receiver)).into_response())
 }
 
 fn send(folder: &Folder, wanted: &Wanted, to: &mpsc::Sender<Bytes>) -> Result<()> {
-    let mut reader = Reader::open(&folder.log())?;
-    if let Some(tail) = wanted.tail {
-        let mut last = VecDeque::new();
-        while let Some(entry) = reader.next_entry()? {
-            if let Some(piece) = wanted.piece(&entry) {
-                last.push_back(piece);
-            }
-            if last.len() > tail {
-                last.pop_front();
-            }
-        }
-        for piece in last {
-            if to.blocking_send(piece).is_err() {
-                return Ok(());
-            }
-        }
-    }
-    loop {
-        // First: what it wrote before its end is there then.
-        let watched = folder.is_watched().unwrap_or(false);
-        while let Some(entry) = reader.next_entry()? {
-            if let Some(piece) = wanted.piece(&entry)
-                && to.blocking_send(piece).is_err()
-            {
-                return Ok(());
-            }
-        }
-        if !wanted.follow || !watched || to.is_closed() {
-            return Ok(());
-        }
-        std::thread::sleep(LOOK);
-    }
+    let choose = |entry: Entry| wanted.piece(&entry);
+    let show = |piece| to.blocking_send(piece).is_ok();
+    Ok(log::read(folder, wanted.part, choose, show, || !to.is_closed())?)
 }
 
 #[cfg(test)]
@@ -157,9 +118,8 @@ mod tests {
         Wanted {
             stdout: true,
             stderr: false,
-            follow: false,
+            part: Part::default(),
             timestamps: true,
-            tail: None,
             since: Some(time("1795243226.007").unwrap()),
             until: Some(time("1795243227").unwrap()),
             is_raw: true,

@@ -20,7 +20,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use super::params::Params;
-use super::{App, Shared};
+use super::{App, Shared, streams};
 use crate::error::{ApiError, Result, chain};
 
 /// How often a client is told how far a layer is.
@@ -147,7 +147,7 @@ pub(super) fn told(
     words: Words,
     work: impl FnOnce(&dyn crate::Backend, &Lines) -> std::result::Result<(), String> + Send + 'static,
 ) -> Response {
-    let (sender, mut receiver) = mpsc::channel(LINES);
+    let (sender, receiver) = mpsc::channel(LINES);
     let backend = app.backend.clone();
     tokio::task::spawn_blocking(move || {
         let lines = Lines { to: sender, words };
@@ -155,11 +155,8 @@ pub(super) fn told(
             lines.say(json!({ "errorDetail": { "message": message }, "error": message }));
         }
     });
-    let body = futures_util::stream::poll_fn(move |context| {
-        receiver.poll_recv(context).map(|line| line.map(Ok::<Bytes, std::convert::Infallible>))
-    });
     let head = [(header::CONTENT_TYPE, "application/json")];
-    (StatusCode::OK, head, Body::from_stream(body)).into_response()
+    (StatusCode::OK, head, streams::body(receiver)).into_response()
 }
 
 impl Progress for Lines {

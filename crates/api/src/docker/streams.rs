@@ -112,6 +112,13 @@ async fn read(number: u8, mut output: Output, is_raw: bool, sender: mpsc::Sender
     }
 }
 
+/// A body of what comes through a channel, until its other end is gone.
+pub(super) fn body(mut pieces: mpsc::Receiver<Bytes>) -> Body {
+    Body::from_stream(futures_util::stream::poll_fn(move |context| {
+        pieces.poll_recv(context).map(|piece| piece.map(Ok::<Bytes, std::convert::Infallible>))
+    }))
+}
+
 /// Whether a client wants the connection itself.
 pub(super) fn wants_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(header::UPGRADE)

@@ -12,7 +12,6 @@ mod request;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use disk::{Access, Disk, SECTOR_SIZE};
 use serde::{Deserialize, Serialize};
@@ -21,6 +20,7 @@ use virtio_bindings::virtio_blk as blk;
 
 use self::request::{Outcome, Request};
 use super::doorbell::Doorbell;
+use super::worker::Worker;
 use super::{Chain, DeviceType, QueueProgress, Signals, VirtioDevice, Virtqueue, read_config_bytes};
 
 const KIND: &str = "virtio-blk";
@@ -45,7 +45,7 @@ const CONFIG_BYTES: usize = 60;
 /// The device.
 pub struct Block {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker,
 }
 
 struct Shared {
@@ -97,23 +97,17 @@ impl Block {
             doorbell: Doorbell::default(),
             yield_core: AtomicBool::new(false),
         };
-        Self { shared: Arc::new(shared), thread: None }
+        Self { shared: Arc::new(shared), worker: Worker::default() }
     }
 
     fn start_thread(&mut self) {
-        if self.thread.is_some() {
-            return;
-        }
         let shared = Arc::clone(&self.shared);
         let work = move || {
             while shared.doorbell.wait() {
                 shared.lock().process(&shared, Patience::Wait);
             }
         };
-        match std::thread::Builder::new().name("virtio-blk".into()).spawn(work) {
-            Ok(thread) => self.thread = Some(thread),
-            Err(error) => tracing::error!(%error, "start virtio block thread"),
-        }
+        self.worker.start("virtio-blk", work);
     }
 
     fn config(&self) -> [u8; CONFIG_BYTES] {
@@ -149,10 +143,7 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         self.shared.doorbell.close();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been reported by the panic hook.
-            let _ = thread.join();
-        }
+        self.worker.join();
     }
 }
 

@@ -9,12 +9,12 @@
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 use state::Section;
 
 use super::doorbell::Doorbell;
+use super::worker::Worker;
 use super::{Chain, DeviceType, QueueProgress, Signals, VirtioDevice, Virtqueue, read_config_bytes};
 
 const KIND: &str = "virtio-console";
@@ -37,7 +37,7 @@ const INPUT_LIMIT: usize = 64 << 10;
 pub struct Console {
     shared: Arc<Shared>,
     writer: Option<Box<dyn Write + Send>>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker,
 }
 
 /// The host's side of the console: typing, and the size of the terminal. Clones are the same console.
@@ -76,27 +76,20 @@ impl Console {
     pub fn new(output: Box<dyn Write + Send>) -> (Self, ConsoleHandle) {
         let shared = Arc::new(Shared::default());
         let handle = ConsoleHandle { shared: Arc::clone(&shared) };
-        (Self { shared, writer: Some(output), thread: None }, handle)
+        (Self { shared, writer: Some(output), worker: Worker::default() }, handle)
     }
 
     fn start_thread(&mut self) {
         let Some(writer) = self.writer.take() else { return };
         let shared = Arc::clone(&self.shared);
-        let builder = std::thread::Builder::new().name("virtio-console".into());
-        match builder.spawn(move || shared.write_out(writer)) {
-            Ok(thread) => self.thread = Some(thread),
-            Err(error) => tracing::error!(%error, "start virtio console thread"),
-        }
+        self.worker.start("virtio-console", move || shared.write_out(writer));
     }
 }
 
 impl Drop for Console {
     fn drop(&mut self) {
         self.shared.doorbell.close();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the writer has been reported by the panic hook.
-            let _ = thread.join();
-        }
+        self.worker.join();
     }
 }
 

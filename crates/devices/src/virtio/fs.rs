@@ -13,7 +13,6 @@ mod files;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use fuse::link::Client;
 use fuse::wire::{Header, IN_HEADER, MAX_PACKET, OUT_HEADER, Opcode, failed};
@@ -22,6 +21,7 @@ use state::Section;
 
 use self::files::{Files, Transferred};
 use super::poller::{Interest, Poller};
+use super::worker::Worker;
 use super::{Chain, DeviceType, QueueProgress, Signals, VirtioDevice, Virtqueue, read_config_bytes};
 
 const KIND: &str = "virtio-fs";
@@ -38,7 +38,7 @@ const LINK_TOKEN: u64 = 0;
 /// The device.
 pub struct Fs {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker,
 }
 
 struct Shared {
@@ -103,13 +103,10 @@ impl Fs {
             is_full: false,
             interest: Interest::IN,
         };
-        Ok(Self { shared: Arc::new(Shared { core: Mutex::new(core), poller }), thread: None })
+        Ok(Self { shared: Arc::new(Shared { core: Mutex::new(core), poller }), worker: Worker::default() })
     }
 
     fn start_thread(&mut self) {
-        if self.thread.is_some() {
-            return;
-        }
         let shared = Arc::clone(&self.shared);
         let work = move || {
             let mut ready = Vec::new();
@@ -120,20 +117,14 @@ impl Fs {
                 shared.wait_for_link(&mut core);
             }
         };
-        match std::thread::Builder::new().name("virtio-fs".into()).spawn(work) {
-            Ok(thread) => self.thread = Some(thread),
-            Err(error) => tracing::error!(%error, "start virtio fs thread"),
-        }
+        self.worker.start("virtio-fs", work);
     }
 }
 
 impl Drop for Fs {
     fn drop(&mut self) {
         self.shared.poller.close();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been reported by the panic hook.
-            let _ = thread.join();
-        }
+        self.worker.join();
     }
 }
 

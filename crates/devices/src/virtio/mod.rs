@@ -37,6 +37,7 @@ pub mod slot;
 #[cfg(test)]
 mod testing;
 pub mod vsock;
+mod worker;
 
 pub use balloon::{Balloon, BalloonHandle};
 pub use block::Block;

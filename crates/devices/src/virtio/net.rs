@@ -13,7 +13,6 @@ mod filter;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use net::{Checksum, Link, MAX_FRAME, Offloads, Port, Received};
 use state::Section;
@@ -21,6 +20,7 @@ use virtio_bindings::virtio_net as vnet;
 
 use self::filter::{Filter, MAX_TABLE};
 use super::poller::{Interest, Poller};
+use super::worker::Worker;
 use super::{Chain, DeviceType, QueueProgress, Signals, VirtioDevice, Virtqueue, read_config_bytes};
 
 pub use self::filter::Mac;
@@ -53,7 +53,7 @@ const ROUNDS: u16 = 2;
 /// The device.
 pub struct Net {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker,
 }
 
 struct Shared {
@@ -104,13 +104,10 @@ impl Net {
             held: None,
             outgoing: vec![0; MAX_FRAME],
         };
-        Ok(Self { shared: Arc::new(Shared { core: Mutex::new(core), poller }), thread: None })
+        Ok(Self { shared: Arc::new(Shared { core: Mutex::new(core), poller }), worker: Worker::default() })
     }
 
     fn start_thread(&mut self) {
-        if self.thread.is_some() {
-            return;
-        }
         let shared = Arc::clone(&self.shared);
         let work = move || {
             let mut ready = Vec::new();
@@ -120,20 +117,14 @@ impl Net {
                 shared.carry_on(&mut core);
             }
         };
-        match std::thread::Builder::new().name("virtio-net".into()).spawn(work) {
-            Ok(thread) => self.thread = Some(thread),
-            Err(error) => tracing::error!(%error, "start virtio net thread"),
-        }
+        self.worker.start("virtio-net", work);
     }
 }
 
 impl Drop for Net {
     fn drop(&mut self) {
         self.shared.poller.close();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been reported by the panic hook.
-            let _ = thread.join();
-        }
+        self.worker.join();
     }
 }
 

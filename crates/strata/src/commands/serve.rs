@@ -6,7 +6,7 @@ use std::process::Command;
 use api::{Backend, BuildOptions, CommandOptions, Creation, Listen, Process, Refusal, RefusalKind};
 use clap::Args;
 use image::Store;
-use workload::{Folder, Isolation, Workloads};
+use workload::{Folder, Workloads};
 
 use super::run::{creation, detach};
 use super::{usage, workloads};
@@ -133,7 +133,7 @@ impl Backend for Host {
 
     fn command(&self, folder: &Folder, options: &CommandOptions) -> Result<Command, Refusal> {
         let mut command = self.again("exec")?;
-        for (flag, is_set) in [("-t", options.tty), ("-i", options.stdin), ("-d", options.detach)] {
+        for (flag, is_set) in [("-t", options.tty), ("-i", options.stdin)] {
             command.args(is_set.then_some(flag));
         }
         for (flag, value) in [("--workdir", &options.workdir), ("--user", &options.user)] {
@@ -173,17 +173,7 @@ impl Backend for Host {
     }
 
     fn processes(&self, folder: &Folder) -> Option<Vec<Process>> {
-        let isolation = folder.description().wanted.isolation;
-        let processes = usage::processes(folder).filter(|_| isolation == Isolation::Container)?;
-        let process = |usage::Process { pid, ppid, uid, started_ms, cpu_ms, command }| Process {
-            uid,
-            pid,
-            ppid,
-            started_ms,
-            cpu_ms,
-            command,
-        };
-        Some(processes.into_iter().map(process).collect())
+        usage::processes(folder)
     }
 }
 

@@ -1,5 +1,6 @@
 //! `strata stats` and `strata top`: what workloads take of the host, and which processes they are.
 
+use api::Process;
 use clap::Args;
 use serde_json::json;
 use workload::control::{Answer, Client, Request};
@@ -50,23 +51,6 @@ pub struct Usage {
     pub limit_bytes: Option<u64>,
     /// Processes and threads.
     pub pids: u64,
-}
-
-/// One process, as this host sees it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Process {
-    /// Its number.
-    pub pid: i32,
-    /// Its parent's.
-    pub ppid: i32,
-    /// The user, by number.
-    pub uid: u32,
-    /// When it was started, milliseconds since 1970.
-    pub started_ms: u64,
-    /// Milliseconds of processor time.
-    pub cpu_ms: u64,
-    /// The command line.
-    pub command: String,
 }
 
 /// What a workload takes of this host; nothing if it does not run.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 use workload::control::{Answer, Client, Request};
-use workload::log::{Reader, rfc3339};
+use workload::log::{self, Part, rfc3339};
 use workload::{Description, Folder, Isolation, State, Status, Workloads, now_ms};
 
 use super::listing::Listing;
@@ -216,30 +216,14 @@ fn status(state: &State) -> String {
 pub fn logs(global: &Global, options: &LogsOptions) -> Outcome {
     let folder = find(global, &options.workload)?;
     let act = || format!("read the log of {}", folder.description().name);
-    let mut reader = Reader::open(&folder.log()).while_trying(act)?;
-    if let Some(tail) = options.tail {
-        let mut last = std::collections::VecDeque::new();
-        while let Some(entry) = reader.next_entry().while_trying(act)? {
-            last.push_back(entry);
-            if last.len() > tail {
-                last.pop_front();
-            }
-        }
-        for entry in &last {
-            show(entry, options.timestamps)?;
-        }
-    }
-    loop {
-        // First: what it wrote before its end is there then.
-        let watched = folder.is_watched().unwrap_or(false);
-        while let Some(entry) = reader.next_entry().while_trying(act)? {
-            show(&entry, options.timestamps)?;
-        }
-        if !options.follow || !watched {
-            return Ok(Exit::Success);
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let mut shown = Ok(());
+    let show = |entry| {
+        shown = show(&entry, options.timestamps);
+        shown.is_ok()
+    };
+    let part = Part { tail: options.tail, follow: options.follow };
+    log::read(&folder, part, Some, show, || true).while_trying(act)?;
+    shown.map(|()| Exit::Success)
 }
 
 fn show(entry: &workload::log::Entry, timestamps: bool) -> Outcome<()> {

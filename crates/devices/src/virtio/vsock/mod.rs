@@ -26,7 +26,6 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +34,7 @@ use state::Section;
 use self::connection::SavedConnection;
 use self::muxer::{FIRST_EPHEMERAL_PORT, Muxer};
 use super::poller::Poller;
+use super::worker::Worker;
 use super::{DeviceType, QueueProgress, Signals, VirtioDevice, Virtqueue, read_config_bytes};
 
 const KIND: &str = "virtio-vsock";
@@ -84,7 +84,7 @@ impl<F: FnMut(u32) -> io::Result<UnixStream> + Send> VsockHost for F {
 /// The device.
 pub struct Vsock {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker,
 }
 
 /// Connects to ports of the guest. Clones are the same device.
@@ -122,13 +122,10 @@ impl Vsock {
         let muxer = Mutex::new(Muxer::new(guest_cid, host, Arc::clone(&poller)));
         let shared = Arc::new(Shared { muxer, poller });
         let handle = VsockHandle { shared: Arc::clone(&shared) };
-        Ok((Self { shared, thread: None }, handle))
+        Ok((Self { shared, worker: Worker::default() }, handle))
     }
 
     fn start_thread(&mut self) {
-        if self.thread.is_some() {
-            return;
-        }
         let shared = Arc::clone(&self.shared);
         let work = move || {
             let mut ready = Vec::new();
@@ -140,20 +137,14 @@ impl Vsock {
                 shared.carry_on(&mut muxer);
             }
         };
-        match std::thread::Builder::new().name("virtio-vsock".into()).spawn(work) {
-            Ok(thread) => self.thread = Some(thread),
-            Err(error) => tracing::error!(%error, "start virtio vsock thread"),
-        }
+        self.worker.start("virtio-vsock", work);
     }
 }
 
 impl Drop for Vsock {
     fn drop(&mut self) {
         self.shared.poller.close();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been reported by the panic hook.
-            let _ = thread.join();
-        }
+        self.worker.join();
         // Whoever waits in `connect` must not wait for a device that is gone.
         self.shared.lock().close();
     }

@@ -3,14 +3,9 @@
 use std::time::Duration;
 
 use image::Healthcheck;
-use workload::HealthCheck;
+use workload::{HealthCheck, HealthTest};
 
 use crate::size::parse_duration;
-
-/// Docker's, where nobody says anything.
-const INTERVAL: Duration = Duration::from_secs(30);
-const TIMEOUT: Duration = Duration::from_secs(30);
-const RETRIES: u32 = 3;
 
 /// What the user says about it.
 #[derive(clap::Args, Clone, serde::Serialize, serde::Deserialize)]
@@ -42,13 +37,11 @@ impl Flags {
         if self.no_healthcheck {
             return None;
         }
-        let shell = |line: &str| ["/bin/sh", "-c", line].map(str::to_owned).to_vec();
-        let command = match (&self.health_cmd, image.map(|image| image.test.as_slice())) {
-            (Some(line), _) => shell(line),
-            (None, Some([kind, words @ ..])) if kind == "CMD" && !words.is_empty() => words.to_vec(),
-            (None, Some([kind, line])) if kind == "CMD-SHELL" => shell(line),
-            _ => return None,
+        let test = match (&self.health_cmd, image) {
+            (Some(line), _) => Some(HealthTest::shell(line)),
+            (None, image) => image.and_then(|image| HealthTest::parse(&image.test)),
         };
+        let Some(HealthTest::Command(command)) = test else { return None };
         let nothing = Healthcheck::default();
         let image = image.unwrap_or(&nothing);
         let time = |ours: Option<Duration>, images: u64, default: Duration| {
@@ -58,10 +51,14 @@ impl Flags {
         };
         Some(HealthCheck {
             command,
-            interval_ms: time(self.health_interval, image.interval, INTERVAL),
-            timeout_ms: time(self.health_timeout, image.timeout, TIMEOUT),
+            interval_ms: time(self.health_interval, image.interval, HealthCheck::PERIOD),
+            timeout_ms: time(self.health_timeout, image.timeout, HealthCheck::PERIOD),
             start_period_ms: time(self.health_start_period, image.start_period, Duration::ZERO),
-            retries: self.health_retries.unwrap_or(if image.retries > 0 { image.retries } else { RETRIES }),
+            retries: self.health_retries.unwrap_or(if image.retries > 0 {
+                image.retries
+            } else {
+                HealthCheck::RETRIES
+            }),
         })
     }
 }
