@@ -112,6 +112,21 @@ fn is_empty(folder: &Path) -> bool {
 }
 
 #[test]
+fn one_whose_starter_was_killed_in_between_can_be_removed_at_once() {
+    let Some(place) = Place::new() else { return };
+    let id = place.strata(&["create", "debian", "--", "true"]).trim().to_owned();
+    // As the starter does: it listens, and waits for a start that never comes.
+    let mut monitor = place.command(&["monitor", &id]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(monitor.stdout.take().unwrap()), &mut line)
+        .unwrap();
+    assert_eq!(line, "listening\n");
+    place.strata(&["rm", &id]);
+    assert!(monitor.wait().unwrap().success());
+    assert_eq!(place.strata(&["ps", "-aq"]), "");
+}
+
+#[test]
 fn asked_to_end_killed_paused_and_followed() {
     for place in Place::each() {
         place.start(&["--name", "a"], "trap 'echo asked; exit 3' TERM; echo up; while :; do sleep 0.1; done");

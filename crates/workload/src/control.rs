@@ -49,6 +49,8 @@ pub enum Request {
     /// Its command is started: a monitor waits for this, so that who wants all of the output attaches first. Answered by
     /// [`Answer::Done`] when the command runs, or [`Answer::NotStarted`].
     Start,
+    /// Nobody will start it any more: a monitor that waits for that goes. Refused once it was started.
+    GiveUp,
     /// A signal, by its number on Linux x86, to its command.
     Signal {
         /// The number.
@@ -125,6 +127,7 @@ impl Request {
             self,
             Request::State
                 | Request::Start
+                | Request::GiveUp
                 | Request::Stop { .. }
                 | Request::Kill
                 | Request::Wait

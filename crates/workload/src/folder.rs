@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::control::{Client, Request};
 use crate::description::{self, Description, Wanted};
 use crate::error::{Error, Result};
 use crate::files::{self, Durable};
@@ -195,6 +196,10 @@ impl Workloads {
     /// Somebody watches it, or its folder cannot be removed.
     pub fn remove(&self, folder: &Folder) -> Result<()> {
         let _lock = self.lock()?;
+        if folder.is_watched()? && !folder.state()?.status.is_active() {
+            // Whoever was to start it may be gone. One that was started meanwhile refuses, and is found busy.
+            let _ = Client::connect(folder).and_then(|mut client| client.ask(&Request::GiveUp, &[]));
+        }
         // A monitor whose workload has ended still answers those who asked.
         for _ in 0..100 {
             if !folder.is_watched()? || folder.state()?.status.is_active() {

@@ -73,6 +73,7 @@ impl Monitor<'_> {
         match message.body {
             Request::State => Answer::State { state: Box::new(self.lock().state.clone()) },
             Request::Start => self.start(),
+            Request::GiveUp => self.give_up(),
             Request::Wait => self.wait_for_end(None),
             Request::Kill => {
                 self.kill();
@@ -104,6 +105,17 @@ impl Monitor<'_> {
         let begun = std::mem::replace(&mut self.lock().begun, true);
         self.changed.notify_all();
         !begun
+    }
+
+    /// Ends the wait for a start that has not come.
+    fn give_up(&self) -> Answer {
+        let mut shared = self.lock();
+        if shared.begun {
+            return Answer::Error { reason: "it was started already".to_owned() };
+        }
+        shared.stopping = true;
+        self.changed.notify_all();
+        Answer::Done
     }
 
     /// Lets the first worker begin, and waits until the command runs.
