@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-kernels kernels lint unit assets bench fuzz stress soak sequences cycles doc install clean packages-run packages-test packages-bench packages-fuzz
+.PHONY: help build run console check-console test test-kernels kernels lint unit assets bench fuzz stress soak sequences cycles doc install clean packages-run packages-test packages-bench packages-fuzz
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -31,7 +31,7 @@ BENCH_FLAGS ?=
 
 PACKAGES_RUN := gcc libc6-dev mmdebstrap
 # Not containerd and runc, which Docker's own packages would have to make room for: what is there is tested and measured.
-PACKAGES_TEST := $(PACKAGES_RUN) g++ git buildah busybox-static docker-registry iproute2 openssl podman skopeo
+PACKAGES_TEST := $(PACKAGES_RUN) g++ git buildah busybox-static chromium docker-registry iproute2 openssl podman skopeo
 # In the guest, from the host's package sources.
 PACKAGES_SOAK := bc bison bzip2 flex gcc libc6-dev libelf-dev libssl-dev linux-source make xz-utils
 PACKAGES_BENCH := $(PACKAGES_TEST) crun qemu-system-x86
@@ -58,6 +58,22 @@ run: build ## Prepare a kernel and an image, and run `uname -a` in a microVM
 	$(call say,strata run debian -- uname -a)
 	@$(STRATA) run debian -- uname -a
 
+console: console/node_modules ## Build the web console anew from console/, into the program's files
+	cd console && npm run --silent check && npm run --silent build
+
+# Without node the files that are there are those that count.
+check-console:
+	@if ! command -v npm >/dev/null; then echo "== the console's sources are not compared with its files: npm is not installed"; exit 0; fi; \
+	$(MAKE) --no-print-directory console/node_modules || { echo "== the console's sources are not compared with its files: npm ci failed"; exit 0; }; \
+	built=$$(mktemp -d); trap 'rm -rf "$$built"' EXIT; \
+	(cd console && npm run --silent check && node build.mjs "$$built"); \
+	diff -rq "$$built" crates/api/assets/console || { echo "the console's files are not what its sources make: make console"; exit 1; }
+
+console/node_modules: console/package-lock.json
+	$(call say,the console\'s packages)
+	cd console && npm ci --silent
+	@touch $@
+
 test: packages-test lint unit ## Everything needed to trust a change
 
 lint: packages-test
@@ -68,6 +84,8 @@ lint: packages-test
 	cd fuzz && $(CARGO) clippy --release --bins --target-dir $(TARGET)/fuzz -- --deny warnings
 	$(call say,tidy)
 	$(CARGO) xtask tidy
+	$(call say,console)
+	$(MAKE) --no-print-directory check-console
 	$(call say,documentation)
 	$(MAKE) --no-print-directory doc
 

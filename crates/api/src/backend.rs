@@ -8,7 +8,7 @@ use image::Store;
 use workload::{Folder, HealthCheck, Isolation, Restart, Workloads};
 
 /// What is asked of the program. Calls may wait: they are made on threads of their own.
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: crate::Machines + Send + Sync + 'static {
     /// Where images are.
     fn store(&self) -> &Store;
 

@@ -1,8 +1,13 @@
-//! HTTP faces of Strata. One so far: the Docker Engine API, for the stock `docker` command and its SDKs.
+//! HTTP faces of Strata: the Docker Engine API, for the stock `docker` command and its SDKs; what it has no words for; metrics; and
+//! the web console, which is a client of these.
 //!
 //! ```text
-//! server      sockets, connections, limits             backend     what the program does for us: the one seam
+//! server      connections, limits                       backend     what the program does for us: the one seam
+//! listen tls  where, and with which certificates        machines    its part that docker knows nothing of
+//! access      tokens, and pages of other sites          bodies      bodies that never come
 //! docker/     a router table, then a file per concern   error       docker's status codes and error bodies
+//! strata      snapshots, forks, templates               terminal    a command on a terminal, over a WebSocket
+//! metrics     for Prometheus                            console     the files of the web console
 //! ```
 //!
 //! Nothing is known here that is not in the files of the store: workloads and images are read from there for each request, so
@@ -15,14 +20,26 @@
 // `info` is one value of many fields.
 #![recursion_limit = "256"]
 
+mod access;
 mod backend;
+mod bodies;
+mod console;
 pub mod docker;
 mod error;
+mod listen;
+mod machines;
+mod metrics;
 mod server;
+mod strata;
+mod terminal;
+mod tls;
 
 pub use backend::{
     Backend, Bind, BuildOptions, CommandOptions, Creation, Limit, Network, Process, Refusal, RefusalKind,
     Usage,
 };
 pub use error::ApiError;
-pub use server::{End, Listen, end, serve};
+pub use listen::Listen;
+pub use machines::{AfterSnapshot, BlockTraffic, Machines, NetworkTraffic, SavedWorkload, Traffic};
+pub use server::{End, Service, end, serve};
+pub use tls::{Tls, TlsError};

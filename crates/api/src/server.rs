@@ -1,26 +1,25 @@
-//! Sockets and connections.
+//! Connections: how many, how long, and what they are answered with.
 
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixListener;
 use tokio::sync::{Notify, Semaphore};
 use tower::ServiceExt;
 
+use crate::access::Access;
 use crate::backend::Backend;
-use crate::docker;
+use crate::listen::{Listen, Listener, Stream};
+use crate::{bodies, console, docker};
 
-/// Connections at once; more wait. Attack: clients without number.
+/// Connections at once on one listener; more wait, and nobody on another does. Attack: clients without number.
 const MAX_CONNECTIONS: usize = 1024;
 /// A request's head is here by then. Attack: a client that sends a byte a minute.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -28,13 +27,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Threads for calls that wait: attachments, waits and pulls take one each as long as they last.
 const MAX_BLOCKING_THREADS: usize = 2048;
-
-/// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// A socket in the file system, which its owner and group may connect to.
-    Unix(PathBuf),
-}
 
 /// Asks a server to end.
 #[derive(Clone, Debug)]
@@ -53,14 +45,24 @@ pub fn end() -> (End, impl Future<Output = ()> + Send + 'static) {
     (End(notify.clone()), async move { notify.notified().await })
 }
 
-/// Serves until `end` is over. `listening` is called once connections are taken.
+/// What is served, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// One listener at least.
+    pub listen: Vec<Listen>,
+    /// The web console is there.
+    pub console: bool,
+}
+
+/// Serves until `end` is over. `listening` is called once connections are taken, with where that is: an address for each of
+/// `service.listen`, with the token where there is one.
 ///
 /// # Errors
 /// A socket cannot be made, or another server has it.
 pub fn serve(
     backend: impl Backend,
-    listen: &[Listen],
-    listening: impl FnOnce(),
+    service: &Service,
+    listening: impl FnOnce(&[String]),
     end: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -70,16 +72,17 @@ pub fn serve(
         .enable_all()
         .build()?;
     let served = runtime.block_on(async {
-        let router = docker::router(Arc::new(backend));
-        let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let router = docker::router(Arc::new(backend)).merge(console::router(service.console));
         // All of them before one is served: a server that cannot have all ends.
-        let sockets = listen.iter().map(Socket::bind).collect::<io::Result<Vec<_>>>()?;
-        let mut files = Vec::new();
-        for Socket { listener, file } in sockets {
-            files.push(file);
-            tokio::spawn(accept(listener, router.clone(), limit.clone()));
+        let mut listeners = Vec::new();
+        for listen in &service.listen {
+            listeners.push(Arc::new(Listener::bind(listen).await?));
         }
-        listening();
+        for listener in &listeners {
+            tokio::spawn(accept(listener.clone(), router.clone()));
+        }
+        let addresses: Vec<String> = listeners.iter().map(|listener| listener.address.clone()).collect();
+        listening(&addresses);
         end.await;
         Ok(())
     });
@@ -88,61 +91,19 @@ pub fn serve(
     served
 }
 
-struct Socket {
-    listener: UnixListener,
-    file: SocketFile,
-}
-
-/// A socket's place in the file system, which goes with the server.
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-impl Socket {
-    fn bind(listen: &Listen) -> io::Result<Socket> {
-        let Listen::Unix(path) = listen;
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(named)?;
-        }
-        remove_stale(path).map_err(named)?;
-        let listener = UnixListener::bind(path).map_err(named)?;
-        // Whoever may connect may do all that this user may.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(named)?;
-        Ok(Socket { listener, file: SocketFile(path.clone()) })
-    }
-}
-
-/// Removes the socket of a server that was killed.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is there, and no socket"));
-        }
-        Ok(_) => {}
-    }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another server answers there"));
-    }
-    std::fs::remove_file(path)
-}
-
-async fn accept(listener: UnixListener, router: Router, limit: Arc<Semaphore>) {
+async fn accept(listener: Arc<Listener>, router: Router) {
+    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         // The semaphore is never closed.
         let Ok(permit) = limit.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let router = router.clone();
+            Ok(caller) => {
+                let (router, access) = (router.clone(), listener.access.clone());
                 tokio::spawn(async move {
-                    converse(stream, router).await;
+                    match caller.welcome().await {
+                        Ok(stream) => converse(stream, access, router).await,
+                        Err(error) => tracing::debug!("a caller is not let in: {error}"),
+                    }
                     drop(permit);
                 });
             }
@@ -156,13 +117,16 @@ async fn accept(listener: UnixListener, router: Router, limit: Arc<Semaphore>) {
 }
 
 /// One connection, request after request.
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
+async fn converse(stream: Box<dyn Stream>, access: Access, router: Router) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let router = router.clone();
+        let (router, refusal) = (router.clone(), access.refusal(&request));
         async move {
+            if let Some(refusal) = refusal {
+                return Ok(refusal);
+            }
             let answer: Result<Response<Body>, Infallible> = match docker::unversioned(request) {
-                Ok(request) => router.oneshot(request.map(Body::new)).await,
-                Err(error) => Ok(axum::response::IntoResponse::into_response(error)),
+                Ok(request) => router.oneshot(request.map(bodies::in_time)).await,
+                Err(error) => Ok(error.into_response()),
             };
             answer
         }

@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     boot, check, completions, debug, fork, image, kernel, login, man, oci, registry, restore, run, serve,
-    snapshot, start, templates, usage, workloads,
+    snapshot, snapshots, start, templates, usage, workloads,
 };
 use crate::exit;
 
@@ -62,6 +62,8 @@ pub enum Command {
     Stats(usage::StatsOptions),
     Top(usage::TopOptions),
     Snapshot(snapshot::Options),
+    #[command(subcommand)]
+    Snapshots(snapshots::Command),
     Fork(fork::Options),
     Restore(restore::Options),
     Boot(boot::Options),

@@ -81,6 +81,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Worker(options) => commands::run::work(&cli.global, options),
         Command::ServeFolders(options) => commands::run::volumes::run(options),
         Command::Snapshot(options) => commands::snapshot::run(&cli.global, options),
+        Command::Snapshots(command) => commands::snapshots::run(&cli.global, command),
         Command::Fork(options) => commands::fork::run(&cli.global, options),
         Command::Restore(options) => commands::restore::run(&cli.global, options),
         Command::Boot(options) => commands::boot::run(options),

@@ -53,6 +53,8 @@ pub(crate) struct Shared {
 }
 
 pub(crate) type App = axum::extract::State<Arc<Shared>>;
+/// Endpoints that share it.
+pub(crate) type Routes = Router<Arc<Shared>>;
 
 /// All endpoints: one row each.
 pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
@@ -96,6 +98,8 @@ pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/networks", get(networks::list))
         .route("/networks/{name}", get(networks::inspect))
         .route("/volumes", get(networks::volumes))
+        .merge(crate::strata::routes())
+        .merge(crate::metrics::routes())
         .fallback(any(unknown))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(shared)
@@ -157,7 +161,7 @@ pub(crate) fn unversioned<B>(mut request: Request<B>) -> std::result::Result<Req
 
 impl Shared {
     /// Makes calls that may wait, on a thread of their own.
-    async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&dyn Backend) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -168,7 +172,7 @@ impl Shared {
     }
 
     /// The workload of this name or id.
-    async fn find(self: &Arc<Self>, name: String) -> Result<workload::Folder> {
+    pub(crate) async fn find(self: &Arc<Self>, name: String) -> Result<workload::Folder> {
         self.blocking(move |backend| Ok(backend.workloads().find(name.trim_start_matches('/'))?)).await
     }
 }

@@ -16,6 +16,7 @@ use super::params::Params;
 use super::{App, Shared, json};
 use crate::backend::{CommandOptions, Process, Usage};
 use crate::error::{ApiError, Result};
+use crate::machines::Traffic;
 
 /// From one answer to the next.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -25,6 +26,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 struct Seen {
     at_ms: u64,
     usage: Usage,
+    traffic: Traffic,
     host_cpu_ns: u64,
 }
 
@@ -61,7 +63,8 @@ async fn look(app: &Arc<Shared>, folder: &Folder) -> Result<Seen> {
     let folder = folder.clone();
     app.blocking(move |backend| {
         let usage = backend.usage(&folder).unwrap_or_default();
-        Ok(Seen { at_ms: now_ms(), usage, host_cpu_ns: host_cpu_ns() })
+        let traffic = backend.traffic(&folder).unwrap_or_default();
+        Ok(Seen { at_ms: now_ms(), usage, traffic, host_cpu_ns: host_cpu_ns() })
     })
     .await
 }
@@ -106,10 +109,24 @@ fn describe(folder: &Folder, before: &Seen, now: &Seen) -> Value {
         "precpu_stats": cpu(before),
         "memory_stats": { "usage": memory_bytes, "limit": memory_limit.unwrap_or_else(host_memory), "stats": {} },
         "pids_stats": { "current": pids },
-        "blkio_stats": {},
+        "blkio_stats": { "io_service_bytes_recursive": disks(now.traffic) },
+        "networks": cards(now.traffic),
         "num_procs": 0,
         "storage_stats": {},
     })
+}
+
+/// All disks as one: clients add them up.
+fn disks(traffic: Traffic) -> Option<Value> {
+    let block = traffic.block?;
+    let row = |op: &str, value: u64| json!({ "major": 0, "minor": 0, "op": op, "value": value });
+    Some(json!([row("read", block.read_bytes), row("write", block.written_bytes)]))
+}
+
+/// All cards as one.
+fn cards(traffic: Traffic) -> Value {
+    let Some(network) = traffic.network else { return json!({}) };
+    json!({ "eth0": { "rx_bytes": network.received_bytes, "tx_bytes": network.sent_bytes } })
 }
 
 /// `GET /containers/NAME/top`

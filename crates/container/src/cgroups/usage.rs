@@ -15,6 +15,8 @@ pub struct Usage {
     pub memory_limit: Option<u64>,
     /// Processes and threads.
     pub pids: u64,
+    /// Bytes read from disks and written to them, if that is counted.
+    pub block: Option<(u64, u64)>,
 }
 
 /// What v1 says when there is no limit, rounded down to a page.
@@ -35,8 +37,34 @@ impl Cgroups {
             memory_bytes: memory.and_then(memory_bytes).unwrap_or_default(),
             memory_limit: limit.filter(|limit| *limit < NO_LIMIT),
             pids: pids.and_then(|group| number(&group.path.join("pids.current"))).unwrap_or_default(),
+            block: of("blkio").and_then(block),
         }
     }
+}
+
+/// Bytes read and written, of all disks.
+fn block(group: &Group) -> Option<(u64, u64)> {
+    let file = if group.is_v2 { "io.stat" } else { "blkio.throttle.io_service_bytes" };
+    Some(sum_of_disks(&std::fs::read_to_string(group.path.join(file)).ok()?))
+}
+
+/// Version 2 has a line for each disk, `8:0 rbytes=1 wbytes=2 …`; version 1 one for each disk and way, `8:0 Read 1`.
+fn sum_of_disks(text: &str) -> (u64, u64) {
+    let (mut read, mut written) = (0u64, 0u64);
+    for line in text.lines() {
+        let mut words = line.split_whitespace().skip(1).peekable();
+        while let Some(word) = words.next() {
+            let (key, value) =
+                word.split_once('=').unwrap_or((word, words.peek().copied().unwrap_or_default()));
+            let sum = match key {
+                "rbytes" | "Read" => &mut read,
+                "wbytes" | "Write" => &mut written,
+                _ => continue,
+            };
+            *sum = sum.saturating_add(value.parse().unwrap_or_default());
+        }
+    }
+    (read, written)
 }
 
 fn cpu_ns(group: &Group) -> Option<u64> {
@@ -55,4 +83,20 @@ fn memory_bytes(group: &Group) -> Option<u64> {
 /// A file of one number; `max` is none.
 fn number(path: &Path) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_count_bytes_of_all_disks() {
+        let v2 =
+            "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=5 dios=0\n254:0 rbytes=1 wbytes=2 rios=0 wios=0\n";
+        assert_eq!(sum_of_disks(v2), (11, 22));
+        let v1 =
+            "8:0 Read 10\n8:0 Write 20\n8:0 Sync 30\n8:0 Total 30\n254:0 Read 1\n254:0 Write 2\nTotal 33\n";
+        assert_eq!(sum_of_disks(v1), (11, 22));
+        assert_eq!(sum_of_disks("8:0 Read\nx\n\n8:0 rbytes=x"), (0, 0));
+    }
 }

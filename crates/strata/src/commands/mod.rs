@@ -17,6 +17,7 @@ pub mod run;
 pub mod serve;
 mod sizing;
 pub mod snapshot;
+pub mod snapshots;
 pub mod start;
 pub mod templates;
 pub mod usage;

@@ -1,5 +1,7 @@
 //! `strata restore`: a workload goes on from where `strata snapshot` saved it.
 
+mod detached;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -37,6 +39,9 @@ pub struct Options {
     /// Name, for strata ps, snapshot and others [default: made from the folder's]
     #[arg(long, value_parser = workload::parse_name)]
     name: Option<String>,
+    /// Go on in the background, and print the new workload's id; strata start goes on from here again when it has ended
+    #[arg(short, long, conflicts_with_all = ["interactive", "timeout"])]
+    detach: bool,
     /// Go on although a disk was changed since, which the guest does not expect
     #[arg(long)]
     force: bool,
@@ -63,7 +68,9 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let act = format!("restore {}", options.folder.display());
     let store = store::open(global)?;
     let engine = engines::settle(&options.engine, store.root());
-    let carried = Carried { sizing: CarriedSizing { engine, no_sandbox: options.no_sandbox } };
+    let here = std::path::absolute(&options.folder).while_trying(|| act.clone())?;
+    let again = options.detach.then(|| here.clone());
+    let carried = Carried { sizing: CarriedSizing { engine, no_sandbox: options.no_sandbox }, again };
     let snapshot = folder::open(&options.folder).map_err(|error| Failure::because(&act, error))?;
     if !options.force {
         snapshot.check_disks().map_err(|error| {
@@ -81,7 +88,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         isolation: Isolation::Vm,
         image: options.folder.display().to_string(),
         command: saved.command.clone(),
-        remove: true,
+        remove: !options.detach,
         restart: Restart::No,
         log: LogLimits::default(),
         health: None,
@@ -93,6 +100,9 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         interactive: options.interactive,
         options: serde_json::to_value(&carried).while_trying(|| act.clone())?,
     };
+    if options.detach {
+        return detached::run(global, store.root(), &here, options.name.clone(), wanted);
+    }
     let named = Named::claim(store.root(), options.name.clone(), wanted)?;
     let session = Joined {
         hostname: as_hostname(named.name()),
@@ -108,6 +118,18 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
 #[derive(Deserialize, Serialize)]
 struct Carried {
     sizing: CarriedSizing,
+    /// Where it goes on from when it is started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    again: Option<PathBuf>,
+}
+
+/// What a workload with `options` goes on from whenever it is started; nothing if it begins with its command.
+///
+/// # Errors
+/// The snapshot is gone.
+pub fn saved_for(options: &Value) -> Outcome<Option<Saved>> {
+    let folder = options.get("again").and_then(Value::as_str).map(Path::new);
+    folder.map(detached::saved).transpose()
 }
 
 /// Of [`super::sizing::Sizing`].

@@ -1,9 +1,12 @@
 //! `strata serve`: the Docker Engine API on a socket, over what the other commands do.
 
-use std::path::{Path, PathBuf};
+mod listen;
+mod machines;
+
+use std::path::Path;
 use std::process::Command;
 
-use api::{Backend, BuildOptions, CommandOptions, Creation, Listen, Process, Refusal, RefusalKind};
+use api::{Backend, BuildOptions, CommandOptions, Creation, Process, Refusal, RefusalKind};
 use clap::Args;
 use image::Store;
 use workload::{Folder, Workloads};
@@ -16,28 +19,17 @@ use crate::failure::{Failure, Outcome, While};
 use crate::signals::{ENDING, Watch};
 use crate::store;
 
-/// Where root's server listens.
-const DEFAULT_SOCKET: &str = "/run/strata/docker.sock";
-
 /// Serve the Docker Engine API, for the docker command and its libraries
 ///
 /// docker -H unix:///run/strata/docker.sock run --rm debian echo hello
 ///
 /// Whoever may connect may do all that this user may: the socket is its owner's and its group's. Workloads go on when the server
 /// ends, and any number of servers may serve the same store. With --runtime strata-vm docker's containers are machines.
+/// GET /metrics is for Prometheus; below /strata/v1/ is what docker has no words for.
 #[derive(Args)]
 pub struct Options {
-    /// Where to listen; may be repeated [default: unix:///run/strata/docker.sock for root, else in the user's runtime folder]
-    #[arg(long, value_name = "unix://PATH", value_parser = parse)]
-    listen: Vec<Listen>,
-}
-
-fn parse(text: &str) -> Result<Listen, String> {
-    let path = text.strip_prefix("unix://").filter(|path| path.starts_with('/'));
-    match path {
-        Some(path) => Ok(Listen::Unix(path.into())),
-        None => Err(format!("{text:?} is not unix:// and an absolute path")),
-    }
+    #[command(flatten)]
+    listen: listen::Options,
 }
 
 /// Serves until a signal asks for the end.
@@ -45,32 +37,27 @@ fn parse(text: &str) -> Result<Listen, String> {
 /// # Errors
 /// A socket cannot be made.
 pub fn run(global: &Global, options: &Options) -> Outcome {
+    let service = options.listen.service()?;
     let store = store::open(global)?;
     let workloads = Workloads::open(store.root()).while_trying(|| "open the workloads".to_owned())?;
-    let listen = if options.listen.is_empty() { vec![default_socket()?] } else { options.listen.clone() };
     let global = Global { root: Some(store.root().to_owned()), verbose: 0 };
     let host = Host { global, store, workloads };
     let (end, ended) = api::end();
     let _watch = Watch::start(&ENDING, move |_| end.now())?;
-    let said =
-        listen.iter().map(|Listen::Unix(path)| format!("unix://{}", path.display())).collect::<Vec<_>>();
-    let listening =
-        || eprintln!("strata: the Docker Engine API is at {}; end it with Ctrl-C", said.join(" and "));
-    api::serve(host, &listen, listening, ended).map_err(|error| {
+    let listening = |addresses: &[String]| {
+        let (pages, others): (Vec<&String>, Vec<_>) =
+            addresses.iter().partition(|address| address.starts_with("http"));
+        for address in others {
+            eprintln!("strata: the Docker Engine API is at {address}; end it with Ctrl-C");
+        }
+        for page in pages {
+            eprintln!("strata: the console is at {page}");
+        }
+    };
+    api::serve(host, &service, listening, ended).map_err(|error| {
         Failure::because("serve", error).hint("--listen unix:///another/path; or end the one that is there")
     })?;
     Ok(Exit::Success)
-}
-
-fn default_socket() -> Outcome<Listen> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(Listen::Unix(DEFAULT_SOCKET.into()));
-    }
-    let folder = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let path = folder.map(|folder| folder.join("strata/docker.sock"));
-    path.map(Listen::Unix).ok_or_else(|| {
-        Failure::new("serve: XDG_RUNTIME_DIR is not set").exit(Exit::Usage).hint("--listen unix:///a/path")
-    })
 }
 
 /// What the other commands do, for the API.
@@ -174,18 +161,5 @@ impl Backend for Host {
 
     fn processes(&self, folder: &Folder) -> Option<Vec<Process>> {
         usage::processes(folder)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sockets_have_absolute_paths() {
-        assert_eq!(parse("unix:///a/b"), Ok(Listen::Unix("/a/b".into())));
-        for wrong in ["", "unix://a", "/a/b", "tcp://0.0.0.0:2375"] {
-            assert!(parse(wrong).is_err(), "{wrong}");
-        }
     }
 }

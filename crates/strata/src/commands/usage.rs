@@ -1,5 +1,7 @@
 //! `strata stats` and `strata top`: what workloads take of the host, and which processes they are.
 
+mod traffic;
+
 use api::Process;
 use clap::Args;
 use serde_json::json;
@@ -12,6 +14,8 @@ use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::output::{self, Table};
+
+pub use traffic::traffic;
 
 /// The kernel tells times in hundredths of a second, whatever its clock (USER_HZ).
 const MS_PER_TICK: u64 = 10;
@@ -59,7 +63,7 @@ pub fn usage(folder: &Folder) -> Option<Usage> {
     if folder.description().wanted.isolation == Isolation::Vm {
         return usage_of_process(state.worker_pid?);
     }
-    let ::container::Usage { cpu_ns, memory_bytes, memory_limit, pids } =
+    let ::container::Usage { cpu_ns, memory_bytes, memory_limit, pids, .. } =
         container::runtime().usage(&folder.description().id).ok()?;
     Some(Usage { cpu_ns, memory_bytes, own_bytes: None, limit_bytes: memory_limit, pids })
 }

@@ -59,11 +59,13 @@ pub fn run(global: &Global, options: &InnerOptions) -> Outcome {
     let sender = link.sender.clone();
     let Description { name, id, wanted, .. } = folder.description();
     let options = || -> Outcome<Options> { serde_json::from_value(wanted.options.clone()).while_trying(act) };
-    let outcome = match (isolation, link.saved.take()) {
+    let saved =
+        link.saved.take().map_or_else(|| restore::saved_for(&wanted.options), |saved| Ok(Some(saved)));
+    let outcome = saved.and_then(|saved| match (isolation, saved) {
         (_, Some(saved)) => restore::go_on_with(&root, wanted.options.clone(), saved, link, name),
         (Isolation::Vm, None) => super::run_here(global, &options()?, Some(link)),
         (Isolation::Container, None) => container::run_linked(global, &options()?, id, link),
-    };
+    });
     if let Err(failure) = &outcome {
         say(&sender, 0, &Event::Failed { reason: failure.to_string() });
     }

@@ -1,0 +1,88 @@
+//! Bodies that come in time.
+
+use std::io;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use futures_util::{StreamExt, stream};
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// A body that says how long it is, and is no longer than what is read as a whole, is here by then. Attack: a client that sends
+/// a byte a minute.
+const SHORT_BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a body that is short.
+const SHORT_BODY_BYTES: u64 = 4 << 20;
+/// Between two pieces of another body. An archive may come from a pipe whose other end thinks for a while.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// This body; it ends with an error where its client keeps it waiting for too long.
+pub(crate) fn in_time<B>(body: B) -> Body
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    let body = Body::new(body);
+    // Most requests have none.
+    if body.is_end_stream() {
+        return body;
+    }
+    let is_short = body.size_hint().upper().is_some_and(|bytes| bytes <= SHORT_BODY_BYTES);
+    limited(body, is_short.then_some(SHORT_BODY_TIMEOUT), PIECE_TIMEOUT)
+}
+
+fn limited(body: Body, whole: Option<Duration>, piece: Duration) -> Body {
+    let deadline = whole.map(|whole| Instant::now() + whole);
+    let pieces = stream::unfold(Some(body.into_data_stream()), move |pieces| async move {
+        let mut pieces = pieces?;
+        let next = match deadline {
+            Some(deadline) => timeout_at(deadline, pieces.next()).await,
+            None => timeout(piece, pieces.next()).await,
+        };
+        match next {
+            Ok(next) => next.map(|next| (next, Some(pieces))),
+            Err(_) => {
+                let late =
+                    io::Error::new(io::ErrorKind::TimedOut, "the rest of the body did not come in time");
+                Some((Err(axum::Error::new(late)), None))
+            }
+        }
+    });
+    Body::from_stream(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Some pieces, and then nothing, not even the end.
+    fn stuck() -> Body {
+        let pieces = [Ok::<_, io::Error>(Bytes::from_static(b"abc")), Ok(Bytes::from_static(b"de"))];
+        Body::from_stream(stream::iter(pieces).chain(stream::pending()))
+    }
+
+    fn read(body: Body) -> (usize, Option<String>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (mut pieces, mut count) = (body.into_data_stream(), 0);
+            while let Some(piece) = pieces.next().await {
+                match piece {
+                    Ok(piece) => count += piece.len(),
+                    Err(error) => return (count, Some(error.to_string())),
+                }
+            }
+            (count, None)
+        })
+    }
+
+    #[test]
+    fn a_body_that_never_ends_is_an_error() {
+        let (soon, never) = (Duration::from_millis(20), Duration::from_secs(1000));
+        for (whole, piece) in [(Some(soon), never), (None, soon)] {
+            let (count, error) = read(limited(stuck(), whole, piece));
+            assert_eq!(count, 5);
+            assert!(error.unwrap().contains("did not come in time"));
+        }
+        assert_eq!(read(in_time(Body::from("whole"))), (5, None));
+        assert_eq!(read(in_time(Body::empty())), (0, None));
+    }
+}
