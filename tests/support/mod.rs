@@ -1,12 +1,14 @@
 //! Running the program and looking at what it did.
 
 pub mod bundle;
+pub mod chromium;
 pub mod docker_registry;
 pub mod elf;
 #[expect(dead_code, reason = "the tests of the crate `registry` use the rest of it")]
 pub mod fake_registry;
 pub mod guest;
 pub mod pty;
+pub mod server;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
