@@ -119,6 +119,7 @@ pub struct Machine {
     input: ConsoleInput,
     power_button: Arc<dyn Fn() + Send + Sync>,
     balloon: Option<BalloonHandle>,
+    network: net::Counts,
     supervisor: Option<JoinHandle<()>>,
 }
 
@@ -151,6 +152,8 @@ impl Machine {
         let saved_hz = snapshot.as_ref().map(|snapshot| snapshot.apic_timer_hz(engine)).transpose()?;
         let ram = snapshot.as_ref().map(|s| GuestRam::from_file(&s.ram_ranges(), &s.ram)).transpose()?;
         let Backends { console, vsock, net, folders, confine } = backends;
+        let network = net::Counts::default();
+        let net = net.into_iter().map(|port| network.watch(port)).collect();
         let console = Arc::new(Console::new(console));
         let (messages, inbox) = channel();
         let power = Arc::new(Power::new(messages.clone()));
@@ -205,6 +208,7 @@ impl Machine {
             input,
             power_button,
             balloon,
+            network,
             supervisor,
         })
     }
@@ -234,11 +238,6 @@ impl Machine {
     /// Guest memory; it changes unless the machine is paused.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
-    }
-
-    /// Bytes of memory that the guest has given back so far, if it has what it takes ([`MachineConfig::balloon`]).
-    pub fn returned_bytes(&self) -> Option<u64> {
-        self.balloon.as_ref().map(BalloonHandle::returned_bytes)
     }
 
     /// Ends the machine without asking the guest; [`MachineEvent::Stopped`]. Returns at once.
@@ -545,6 +544,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+mod counts;
 mod saving;
 #[cfg(test)]
 mod tests;

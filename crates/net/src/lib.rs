@@ -7,12 +7,14 @@
 //! [`Nat`].
 #![forbid(unsafe_code)]
 
+mod counted;
 pub mod nat;
 pub mod tap;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
+pub use counted::Counts;
 pub use nat::Nat;
 
 /// The largest frame a port carries, in bytes: 64 KiB of segmented TCP and its headers.

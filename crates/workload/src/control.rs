@@ -184,6 +184,12 @@ pub enum Answer {
     Stats {
         /// Bytes of memory that its guest has given back so far; none if it cannot.
         returned_bytes: Option<u64>,
+        /// Bytes that came through its network cards; none if it has none. Monitors of older builds do not say.
+        #[serde(default)]
+        received_bytes: Option<u64>,
+        /// Bytes that went out through them.
+        #[serde(default)]
+        sent_bytes: Option<u64>,
     },
     /// The snapshot is whole and durable.
     Saved {

@@ -49,8 +49,6 @@ pub struct Usage {
     pub cpu_ns: u64,
     /// Bytes in memory, shared ones among them.
     pub memory_bytes: u64,
-    /// Bytes in memory that no other process shares, if the kernel tells.
-    pub own_bytes: Option<u64>,
     /// Bytes it may take, if there is a limit.
     pub limit_bytes: Option<u64>,
     /// Processes and threads.
@@ -65,23 +63,28 @@ pub fn usage(folder: &Folder) -> Option<Usage> {
     }
     let ::container::Usage { cpu_ns, memory_bytes, memory_limit, pids, .. } =
         container::runtime().usage(&folder.description().id).ok()?;
-    Some(Usage { cpu_ns, memory_bytes, own_bytes: None, limit_bytes: memory_limit, pids })
+    Some(Usage { cpu_ns, memory_bytes, limit_bytes: memory_limit, pids })
 }
 
 fn usage_of_process(pid: u32) -> Option<Usage> {
     let ticks = stat(pid)?.ticks;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok();
-    let own_bytes =
-        rollup.and_then(|text| Some(kib(&text, "Private_Dirty:")? + kib(&text, "Private_Clean:")?));
     let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
     Some(Usage {
         cpu_ns: ticks * MS_PER_TICK * 1_000_000,
         memory_bytes: kib(&status, "VmRSS:")?,
-        own_bytes,
         limit_bytes: None,
         pids: threads.and_then(|count| count.trim().parse().ok()).unwrap_or(1),
     })
+}
+
+/// Bytes in memory of a machine that no other process shares, if the kernel tells. It looks at each page for that, which takes it
+/// milliseconds: not for who asks all the time.
+fn own_bytes(folder: &Folder) -> Option<u64> {
+    let state = folder.state().ok().filter(|state| state.status.is_active())?;
+    let pid = state.worker_pid.filter(|_| folder.description().wanted.isolation == Isolation::Vm)?;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    Some(kib(&text, "Private_Dirty:")? + kib(&text, "Private_Clean:")?)
 }
 
 /// Bytes of the line of `text` that begins with `name` and counts in KiB.
@@ -146,18 +149,18 @@ pub fn stats(global: &Global, options: &StatsOptions) -> Outcome {
         let Some(usage) = usage(&folder) else { continue };
         let asked = Client::connect(&folder).and_then(|mut client| client.ask(&Request::Stats, &[]));
         let returned = match asked {
-            Ok(Answer::Stats { returned_bytes }) => returned_bytes,
+            Ok(Answer::Stats { returned_bytes, .. }) => returned_bytes,
             _ => None,
         };
-        rows.push((folder.description().name.clone(), usage, returned));
+        rows.push((folder.description().name.clone(), usage, own_bytes(&folder), returned));
     }
     if options.json {
-        let row = |(name, usage, returned): &(String, Usage, Option<u64>)| {
+        let row = |(name, usage, own, returned): &(String, Usage, Option<u64>, Option<u64>)| {
             json!({
                 "name": name,
                 "cpu_ms": usage.cpu_ns / 1_000_000,
                 "memory_bytes": usage.memory_bytes,
-                "own_memory_bytes": usage.own_bytes,
+                "own_memory_bytes": own,
                 "returned_bytes": returned,
                 "pids": usage.pids,
             })
@@ -167,12 +170,12 @@ pub fn stats(global: &Global, options: &StatsOptions) -> Outcome {
     }
     let mut table = Table::new(&["NAME", "CPU TIME", "MEMORY", "OWN", "RETURNED"]);
     let bytes = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), output::bytes);
-    for (name, usage, returned) in rows {
+    for (name, usage, own, returned) in rows {
         table.row(vec![
             name,
             seconds(usage.cpu_ns / 1_000_000),
             output::bytes(usage.memory_bytes),
-            bytes(usage.own_bytes),
+            bytes(own),
             bytes(returned),
         ]);
     }

@@ -57,7 +57,12 @@ impl Saver {
             (Request::Pause, Some(machine)) => machine.pause(),
             (Request::Resume, Some(machine)) => machine.resume(),
             (Request::Stats, Some(machine)) => {
-                return Answer::Stats { returned_bytes: machine.returned_bytes() };
+                let network = machine.network();
+                return Answer::Stats {
+                    returned_bytes: machine.returned_bytes(),
+                    received_bytes: network.map(net::Counts::received_bytes),
+                    sent_bytes: network.map(net::Counts::sent_bytes),
+                };
             }
             (Request::Snapshot { stop }, _) => {
                 let stop = *stop;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use api::{BlockTraffic, NetworkTraffic, Traffic};
+use workload::control::{Answer, Client, Request};
 use workload::{Folder, Isolation};
 
 use crate::commands::run::container;
@@ -11,8 +12,7 @@ use crate::commands::run::container;
 pub fn traffic(folder: &Folder) -> Option<Traffic> {
     let state = folder.state().ok().filter(|state| state.status.is_active())?;
     if folder.description().wanted.isolation == Isolation::Vm {
-        // Its disks are files of this process; its network is sockets, which nobody counts.
-        return Some(Traffic { network: None, block: of_process(state.worker_pid?) });
+        return Some(Traffic { network: of_machine(folder), block: of_process(state.worker_pid?) });
     }
     let (runtime, id) = (container::runtime(), &folder.description().id);
     let block = runtime.usage(id).ok().and_then(|usage| usage.block);
@@ -21,6 +21,17 @@ pub fn traffic(folder: &Folder) -> Option<Traffic> {
     Some(Traffic { network: pids.first().and_then(|pid| of_network(*pid)), block })
 }
 
+/// What its cards count.
+fn of_machine(folder: &Folder) -> Option<NetworkTraffic> {
+    match Client::connect(folder).and_then(|mut client| client.ask(&Request::Stats, &[])) {
+        Ok(Answer::Stats { received_bytes: Some(received_bytes), sent_bytes: Some(sent_bytes), .. }) => {
+            Some(NetworkTraffic { received_bytes, sent_bytes })
+        }
+        _ => None,
+    }
+}
+
+/// Its disks are files of this process.
 fn of_process(pid: u32) -> Option<BlockTraffic> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
     let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok();
