@@ -217,9 +217,14 @@ fn the_focus_goes_where_the_work_is() {
     page.go(&format!("{url}?again#/images"));
     page.has("heading", "Images");
     page.wait("document.activeElement.tagName === 'H1'");
-    page.value("document.activeElement.blur(); getSelection().removeAllRanges()");
-    page.press("Tab", false);
-    page.wait("document.activeElement.className === 'skip'");
+    // Back from the heading: the pages, the name, and before all of them the way past them.
+    let mut passed = Vec::new();
+    while page.value("document.activeElement.className") != "skip" {
+        passed.push(page.value("document.activeElement.textContent"));
+        assert!(passed.len() < 20, "{passed:?}");
+        page.press("Tab", true);
+    }
+    assert_eq!(passed.len(), 8, "{passed:?}");
     page.press("Enter", false);
     page.wait("document.activeElement.tagName === 'H1'");
     assert!(page.complaints.is_empty(), "{:#?}", page.complaints);

@@ -79,6 +79,20 @@ fn the_console_is_off_unless_asked_for_and_no_port_is_open_to_everybody() {
     server.place.try_to(&missing).expect_failure(125, &["serve: ", "no: "]);
 }
 
+#[test]
+fn who_fills_a_port_and_says_nothing_keeps_nobody_from_the_socket() {
+    let Some(server) = Server::start(&["--console", "--listen", "http://127.0.0.1:0"], 2) else { return };
+    let (place, cookie) = enter(&server);
+    let silent: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(&place).unwrap()).collect();
+    let socket = server.address("unix").trim_start_matches("unix://");
+    for _ in 0..10 {
+        let answer = ask(UnixStream::connect(socket).unwrap(), "GET", "/_ping", "Host: x\r\n", "");
+        assert_eq!((answer.status, answer.body.as_str()), (200, "OK"));
+    }
+    drop(silent);
+    assert_eq!(at(&place, "GET", "/_ping", &format!("Cookie: {cookie}\r\n")).status, 200);
+}
+
 /// An authority, and certificates of a server and of two clients, one of which is of another authority.
 fn certificates(folder: &Path) {
     let script = r#"
@@ -203,12 +217,11 @@ fn labels_of(mut text: &str) -> BTreeMap<String, String> {
     labels
 }
 
-#[test]
-fn metrics_tell_what_runs_and_what_it_takes() {
-    let Some(server) = Server::start(&[], 1) else { return };
-    let socket = server.address("unix").trim_start_matches("unix://").to_owned();
+/// Workloads that work and send, named as their isolation, and one that is over.
+fn busy(server: &Server) {
     for isolation in ["container", "vm"] {
-        let script = "while :; do :; done & sleep 1000";
+        // It sends something too, to nobody in particular.
+        let script = "while :; do :; done & while :; do echo > /dev/udp/192.0.2.1/9; sleep 0.1; done";
         server.place.strata(&[
             "run",
             "-d",
@@ -216,9 +229,11 @@ fn metrics_tell_what_runs_and_what_it_takes() {
             isolation,
             "--isolation",
             isolation,
+            "--network",
+            "user",
             "debian",
             "--",
-            "sh",
+            "bash",
             "-c",
             script,
         ]);
@@ -236,6 +251,13 @@ fn metrics_tell_what_runs_and_what_it_takes() {
         "-c",
         "exit 3",
     ]);
+}
+
+#[test]
+fn metrics_tell_what_runs_and_what_it_takes() {
+    let Some(server) = Server::start(&[], 1) else { return };
+    let socket = server.address("unix").trim_start_matches("unix://").to_owned();
+    busy(&server);
     let mut families = BTreeMap::new();
     let value = |families: &BTreeMap<String, Family>, name: &str, workload: &str, more: &[(&str, &str)]| {
         let family = families.get(name)?;
@@ -249,12 +271,14 @@ fn metrics_tell_what_runs_and_what_it_takes() {
         let answer = ask(UnixStream::connect(&socket).unwrap(), "GET", "/metrics", "Host: x\r\n", "");
         assert!(answer.status == 200 && answer.head.contains("text/plain; version=0.0.4"), "{}", answer.head);
         families = parse(&answer.body);
-        let burns = |name| {
-            value(&families, "strata_workload_cpu_seconds_total", name, &[]).is_some_and(|cpu| cpu > 0.0)
+        let counts = |family, name| value(&families, family, name, &[]).is_some_and(|value| value > 0.0);
+        let works = |name| {
+            counts("strata_workload_cpu_seconds_total", name)
+                && counts("strata_workload_network_transmit_bytes_total", name)
         };
         value(&families, "strata_workload_exit_code", "over", &[]) == Some(3.0)
-            && burns("container")
-            && burns("vm")
+            && works("container")
+            && works("vm")
     });
     for name in ["container", "vm"] {
         let of = |family: &str, more: &[(&str, &str)]| value(&families, family, name, more);
@@ -265,7 +289,7 @@ fn metrics_tell_what_runs_and_what_it_takes() {
         assert!(of("strata_workload_memory_bytes", &[]).unwrap() > 0.0);
         assert!(of("strata_workload_block_read_bytes_total", &[]).is_some(), "{name}");
     }
-    assert!(value(&families, "strata_workload_network_receive_bytes_total", "container", &[]).is_some());
+    assert!(value(&families, "strata_workload_network_receive_bytes_total", "vm", &[]).is_some());
     for name in
         ["process_resident_memory_bytes", "strata_store_images", "strata_store_filesystem_avail_bytes"]
     {

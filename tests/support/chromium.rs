@@ -29,7 +29,7 @@ window.__find = (role, name) => {
   const seen = (node) => node.checkVisibility({ visibilityProperty: true });
   // What a dialog stands in front of cannot be used.
   const places = document.querySelector("dialog[open]") ?? document;
-  const scope = role === "dialog" ? document : places;
+  const scope = ["button", "link", "field"].includes(role) ? places : document;
   const found = [...scope.querySelectorAll(selectors[role])].filter(seen);
   return found.find((node) => nameOf(node) === name) ?? found.find((node) => nameOf(node).startsWith(name));
 };

@@ -17,6 +17,11 @@ use crate::tls::Tls;
 /// A connection speaks TLS by then. Attack: clients that connect and say nothing.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Connections at once on a socket; more wait, and nobody on another listener does. Attack: clients without number.
+const MAX_CONNECTIONS: usize = 1024;
+/// As [`MAX_CONNECTIONS`], on a port, where those connect too who are not let in: not so many that no file is left for others.
+const MAX_PORT_CONNECTIONS: usize = 256;
+
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
@@ -111,6 +116,14 @@ impl Listener {
                 let access = Access::Token(Arc::new(door));
                 Ok(Listener { socket: Socket::Tcp(listener), access, address, _file: None })
             }
+        }
+    }
+
+    /// How many may be connected at once.
+    pub(crate) fn max_connections(&self) -> usize {
+        match self.socket {
+            Socket::Unix(_) => MAX_CONNECTIONS,
+            Socket::Tcp(_) | Socket::Tls(..) => MAX_PORT_CONNECTIONS,
         }
     }
 

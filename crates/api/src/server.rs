@@ -19,8 +19,6 @@ use crate::backend::Backend;
 use crate::listen::{Listen, Listener, Stream};
 use crate::{bodies, console, docker};
 
-/// Connections at once on one listener; more wait, and nobody on another does. Attack: clients without number.
-const MAX_CONNECTIONS: usize = 1024;
 /// A request's head is here by then. Attack: a client that sends a byte a minute.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes of a request's head.
@@ -92,7 +90,7 @@ pub fn serve(
 }
 
 async fn accept(listener: Arc<Listener>, router: Router) {
-    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let limit = Arc::new(Semaphore::new(listener.max_connections()));
     loop {
         // The semaphore is never closed.
         let Ok(permit) = limit.clone().acquire_owned().await else { return };

@@ -33,7 +33,8 @@ pub struct Options {
     tls_key: Option<PathBuf>,
     /// Serve the web console too, at /console/
     ///
-    /// Without --listen it is at a free port of 127.0.0.1, beside the socket.
+    /// Without --listen it is at a free port of 127.0.0.1, beside the socket. Behind a proxy in front of the socket it is for
+    /// whoever the proxy lets in: the proxy has to ask who comes, and to leave the Host of a request as it is.
     #[arg(long)]
     console: bool,
 }
