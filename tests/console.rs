@@ -20,16 +20,29 @@ fn open() -> Option<(Server, Page)> {
 
 /// Makes a workload as a user would.
 fn create(page: &mut Page, name: &str, isolation: &str, command: &str) {
-    page.click("link", "Workloads");
+    go(page, "Workloads");
     page.click("button", "Create a workload");
     page.has("dialog", "Create a workload");
     page.fill("Image", "debian");
     page.click("field", isolation);
     page.fill("Command", command);
     page.fill("Name", name);
-    page.click("button", "Create and start");
+    confirm(page, "Create a workload", "Create and start");
     page.has("heading", name);
     page.wait("document.querySelector('.facts').innerText.includes('Running')");
+}
+
+/// Goes to one of the pages.
+fn go(page: &mut Page, title: &str) {
+    page.click("link", title);
+    page.has("heading", title);
+}
+
+/// Presses the button of this dialog, and waits until that is done.
+fn confirm(page: &mut Page, title: &str, button: &str) {
+    page.has("dialog", title);
+    page.click("button", button);
+    page.has_no("dialog", title);
 }
 
 fn row_says(page: &mut Page, name: &str, text: &str) {
@@ -67,21 +80,20 @@ fn workloads_are_made_seen_used_copied_and_removed() {
 
     page.click("button", "Snapshot box");
     page.fill("Snapshot's name", "base");
-    page.click("button", "Save");
+    confirm(&mut page, "Save box to a snapshot", "Save");
     page.sees("box is saved as base");
-    page.click("link", "Workloads");
+    go(&mut page, "Workloads");
     page.click("button", "Fork box");
     row_says(&mut page, "box-1", "Running");
-    page.click("link", "Snapshots");
+    go(&mut page, "Snapshots");
     page.click("button", "Restore base");
     page.sees("goes on from base");
     page.click("button", "Remove base");
-    page.has("dialog", "Remove base?");
-    page.click("button", "Remove");
+    confirm(&mut page, "Remove base?", "Remove");
     page.sees("There is no snapshot.");
 
     // What the command line does is seen at once, and the other way round.
-    page.click("link", "Workloads");
+    go(&mut page, "Workloads");
     row_says(&mut page, "web", "Running");
     server.place.strata(&["stop", "-t", "0", "web"]);
     row_says(&mut page, "web", "Exited");
@@ -90,9 +102,10 @@ fn workloads_are_made_seen_used_copied_and_removed() {
     page.click("button", "Remove box-1");
     page.has("dialog", "Remove box-1?");
     page.press("Escape", false);
+    page.has_no("dialog", "Remove box-1?");
     page.has("row", "box-1");
     page.click("button", "Remove box-1");
-    page.click("button", "Remove");
+    confirm(&mut page, "Remove box-1?", "Remove");
     page.has_no("row", "box-1");
     assert!(!server.place.strata(&["ps", "-a"]).contains("box-1"));
     assert!(page.complaints.is_empty(), "{:#?}", page.complaints);
@@ -110,7 +123,7 @@ fn images_are_pulled_and_removed() {
     server.place.strata(&["push", &name]);
     server.place.strata(&["image", "rm", &name]);
 
-    page.click("link", "Images");
+    go(&mut page, "Images");
     row_says(&mut page, "debian:latest", "MiB");
     page.fill("Pull an image", &name);
     page.click("button", "Pull");
@@ -120,7 +133,7 @@ fn images_are_pulled_and_removed() {
     page.click("button", "Pull");
     page.wait("document.querySelector('[role=alert] .error').textContent.includes('team/none')");
     page.click("button", &format!("Remove {name}"));
-    page.click("button", "Remove");
+    confirm(&mut page, &format!("Remove {name}?"), "Remove");
     page.has_no("row", &name);
     assert!(page.complaints.is_empty(), "{:#?}", page.complaints);
 }
@@ -200,7 +213,7 @@ fn every_page_can_be_used_by_keyboard_by_ear_and_on_a_small_screen() {
 fn the_focus_goes_where_the_work_is() {
     let Some((server, mut page)) = open() else { return };
     page.resize(1200);
-    page.click("link", "Workloads");
+    go(&mut page, "Workloads");
     page.click("button", "Create a workload");
     page.has("dialog", "Create a workload");
     // The focus is in the dialog, and goes back to where it came from.

@@ -2,6 +2,7 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { ask, lines, why, type Workload } from "./api";
+import { useSeen } from "./live";
 import { isUp } from "./state";
 import { bytes, percent } from "./words";
 
@@ -64,8 +65,9 @@ export function ChartsTab({ workload }: { workload: Workload }) {
   const [points, setPoints] = useState<Point[]>([]);
   const [failure, setFailure] = useState("");
   const up = isUp(workload);
+  const isSeen = useSeen();
   useEffect(() => {
-    if (!up) return;
+    if (!up || !isSeen) return;
     const leave = new AbortController();
     const read = async () => {
       try {
@@ -83,7 +85,7 @@ export function ChartsTab({ workload }: { workload: Workload }) {
     };
     void read();
     return () => leave.abort();
-  }, [workload.id, up]);
+  }, [workload.id, up, isSeen]);
   if (!up) return <p class="quiet">It does not run: it takes nothing.</p>;
   if (failure) {
     return (

@@ -47,6 +47,8 @@ function described(form: FormData) {
       Memory: Math.round(number("memory") * 1024 * 1024),
       NanoCpus: Math.round(number("cpus") * 1e9),
       PortBindings: ports,
+      Binds: lines(form.get("binds")),
+      AutoRemove: form.get("remove") !== null,
       ...(network ? { NetworkMode: network } : {}),
     },
   };
@@ -147,6 +149,9 @@ export function CreateDialog({ image, close }: { image?: string; close: () => vo
         <Field label="Published ports" hint="HOSTPORT:PORT, one a line.">
           {(id, hint) => <textarea id={id} name="ports" rows={2} aria-describedby={hint} spellcheck={false} />}
         </Field>
+        <Field label="Folders and volumes" hint="FOLDER:PLACE or VOLUME:PLACE, one a line; :ro behind it keeps it from being changed.">
+          {(id, hint) => <textarea id={id} name="binds" rows={2} aria-describedby={hint} spellcheck={false} />}
+        </Field>
         <Field label="Network">
           {(id) => (
             <select id={id} name="network">
@@ -159,6 +164,9 @@ export function CreateDialog({ image, close }: { image?: string; close: () => vo
         </Field>
         <label class="check">
           <input type="checkbox" name="tty" /> Give it a terminal
+        </label>{" "}
+        <label class="check">
+          <input type="checkbox" name="remove" /> Remove it when it has ended
         </label>
       </details>
       {progress && (

@@ -45,19 +45,52 @@ export async function refresh(): Promise<void> {
   return asked;
 }
 
-/** Follows what happens for as long as the page lives; a connection that ends is made anew. */
+/** Until the page is seen, or not seen any more. */
+function seen(is: boolean, signal?: AbortSignal): Promise<void> {
+  return new Promise((done) => {
+    const look = () => {
+      if (document.hidden === is && !signal?.aborted) return;
+      document.removeEventListener("visibilitychange", look);
+      done();
+    };
+    document.addEventListener("visibilitychange", look);
+    signal?.addEventListener("abort", look);
+    look();
+  });
+}
+
+/**
+ * Follows what happens for as long as the page lives; a connection that ends is made anew. A page that nobody sees has none: a
+ * browser has six for all pages of a server.
+ */
 export async function follow() {
   setInterval(() => document.hidden || void refresh(), PERIOD_MS);
   document.addEventListener("visibilitychange", () => document.hidden || void refresh());
+  const filters = encodeURIComponent(JSON.stringify({ type: ["container"] }));
   for (;;) {
+    await seen(true);
+    const leave = new AbortController();
+    void seen(false, leave.signal).then(() => leave.abort());
     try {
-      const filters = encodeURIComponent(JSON.stringify({ type: ["container"] }));
-      for await (const _ of lines(await ask("GET", `/events?filters=${filters}`))) void refresh();
+      const events = await ask("GET", `/events?filters=${filters}`, undefined, leave.signal);
+      for await (const _ of lines(events)) void refresh();
     } catch {
       // The list says what is wrong.
     }
+    leave.abort();
     await new Promise((wait) => setTimeout(wait, PERIOD_MS));
   }
+}
+
+/** Whether anybody sees the page. */
+export function useSeen(): boolean {
+  const [is, setIs] = useState(!document.hidden);
+  useEffect(() => {
+    const look = () => setIs(!document.hidden);
+    document.addEventListener("visibilitychange", look);
+    return () => document.removeEventListener("visibilitychange", look);
+  }, []);
+  return is;
 }
 
 export function useLive(): Live {

@@ -2,6 +2,7 @@
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ask, pieces, why, type Workload } from "./api";
+import { useSeen } from "./live";
 import { Button } from "./ui";
 
 /** Lines that are asked for at first. */
@@ -17,7 +18,10 @@ export function LogsTab({ workload }: { workload: Workload }) {
   const [stays, setStays] = useState(true);
   const [failure, setFailure] = useState("");
   const [isEmpty, setIsEmpty] = useState(true);
+  const isSeen = useSeen();
   useEffect(() => {
+    if (!isSeen) return;
+    place.current?.replaceChildren();
     const leave = new AbortController();
     const decoders = [new TextDecoder(), new TextDecoder()] as const;
     const show = (isError: boolean, bytes: Uint8Array) => {
@@ -44,7 +48,7 @@ export function LogsTab({ workload }: { workload: Workload }) {
     };
     void read();
     return () => leave.abort();
-  }, [workload.id]);
+  }, [workload.id, isSeen]);
   const follow = (value: boolean) => {
     follows.current = value;
     setStays(value);

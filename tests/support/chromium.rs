@@ -31,7 +31,9 @@ window.__find = (role, name) => {
   const places = document.querySelector("dialog[open]") ?? document;
   const scope = ["button", "link", "field"].includes(role) ? places : document;
   const found = [...scope.querySelectorAll(selectors[role])].filter(seen);
-  return found.find((node) => nameOf(node) === name) ?? found.find((node) => nameOf(node).startsWith(name));
+  // A choice is explained in its label, behind its name.
+  const begins = (node) => role === "field" && nameOf(node).startsWith(name);
+  return found.find((node) => nameOf(node) === name) ?? found.find(begins);
 };
 "#;
 
@@ -188,15 +190,26 @@ impl Page {
         self.wait(&format!("!{}", Page::found(role, name)));
     }
 
-    /// Clicks with the mouse where it is, once it is there and can be used.
+    /// Clicks with the mouse where it is, once it is there, can be used, and moves no more.
     pub fn click(&mut self, role: &str, name: &str) {
-        let found = Page::found(role, name);
-        self.wait(&format!("{found} && !{found}.disabled"));
         let place = format!(
-            "(() => {{ const node = {found}; node.scrollIntoView({{ block: 'center', behavior: 'instant' }}); \
-             const box = node.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; }})()"
+            "(() => {{ const node = {}; if (!node || node.disabled) return null; \
+             node.scrollIntoView({{ block: 'center', behavior: 'instant' }}); const box = node.getBoundingClientRect(); \
+             const [x, y] = [box.x + box.width / 2, box.y + box.height / 2]; const top = document.elementFromPoint(x, y); \
+             return top && (node === top || node.contains(top) || node.labels?.[0]?.contains(top)) ? [x, y] : null; }})()",
+            Page::found(role, name)
         );
-        let place = self.value(&place);
+        let deadline = Instant::now() + PATIENCE;
+        let mut before = Value::Null;
+        let place = loop {
+            let now = self.value(&place);
+            if now.is_array() && now == before {
+                break now;
+            }
+            assert!(Instant::now() < deadline, "nothing to click: {role} {name:?}");
+            before = now;
+            std::thread::sleep(Duration::from_millis(100));
+        };
         for kind in ["mousePressed", "mouseReleased"] {
             let params =
                 json!({ "type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1 });
