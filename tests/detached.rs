@@ -11,7 +11,7 @@ use crate::support::{Ended, PATIENCE, assets, finish, strata};
 /// A store of its own for workloads, with the kernel and the image of the assets.
 pub struct Place {
     pub dir: tempfile::TempDir,
-    isolation: &'static str,
+    pub isolation: &'static str,
 }
 
 impl Place {

@@ -11,13 +11,13 @@ use crate::support::docker_registry::{DockerRegistry, has};
 use crate::support::{Ended, feed, finish};
 
 /// A server on a store of its own, and the client that speaks to it.
-struct Server {
+pub struct Server {
     process: Child,
-    place: Place,
+    pub place: Place,
 }
 
 impl Server {
-    fn start() -> Option<Server> {
+    pub fn start() -> Option<Server> {
         if !rustix::process::geteuid().is_root() {
             println!("skipped: docker's containers are tested as root");
             return None;
@@ -27,7 +27,7 @@ impl Server {
     }
 
     /// With docker's own client, where there is one.
-    fn with_client() -> Option<Server> {
+    pub fn with_client() -> Option<Server> {
         if has("docker", "docker-cli") { Server::start() } else { None }
     }
 
@@ -56,11 +56,11 @@ impl Server {
         self.place.dir.path().join("d.sock")
     }
 
-    fn try_to(&self, arguments: &[&str]) -> Ended {
+    pub fn try_to(&self, arguments: &[&str]) -> Ended {
         finish(self.command(arguments))
     }
 
-    fn docker(&self, arguments: &[&str]) -> String {
+    pub fn docker(&self, arguments: &[&str]) -> String {
         let ended = self.try_to(arguments);
         assert_eq!(ended.code(), 0, "{arguments:?}: {ended:?}");
         ended.stdout
@@ -78,7 +78,7 @@ impl Server {
         (status, body.to_owned())
     }
 
-    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let length = body.len();
         self.raw(&format!(
             "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
@@ -94,11 +94,11 @@ impl Drop for Server {
 }
 
 /// Docker's own program ended with this code, and these words on standard error.
-fn refused(ended: &Ended, code: i32, words: &str) {
+pub fn refused(ended: &Ended, code: i32, words: &str) {
     assert!(ended.code() == code && ended.stderr.contains(words), "no {words:?}: {ended:?}");
 }
 
-const RUNTIMES: [&str; 2] = ["strata", "strata-vm"];
+pub const RUNTIMES: [&str; 2] = ["strata", "strata-vm"];
 
 #[test]
 fn the_stock_client_runs_commands_in_containers_and_machines() {
@@ -310,8 +310,8 @@ fn folders_of_the_host_and_published_ports_are_the_clients_to_name() {
         assert_eq!(server.docker(&["wait", "srv"]), "0\n");
         server.docker(&["rm", "srv"]);
     }
-    refused(&server.try_to(&["run", "-v", "named:/x", "debian"]), 125, "volumes with names");
-    refused(&server.try_to(&["run", "-v", "/no/such/folder:/x", "debian"]), 125, "/no/such/folder");
+    let missing = "type=bind,src=/no/such/folder,dst=/x";
+    refused(&server.try_to(&["run", "--mount", missing, "debian"]), 125, "/no/such/folder");
 }
 
 #[test]

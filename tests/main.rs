@@ -20,6 +20,7 @@ mod fork;
 mod interrupted;
 mod kernels;
 mod kvm;
+mod named_volumes;
 mod network;
 mod registry;
 mod run;

@@ -118,7 +118,7 @@ fn what_is_not_there_or_no_path_is_told_before_anything_starts() {
     let ended = finish(command);
     assert_eq!(ended.code(), 125, "{ended:?}");
     assert!(ended.stderr.contains("/no/such/folder"), "{}", ended.stderr);
-    for volume in ["name:/data", "/tmp:data", "/tmp:/a/../b"] {
+    for volume in ["../name:/data", "/tmp:data", "/tmp:/a/../b"] {
         let Some(command) = run(&["--volume", volume, "debian", "--", "true"]) else { return };
         assert_ne!(finish(command).code(), 0, "{volume}");
     }

@@ -29,7 +29,8 @@ const PATIENCE_MS: u32 = 2000;
 #[derive(Debug)]
 pub struct Detached {
     volume: Volume,
-    tree: OwnedFd,
+    /// Nothing for memory, which is there when it is mounted.
+    tree: Option<OwnedFd>,
 }
 
 /// Takes the host's volumes, in their order.
@@ -37,6 +38,9 @@ pub struct Detached {
 /// # Errors
 /// The kernel's: it has no virtio-fs, or the host has no such volume.
 pub fn open(volumes: Vec<Volume>) -> Result<Vec<Detached>, Fault> {
+    if volumes.iter().all(|volume| volume.memory.is_some()) {
+        return Ok(volumes.into_iter().map(|volume| Detached { volume, tree: None }).collect());
+    }
     let mut waited = 0;
     let flags = MountFlags::NODEV | MountFlags::NOSUID;
     // No file system with this tag is EINVAL.
@@ -47,14 +51,20 @@ pub fn open(volumes: Vec<Volume>) -> Result<Vec<Detached>, Fault> {
         files::sleep(Duration::from_millis(10));
         waited += 10;
     }
-    let take = |(index, volume): (usize, Volume)| {
+    let mut number = 0;
+    let take = |volume: Volume| {
+        if volume.memory.is_some() {
+            return Ok(Detached { volume, tree: None });
+        }
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        match open_tree(CWD, format!("{ALL}/{index}"), flags) {
-            Ok(tree) => Ok(Detached { volume, tree }),
+        let opened = open_tree(CWD, format!("{ALL}/{number}"), flags);
+        number += 1;
+        match opened {
+            Ok(tree) => Ok(Detached { volume, tree: Some(tree) }),
             Err(errno) => Err(Fault::os("open volume", &volume.target, errno)),
         }
     };
-    let taken = volumes.into_iter().enumerate().map(take).collect();
+    let taken = volumes.into_iter().map(take).collect();
     unmount(ALL, UnmountFlags::DETACH).map_err(|errno| Fault::os("unmount", ALL, errno))?;
     taken
 }
@@ -62,10 +72,15 @@ pub fn open(volumes: Vec<Volume>) -> Result<Vec<Detached>, Fault> {
 /// Puts a volume in its place in the root of the processes, making the place.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's: something else is in the place.
 pub fn attach(volume: &Detached) -> Result<(), Fault> {
-    let Detached { volume: Volume { target, read_only }, tree } = volume;
+    let Detached { volume: Volume { target, read_only, memory }, tree } = volume;
     let fault = |errno| Fault::os("mount volume at", target, errno);
+    let Some(tree) = tree else {
+        let mut flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+        flags.set(MountFlags::RDONLY, *read_only);
+        return mounts::mount_at("tmpfs", target, "tmpfs", flags, memory.as_deref().unwrap_or_default());
+    };
     let stat = fs::fstat(tree).map_err(fault)?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         files::make_dirs(target, 0o755)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use image::Store;
-use workload::{Folder, HealthCheck, Isolation, Restart, Workloads};
+use workload::{Folder, HealthCheck, Isolation, Mount, Restart, Workloads};
 
 /// What is asked of the program. Calls may wait: they are made on threads of their own.
 pub trait Backend: crate::Machines + Send + Sync + 'static {
@@ -111,21 +111,12 @@ pub struct Creation {
     pub network: Network,
     /// `[HOSTIP:]HOSTPORT:PORT/PROTOCOL`
     pub publish: Vec<String>,
-    /// Folders and files of the host that it sees.
-    pub binds: Vec<Bind>,
+    /// What it sees beside its image.
+    pub mounts: Vec<Mount>,
+    /// Workloads whose volumes it sees too, by name or id; `:ro` behind one that it may not change.
+    pub volumes_from: Vec<String>,
     /// The client's own description.
     pub said: serde_json::Value,
-}
-
-/// A folder or file of the host that a workload sees.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bind {
-    /// Where it is on the host: an absolute path.
-    pub source: String,
-    /// Where the workload sees it.
-    pub target: String,
-    /// Whether it cannot be changed there.
-    pub read_only: bool,
 }
 
 /// What a workload is connected to.

@@ -87,7 +87,12 @@ impl From<workload::Error> for ApiError {
             E::Ambiguous { name } => {
                 ApiError::bad(format!("multiple IDs found with provided prefix: {name}"))
             }
-            E::BadName { .. } => ApiError::bad(message),
+            E::NoVolume { name } => ApiError::not_found(format!("get {name}: no such volume")),
+            // Clients look for these words.
+            E::VolumeInUse { name, users } => {
+                ApiError::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", ")))
+            }
+            E::BadName { .. } | E::BadOption { .. } => ApiError::bad(message),
             E::NameTaken { name, id } => Refusal::name_taken(&name, &id).into(),
             E::Busy { .. } | E::NotWatched { .. } | E::Refused(_) => ApiError::conflict(message),
             _ => ApiError::failed(message),

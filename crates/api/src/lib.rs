@@ -35,8 +35,7 @@ mod terminal;
 mod tls;
 
 pub use backend::{
-    Backend, Bind, BuildOptions, CommandOptions, Creation, Limit, Network, Process, Refusal, RefusalKind,
-    Usage,
+    Backend, BuildOptions, CommandOptions, Creation, Limit, Network, Process, Refusal, RefusalKind, Usage,
 };
 pub use error::ApiError;
 pub use listen::Listen;

@@ -43,6 +43,8 @@ pub struct Config {
     pub stop_signal: String,
     /// `port/protocol`
     pub exposed_ports: Vec<String>,
+    /// Folders whose content is to outlive the command's root.
+    pub volumes: Vec<String>,
     /// How to see whether the command is well. Docker's, and not in the OCI specification.
     pub healthcheck: Option<Healthcheck>,
     /// Free text by key.
@@ -90,6 +92,7 @@ impl Config {
             user: config.user().clone().unwrap_or_default(),
             stop_signal: or(config.stop_signal(), "SIGTERM"),
             exposed_ports: config.exposed_ports().clone().unwrap_or_default(),
+            volumes: config.volumes().clone().unwrap_or_default(),
             healthcheck: healthcheck(bytes),
             labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
             architecture: configuration.architecture().to_string(),

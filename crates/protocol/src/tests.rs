@@ -39,8 +39,9 @@ fn host_messages() -> Vec<HostMessage> {
             resolver: [10, 0, 2, 3],
         }),
         HostMessage::Volumes(vec![
-            crate::Volume { target: "/data".into(), read_only: false },
-            crate::Volume { target: "/etc/motd".into(), read_only: true },
+            crate::Volume { target: "/data".into(), read_only: false, memory: None },
+            crate::Volume { target: "/etc/motd".into(), read_only: true, memory: None },
+            crate::Volume { target: "/m".into(), read_only: true, memory: Some("size=1".into()) },
         ]),
     ]
 }

@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     boot, check, completions, debug, fork, image, kernel, login, man, oci, registry, restore, run, serve,
-    snapshot, snapshots, start, templates, usage, workloads,
+    snapshot, snapshots, start, templates, usage, volume, workloads,
 };
 use crate::exit;
 
@@ -77,6 +77,9 @@ pub enum Command {
     /// Images that workloads are made from
     #[command(subcommand)]
     Image(image::Command),
+    /// Folders that have names and outlive the workloads that see them
+    #[command(subcommand)]
+    Volume(volume::Command),
     /// Saved machines that `strata run` starts from
     #[command(subcommand)]
     Templates(templates::Command),
@@ -94,7 +97,7 @@ pub enum Command {
     Worker(run::InnerOptions),
     /// Serve folders to a machine
     #[command(hide = true)]
-    ServeFolders(run::volumes::ServeOptions),
+    ServeFolders(run::folders::ServeOptions),
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Options),
@@ -104,11 +107,11 @@ pub enum Command {
 }
 
 /// `-v` is `--verbose` everywhere, and other programs' letter for `--volume`. After `run` and `create`, and before the image,
-/// one that stands before what can be nothing else is the latter: no image and no flag has `:/` in it.
+/// one that stands before what can be nothing else is the latter: no image and no flag begins with a slash or has `:/` in it.
 pub fn with_volumes_spelled_out(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let text = |argument: &OsStr| argument.to_str().map(str::to_owned).unwrap_or_default();
-    let is_volume =
-        |pair: &[OsString]| pair[0] == "-v" && pair[1].as_encoded_bytes().windows(2).any(|w| w == b":/");
+    let names_place = |text: &[u8]| text.starts_with(b"/") || text.windows(2).any(|w| w == b":/");
+    let is_volume = |pair: &[OsString]| pair[0] == "-v" && names_place(pair[1].as_encoded_bytes());
     if !arguments.windows(2).any(is_volume) {
         return arguments;
     }
@@ -173,9 +176,8 @@ mod tests {
         ] {
             assert_eq!(spelled_out(line), line);
         }
-        let line = "strata -v --root /r run -it -v /a:/b --cpus 2 -v ./c:/d:ro -v debian cmd -v /e:/f";
-        let expected =
-            "strata -v --root /r run -it --volume /a:/b --cpus 2 --volume ./c:/d:ro -v debian cmd -v /e:/f";
+        let line = "strata -v --root /r run -it -v /a:/b --cpus 2 -v ./c:/d:ro -v /g -v debian cmd -v /e:/f";
+        let expected = "strata -v --root /r run -it --volume /a:/b --cpus 2 --volume ./c:/d:ro --volume /g -v debian cmd -v /e:/f";
         assert_eq!(spelled_out(line), expected);
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mount::Mount;
+
 /// The version of [`Description`] that this build writes and reads.
 pub(crate) const VERSION: u32 = 1;
 
@@ -56,11 +58,21 @@ pub struct Wanted {
     /// Ports of the host that lead to it, `[HOSTIP:]HOSTPORT:PORT[/PROTOCOL]`: for lists.
     #[serde(default)]
     pub publish: Vec<String>,
+    /// What it sees beside its image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// How a client of the API described it, in that client's words: it is told them back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub said: Option<serde_json::Value>,
     /// All that the worker needs to know, in its own words.
     pub options: serde_json::Value,
+}
+
+impl Wanted {
+    /// The names of the volumes that it sees.
+    pub fn volumes(&self) -> Vec<String> {
+        self.mounts.iter().filter_map(Mount::volume).map(str::to_owned).collect()
+    }
 }
 
 /// What stands between a workload and the host.

@@ -73,6 +73,26 @@ pub enum Error {
         /// How it is.
         status: crate::Status,
     },
+    /// No volume of this name.
+    #[error("no volume {name:?}")]
+    NoVolume {
+        /// As given.
+        name: String,
+    },
+    /// A volume that is used where it must not be.
+    #[error("volume {name} is used by {}", users.join(", "))]
+    VolumeInUse {
+        /// Its name.
+        name: String,
+        /// Names of workloads.
+        users: Vec<String>,
+    },
+    /// An option of a volume that means nothing here.
+    #[error("bad option of a volume: {reason}")]
+    BadOption {
+        /// What it is, and what would be right.
+        reason: String,
+    },
     /// Nobody watches the workload, so nobody answers.
     #[error("{name} is not running: nobody watches it")]
     NotWatched {
@@ -102,9 +122,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// True when the workload is not there (as opposed to broken).
+    /// True when the workload or volume is not there (as opposed to broken).
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Error::NotFound { .. })
+        matches!(self, Error::NotFound { .. } | Error::NoVolume { .. })
     }
 
     /// True when nothing came for as long as was to be waited.

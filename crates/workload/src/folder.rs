@@ -11,6 +11,7 @@ use crate::description::{self, Description, Wanted};
 use crate::error::{Error, Result};
 use crate::files::{self, Durable};
 use crate::state::{self, State, Status, now_ms};
+use crate::volumes::Volumes;
 
 /// Letters and digits of an id.
 const ID_DIGITS: usize = 64;
@@ -349,20 +350,26 @@ impl Folder {
         fs::rename(&self.path, &grave).map_err(Error::file("remove", &self.path))?;
         files::sync_parent(&self.path)?;
         self.tell("destroy", &[]);
-        fs::remove_dir_all(&grave).map_err(Error::file("remove", &grave))
+        fs::remove_dir_all(&grave).map_err(Error::file("remove", &grave))?;
+        if self.description.wanted.remove && !self.description.wanted.mounts.is_empty() {
+            // What cannot be removed now is by whoever looks at the volumes next.
+            let root = self.path.parent().and_then(Path::parent).unwrap_or(&self.path);
+            let _ = Volumes::open(root).and_then(|volumes| volumes.clean());
+        }
+        Ok(())
     }
 }
 
-fn open_lock(path: &Path) -> Result<File> {
+pub(crate) fn open_lock(path: &Path) -> Result<File> {
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
     opened.map_err(Error::file("open", path))
 }
 
-fn is_id(name: &str) -> bool {
+pub(crate) fn is_id(name: &str) -> bool {
     name.len() == ID_DIGITS && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-fn new_id() -> Result<String> {
+pub(crate) fn new_id() -> Result<String> {
     let mut bytes = [0; ID_DIGITS / 2];
     let mut filled = 0;
     while filled < bytes.len() {
@@ -414,6 +421,7 @@ pub(crate) mod testing {
             health: None,
             labels: Default::default(),
             publish: Vec::new(),
+            mounts: Vec::new(),
             said: None,
             stop_signal: 15,
             tty: false,

@@ -17,7 +17,7 @@
 //! says so. A worker whose monitor is killed dies with it: the state then says that it ran, the lock that nobody watches, and
 //! together they are [`Status::Lost`].
 //!
-//! Reading order: `description`, `state`, `folder`, `control`, `log`, `events`, `monitor`, `foreground`.
+//! Reading order: `description`, `state`, `folder`, `control`, `log`, `events`, `monitor`, `foreground`, `volumes`.
 //!
 //! Deliberately not here: what a machine or a container is, flags, printing.
 #![forbid(unsafe_code)]
@@ -31,13 +31,17 @@ mod folder;
 mod foreground;
 pub mod log;
 pub mod monitor;
+mod mount;
 mod signal;
 mod state;
+mod volumes;
 
 pub use description::{Description, HealthCheck, HealthTest, Isolation, LogLimits, Restart, Wanted};
 pub use error::{Error, Result};
 pub use events::Event;
 pub use folder::{Folder, Workloads, parse_name};
 pub use foreground::Foreground;
+pub use mount::{Mount, MountSource};
 pub use signal::signal_number;
 pub use state::{Health, HealthStatus, State, Status, now_ms};
+pub use volumes::{Fill, Held, NewVolume, Volume, VolumeInfo, Volumes};

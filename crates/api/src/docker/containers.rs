@@ -162,7 +162,7 @@ fn row(folder: &Folder, state: &Condition, images: &mut ImageIds<'_>) -> Value {
         "Status": status_line(state),
         "HostConfig": { "NetworkMode": network },
         "NetworkSettings": { "Networks": { network: {} } },
-        "Mounts": [],
+        "Mounts": super::volumes::mounts(what, None),
     })
 }
 

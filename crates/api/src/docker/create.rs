@@ -9,14 +9,14 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use bollard_stubs::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, MountType, PortMap, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, HealthConfig, HostConfig, PortMap, RestartPolicy, RestartPolicyNameEnum,
 };
 use serde_json::json;
 use workload::{HealthCheck, HealthTest, Isolation, Restart};
 
 use super::params::Params;
-use super::{App, exec, images, json};
-use crate::backend::{Bind, Creation, Limit, Network};
+use super::{App, exec, images, json, volumes};
+use crate::backend::{Creation, Limit, Network};
 use crate::error::{ApiError, Result};
 
 /// The runtime that makes a container a machine of its own.
@@ -50,7 +50,7 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
     let said = serde_json::to_value(&body).map_err(|error| ApiError::bad(error.to_string()))?;
     let host = body.host_config.unwrap_or_default();
     refuse_what_is_not_there(&host)?;
-    let binds = binds(&host)?;
+    let mounts = volumes::wanted(&host, body.volumes.as_deref().unwrap_or_default())?;
     let image = body.image.filter(|image| !image.is_empty());
     let image = image.ok_or_else(|| ApiError::bad("No image was specified"))?;
     let isolation = match host.runtime.as_deref().unwrap_or_default() {
@@ -105,7 +105,8 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         stop_signal: given(body.stop_signal),
         network,
         publish: publish(&host.port_bindings.unwrap_or_default())?,
-        binds,
+        mounts,
+        volumes_from: list(host.volumes_from),
         said,
     })
 }
@@ -133,7 +134,6 @@ fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
     };
     let number = |number: Option<i64>, fine: &[i64]| number.is_some_and(|n| n != 0 && !fine.contains(&n));
     let refused = [
-        ("VolumesFrom", some(&host.volumes_from)),
         ("Devices", some(&host.devices)),
         ("DeviceRequests", some(&host.device_requests)),
         ("DeviceCgroupRules", some(&host.device_cgroup_rules)),
@@ -169,50 +169,6 @@ fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
         return Ok(());
     }
     Err(ApiError::not_offered(format!("HostConfig.{}: not there yet", names.join(", HostConfig."))))
-}
-
-/// Both forms in which clients name folders of the host.
-fn binds(host: &HostConfig) -> Result<Vec<Bind>> {
-    let no_name = |source: &str| {
-        ApiError::not_offered(format!(
-            "volume {source:?}: volumes with names are not there yet, only folders of the host"
-        ))
-    };
-    let mut all = Vec::new();
-    for text in host.binds.iter().flatten() {
-        let wrong = || ApiError::bad(format!("invalid volume specification: {text:?}"));
-        let mut parts = text.split(':');
-        let (source, target) = (parts.next().unwrap_or_default(), parts.next().ok_or_else(wrong)?);
-        let mut read_only = false;
-        for option in parts.next().unwrap_or_default().split(',').filter(|option| !option.is_empty()) {
-            match option {
-                "ro" => read_only = true,
-                // Nothing is relabelled here, and mounts are private anyway.
-                "rw" | "z" | "Z" | "rprivate" | "private" => {}
-                _ => return Err(wrong()),
-            }
-        }
-        if parts.next().is_some() {
-            return Err(wrong());
-        }
-        if !source.starts_with('/') {
-            return Err(no_name(source));
-        }
-        all.push(Bind { source: source.to_owned(), target: target.to_owned(), read_only });
-    }
-    for mount in host.mounts.iter().flatten() {
-        let (source, target) =
-            (mount.source.clone().unwrap_or_default(), mount.target.clone().unwrap_or_default());
-        match mount.typ {
-            Some(MountType::BIND) if source.starts_with('/') => {}
-            Some(MountType::BIND) => {
-                return Err(ApiError::bad(format!("mount {source:?}: not an absolute path")));
-            }
-            _ => return Err(no_name(&source)),
-        }
-        all.push(Bind { source, target, read_only: mount.read_only.unwrap_or_default() });
-    }
-    Ok(all)
 }
 
 fn network(mode: &str) -> Result<Network> {

@@ -10,7 +10,7 @@ use workload::log::rfc3339;
 use workload::{Folder, Restart, State as Condition, Status};
 
 use super::containers::{ImageIds, network_of, runtime_of, status_word};
-use super::{App, create, json};
+use super::{App, create, json, volumes};
 use crate::backend::Backend;
 use crate::error::Result;
 
@@ -55,7 +55,7 @@ fn describe(backend: &dyn Backend, folder: &Folder, state: &Condition, execs: Ve
         "ExecIDs": if execs.is_empty() { Value::Null } else { json!(execs) },
         "HostConfig": host_config(folder),
         "GraphDriver": { "Name": "overlay2", "Data": {} },
-        "Mounts": [],
+        "Mounts": volumes::mounts(what, backend.workloads().volumes().ok().as_ref()),
         "Config": config(folder),
         "NetworkSettings": {
             "Ports": ports(&what.wanted.publish),

@@ -176,6 +176,7 @@ pub(super) async fn rename(State(app): App, Path(name): Path<String>, params: Pa
 pub(super) async fn remove(State(app): App, Path(name): Path<String>, params: Params) -> Result {
     let folder = app.find(name).await?;
     let found = status(&app, &folder).await?;
+    let volumes = folder.description().wanted.volumes();
     if found.is_active() {
         if !params.flag("force") {
             let (name, id) = (&folder.description().name, &folder.description().id);
@@ -192,6 +193,9 @@ pub(super) async fn remove(State(app): App, Path(name): Path<String>, params: Pa
         removed => Ok(removed?),
     })
     .await?;
+    if params.flag("v") {
+        app.blocking(move |backend| Ok(backend.workloads().volumes()?.remove_anonymous(&volumes)?)).await?;
+    }
     Ok(NOTHING.into_response())
 }
 

@@ -21,6 +21,7 @@ mod pull;
 mod stats;
 mod streams;
 mod system;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -97,7 +98,10 @@ pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/build", post(build::build))
         .route("/networks", get(networks::list))
         .route("/networks/{name}", get(networks::inspect))
-        .route("/volumes", get(networks::volumes))
+        .route("/volumes", get(volumes::list))
+        .route("/volumes/create", post(volumes::create))
+        .route("/volumes/prune", post(volumes::prune))
+        .route("/volumes/{name}", get(volumes::inspect).delete(volumes::remove))
         .merge(crate::strata::routes())
         .merge(crate::metrics::routes())
         .fallback(any(unknown))
@@ -115,14 +119,14 @@ async fn unknown(method: Method, uri: Uri) -> ApiError {
             let message = "This node is not a swarm manager. Strata runs workloads on one host.";
             return ApiError::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, message);
         }
-        ("volumes" | "plugins", Some(name)) if method == Method::GET => {
-            return ApiError::not_found(format!("get {name}: no such volume or plugin"));
+        ("plugins", Some(name)) if method == Method::GET => {
+            return ApiError::not_found(format!("plugin {name:?} not found"));
         }
         ("plugins", _) => "Strata has no plugins",
         ("session" | "grpc", _) => "Strata builds without BuildKit: DOCKER_BUILDKIT=0 docker build",
         ("distribution", _) => "Strata does not ask registries for others",
         ("networks", _) => "networks with names are not there yet: --network none, or the default",
-        ("volumes", _) => "volumes with names are not there yet",
+        ("volumes", _) => "volumes are changed in a swarm only",
         ("containers" | "commit" | "images" | "system" | "build", _) => {
             "this part of the API is not there yet"
         }

@@ -1,4 +1,4 @@
-//! Networks and volumes, as far as there are any.
+//! Networks, as far as there are any.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -79,9 +79,4 @@ async fn connected(app: &std::sync::Arc<Shared>, network: &'static str) -> Resul
         Ok(Value::Object(map))
     })
     .await
-}
-
-/// `GET /volumes`
-pub(super) async fn volumes(State(_app): App) -> Result {
-    Ok(json(StatusCode::OK, &json!({ "Volumes": [], "Warnings": [] })))
 }

@@ -86,7 +86,7 @@ pub(super) async fn info(State(app): App) -> Result {
                 "Driver": "overlay2",
                 "DriverStatus": [["Root", "squashfs, one file for an image"]],
                 "DockerRootDir": root,
-                "Plugins": { "Volume": [], "Network": ["none", "user"], "Authorization": null, "Log": ["json-file"] },
+                "Plugins": { "Volume": ["local"], "Network": ["none", "user"], "Authorization": null, "Log": ["json-file"] },
                 "MemoryLimit": true, "SwapLimit": false, "CpuCfsPeriod": true, "CpuCfsQuota": true,
                 "CPUShares": false, "CPUSet": false, "PidsLimit": true, "OomKillDisable": false,
                 "IPv4Forwarding": true, "Debug": false, "NFd": 0, "NGoroutines": 0, "NEventsListener": 0,
@@ -163,11 +163,11 @@ pub(super) async fn disk_usage(State(app): App, _params: Params) -> Result {
                     "State": super::containers::status_word(state.status),
                     "Status": super::containers::status_line(&state),
                     "SizeRw": 0, "SizeRootFs": 0, "Created": what.created_ms / 1000,
-                    "Command": what.wanted.command.join(" "), "Mounts": [],
+                    "Command": what.wanted.command.join(" "), "Mounts": super::volumes::mounts(what, None),
                 }));
             }
             Ok(json!({
-                "LayersSize": size, "Images": rows, "Containers": containers, "Volumes": [], "BuildCache": [],
+                "LayersSize": size, "Images": rows, "Containers": containers, "Volumes": super::volumes::rows_with_usage(backend)?, "BuildCache": [],
             }))
         })
         .await?;

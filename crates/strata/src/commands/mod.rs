@@ -21,4 +21,5 @@ pub mod snapshots;
 pub mod start;
 pub mod templates;
 pub mod usage;
+pub mod volume;
 pub mod workloads;

@@ -94,6 +94,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         health: None,
         labels: Default::default(),
         publish: Vec::new(),
+        mounts: Vec::new(),
         said: None,
         stop_signal: 15,
         tty: saved.tty,

@@ -6,12 +6,15 @@
 
 pub mod container;
 mod container_network;
+mod copy_up;
 pub mod creation;
 pub mod detach;
 pub mod exec;
 mod flags;
+pub mod folders;
 mod health;
 pub mod initrd;
+mod mount_flags;
 pub mod network;
 pub mod requests;
 pub mod session;
@@ -31,6 +34,7 @@ use machine::snapshot::Snapshot;
 use machine::workload::{AgentSession, Origin};
 use machine::{Backends, Machine, MachineConfig};
 
+use self::volumes::Keep;
 use super::sizing::{Sizing, account, explain};
 use super::{image as images, kernel as kernels, registry};
 use crate::cli::Global;
@@ -157,7 +161,7 @@ struct Prepared {
     hostname: String,
     stop_signal: String,
     network: Option<net::nat::Config>,
-    volumes: Vec<volumes::Volume>,
+    files: volumes::Settled,
     root_type: &'static str,
     _root: RootFile,
     kernel: Arc<KernelBundle>,
@@ -201,7 +205,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     let named = match &options.name {
         // One in the background has it already.
         Some(name) if link.is_none() => {
-            let wanted = detach::wanted(options, &prepared.process, &prepared.stop_signal)?;
+            let wanted = detach::wanted(options, &prepared.process, &prepared.stop_signal, &prepared.files)?;
             Some(requests::Named::claim(store.root(), Some(name.clone()), wanted)?)
         }
         _ => None,
@@ -211,7 +215,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     let backends = Backends {
         console: (global.verbose >= 2).then(|| Box::new(LogWriter::new()) as Box<_>),
         vsock: Some(agent.host()),
-        folders: volumes::serve(&prepared.volumes, !options.sizing.no_sandbox)?,
+        folders: folders::serve(&prepared.files.volumes, !options.sizing.no_sandbox)?,
         net: prepared.network.iter().map(network::open).collect::<Outcome<_>>()?,
         confine: options.sizing.confine(),
     };
@@ -320,9 +324,9 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     let network = options.network.of_machine(&kernel)?;
     let mut config = machine_config(&options.sizing, engine, &kernel, root.path(), verbose);
     config.net.extend(network.as_ref().map(|_| network::card()));
-    let volumes = options.files.volumes()?;
-    if !volumes.is_empty() {
-        volumes::check_kernel(&kernel)?;
+    let files = options.files.settle(store, &image, Keep::Command)?;
+    if files.volumes.iter().any(|volume| volume.folder().is_some()) {
+        folders::check_kernel(&kernel)?;
         config.folders = true;
     }
     Ok(Prepared {
@@ -331,7 +335,7 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
         hostname: options.hostname.clone().unwrap_or_else(|| hostname(&image)),
         stop_signal: said.stop_signal,
         network,
-        volumes,
+        files,
         root_type: root.fstype(),
         _root: root,
         kernel,

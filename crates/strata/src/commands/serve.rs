@@ -86,9 +86,11 @@ fn refusal(failure: Failure) -> Refusal {
         return Refusal::name_taken(name, id);
     }
     let kind = match (failure.cause::<E>(), failure.cause::<image::Error>()) {
-        (Some(E::Busy { .. } | E::Refused(_) | E::NotWatched { .. }), _) => RefusalKind::Conflict,
-        (Some(E::BadName { .. } | E::Ambiguous { .. }), _) => RefusalKind::Invalid,
-        (Some(E::NotFound { .. }), _) => RefusalKind::NotFound,
+        (Some(E::Busy { .. } | E::Refused(_) | E::NotWatched { .. } | E::VolumeInUse { .. }), _) => {
+            RefusalKind::Conflict
+        }
+        (Some(E::BadName { .. } | E::Ambiguous { .. } | E::BadOption { .. }), _) => RefusalKind::Invalid,
+        (Some(E::NotFound { .. } | E::NoVolume { .. }), _) => RefusalKind::NotFound,
         (_, Some(error)) if error.is_not_found() => RefusalKind::NotFound,
         _ if failure.exit_code() == Exit::Usage => RefusalKind::Invalid,
         _ => RefusalKind::Failed,

@@ -97,6 +97,9 @@ pub struct RmOptions {
     /// End those that run
     #[arg(short, long)]
     force: bool,
+    /// And their volumes that nobody gave a name
+    #[arg(long)]
+    volumes: bool,
     /// Names or ids of workloads
     #[arg(required = true)]
     workloads: Vec<String>,
@@ -364,7 +367,13 @@ pub fn rm(global: &Global, options: &RmOptions) -> Outcome {
         if options.force && state(&folder)?.status.is_active() {
             ask(&folder, "kill", &Request::Kill)?;
         }
-        remove(&all(global)?, &folder)?;
+        let all = all(global)?;
+        remove(&all, &folder)?;
+        if options.volumes {
+            let removed =
+                all.volumes().and_then(|v| v.remove_anonymous(&folder.description().wanted.volumes()));
+            removed.while_trying(|| format!("remove the volumes of {name:?}"))?;
+        }
         output::write(&format!("{name}\n"))
     })
 }

@@ -14,6 +14,7 @@ use container::{
 
 use workload::control::{Message, Request};
 
+use super::volumes::Keep;
 use super::worker::{Link, Reply, Target};
 use super::{Options, container_network, find, hostname, process, volumes};
 use crate::cli::Global;
@@ -145,6 +146,8 @@ pub fn run_linked(global: &Global, options: &Options, id: &str, mut link: Link) 
 struct Prepared {
     create: CreateOptions,
     network: Option<container_network::Prepared>,
+    /// Held until it has ended.
+    files: volumes::Settled,
 }
 
 fn prepare(global: &Global, options: &Options, id: String) -> Outcome<Prepared> {
@@ -162,18 +165,21 @@ fn prepare(global: &Global, options: &Options, id: String) -> Outcome<Prepared> 
     if let Some(network) = &network {
         network.add_to(&mut spec);
     }
-    spec.mounts.extend(volumes::mounts(&options.files.volumes()?));
+    // The root of one in the background is new at each start, so what is to stay is in volumes, which were made with it.
+    let keep = if options.container.read_only { Keep::CommandOnReadOnlyRoot } else { Keep::Command };
+    let files = options.files.settle(&store, &image, keep)?;
+    spec.mounts.extend(volumes::mounts(&files.volumes));
     let root =
         Root::Image { file: root.path().to_owned(), fs_type: root.fstype().to_owned(), upper: Upper::Memory };
     let source = Source::Config { spec: Box::new(spec), root, user: Some(user) };
     if options.container.privileged {
         tracing::warn!("--privileged: root in this container can do what root can do on this host");
     }
-    Ok(Prepared { create: CreateOptions { tied: true, ..CreateOptions::new(id, source) }, network })
+    Ok(Prepared { create: CreateOptions { tied: true, ..CreateOptions::new(id, source) }, network, files })
 }
 
 fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome {
-    let Prepared { create, network } = prepared;
+    let Prepared { create, network, files } = prepared;
     let signals = Signals::block().map_err(explain)?;
     let running = runtime().run(&create).map_err(explain)?;
     let _network = network.map(container_network::Prepared::carry).transpose()?;
@@ -187,6 +193,7 @@ fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome 
         None => attend(),
     };
     running.delete().map_err(explain)?;
+    drop(files);
     match (late, options.timeout) {
         (Some(late), Some(timeout)) if late.load(Ordering::Acquire) => {
             let text =

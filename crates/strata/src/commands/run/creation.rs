@@ -1,13 +1,15 @@
 //! A workload that a client of the API describes, as the flags of `strata run` would.
 
-use api::{Bind, Creation, Limit, Network};
+use api::{Creation, Limit, Network};
 use clap::Parser;
 use container::spec::Rlimit;
-use workload::{Folder, Isolation as Layer, Wanted};
+use workload::{Folder, Isolation as Layer, Mount, Wanted, Workloads};
 
 use super::{Isolation, Options, Pull, detach, network};
 use crate::cli::Global;
-use crate::failure::{Outcome, While};
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While};
+use crate::store;
 
 /// Processors that a machine may have.
 const MAX_CPUS: u64 = 64;
@@ -24,7 +26,8 @@ struct Defaults {
 /// # Errors
 /// Image, kernel or command are not as they should be, or the name is taken.
 pub fn create(global: &Global, name: Option<String>, creation: Creation) -> Outcome<Folder> {
-    let options = options(name, &creation)?;
+    let mut options = options(name, &creation)?;
+    add_volumes_of_others(global, &creation.volumes_from, &mut options.files.mounts)?;
     let Creation { health, stop_signal, said, labels, .. } = creation;
     detach::create_as(global, &options, |wanted| {
         let stop_signal = stop_signal.and_then(|text| workload::signal_number(&text));
@@ -62,11 +65,7 @@ fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
         // Docker's workloads have a network unless they are told otherwise.
         Network::Default | Network::User => Some(network::Kind::User),
     };
-    let volume = |bind: &Bind| {
-        let access = if bind.read_only { "ro" } else { "rw" };
-        format!("{}:{}:{access}", bind.source, bind.target)
-    };
-    options.files.volume = creation.binds.iter().map(volume).collect();
+    options.files.mounts.clone_from(&creation.mounts);
     // A container has all of the host that nobody takes from it.
     let all = std::thread::available_parallelism().map_or(1, usize::from) as u64 * 1000;
     if is_container {
@@ -87,6 +86,28 @@ fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
     flags.tmpfs = creation.tmpfs.iter().map(|(folder, options)| format!("{folder}:{options}")).collect();
     flags.ulimit = creation.ulimits.iter().map(limit).collect();
     Ok(options)
+}
+
+/// What the workloads `others` see, but where something else will be.
+fn add_volumes_of_others(global: &Global, others: &[String], mounts: &mut Vec<Mount>) -> Outcome<()> {
+    for other in others {
+        let (name, read_only) = match other.split_once(':') {
+            None | Some((_, "rw" | "z" | "Z")) => (other.split(':').next().unwrap_or_default(), false),
+            Some((name, "ro")) => (name, true),
+            Some(_) => {
+                return Err(Failure::new(format!("volumes of {other:?}: NAME[:ro]")).exit(Exit::Usage));
+            }
+        };
+        let all = Workloads::open(&store::root(global)?);
+        let folder =
+            all.and_then(|all| all.find(name)).while_trying(|| format!("use the volumes of {name:?}"))?;
+        for mount in &folder.description().wanted.mounts {
+            if mounts.iter().all(|own| own.target != mount.target) {
+                mounts.push(Mount { read_only: read_only || mount.read_only, ..mount.clone() });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn limit(limit: &Limit) -> Rlimit {

@@ -13,6 +13,7 @@ use workload::control::{self, Answer, Client, Request};
 use workload::monitor::{Commands, Saved};
 use workload::{Description, Folder, LogLimits, Wanted, Workloads};
 
+use super::volumes::{Keep, Settled};
 use super::{Isolation, Options, container, flags};
 use crate::cli::Global;
 use crate::commands::image as images;
@@ -84,10 +85,15 @@ pub fn create_as(
     drop(root.map_err(|error| images::explain(act(), &options.image, error))?);
     let health = options.health.check(config.healthcheck.as_ref());
     let labels = labels(&config.labels, &options.labels);
-    let wanted = Wanted { health, labels, ..wanted(options, &process, &config.stop_signal)? };
+    // Held until the workload's description names them.
+    let files =
+        options.files.settle(&store, &image, if options.rm { Keep::Removed } else { Keep::Workload })?;
+    let wanted = Wanted { health, labels, ..wanted(options, &process, &config.stop_signal, &files)? };
     let wanted = adjust(wanted);
     let workloads = Workloads::open(store.root()).while_trying(act)?;
-    workloads.create(options.name.clone(), wanted).while_trying(act)
+    let made = workloads.create(options.name.clone(), wanted).while_trying(act);
+    drop(files);
+    made
 }
 
 /// The image's, then the user's `KEY[=VALUE]`.
@@ -108,7 +114,12 @@ fn check_kernel(store: &Store, options: &Options) -> Outcome<()> {
 }
 
 /// What the user decided about the workload, for its folder.
-pub(super) fn wanted(options: &Options, process: &protocol::Process, stop_signal: &str) -> Outcome<Wanted> {
+pub(super) fn wanted(
+    options: &Options,
+    process: &protocol::Process,
+    stop_signal: &str,
+    files: &Settled,
+) -> Outcome<Wanted> {
     let inner = Options {
         process: flags::Process {
             // What the variables are here: the worker has others.
@@ -119,7 +130,7 @@ pub(super) fn wanted(options: &Options, process: &protocol::Process, stop_signal
         },
         detach: false,
         pull: super::Pull::Never,
-        files: options.files.anywhere()?,
+        files: files.flags(),
         ..options.clone()
     };
     Ok(Wanted {
@@ -135,6 +146,7 @@ pub(super) fn wanted(options: &Options, process: &protocol::Process, stop_signal
         health: None,
         labels: BTreeMap::new(),
         publish: options.network.publish.clone(),
+        mounts: files.mounts.clone(),
         said: None,
         stop_signal: signals::number(stop_signal).unwrap_or(15),
         tty: options.tty,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use image::cpio::Cpio;
 use image::kernels::KernelBundle;
 
-use super::{network, volumes};
+use super::network;
 
 use crate::failure::{Failure, Outcome, While};
 
@@ -40,7 +40,7 @@ pub fn module_checksums(kernel: &KernelBundle, with_folders: bool) -> impl Itera
 }
 
 fn wanted(with_folders: bool) -> Vec<&'static str> {
-    MODULES.into_iter().chain(with_folders.then_some(volumes::MODULE)).collect()
+    MODULES.into_iter().chain(with_folders.then_some(super::folders::MODULE)).collect()
 }
 
 /// Builds it as one newc archive.

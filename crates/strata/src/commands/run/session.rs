@@ -70,7 +70,7 @@ pub(super) fn run(
         agent,
         machine,
         start(prepared),
-        (prepared.network.is_some(), volumes::of_guest(&prepared.volumes)),
+        (prepared.network.is_some(), volumes::of_guest(&prepared.files.volumes)),
         Some(BOOT_TIMEOUT),
         session,
         started,

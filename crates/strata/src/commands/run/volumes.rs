@@ -1,254 +1,242 @@
-//! Folders and files of this host that a command sees (`--volume`): what the flags say, and the process that serves them to a
-//! machine.
+//! What a command sees beside its image (`--volume`, `--mount`): folders of this host, volumes of the store, memory.
+//!
+//! Flags and the API's words become [`Mount`]s. [`Flags::settle`] makes them what is mounted: volumes are made, filled with what
+//! the image has at their places, and held, so that nobody removes them.
 
-use std::ffi::OsString;
-use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
-use std::path::{Component, Path, PathBuf};
-use std::process::Stdio;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use fuse::link::{self, Client};
-use fuse::server::{Access, Descriptors, Export, Owner, Server};
-use image::kernels::KernelBundle;
-use sandbox::Violation;
+use image::{Image, Store};
+use workload::{Held, Mount, MountSource, NewVolume, Volumes};
 
+use super::copy_up::ImageFiles;
+use super::mount_flags;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 
-/// The module without which a guest finds no folders.
-pub const MODULE: &str = "virtiofs";
-/// What the server says when it is ready; anything else is why it is not.
-const READY: &[u8] = b"ready";
-
-/// What of this host the command sees.
+/// What the command sees beside its image.
 #[derive(Clone, Debug, Default, clap::Args, serde::Serialize, serde::Deserialize)]
 #[command(next_help_heading = "Files")]
 pub struct Flags {
-    /// Show the command a folder or file of this host, which it may change, or with :ro not; HOST begins with / or ./ (also -v HOST:PATH)
-    #[arg(long, value_name = "HOST:PATH[:ro]", value_parser = check)]
-    pub(super) volume: Vec<String>,
+    /// Show the command a folder or file of this host, which begins with / or ./, or the volume NAME, which is made if it is not there, or a new volume; :ro for one it may not change (also -v)
+    #[arg(long, value_name = "[HOST:|NAME:]PATH[:ro]", value_parser = mount_flags::check_volume)]
+    volume: Vec<String>,
+    /// The same in other words: type=bind|volume|tmpfs,source=HOST|NAME,target=PATH[,readonly][,volume-nocopy][,tmpfs-size=SIZE]
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = mount_flags::check_mount)]
+    #[serde(default)]
+    mount: Vec<String>,
+    /// What becomes of the volumes that the image names
+    #[arg(long, value_enum, default_value_t = ImageVolumes::Anonymous, value_name = "WHAT")]
+    #[serde(default)]
+    image_volume: ImageVolumes,
+    /// What clients of the API say, or what all of these were settled to be.
+    #[arg(skip)]
+    #[serde(default)]
+    pub(super) mounts: Vec<Mount>,
+    /// Volumes have been made.
+    #[arg(skip)]
+    #[serde(default)]
+    settled: bool,
 }
 
-/// A folder or file of this host.
+/// What becomes of the volumes that an image names.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
+enum ImageVolumes {
+    /// Each workload in the background gets new ones, without names
+    #[default]
+    Anonymous,
+    /// Nothing: a machine without volumes can be saved and forked
+    Ignore,
+}
+
+/// How long what the command writes is to stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Longer than the workload.
+    Workload,
+    /// Until the workload is removed.
+    Removed,
+    /// Until the command ends: then a volume without a name is removed, and one that only the image names is not needed, for the
+    /// root can be written and goes too.
+    Command,
+    /// The same, where the root cannot be written.
+    CommandOnReadOnlyRoot,
+}
+
+/// What a command sees, ready to be mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// Where it is here.
-    pub source: PathBuf,
+    /// What is mounted.
+    pub source: Source,
     /// Where the command sees it.
     pub target: String,
     /// Whether the command cannot change it.
     pub read_only: bool,
 }
 
-fn check(text: &str) -> Result<String, String> {
-    parse(text).map(|_| text.to_owned())
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A folder or file of this host.
+    Host(PathBuf),
+    /// A tmpfs with these options.
+    Memory(String),
 }
 
-/// Understands one `HOST:PATH[:ro]`.
-fn parse(text: &str) -> Result<Volume, String> {
-    let wrong = || format!("{text:?} is not HOST:PATH[:ro|rw]");
-    let (rest, read_only) = match text.rsplit_once(':') {
-        Some((rest, "ro")) => (rest, true),
-        Some((rest, "rw")) => (rest, false),
-        _ => (text, false),
-    };
-    let (source, target) = rest.rsplit_once(':').ok_or_else(wrong)?;
-    if !(source.starts_with('/') || source.starts_with("./") || source == ".") {
-        // A plain name will be a volume that has one.
-        return Err(format!("{source:?} is not a path: it begins with neither / nor ./"));
+impl Volume {
+    /// The folder or file of this host, if it is one.
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Host(path) => Some(path),
+            Source::Memory(_) => None,
+        }
     }
-    let parts: Vec<_> = Path::new(target).components().collect();
-    let is_plain = matches!(parts[..], [Component::RootDir, _, ..])
-        && parts[1..].iter().all(|part| matches!(part, Component::Normal(_)));
-    if !is_plain {
-        return Err(format!("{target:?} is not an absolute path below / without .."));
+}
+
+/// What [`Flags::settle`] comes to.
+#[derive(Debug)]
+pub struct Settled {
+    /// For the workload's description.
+    pub mounts: Vec<Mount>,
+    /// What is mounted, those whose place may lie in another's after that.
+    pub volumes: Vec<Volume>,
+    /// As long as these live nobody removes the volumes.
+    pub held: Vec<Held>,
+}
+
+impl From<workload::Error> for Failure {
+    fn from(error: workload::Error) -> Failure {
+        Failure::because("use a volume", error)
     }
-    let names: Vec<_> = parts[1..].iter().map(|part| part.as_os_str().to_string_lossy()).collect();
-    Ok(Volume { source: source.into(), target: format!("/{}", names.join("/")), read_only })
 }
 
 impl Flags {
-    /// What the flags say, those whose place may lie in another's after that; two in one place are an error.
-    ///
-    /// # Errors
-    /// One of them is not as it should be, or not there.
-    pub fn volumes(&self) -> Outcome<Vec<Volume>> {
-        let bad = |text: String| Failure::new(text).exit(Exit::Usage);
-        let mut volumes = Vec::new();
+    /// What all flags say, whatever the working folder of the process that reads them later. Those whose place may lie in
+    /// another's come after that; two in one place are an error.
+    fn said(&self) -> Outcome<Vec<Mount>> {
+        let bad = |flag: &str, text: String| Failure::new(format!("{flag}: {text}")).exit(Exit::Usage);
+        let mut all = self.mounts.clone();
         for text in &self.volume {
-            let mut volume = parse(text).map_err(|text| bad(format!("--volume: {text}")))?;
-            let found = std::fs::canonicalize(&volume.source);
-            volume.source = found.while_trying(|| format!("show the command {}", volume.source.display()))?;
-            volumes.push(volume);
+            all.push(mount_flags::volume(text).map_err(|text| bad("--volume", text))?);
         }
-        volumes.sort_by_key(|volume| Path::new(&volume.target).components().count());
-        for (index, volume) in volumes.iter().enumerate() {
-            if volumes[..index].iter().any(|other| other.target == volume.target) {
-                return Err(bad(format!("--volume: two are to be at {}", volume.target)));
+        for text in &self.mount {
+            all.push(mount_flags::mount(text).map_err(|text| bad("--mount", text))?);
+        }
+        for mount in &mut all {
+            mount.target = mount_flags::place(&mount.target).map_err(|text| bad("--volume", text))?;
+            if let MountSource::Bind { source } = &mut mount.source {
+                let found = std::fs::canonicalize(&*source);
+                let found = found.while_trying(|| format!("show the command {source}"))?;
+                *source = found.to_string_lossy().into_owned();
             }
         }
-        Ok(volumes)
+        sort(&mut all);
+        if let Some(pair) = all.windows(2).find(|pair| pair[0].target == pair[1].target) {
+            return Err(bad("--volume", format!("two are to be at {}", pair[0].target)));
+        }
+        Ok(all)
     }
 
-    /// The same, wherever the process that reads them later has its working folder.
+    /// Makes the volumes, unless that was done before, and holds all.
     ///
     /// # Errors
-    /// As [`Self::volumes`].
-    pub fn anywhere(&self) -> Outcome<Flags> {
-        let text = |volume: Volume| {
-            let access = if volume.read_only { "ro" } else { "rw" };
-            format!("{}:{}:{access}", volume.source.display(), volume.target)
-        };
-        Ok(Flags { volume: self.volumes()?.into_iter().map(text).collect() })
+    /// A flag is not as it should be, what it names is not there, or the store cannot be written.
+    pub fn settle(&self, store: &Store, image: &Image, keep: Keep) -> Outcome<Settled> {
+        let mut mounts = self.said()?;
+        let wants_images = keep != Keep::Command && self.image_volume == ImageVolumes::Anonymous;
+        if wants_images && !self.settled {
+            add_images(&mut mounts, &image.config().volumes);
+        }
+        let mut settled = Settled { mounts: Vec::new(), volumes: Vec::new(), held: Vec::new() };
+        if mounts.is_empty() {
+            return Ok(settled);
+        }
+        let files = ImageFiles::new(store, image);
+        let volumes = Volumes::open(store.root())?;
+        // What was to go and had nobody to remove it.
+        volumes.clean()?;
+        for mut mount in mounts {
+            let source = match &mut mount.source {
+                MountSource::Bind { source } => Source::Host(PathBuf::from(&*source)),
+                MountSource::Tmpfs { options } => Source::Memory(options.clone()),
+                MountSource::Volume { name, copy, labels, options } => {
+                    let mut fill = |folder: &Path| files.copy(&mount.target, folder);
+                    let new = NewVolume {
+                        temporary: name.is_empty() && keep != Keep::Workload,
+                        name: Some(name.clone()).filter(|name| !name.is_empty()),
+                        labels: labels.clone(),
+                        options: options.clone(),
+                    };
+                    let wants_copy = *copy && !self.settled;
+                    let held = volumes.hold_new(new, wants_copy.then_some(&mut fill))?;
+                    name.clone_from(&held.volume().info().name);
+                    let data = held.volume().data();
+                    settled.held.push(held);
+                    Source::Host(data)
+                }
+            };
+            settled.volumes.push(Volume { source, target: mount.target.clone(), read_only: mount.read_only });
+            settled.mounts.push(mount);
+        }
+        Ok(settled)
     }
+}
+
+impl Settled {
+    /// The flags that come to the same, for the process that runs the workload.
+    pub fn flags(&self) -> Flags {
+        Flags { mounts: self.mounts.clone(), settled: true, ..Flags::default() }
+    }
+}
+
+fn sort(mounts: &mut [Mount]) {
+    mounts.sort_by_key(|mount| (Path::new(&mount.target).components().count(), mount.target.clone()));
+}
+
+/// Adds the volumes that the image names, but where something else will be.
+fn add_images(mounts: &mut Vec<Mount>, places: &[String]) {
+    for place in places {
+        // An image may say anything; what is no place in it is not one to mount at.
+        let Ok(target) = mount_flags::place(place) else { continue };
+        if mounts.iter().all(|mount| mount.target != target) {
+            let (labels, options) = (BTreeMap::new(), BTreeMap::new());
+            let source = MountSource::Volume { name: String::new(), copy: true, labels, options };
+            mounts.push(Mount { source, target, read_only: false });
+        }
+    }
+    sort(mounts);
 }
 
 /// What a container's bundle has of them. Links of the host are resolved: what is mounted is what was checked.
 pub fn mounts(volumes: &[Volume]) -> Vec<container::spec::Mount> {
     let mount = |volume: &Volume| {
         let access = if volume.read_only { "rro" } else { "rw" };
-        let options = format!("rbind,rprivate,nosuid,nodev,{access}");
-        container::template::mount(&volume.target, "bind", &volume.source.to_string_lossy(), &options)
+        match &volume.source {
+            Source::Host(path) => {
+                let options = format!("rbind,rprivate,nosuid,nodev,{access}");
+                container::template::mount(&volume.target, "bind", &path.to_string_lossy(), &options)
+            }
+            Source::Memory(options) => {
+                let access = if volume.read_only { "ro" } else { "rw" };
+                let options = format!("nosuid,nodev,noexec,{access},{options}");
+                container::template::mount(&volume.target, "tmpfs", "tmpfs", &options)
+            }
+        }
     };
     volumes.iter().map(mount).collect()
 }
 
-/// Whether `kernel` has what a guest needs for them.
-///
-/// # Errors
-/// It came without the driver.
-pub fn check_kernel(kernel: &KernelBundle) -> Outcome<()> {
-    if kernel.info().absent.iter().any(|module| module == MODULE) {
-        let text = format!("--volume: kernel {} came without {MODULE}", kernel.info().id);
-        return Err(Failure::new(text).hint("strata kernel fetch brings one that has it"));
-    }
-    Ok(())
-}
-
 /// What the agent is told of them.
 pub fn of_guest(volumes: &[Volume]) -> Vec<protocol::Volume> {
-    let told =
-        |volume: &Volume| protocol::Volume { target: volume.target.clone(), read_only: volume.read_only };
+    let told = |volume: &Volume| protocol::Volume {
+        target: volume.target.clone(),
+        read_only: volume.read_only,
+        memory: match &volume.source {
+            Source::Host(_) => None,
+            Source::Memory(options) => Some(options.clone()),
+        },
+    };
     volumes.iter().map(told).collect()
-}
-
-/// Starts the process that serves them, if there are any, and waits until it is confined. It ends with this one.
-///
-/// # Errors
-/// It cannot be started, or something is not there.
-pub fn serve(volumes: &[Volume], is_confined: bool) -> Outcome<Option<Client>> {
-    if volumes.is_empty() {
-        return Ok(None);
-    }
-    let act = || "serve the folders of --volume".to_owned();
-    let (mut client, theirs) = link::pair().map_err(std::io::Error::from).while_trying(act)?;
-    let program = std::env::current_exe().while_trying(|| "find this program".to_owned())?;
-    let mut command = std::process::Command::new(program);
-    command.arg("serve-folders");
-    if !is_confined {
-        command.arg("--no-sandbox");
-    }
-    command.arg("--");
-    for volume in volumes {
-        command.arg(if volume.read_only { "ro" } else { "rw" }).arg(&volume.source);
-    }
-    // Keys of a terminal are not for it: it goes when the machine has gone.
-    command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).process_group(0);
-    command.spawn().while_trying(act)?;
-    // The command has its copy of the other end until now; without it an end of the server is heard.
-    drop(command);
-    let answer = client.wait().map_err(std::io::Error::from).while_trying(act)?;
-    if answer.bytes == READY {
-        return Ok(Some(client));
-    }
-    Err(Failure::because(act(), String::from_utf8_lossy(answer.bytes).into_owned()))
-}
-
-/// Serves folders to a machine, on the socket that is standard input: for `strata run` itself.
-#[derive(clap::Args)]
-pub struct ServeOptions {
-    /// Keep all privileges and system calls
-    #[arg(long)]
-    no_sandbox: bool,
-    /// For each `ro` or `rw`, and its path
-    #[arg(required = true)]
-    folders: Vec<OsString>,
-}
-
-/// Serves until the machine's process is gone.
-///
-/// # Errors
-/// A folder is not there, or the host refuses the sandbox.
-pub fn run(options: &ServeOptions) -> Outcome {
-    let socket = std::io::stdin();
-    let mut server = match open(options) {
-        Ok(server) => server,
-        Err(failure) => {
-            let _ = link::say(socket.as_fd(), failure.to_string().as_bytes());
-            return Err(failure);
-        }
-    };
-    let said = link::say(socket.as_fd(), READY).and_then(|()| link::serve(socket.as_fd(), &mut server));
-    said.map_err(std::io::Error::from).while_trying(|| "serve folders".to_owned())?;
-    Ok(Exit::Success)
-}
-
-fn open(options: &ServeOptions) -> Outcome<Server> {
-    let accesses = options
-        .folders
-        .chunks(2)
-        .map(|pair| if pair[0] == "ro" { Access::ReadOnly } else { Access::ReadWrite });
-    let accesses: Vec<_> = accesses.collect();
-    let paths: Vec<_> = options.folders.chunks(2).filter_map(|pair| pair.get(1)).map(PathBuf::from).collect();
-    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-    let owner = if uid.is_root() { Owner::AsTheGuestSays } else { Owner::Always(uid.as_raw(), gid.as_raw()) };
-    let (files, descriptors) = if options.no_sandbox {
-        let files = paths.iter().map(fuse::server::open_path).collect::<Result<_, _>>();
-        let files = files.map_err(std::io::Error::from).while_trying(|| "open folders".to_owned())?;
-        let descriptors = Descriptors::new().map_err(std::io::Error::from);
-        (files, descriptors.while_trying(|| "open /proc/self/fd".to_owned())?)
-    } else {
-        let changing = accesses.contains(&Access::ReadWrite);
-        let left = sandbox::confine_server(&paths, changing, say)
-            .map_err(|error| Failure::because("confine the server of folders", error))?;
-        (left.files, Descriptors { folder: left.descriptors, prefix: "" })
-    };
-    let exports = files
-        .into_iter()
-        .zip(accesses)
-        .map(|(file, access): (std::os::fd::OwnedFd, _)| Export { file, access });
-    Ok(Server::new(exports.collect(), owner, descriptors))
-}
-
-/// In a signal handler: no allocation, no waiting.
-fn say(violation: &Violation) -> i32 {
-    let name = violation.name.unwrap_or("?").as_bytes();
-    let stderr = rustix::stdio::stderr();
-    for part in [b"strata: server of folders: system call ", name, b" is not allowed\n"] {
-        let _ = rustix::io::write(stderr, part);
-    }
-    i32::from(Exit::Strata.code())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_volume_is_a_path_here_and_one_there() {
-        let volume = |source: &str, target: &str, read_only| {
-            Ok(Volume { source: source.into(), target: target.to_owned(), read_only })
-        };
-        assert_eq!(parse("/a:/b"), volume("/a", "/b", false));
-        assert_eq!(parse("./a/x:/b//c/:ro"), volume("./a/x", "/b/c", true));
-        assert_eq!(parse(".:/b:rw"), volume(".", "/b", false));
-        assert_eq!(parse("/with:colon:/b"), volume("/with:colon", "/b", false));
-    }
-
-    #[test]
-    fn what_is_no_volume_is_refused() {
-        for text in ["/a", "a:/b", "/a:b", "/a:/", "/a:/b/../c", "/a:", ":/b", "/a:/b:wx", "../a:/b"] {
-            assert!(parse(text).is_err(), "{text}");
-        }
-    }
 }
