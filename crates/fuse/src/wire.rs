@@ -46,6 +46,11 @@ impl Opcode {
     pub fn is_unanswered(self) -> bool {
         matches!(self, Self::Forget | Self::BatchForget | Self::Interrupt)
     }
+
+    /// Whether the answer may take as long as a disk does, on a host that has all of a folder in memory.
+    pub fn may_wait_for_disk(self) -> bool {
+        matches!(self, Self::Fsync | Self::Fsyncdir | Self::Syncfs | Self::Fallocate | Self::CopyFileRange)
+    }
 }
 
 /// `fuse_in_header`.

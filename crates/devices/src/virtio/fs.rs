@@ -1,7 +1,9 @@
 //! File system device (virtio 1.2, section 5.11): carries FUSE requests to the server of the machine's folders.
 //!
 //! Names go to the server, which is another process ([`fuse::link`]); open files come back, and are read and written here.
-//! Bytes that the host has in its page cache are read on the notifying vCPU; what may wait for a disk is the device's thread's.
+//! Bytes that the host has in its page cache are read on the notifying vCPU, which also writes a few to there; what may wait for
+//! a disk is the device's thread's. The vCPU waits for a moment for what the server answers at once: whoever asked has nothing to
+//! do meanwhile, and two switches of threads and an interrupt cost more than most answers.
 //!
 //! Without a server the device is there and every request fails, as in a machine that is saved to be given folders later. One
 //! that has folders cannot be saved: what its guest has open is nowhere but here.
@@ -13,9 +15,11 @@ mod files;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use fuse::link::Client;
 use fuse::wire::{Header, IN_HEADER, MAX_PACKET, OUT_HEADER, Opcode, failed};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use state::Section;
 
@@ -34,6 +38,8 @@ const NUM_REQUEST_QUEUES: u32 = 1;
 /// The one for requests that nothing may delay, and the other. Linux asks for no more than fits the ring at once.
 const QUEUE_SIZES: [u16; 2] = [64, 512];
 const LINK_TOKEN: u64 = 0;
+/// How long a vCPU waits for answers before it goes on.
+const PROMPT: Duration = Duration::from_micros(200);
 
 /// The device.
 pub struct Fs {
@@ -92,7 +98,7 @@ impl Fs {
     pub fn new(server: Option<Client>) -> io::Result<Self> {
         let poller = Poller::new()?;
         if let Some(server) = &server {
-            poller.add(server, LINK_TOKEN, Interest::IN)?;
+            poller.add(server, LINK_TOKEN, Interest::empty())?;
         }
         let core = Core {
             server,
@@ -101,7 +107,7 @@ impl Fs {
             parked: [None, None],
             waiting: VecDeque::new(),
             is_full: false,
-            interest: Interest::IN,
+            interest: Interest::empty(),
         };
         Ok(Self { shared: Arc::new(Shared { core: Mutex::new(core), poller }), worker: Worker::default() })
     }
@@ -133,10 +139,12 @@ impl Shared {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for answers, and for room where a request found none.
+    /// Has the thread wait for answers that are owed, and for room where a request found none.
     fn wait_for_link(&self, core: &mut Core) {
         let Some(server) = &core.server else { return };
-        let interest = if core.is_full { Interest::IN | Interest::OUT } else { Interest::IN };
+        let mut interest = Interest::empty();
+        interest.set(Interest::IN, !core.waiting.is_empty());
+        interest.set(Interest::OUT, core.is_full);
         if interest == core.interest {
             return;
         }
@@ -266,6 +274,24 @@ impl Core {
         self.signal();
     }
 
+    /// Hands on the answers that come within [`PROMPT`], unless the server has been asked for what takes longer.
+    fn take_prompt_answers(&mut self) {
+        let is_long = |waiting: &Waiting| waiting.opcode.is_none_or(Opcode::may_wait_for_disk);
+        if self.waiting.iter().any(is_long) {
+            return;
+        }
+        let begun = Instant::now();
+        while !self.waiting.is_empty() {
+            let left = PROMPT.saturating_sub(begun.elapsed());
+            let (Some(server), Ok(left)) = (&self.server, Timespec::try_from(left)) else { return };
+            let mut sources = [PollFd::new(server, PollFlags::IN)];
+            match poll(&mut sources, Some(&left)) {
+                Ok(1..) | Err(Errno::INTR) => self.take_answers(),
+                _ => return,
+            }
+        }
+    }
+
     /// Waits until the server has answered all it has been asked.
     fn settle(&mut self) {
         while !self.waiting.is_empty() {
@@ -374,7 +400,14 @@ impl VirtioDevice for Fs {
 
     fn notify(&mut self, _index: usize) {
         let is_left = match self.shared.core.try_lock() {
-            Ok(mut core) => core.take_requests(Patience::DoNotWait),
+            Ok(mut core) => {
+                let is_left = core.take_requests(Patience::DoNotWait);
+                if !is_left {
+                    core.take_prompt_answers();
+                }
+                self.shared.wait_for_link(&mut core);
+                is_left
+            }
             // Busy: whoever holds it may have looked at the ring before this request came.
             Err(_) => true,
         };
