@@ -16,6 +16,7 @@ mod debug;
 mod detached;
 mod docker;
 mod escape;
+mod files;
 mod fork;
 mod interrupted;
 mod kernels;
