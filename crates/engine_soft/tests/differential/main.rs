@@ -40,6 +40,7 @@ fn random_sequences_end_as_on_this_processor() {
 /// Every sequence is translated, and finds its operands in the TLB.
 #[test]
 fn translated_sequences_end_as_on_this_processor() {
-    let config = Config { threshold: 1, code_bytes: 16 << 20, exact_flags: true, ..Config::default() };
+    let config =
+        Config { threshold: 1, patience: 0, code_bytes: 16 << 20, exact_flags: true, ..Config::default() };
     check(Box::leak(Box::new(Translator { config, trace: None })), true);
 }

@@ -13,7 +13,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use memory::PageInfo;
 
 use super::cpu::{Cpu, Fault, mode};
-use super::op::{Block, NO_BLOCK, Op};
+use super::op::{Block, NO_BLOCK, Op, Second};
 use super::ops::control;
 use super::select::{self, Selected};
 use crate::x86::mmu::CodePage;
@@ -60,11 +60,9 @@ fn code_page(cpu: &mut Cpu, linear: u64) -> Result<CodePage, Fault> {
 
 /// For a block of one straddling instruction: whether its second half is still what was decoded.
 fn second_page_agrees(cpu: &mut Cpu, block: &Block, linear: u64) -> Result<bool, Fault> {
-    if !block.straddles() {
-        return Ok(true);
-    }
+    let Some(known) = block.second() else { return Ok(true) };
     let second = code_page(cpu, next_page(linear))?;
-    Ok(second.gfn == block.second_gfn && block.second_is_fresh())
+    Ok(second.gfn == known.gfn && block.second_is_fresh())
 }
 
 fn next_page(linear: u64) -> u64 {
@@ -119,9 +117,7 @@ fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, page: &CodePage) -> Result<*cons
             generation: mark.generation,
             len: draft.len as u16,
             count: 0,
-            second_info: std::ptr::null(),
-            second_gfn: 0,
-            second_generation: 0,
+            second: std::ptr::null(),
             gfn: page.gfn,
             links: [NO_BLOCK; 2],
             ops: std::ptr::null_mut(),
@@ -177,14 +173,16 @@ fn straddling(
         if bytes != again {
             continue;
         }
+        let generation = second_mark.generation;
+        // The draft has asked for room.
+        let second =
+            Second { info: std::ptr::from_ref::<PageInfo>(second_info), generation, gfn: second.gfn };
         let block = Block {
             info,
             generation: mark.generation,
             len: draft.len as u16,
             count: 0,
-            second_info: std::ptr::from_ref::<PageInfo>(second_info),
-            second_gfn: second.gfn,
-            second_generation: second_mark.generation,
+            second: cpu.cache.keep(second),
             gfn: page.gfn,
             links: [NO_BLOCK; 2],
             ops: std::ptr::null_mut(),

@@ -111,12 +111,8 @@ pub struct Block {
     pub len: u16,
     /// How many operations.
     pub count: u16,
-    /// The second page, if the block's only instruction straddles two; else null.
-    pub second_info: *const PageInfo,
-    /// Guest frame number of the second page.
-    pub second_gfn: u64,
-    /// Generation of the second page.
-    pub second_generation: u32,
+    /// The second page, in the arena, if the block's only instruction straddles two; else null.
+    pub second: *const Second,
     /// Guest frame number of the page.
     pub gfn: u64,
     /// Blocks in the same page that followed: `[taken, fell through]`; null until known.
@@ -129,17 +125,40 @@ pub struct Block {
     pub codes: [Cell<Translated>; 2],
 }
 
-/// Host addresses of a block's translation; zero if there is none.
+/// The page in which the only instruction of a block ends.
+#[derive(Clone, Copy)]
+pub struct Second {
+    /// The page.
+    pub info: *const PageInfo,
+    /// Its generation when it was decoded.
+    pub generation: u32,
+    /// Its guest frame number.
+    pub gfn: u64,
+}
+
+/// Where a block's translation is in the host's memory; zero if there is none. Every decoded block has room for two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Translated {
     /// Entry from Rust and from other pages.
     pub outer: u64,
-    /// Entry from code of the same page.
-    pub inner: u64,
+    /// Entry from code of the same page, in bytes from `outer`.
+    inner: u16,
     /// The same from code that has loaded the vector registers which the block needs.
-    pub ready: u64,
+    ready: u16,
     /// Those registers, as the translator numbers them.
     pub vectors: u8,
+}
+
+impl Translated {
+    /// Of code at `outer` with entries so many bytes after it; `None` if they are too far away, as none is.
+    pub fn new(outer: u64, inner: u32, ready: u32, vectors: u8) -> Option<Self> {
+        Some(Self { outer, inner: inner.try_into().ok()?, ready: ready.try_into().ok()?, vectors })
+    }
+
+    /// Host address of the entry from code of the same page, which has loaded the vector registers already or has not.
+    pub fn inside(&self, is_ready: bool) -> u64 {
+        self.outer + u64::from(if is_ready { self.ready } else { self.inner })
+    }
 }
 
 impl Block {
@@ -163,13 +182,19 @@ impl Block {
 
     /// Whether the block spans two pages.
     pub fn straddles(&self) -> bool {
-        !self.second_info.is_null()
+        !self.second.is_null()
     }
 
-    /// Whether the second page still has the code.
+    /// The second page, if it spans two.
+    pub fn second(&self) -> Option<&Second> {
+        // SAFETY: null or in the arena, which is emptied along with its blocks.
+        unsafe { self.second.as_ref() }
+    }
+
+    /// Whether the second page, if there is one, still has the code.
     pub fn second_is_fresh(&self) -> bool {
-        // SAFETY: as in `is_fresh`; only called where `straddles`.
-        unsafe { (*self.second_info).code_generation() == self.second_generation }
+        // SAFETY: as in `is_fresh`.
+        self.second().is_none_or(|second| unsafe { (*second.info).code_generation() == second.generation })
     }
 }
 

@@ -237,7 +237,7 @@ impl Places<'_> {
             names.data.insert(std::ptr::from_ref(site) as u64, text);
         }
         let block = self.source.pieces[0].block;
-        let second = block.straddles().then_some((block.second_info, "generation of the next page"));
+        let second = block.second().map(|second| (second.info, "generation of the next page"));
         for (info, name) in [Some((block.info, "generation")), second].into_iter().flatten() {
             // SAFETY: page information lives as long as guest RAM, which the vCPU holds.
             let counter = PageInfo::code_generation_counter(unsafe { &*info });

@@ -73,11 +73,17 @@ use returns::ReturnStack;
 use stress::Stress;
 use stubs::Stubs;
 
+/// While a vCPU has not run for long, blocks are translated after so many times [`Config::threshold`] executions.
+const PATIENT: u32 = 8;
+
 /// How a translator behaves; the default is right unless a test wants to provoke something.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// Executions by the interpreter before a block is translated.
     pub threshold: u32,
+    /// How often a block that has been executed so often is left to the interpreter all the same, unless that was
+    /// [`PATIENT`] times as often: a guest that does little and then waits is not worth translating.
+    pub patience: u32,
     /// Bytes of host code a vCPU keeps before it starts over.
     pub code_bytes: usize,
     /// Whether flags are kept that nothing can read but what a fault saves (see [`flags`]).
@@ -92,6 +98,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             threshold: 12,
+            patience: 4096,
             code_bytes: 64 << 20,
             exact_flags: false,
             count: false,
@@ -364,6 +371,8 @@ pub struct Jit {
     tools: Tools,
     counters: Counters,
     in_step: InStep,
+    /// What is left of [`Config::patience`].
+    patience: u32,
 }
 
 // SAFETY: sites lead into the arena of the vCPU's block cache, which moves along with it; the area is the vCPU's.
@@ -371,7 +380,8 @@ unsafe impl Send for Jit {}
 
 /// What translating needs and is worth keeping.
 struct Tools {
-    encoder: Encoder,
+    /// Its tables are large, and a copy of an idle machine may never need them.
+    encoder: Option<Encoder>,
     info: InstructionInfoFactory,
     spare: Spare,
     /// A copy of the page that is being translated.
@@ -380,12 +390,11 @@ struct Tools {
 
 impl Tools {
     fn new() -> Self {
-        Self {
-            encoder: Encoder::new(64),
-            info: InstructionInfoFactory::new(),
-            spare: Spare::default(),
-            page: Vec::new(),
-        }
+        Self { encoder: None, info: InstructionInfoFactory::new(), spare: Spare::default(), page: Vec::new() }
+    }
+
+    fn encoder(&mut self) -> &mut Encoder {
+        self.encoder.get_or_insert_with(|| Encoder::new(64))
     }
 }
 
@@ -416,6 +425,7 @@ impl Jit {
             tools: Tools::new(),
             counters: Counters::default(),
             in_step: InStep::new(config.stress.step),
+            patience: config.patience,
         })
     }
 
@@ -442,6 +452,13 @@ impl Jit {
     /// Executions before a block is translated.
     pub(super) fn threshold(&self) -> u32 {
         self.config.threshold
+    }
+
+    /// Whether a block that was executed `heat` times, a multiple of the threshold, is left to the interpreter for now.
+    pub(super) fn waits(&mut self, heat: u32) -> bool {
+        let waits = self.patience > 0 && heat < self.config.threshold.saturating_mul(PATIENT);
+        self.patience -= u32::from(waits);
+        waits
     }
 
     /// Whether the area can take the translation of any block.

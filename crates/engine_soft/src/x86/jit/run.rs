@@ -210,6 +210,10 @@ impl Cpu {
     #[cold]
     fn translate(&mut self, block: &Block) -> Option<u64> {
         let mut jit = self.jit.take()?;
+        if jit.waits(block.heat.get()) {
+            self.jit = Some(jit);
+            return None;
+        }
         if !jit.has_room() {
             self.jit = Some(jit);
             self.signal.post(Request::ENGINE); // which leads to where the area can be emptied
@@ -280,9 +284,7 @@ impl Cpu {
             }
         }
         if variant_from.is_none() {
-            let at = |offset: u32| address + u64::from(offset);
-            let (inner, ready, vectors) = (at(done.inner), at(done.ready), done.vectors);
-            block.code(user).set(Translated { outer: address, inner, ready, vectors });
+            block.code(user).set(Translated::new(address, done.inner, done.ready, done.vectors)?);
             if jit.in_step.is_on() {
                 let blocks = pieces.iter().map(|piece| std::ptr::from_ref(piece.block)).collect();
                 let (instructions, reversible) = (done.instructions.clone(), done.reversible);
@@ -308,11 +310,11 @@ impl Cpu {
         // SAFETY: a whole page of guest RAM.
         unsafe { std::ptr::copy_nonoverlapping(host.as_ptr(), page.as_mut_ptr(), page.len()) };
         let mut tail = Vec::new();
-        if block.straddles() {
+        if let Some(second) = block.second() {
             tail.resize((start as usize + usize::from(block.len)).saturating_sub(page.len()), 0);
-            self.guest_ram().read(block.second_gfn << 12, &mut tail).ok()?;
+            self.guest_ram().read(second.gfn << 12, &mut tail).ok()?;
         }
-        let fresh = block.is_fresh() && (!block.straddles() || block.second_is_fresh());
+        let fresh = block.is_fresh() && block.second_is_fresh();
         fresh.then_some(tail)
     }
 
@@ -341,7 +343,7 @@ impl Cpu {
                 let same_page = block.gfn == next.gfn && !next.straddles();
                 if same_page && block.is_fresh() && next.is_fresh() {
                     let is_ready = Vectors::both(successor.vectors, code.vectors) == successor.vectors;
-                    jit.patch(successor.patch, if is_ready { code.ready } else { code.inner });
+                    jit.patch(successor.patch, code.inside(is_ready));
                 }
             }
         }

@@ -75,7 +75,7 @@ impl Config {
             self.code_bytes = 64 << 10;
         }
         if stress.at_once {
-            self.threshold = 1;
+            (self.threshold, self.patience) = (1, 0);
         }
         self.exact_flags |= stress.exact_flags;
         self

@@ -369,7 +369,7 @@ impl<'a> Translation<'a> {
     /// From Rust and from other pages: the flags are saved, the code may be stale.
     fn write_outer_entry(&mut self) {
         let block = self.pieces[0].block;
-        let second = block.straddles().then_some((block.second_info, block.second_generation));
+        let second = block.second().map(|second| (second.info, second.generation));
         let stale = self.asm.label();
         for (info, generation) in [Some((block.info, block.generation)), second].into_iter().flatten() {
             // SAFETY: page information lives as long as guest RAM, which the engine holds.
@@ -514,11 +514,11 @@ impl<'a> Translation<'a> {
     }
 
     pub(super) fn encoded(&mut self, instruction: &Instruction) -> Option<Encoded> {
-        let done = self.tools.encoder.encode(instruction, 0).is_ok();
-        let mut bytes = self.tools.encoder.take_buffer();
+        let done = self.tools.encoder().encode(instruction, 0).is_ok();
+        let mut bytes = self.tools.encoder().take_buffer();
         let encoded = Encoded::of(&bytes).filter(|_| done);
         bytes.clear();
-        self.tools.encoder.set_buffer(bytes);
+        self.tools.encoder().set_buffer(bytes);
         encoded
     }
 }
