@@ -10,7 +10,7 @@ use std::time::Duration;
 use arch::x86::cpuid::CpuModel;
 use arch::x86::{CpuState, saved};
 use engine::Engine;
-use machine::config::{MachineConfig, Source};
+use machine::config::{DiskConfig, MachineConfig, Source};
 use machine::snapshot::ram::{self, PageMap, RamState};
 use machine::snapshot::{self, Archive, Snapshot};
 use machine::{Backends, Machine, MachineEvent};
@@ -154,21 +154,88 @@ pub fn outcome_in_turns(
         machine.pause();
         let Ok(before) = machine.capture() else { break machine.wait_timeout(PATIENCE) };
         turns += 1;
-        let (state, ram) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        snapshot::write(&machine, "test", &state, &ram, &PageMap::open()).unwrap();
-        let memory = memory(&machine);
-        // Its last words come before those of the next.
-        drop(machine);
-        (&state).rewind().unwrap();
         let engine = engines[turns as usize % engines.len()];
-        machine = Machine::restore(Snapshot::read(&state, ram).unwrap(), backends(), engine).unwrap();
-        assert!(memory.is_same(&self::memory(&machine)), "{name}, turn {turns} to {}: memory", engine.name());
-        let after = machine.capture().unwrap();
-        assert_same(&before, &after, &format!("{name}, turn {turns} to {}", engine.name()));
+        let when = format!("{name}, turn {turns} to {}", engine.name());
+        machine = turn(machine, &before, backends(), engine, &when);
     };
     drop(machine);
     let bytes = console.0.lock().unwrap().clone();
     (Ended { text: String::from_utf8_lossy(&bytes).into_owned(), event }, turns)
+}
+
+/// Saves `machine`, whose state is `before`, throws it away and restores it on `engine`: it must be what it was.
+#[allow(dead_code, reason = "a single engine has no turns to take")]
+fn turn(machine: Machine, before: &Archive, backends: Backends, engine: &dyn Engine, when: &str) -> Machine {
+    let (state, ram) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    snapshot::write(&machine, "test", &state, &ram, &PageMap::open()).unwrap();
+    let memory = memory(&machine);
+    // Its last words come before those of the next.
+    drop(machine);
+    (&state).rewind().unwrap();
+    let machine = Machine::restore(Snapshot::read(&state, ram).unwrap(), backends, engine).unwrap();
+    assert!(memory.is_same(&self::memory(&machine)), "{when}: memory");
+    assert_same(before, &machine.capture().unwrap(), when);
+    machine
+}
+
+/// What `long/load.c` leaves.
+#[allow(dead_code, reason = "a single engine has no turns to take")]
+pub struct Left {
+    /// All registers of its vCPU.
+    pub registers: CpuState,
+    memory: RamState,
+    disk: Vec<u8>,
+}
+
+#[allow(dead_code, reason = "a single engine has no turns to take")]
+impl Left {
+    /// Panics at the first thing that is not the same.
+    pub fn assert_same(&self, other: &Self, what: &str) {
+        assert_eq!(self.registers, other.registers, "{what}: registers");
+        assert!(self.memory.is_same(&other.memory), "{what}: memory");
+        assert!(self.disk == other.disk, "{what}: disk");
+    }
+}
+
+/// Runs `long/load.c` to its end, saved and restored at `turns` moments that `seed` chooses, on one of `engines` after the
+/// other. Also how often that was before its end.
+#[allow(dead_code, reason = "a single engine has no turns to take")]
+pub fn end_of_load(engines: &[&dyn Engine], turns: u32, seed: u64) -> (Left, u32) {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    let mut config = machine(engines, "load", 1);
+    config.disks = vec![DiskConfig { path: disk.clone(), read_only: false, serial: String::new() }];
+    std::fs::write(&disk, (0..256 << 10).map(|at: u32| (at * 7 + at / 251) as u8).collect::<Vec<_>>())
+        .unwrap();
+    let console = Console::default();
+    let backends = || Backends { console: Some(Box::new(console.clone())), ..Backends::default() };
+    let mut machine = Machine::build(&config, backends(), engines[0]).unwrap();
+    let (mut random, mut taken) = (seed | 1, 0);
+    let registers = loop {
+        machine.start();
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // To 16 ms: once in a batch of requests, and many batches later.
+        let wait = Duration::from_micros(1 << ((random >> 59) % 15));
+        assert_eq!(machine.wait_timeout(wait), None, "it ended");
+        machine.pause();
+        let before = machine.capture().unwrap();
+        let (_, vcpu) = before.sections().find(|(path, _)| *path == "vcpu/0").unwrap();
+        let registers = CpuState { tsc_offset: 0, ..saved::restore(vcpu).unwrap() };
+        if registers.events.halted {
+            break registers;
+        }
+        if taken < turns {
+            taken += 1;
+            let engine = engines[taken as usize % engines.len()];
+            let when = format!("load, turn {taken} to {}", engine.name());
+            machine = turn(machine, &before, backends(), engine, &when);
+        }
+    };
+    let memory = memory(&machine);
+    drop(machine);
+    let text = String::from_utf8_lossy(&console.0.lock().unwrap()).into_owned();
+    assert!(text.contains("PASS every request is answered"), "after {taken} turns: {text}");
+    (Left { registers, memory, disk: std::fs::read(&disk).unwrap() }, taken)
 }
 
 /// A checksum of each MiB that is not all zeros.

@@ -32,3 +32,27 @@ macro_rules! programs {
 }
 
 runner::all_programs!(programs);
+
+/// How often the load is saved and restored in one run at most.
+const TURNS: u32 = 12;
+
+/// Requests of the disk are under way whenever it is saved. A run that was saved and restored must end as one that was not.
+#[test]
+fn a_load_that_was_saved_and_restored_leaves_what_one_leaves_that_was_not() {
+    let jit = Translator::default();
+    let (expected, _) = runner::end_of_load(&[&Interpreter], 0, seed());
+    assert_ne!(expected.registers.gpr[12], 0, "it has computed something");
+    let kinds: [(&str, &[&dyn Engine]); 4] = [
+        ("jit alone", &[&jit]),
+        ("interp", &[&Interpreter, &Interpreter]),
+        ("jit", &[&jit, &jit]),
+        ("in turns", &[&Interpreter, &jit, &jit]),
+    ];
+    for (what, engines) in kinds {
+        let turns = if engines.len() == 1 { 0 } else { TURNS };
+        let (left, taken) = runner::end_of_load(engines, turns, seed());
+        left.assert_same(&expected, what);
+        assert!(turns == 0 || taken > 0, "{what}: it ended before it was saved once");
+        println!("{what}: saved and restored {taken} times");
+    }
+}
