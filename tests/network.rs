@@ -1,6 +1,6 @@
 //! `strata run --network`: a command in a machine and servers outside of it.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::support::{Ended, finish, run, start};
@@ -140,4 +140,84 @@ fn without_a_network_there_is_no_card() {
     }
     let Some(command) = run(&["--network", "none", "-p", "8080:80", "debian", "--", "true"]) else { return };
     finish(command).expect_failure(2, &["--publish", "--network none"]);
+}
+
+/// A server that answers each line, and tells what it was asked.
+fn server() -> (u16, std::sync::mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, tell) = (stream.unwrap(), tell.clone());
+            std::thread::spawn(move || {
+                for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+                    let _ = (&stream).write_all(format!("answer to {line}\n").as_bytes());
+                    let _ = tell.send(line);
+                }
+            });
+        }
+    });
+    (port, told)
+}
+
+#[test]
+fn a_machine_with_a_network_is_forked_and_restored_and_each_that_goes_on_has_connections_and_an_address_of_its_own()
+ {
+    let Some(place) = crate::detached::Place::new() else { return };
+    let (port, asked) = server();
+    let script = format!(
+        "exec 4<>/dev/tcp/10.0.2.2/{port}; echo first >&4; read answer <&4; address=/sys/class/net/eth0/address; \
+         trap 'echo more >&4; timeout 200 cat <&4 >/dev/null; echo ended $?; exec 4>&-; ask' USR1; \
+         trap 'echo still >&4; read answer <&4; echo $answer; ask' USR2; trap 'exit 3' TERM; \
+         ask() {{ exec 5<>/dev/tcp/10.0.2.2/{port}; echo from $(hostname) >&5; read answer <&5; exec 5>&-; \
+         echo $answer at $(cat $address); }}; echo up; while :; do sleep 0.1; done"
+    );
+    let bash = format!("exec bash -c '{}'", script.replace('\'', "'\\''"));
+    place.start(&["--host-loopback", "--name", "web"], &bash);
+    let lines =
+        |name: &str| -> Vec<String> { place.strata(&["logs", name]).lines().map(str::to_owned).collect() };
+    place.wait_for("the first line", || lines("web") == ["up"]);
+    assert_eq!(asked.recv().unwrap(), "first");
+    place.strata(&["fork", "web", "--count", "2"]);
+    let folder = place.dir.path().join("snap");
+    let folder = folder.to_str().unwrap();
+    place.strata(&["snapshot", "web", folder]);
+    let restore = ["restore", "--host-loopback", "--name", "again", folder];
+    let mut restored = start(place.command(&restore));
+    place.wait_for("its name", || place.strata(&["ps"]).contains(" again "));
+
+    // The original has its connection still; that of a copy is another's, and it is told so.
+    place.strata(&["kill", "-s", "USR2", "web"]);
+    let copies = ["web-1", "web-2"];
+    copies.iter().for_each(|name| drop(place.strata(&["kill", "-s", "USR1", name])));
+    place.wait_for("an answer", || lines("web").len() == 3);
+    let original = lines("web");
+    assert_eq!(original[1], "answer to still");
+    let mut addresses = vec![address(&original[2], "debian")];
+    for name in copies {
+        place.wait_for("an answer", || lines(name).len() == 2);
+        let said = lines(name);
+        assert_eq!(said[0], "ended 1", "reset, not waited for in vain: {said:?}");
+        addresses.push(address(&said[1], name));
+    }
+    place.strata(&["kill", "-s", "USR1", "again"]);
+    restored.wait_for(" at ");
+    place.strata(&["kill", "-s", "TERM", "again"]);
+    let ended = restored.finish();
+    assert_eq!(ended.code(), 3, "{ended:?}");
+    addresses.push(address(ended.stdout.lines().last().unwrap(), "again"));
+    let different: std::collections::HashSet<&String> = addresses.iter().collect();
+    assert_eq!(different.len(), 4, "{addresses:?}");
+    let mut all: Vec<String> = asked.try_iter().collect();
+    all.sort();
+    assert_eq!(all, ["from again", "from debian", "from web-1", "from web-2", "still"]);
+}
+
+/// The card's, of what a machine called `name` says.
+fn address(line: &str, name: &str) -> String {
+    let address =
+        line.strip_prefix(&format!("answer to from {name} at ")).unwrap_or_else(|| panic!("{line:?}"));
+    assert!(address.starts_with("02:") && address.len() == 17, "{line:?}");
+    address.to_owned()
 }

@@ -12,7 +12,7 @@ use rustix::system::{sethostname, uname};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::fault::Fault;
-use crate::{files, mounts, sys};
+use crate::{files, mounts, network, sys};
 
 /// machine-id(5).
 const MACHINE_ID: &str = "/etc/machine-id";
@@ -30,7 +30,7 @@ pub fn renew(renew: &Renew) -> Result<(), Fault> {
     clock_settime(ClockId::Realtime, time).map_err(|errno| Fault::os("set", "the clock", errno))
 }
 
-/// Gives the machine another name, where the kernel and files say it, and its id. Programs that have read them before keep what
+/// Gives the machine another name, where the kernel and files say it, its id, and its card an address. Programs that have read them before keep what
 /// they read.
 ///
 /// # Errors
@@ -42,6 +42,7 @@ pub fn identify(identity: &Identity) -> Result<(), Fault> {
         sethostname(name.as_bytes()).map_err(|errno| Fault::os("set host name", name, errno))?;
         mounts::rename(&old, name);
     }
+    network::own_address(identity.machine_id)?;
     // An image without the folder has no use for the file.
     if fs::stat("/etc").is_err() {
         return Ok(());

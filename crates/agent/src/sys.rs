@@ -196,6 +196,24 @@ pub fn set_address(socket: impl AsFd, name: &str, ip: [u8; 4], mask: [u8; 4]) ->
     Ok(())
 }
 
+/// Gives an Ethernet card another address.
+///
+/// # Errors
+/// The kernel's, of the ioctl.
+pub fn set_hardware_address(socket: impl AsFd, name: &str, address: [u8; 6]) -> Result<(), Errno> {
+    let mut request = interface_request(name)?;
+    // SAFETY: all-zero bytes are a valid `sockaddr`, a plain C struct.
+    let mut hardware: libc::sockaddr = unsafe { mem::zeroed() };
+    hardware.sa_family = libc::ARPHRD_ETHER;
+    for (to, from) in hardware.sa_data.iter_mut().zip(address) {
+        *to = from as c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = hardware;
+    // SAFETY: the request outlives the call and is what SIOCSIFHWADDR reads.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFHWADDR as _, &raw const request) })
+        .map(drop)
+}
+
 /// Sends what is for other networks through `gateway`.
 ///
 /// # Errors

@@ -51,6 +51,9 @@ pub struct Options {
     /// Kill the command after this time, e.g. 90s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
+    /// Let the command reach servers on this host's loopback, at 10.0.2.2, if it has a network
+    #[arg(long)]
+    host_loopback: bool,
     /// Keep all privileges and system calls of this process
     #[arg(long)]
     no_sandbox: bool,
@@ -70,7 +73,11 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let engine = engines::settle(&options.engine, store.root());
     let here = std::path::absolute(&options.folder).while_trying(|| act.clone())?;
     let again = options.detach.then(|| here.clone());
-    let carried = Carried { sizing: CarriedSizing { engine, no_sandbox: options.no_sandbox }, again };
+    let carried = Carried {
+        sizing: CarriedSizing { engine, no_sandbox: options.no_sandbox },
+        network: CarriedNetwork { host_loopback: options.host_loopback },
+        again,
+    };
     let snapshot = folder::open(&options.folder).map_err(|error| Failure::because(&act, error))?;
     if !options.force {
         snapshot.check_disks().map_err(|error| {
@@ -112,7 +119,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         link: None,
         named: Some(named),
     };
-    go_on(&carried.sizing, act, snapshot, session, started)
+    go_on(&carried, act, snapshot, session, started)
 }
 
 /// What a process that goes on with a saved machine needs of the options of the one that started it.
@@ -122,6 +129,8 @@ struct Carried {
     /// Where it goes on from when it is started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     again: Option<PathBuf>,
+    #[serde(default)]
+    network: CarriedNetwork,
 }
 
 /// What a workload with `options` goes on from whenever it is started; nothing if it begins with its command.
@@ -131,6 +140,12 @@ struct Carried {
 pub fn saved_for(options: &Value) -> Outcome<Option<Saved>> {
     let folder = options.get("again").and_then(Value::as_str).map(Path::new);
     folder.map(detached::saved).transpose()
+}
+
+/// Of [`network::Flags`].
+#[derive(Default, Deserialize, Serialize)]
+struct CarriedNetwork {
+    host_loopback: bool,
 }
 
 /// Of [`super::sizing::Sizing`].
@@ -169,11 +184,11 @@ pub fn go_on_with(root: &Path, options: Value, files: Saved, link: Link, name: &
     let interactive = link.stdin.is_some();
     let session =
         Joined { hostname: as_hostname(name), interactive, timeout: None, link: Some(link), named: None };
-    go_on(&carried.sizing, act, snapshot, session, started)
+    go_on(&carried, act, snapshot, session, started)
 }
 
 fn go_on(
-    sizing: &CarriedSizing,
+    Carried { sizing, network }: &Carried,
     act: String,
     snapshot: Snapshot,
     joined: Joined,
@@ -189,7 +204,7 @@ fn go_on(
         console: None,
         folders: None,
         vsock: Some(agent.host()),
-        net: network::reopen(&snapshot.config)?,
+        net: network::reopen(&snapshot.config, network.host_loopback)?,
         confine: (!sizing.no_sandbox).then(confine::while_building),
     };
     let machine = Machine::restore(snapshot, backends, engine.as_ref());

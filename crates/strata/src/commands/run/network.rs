@@ -14,7 +14,8 @@ use crate::failure::{Failure, Outcome};
 pub const MODULE: &str = "virtio_net";
 /// As the guest's kernel calls the only card.
 const INTERFACE: &str = "eth0";
-/// Each machine is alone on its network, and its addresses are the same; copies of a template need no other.
+/// Each machine is alone on its network, and its addresses are the same. The agent of one that is to be told from others
+/// gives its card an address of its own.
 const MAC: [u8; 6] = [0x02, 0x53, 0x54, 0x52, 0, 1];
 
 /// Which network the command has.
@@ -124,12 +125,14 @@ pub fn open(config: &Config) -> Outcome<Box<dyn net::Port>> {
     }
 }
 
-/// The cables of a machine that goes on: connections that it had are gone, and nothing of it is published.
+/// The cables of a machine that goes on: connections that it had are gone, and nothing of it is published. It reaches this
+/// host's loopback if `host_loopback` says so.
 ///
 /// # Errors
 /// As [`open`].
-pub fn reopen(config: &MachineConfig) -> Outcome<Vec<Box<dyn net::Port>>> {
-    let again = Config { guest_mac: MAC, resolver: resolver(), ..Config::default() };
+pub fn reopen(config: &MachineConfig, host_loopback: bool) -> Outcome<Vec<Box<dyn net::Port>>> {
+    let loopback = if host_loopback { Loopback::Allowed } else { Loopback::Refused };
+    let again = Config { guest_mac: MAC, resolver: resolver(), loopback, ..Config::default() };
     config.net.iter().map(|_| open(&again)).collect()
 }
 
