@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run console check-console test test-kernels kernels lint unit assets bench fuzz stress soak sequences cycles doc install clean packages-run packages-test packages-bench packages-fuzz
+.PHONY: help build run console check-console test test-kernels kernels lint unit assets bench fuzz stress soak sequences matrix cycles doc install clean packages-run packages-test packages-bench packages-fuzz
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -137,6 +137,14 @@ fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is foun
 stress: assets ## Whole boots under each way to provoke the translator, and each block compared with the interpreter
 	STRATA_STRESS=all STRATA_TEST_ASSETS=$(ASSETS) $(CARGO) test --release --package strata --test workload stress:: -- --test-threads 2
 	STRATA_TEST_ASSETS=$(ASSETS) $(CARGO) test --release --package engine_soft --test guests
+
+# `make test` runs each test once, with guests that go on from a template where it does not say otherwise. Those of templates
+# themselves say what they need.
+matrix: assets ## Every whole-workload test with guests that booted, and with guests that go on from a template
+	@for start in cold warm; do \
+	    printf '== guests start %s\n' $$start; \
+	    STRATA_TEST_START=$$start STRATA_TEST_ASSETS=$(ASSETS) \
+	        $(CARGO) test --release --package strata --test workload -- --skip templates:: ; done
 
 cycles: packages-run ## Restore and stop a machine CYCLES times: no file, thread or mapping may be left
 	STRATA_CYCLES=$(CYCLES) $(CARGO) test --release --package machine --lib restored_and_stopped_again

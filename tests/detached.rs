@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Ended, PATIENCE, assets, finish, strata};
+use crate::support::{Ended, PATIENCE, assets, finish, start_flags, strata};
 
 /// A store of its own for workloads, with the kernel and the image of the assets.
 pub struct Place {
@@ -49,9 +49,10 @@ impl Place {
     }
 
     pub fn start(&self, flags: &[&str], command: &str) -> String {
-        let all =
-            [&["run", "-d", "--isolation", self.isolation], flags, &["debian", "--", "sh", "-c", command]]
-                .concat();
+        let how: Vec<String> = start_flags().filter(|_| !flags.contains(&"--start")).collect();
+        let how: Vec<&str> = how.iter().map(String::as_str).collect();
+        let run = ["run", "-d", "--isolation", self.isolation];
+        let all = [&run, &how[..], flags, &["debian", "--", "sh", "-c", command]].concat();
         self.strata(&all).trim().to_owned()
     }
 

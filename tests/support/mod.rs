@@ -43,11 +43,19 @@ pub fn with_assets() -> Option<Command> {
     Some(command)
 }
 
-/// `strata run ARGUMENTS`, or nothing if there are no assets.
+/// `strata run ARGUMENTS`, or nothing if there are no assets. Guests start as [`start_flags`] say, unless `ARGUMENTS` do.
 pub fn run(arguments: &[&str]) -> Option<Command> {
     let mut command = with_assets()?;
-    command.arg("run").args(arguments);
+    let is_said =
+        arguments.iter().take_while(|argument| **argument != "--").any(|argument| *argument == "--start");
+    command.arg("run").args(start_flags().filter(|_| !is_said)).args(arguments);
     Some(command)
+}
+
+/// How guests start where a test does not care: as `STRATA_TEST_START` says, for `make matrix`.
+pub fn start_flags() -> impl Iterator<Item = String> {
+    let start = std::env::var("STRATA_TEST_START").ok();
+    start.into_iter().flat_map(|start| ["--start".to_owned(), start])
 }
 
 /// What a program left.

@@ -188,7 +188,7 @@ pub fn go_on_with(root: &Path, options: Value, files: Saved, link: Link, name: &
 }
 
 fn go_on(
-    Carried { sizing, network }: &Carried,
+    Carried { sizing, network, .. }: &Carried,
     act: String,
     snapshot: Snapshot,
     joined: Joined,
