@@ -45,9 +45,16 @@ fn main() {
         println!("cargo::rustc-cfg=pid1");
         return;
     }
-    for path in
-        ["build.rs", "Cargo.toml", "src", "../protocol/Cargo.toml", "../protocol/src", "../../Cargo.lock"]
-    {
+    for path in [
+        "build.rs",
+        "Cargo.toml",
+        "src",
+        "../archive/Cargo.toml",
+        "../archive/src",
+        "../protocol/Cargo.toml",
+        "../protocol/src",
+        "../../Cargo.lock",
+    ] {
         println!("cargo::rerun-if-changed={path}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));

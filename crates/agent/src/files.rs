@@ -27,6 +27,14 @@ pub fn sleep(time: Duration) {
 /// # Errors
 /// The kernel's, or that the file is larger than 4 MiB.
 pub fn read(path: &str) -> Result<String, Fault> {
+    read_bytes(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Reads a small file.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_bytes(path: &str) -> Result<Vec<u8>, Fault> {
     let fault = |errno| Fault::os("read", path, errno);
     let file =
         fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()).map_err(fault)?;
@@ -34,7 +42,7 @@ pub fn read(path: &str) -> Result<String, Fault> {
     let mut piece = [0; 4096];
     loop {
         match rustix::io::read(&file, &mut piece) {
-            Ok(0) => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Ok(0) => return Ok(bytes),
             Ok(_) if bytes.len() > MAX_FILE => return Err(Fault::new("read", path, "larger than 4 MiB")),
             Ok(count) => bytes.extend_from_slice(&piece[..count]),
             Err(Errno::INTR) => {}

@@ -15,7 +15,9 @@ use rustix::system::uname;
 use crate::control::Control;
 use crate::fault::Fault;
 use crate::session::{End, Guest, Session};
-use crate::{console, files, identity, modules, mounts, network, power, root, sys, transport, volumes};
+use crate::{
+    console, files, identity, modules, mounts, network, power, root, service, sys, transport, volumes,
+};
 
 /// How long the host's devices may take to be found.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
@@ -26,12 +28,11 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(10);
 /// Open files a process may have: at first, and at most. As systemd gives them.
 const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(524_288) };
 
-/// The program. As PID 1 it never returns; as anything else it says so and returns 2.
+/// The program. As PID 1 it never returns; as anything else it is a [`service`].
 #[must_use]
 pub fn main() -> i32 {
     if getpid().as_raw_nonzero().get() != 1 {
-        sys::complain("agent: this is PID 1 of a microVM and does nothing else\n");
-        return 2;
+        return service::main();
     }
     match live() {
         Ok(End::Shutdown) => {}

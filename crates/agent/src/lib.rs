@@ -6,7 +6,8 @@
 //! the standard library, which would not fit the mebibyte the agent may take.
 //!
 //! Read in order: [`init`] (the life of a machine), [`session`] (the one loop), [`root`] and
-//! [`mounts`], [`spawn`] with [`command`] and [`user`], [`streams`], [`control`], [`power`].
+//! [`mounts`], [`spawn`] with [`command`] and [`user`], [`streams`], [`control`], [`power`]; [`service`] is what the same
+//! program does when the host starts it once more.
 //! Every system call that needs `unsafe` is in `sys` and `transport`.
 //!
 //! Deliberately absent: threads, name service (the image's own `/etc/passwd` is read), a shell,
@@ -30,6 +31,7 @@ pub mod mounts;
 pub mod network;
 pub mod power;
 pub mod root;
+pub mod service;
 pub mod session;
 pub mod spawn;
 pub mod streams;

@@ -28,6 +28,9 @@ const LOWER: &str = "/lower";
 const UPPER: &str = "/upper";
 const NEW_ROOT: &str = "/newroot";
 
+/// Where PID 1 holds the overlay's upper folder open, which no path leads to any more: [`service`](crate::service) reads it.
+pub const UPPER_FD: i32 = 100;
+
 /// How long a disk may take to appear after its driver was loaded.
 const DEVICE_PATIENCE_MS: u32 = 5000;
 
@@ -106,7 +109,16 @@ fn overlay(size_bytes: u64) -> Result<(), Fault> {
     files::make_dirs("/upper/data", 0o755)?;
     files::make_dirs("/upper/work", 0o755)?;
     let layers = "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work";
-    mounts::mount_at("overlay", NEW_ROOT, "overlay", flags, layers)
+    mounts::mount_at("overlay", NEW_ROOT, "overlay", flags, layers)?;
+    hold_upper()
+}
+
+fn hold_upper() -> Result<(), Fault> {
+    let fault = |errno| Fault::os("open", "/upper/data", errno);
+    let folder = files::open("/upper/data", OFlags::PATH | OFlags::DIRECTORY)?;
+    // For as long as there is a machine.
+    core::mem::forget(rustix::io::fcntl_dupfd_cloexec(&folder, UPPER_FD).map_err(fault)?);
+    Ok(())
 }
 
 /// For a kernel without overlay: the device alone, read-only, with room to write where programs

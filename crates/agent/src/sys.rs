@@ -9,7 +9,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ffi::{CStr, c_char, c_int};
 use core::{mem, ptr};
 
-use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -105,6 +105,13 @@ pub fn fork(child: impl FnOnce() -> i32) -> Result<Pid, Errno> {
 pub fn close_inherited() {
     // SAFETY: the caller is a forked copy that uses nothing it inherited and never returns.
     let _ = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+}
+
+/// Standard input and output, of a process that was started with them.
+#[must_use]
+pub fn standard_streams() -> [BorrowedFd<'static>; 2] {
+    // SAFETY: whoever starts a process gives it both, and nothing in this program closes them.
+    [0, 1].map(|number| unsafe { BorrowedFd::borrow_raw(number) })
 }
 
 /// Says something where a user may see it, if there is one.
