@@ -44,7 +44,7 @@ impl Server {
         process
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.env("DOCKER_HOST", format!("unix://{}", self.socket().display()));
         command.env("DOCKER_CONFIG", self.place.dir.path().join("config")).env("DOCKER_BUILDKIT", "0");
@@ -67,7 +67,7 @@ impl Server {
     }
 
     /// Sends these bytes, and gives the status and the body of the answer.
-    fn raw(&self, request: &str) -> (u16, String) {
+    pub fn raw(&self, request: &str) -> (u16, String) {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         // The server may answer, and close, before it has read all of it.
         let _ = stream.write_all(request.as_bytes());
@@ -339,7 +339,12 @@ fn nonsense_gets_dockers_status_and_one_line() {
         ("GET", "/nothing", "", 404),
         ("GET", "/swarm", "", 503),
         ("GET", "/volumes/none", "", 404),
-        ("POST", "/commit", "", 501),
+        ("POST", "/commit", "", 400),
+        ("POST", "/commit?container=none", "", 404),
+        ("GET", "/containers/none/archive?path=/", "", 404),
+        ("PUT", "/containers/none/archive?path=/", "", 404),
+        ("GET", "/containers/none/changes", "", 404),
+        ("GET", "/containers/none/export", "", 404),
         ("GET", "/containers/none/json", "", 404),
         ("GET", "/containers/json?filters=%7B", "", 400),
         ("GET", "/containers/json?filters=%7B%22fly%22:[%22x%22]%7D", "", 400),

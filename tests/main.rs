@@ -15,6 +15,7 @@ mod crashes;
 mod debug;
 mod detached;
 mod docker;
+mod docker_files;
 mod escape;
 mod files;
 mod fork;

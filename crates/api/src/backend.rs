@@ -39,6 +39,26 @@ pub trait Backend: crate::Machines + Send + Sync + 'static {
     /// This program is gone.
     fn command(&self, folder: &Folder, options: &CommandOptions) -> Result<Command, Refusal>;
 
+    /// The program that does something with the files of a workload, which need not run. An archive comes on its standard input,
+    /// or goes to its standard output; its exit codes are those of [`archive::Error::code`], and 5 where
+    /// nothing is kept of one that does not run.
+    ///
+    /// # Errors
+    /// This program is gone.
+    fn files(&self, folder: &Folder, request: &archive::Request) -> Result<Command, Refusal>;
+
+    /// The program that tells what a workload has changed of its image's files, as JSON: a list of `kind` and `path`.
+    ///
+    /// # Errors
+    /// This program is gone.
+    fn changes(&self, folder: &Folder) -> Result<Command, Refusal>;
+
+    /// The program that makes an image of a workload's files. Its standard output is the digest of the image's config.
+    ///
+    /// # Errors
+    /// This program is gone.
+    fn commit(&self, folder: &Folder, options: &CommitOptions) -> Result<Command, Refusal>;
+
     /// The program that builds an image. It writes its progress to standard error.
     ///
     /// # Errors
@@ -176,6 +196,21 @@ pub struct BuildOptions {
     pub target: Option<String>,
     /// Steps that were done before are done again.
     pub no_cache: bool,
+}
+
+/// An image that is to be made of a workload's files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommitOptions {
+    /// Its name.
+    pub image: Option<String>,
+    /// Who made it.
+    pub author: String,
+    /// What it is.
+    pub message: String,
+    /// Instructions of a Containerfile that say how it is run.
+    pub changes: Vec<String>,
+    /// A container stands still meanwhile.
+    pub pause: bool,
 }
 
 /// What a workload takes of the host.

@@ -35,7 +35,8 @@ mod terminal;
 mod tls;
 
 pub use backend::{
-    Backend, BuildOptions, CommandOptions, Creation, Limit, Network, Process, Refusal, RefusalKind, Usage,
+    Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Limit, Network, Process, Refusal,
+    RefusalKind, Usage,
 };
 pub use error::ApiError;
 pub use listen::Listen;

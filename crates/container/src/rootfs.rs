@@ -125,6 +125,14 @@ pub fn lower(root: &Root) -> Result<Option<OwnedFd>> {
     mounts::file_system(fs_type, Some(&device), &read_only).during(act).map(Some)
 }
 
+/// The layers of an image's root, attached nowhere.
+pub(crate) fn detached(root: &Root, lower: Option<&OwnedFd>, scratch: &Path) -> Result<OwnedFd> {
+    match (root, lower) {
+        (Root::Image { upper, .. }, Some(lower)) => overlay(lower, upper, scratch),
+        _ => Err(Error::refused("root", "it is no image's")),
+    }
+}
+
 /// A detached overlay over an image's file system.
 fn overlay(lower: &OwnedFd, upper: &Upper, scratch: &Path) -> Result<OwnedFd> {
     let act = || "mount the layers of the root".to_owned();

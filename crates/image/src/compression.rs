@@ -71,6 +71,14 @@ pub(crate) fn decode<'a>(reader: impl Read + 'a) -> io::Result<(Compression, Box
     Ok((kind, decoder(kind, whole)?))
 }
 
+/// Decompresses a stream of gzip, zstd or xz; any other is as it is.
+///
+/// # Errors
+/// It is compressed by something else, or cannot be read.
+pub fn decompress<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    decode(reader).map(|(_, decoded)| decoded)
+}
+
 /// Reads at most `limit` bytes; more is an error.
 pub(crate) fn read_limited(reader: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();

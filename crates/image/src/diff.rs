@@ -8,10 +8,11 @@ use std::io::{self, Read};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use crate::MAX_LAYER_BYTES;
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::layers::{Body, Contents, NodeId, ROOT, Tree};
+use crate::layers::{self, ApplyError, Body, Contents, NodeId, ROOT, Tree};
 use crate::progress::Progress;
 use crate::squashfs::FileData;
 use crate::store::Store;
@@ -70,6 +71,37 @@ impl Store {
         apply(image, common, new.len(), &mut tree)?;
         apply(base.unwrap_or(image), common, old.len(), &mut other)?;
         let mut walk = Walk { old: &other, new: &tree, hashes: &hashes.0, changes: Vec::new() };
+        walk.compare();
+        Ok(walk.changes)
+    }
+}
+
+impl Store {
+    /// What a layer changes that stands on `image`; the archive is not compressed, and `what` is its name for errors. Sorted by path.
+    ///
+    /// # Errors
+    /// A layer of the image is missing or corrupt, or the archive is no sane one.
+    pub fn diff_layer(
+        &self,
+        image: &Image,
+        archive: impl Read,
+        what: &str,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Change>> {
+        let (mut old, mut hashes) = (Tree::new(), Hashes::default());
+        let layers = image.manifest().layers().len();
+        for number in 0..layers {
+            self.apply_layer(image, number, &mut old, &mut hashes, progress)?;
+        }
+        let mut new = old.clone();
+        let mut archive = tar::Reader::new(archive.take(MAX_LAYER_BYTES));
+        let number = u32::try_from(layers).unwrap_or(u32::MAX);
+        match layers::apply(&mut new, number, &mut archive, &mut hashes) {
+            Ok(_) => {}
+            Err(ApplyError::Store(error)) => return Err(error),
+            Err(ApplyError::Tar(source)) => return Err(Error::Archive { what: what.to_owned(), source }),
+        }
+        let mut walk = Walk { old: &old, new: &new, hashes: &hashes.0, changes: Vec::new() };
         walk.compare();
         Ok(walk.changes)
     }

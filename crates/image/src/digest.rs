@@ -129,6 +129,10 @@ impl<W: Write> HashWriter<W> {
         HashWriter { inner, hasher: Sha256::new(), count: 0 }
     }
 
+    pub(crate) fn get_ref(&self) -> &W {
+        &self.inner
+    }
+
     pub(crate) fn finish(self) -> (W, Digest, u64) {
         (self.inner, Digest(self.hasher.finalize().into()), self.count)
     }

@@ -41,6 +41,7 @@ mod view;
 
 pub use archive::{SaveFormat, rfc3339, source_date};
 pub use bootstrap::Bootstrap;
+pub use compression::decompress;
 pub use diff::{Change, ChangeKind};
 pub use digest::Digest;
 pub use error::{Error, Result};

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    boot, check, completions, debug, fork, image, kernel, login, man, oci, registry, restore, run, serve,
-    snapshot, snapshots, start, templates, usage, volume, workloads,
+    boot, changes, check, completions, cp, debug, files, fork, image, kernel, login, man, oci, registry,
+    restore, run, serve, snapshot, snapshots, start, templates, usage, volume, workloads,
 };
 use crate::exit;
 
@@ -48,6 +48,10 @@ pub enum Command {
     Start(start::StartOptions),
     Restart(start::RestartOptions),
     Exec(run::exec::Options),
+    Cp(cp::Options),
+    Diff(changes::DiffOptions),
+    Export(changes::ExportOptions),
+    Commit(changes::CommitOptions),
     Ps(workloads::PsOptions),
     Logs(workloads::LogsOptions),
     Attach(workloads::AttachOptions),
@@ -95,6 +99,9 @@ pub enum Command {
     /// Run a workload in the background
     #[command(hide = true)]
     Worker(run::InnerOptions),
+    /// Files of a workload as archives
+    #[command(hide = true)]
+    Files(files::Options),
     /// Serve folders to a machine
     #[command(hide = true)]
     ServeFolders(run::folders::ServeOptions),

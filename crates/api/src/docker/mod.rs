@@ -3,8 +3,10 @@
 //! A handler takes the request apart, calls the back end or reads the store, and puts docker's answer together. What is not
 //! offered answers 501 with the reason.
 
+mod archive;
 mod attach;
 mod build;
+mod commit;
 mod containers;
 mod create;
 mod events;
@@ -85,6 +87,10 @@ pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/containers/{name}/logs", get(logs::logs))
         .route("/containers/{name}/stats", get(stats::stats))
         .route("/containers/{name}/top", get(stats::top))
+        .route("/containers/{name}/archive", get(archive::get).head(archive::head).put(archive::put))
+        .route("/containers/{name}/export", get(archive::export))
+        .route("/containers/{name}/changes", get(commit::changes))
+        .route("/commit", post(commit::commit))
         .route("/containers/{name}/exec", post(exec::create))
         .route("/exec/{id}/start", post(exec::start))
         .route("/exec/{id}/resize", post(exec::resize))

@@ -1,9 +1,13 @@
 //! `list`, `ps` and `stats`.
 
-use super::Runtime;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::{Runtime, require};
 use crate::cgroups::Usage;
 use crate::error::{Result, While};
-use crate::state::State;
+use crate::state::{State, Status};
 
 impl Runtime {
     /// All containers, by name. Those that go away meanwhile are left out.
@@ -28,6 +32,21 @@ impl Runtime {
     pub fn processes(&self, id: &str) -> Result<Vec<i32>> {
         let record = self.folder(id)?.read()?;
         record.cgroups.processes()
+    }
+
+    /// The root of a container that runs, as its first process sees it. What is in it is the container's to change at any time.
+    ///
+    /// # Errors
+    /// There is no such container, or it does not run.
+    pub fn root_of(&self, id: &str) -> Result<OwnedFd> {
+        let folder = self.folder(id)?;
+        let record = folder.read()?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // Its number may be another's by the time the status is known; what is held open is not.
+        let process = rustix::fs::open(format!("/proc/{}", record.pid), flags, Mode::empty());
+        require("open the root of", id, record.status(&folder), &[Status::Running, Status::Paused])?;
+        let root = process.and_then(|process| rustix::fs::openat(process, "root", flags, Mode::empty()));
+        root.during(|| format!("open the root of container {id:?}"))
     }
 
     /// What the processes of a container take of the host.

@@ -5,6 +5,7 @@
 
 use std::io::{self, Read, Write};
 
+use crate::MAX_LAYER_BYTES;
 use crate::archive::GZIP_LEVEL;
 use crate::digest::{Digest, HashWriter};
 use crate::error::{Error, Result};
@@ -44,6 +45,20 @@ impl Incoming {
         let blob = self.blob_writer()?;
         let level = flate2::Compression::new(GZIP_LEVEL);
         Ok(LayerWriter { out: HashWriter::new(flate2::write::GzEncoder::new(blob, level)), entries: 0 })
+    }
+
+    /// Makes a layer of an archive that somebody else wrote. Whether it is a sane one shows when it is read.
+    ///
+    /// # Errors
+    /// It cannot be read, is larger than a layer may be, or the store cannot be written.
+    pub fn layer_of(&self, archive: impl Read) -> Result<LayerPart> {
+        let mut layer = self.layer_writer()?;
+        let path = layer.out.get_ref().get_ref().path().to_path_buf();
+        let copied = io::copy(&mut archive.take(MAX_LAYER_BYTES), &mut layer.out);
+        match copied.map_err(Error::file("write", path.clone()))? {
+            MAX_LAYER_BYTES => Err(Error::file("write", path)(io::ErrorKind::FileTooLarge.into())),
+            _ => layer.close(),
+        }
     }
 }
 
@@ -99,10 +114,15 @@ impl LayerWriter {
     /// # Errors
     /// The store cannot be written.
     pub fn finish(mut self) -> Result<LayerPart> {
-        let end = self.out.write_all(&[0; 1024]);
+        let path = self.out.get_ref().get_ref().path().to_path_buf();
+        self.out.write_all(&[0; 1024]).map_err(Error::file("write", path))?;
+        self.close()
+    }
+
+    fn close(self) -> Result<LayerPart> {
         let (encoder, diff_id, _) = self.out.finish();
         let path = encoder.get_ref().path().to_path_buf();
-        let blob = end.and_then(|()| encoder.finish()).map_err(Error::file("write", path))?;
+        let blob = encoder.finish().map_err(Error::file("write", path))?;
         let (digest, size) = blob.finish()?;
         let media_type = "application/vnd.oci.image.layer.v1.tar+gzip".to_string();
         Ok(LayerPart { media_type, digest, size, diff_id })

@@ -1,7 +1,7 @@
 //! `strata image …`: images in the store, and the ways in and out.
 
 mod build;
-mod more;
+pub mod more;
 
 use std::path::PathBuf;
 

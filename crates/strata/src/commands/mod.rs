@@ -1,9 +1,12 @@
 //! One file per command: its flags and what they do.
 
 pub mod boot;
+pub mod changes;
 pub mod check;
 pub mod completions;
+pub mod cp;
 pub mod debug;
+pub mod files;
 pub mod fork;
 pub mod image;
 pub mod kernel;

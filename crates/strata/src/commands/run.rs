@@ -186,6 +186,25 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     run_here(global, options, None)
 }
 
+impl Options {
+    /// Whether nothing can be written to the root.
+    pub fn is_read_only(&self) -> bool {
+        self.container.read_only
+    }
+}
+
+/// The root file of a workload's image, and that image's digest.
+///
+/// # Errors
+/// The image is not here, or the store cannot be written.
+pub fn root_file(store: &Store, options: &Options) -> Outcome<(RootFile, image::Digest)> {
+    let image = find(store, options)?;
+    let root = store.root_for_vm(&image, &Bar::new());
+    let root =
+        root.map_err(|error| images::explain(format!("run {:?}", options.image), &options.image, error))?;
+    Ok((root, image.digest()))
+}
+
 pub use detach::{InnerOptions, monitor};
 pub use worker::run as work;
 

@@ -3,10 +3,11 @@
 mod listen;
 mod machines;
 
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use api::{Backend, BuildOptions, CommandOptions, Creation, Process, Refusal, RefusalKind};
+use api::{Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Process, Refusal, RefusalKind};
 use clap::Args;
 use image::Store;
 use workload::{Folder, Workloads};
@@ -131,6 +132,28 @@ impl Backend for Host {
         let variables = options.env.iter().filter(|entry| entry.contains('=') && !entry.starts_with('='));
         command.args(variables.map(|entry| format!("--env={entry}")));
         command.arg(&folder.description().id).arg("--").args(&options.command);
+        Ok(command)
+    }
+
+    fn files(&self, folder: &Folder, request: &archive::Request) -> Result<Command, Refusal> {
+        let mut command = self.again("files")?;
+        command.arg(&folder.description().id).arg("--");
+        command.args(request.to_words().into_iter().map(std::ffi::OsString::from_vec));
+        Ok(command)
+    }
+
+    fn changes(&self, folder: &Folder) -> Result<Command, Refusal> {
+        let mut command = self.again("diff")?;
+        command.args(["--json", &folder.description().id]);
+        Ok(command)
+    }
+
+    fn commit(&self, folder: &Folder, options: &CommitOptions) -> Result<Command, Refusal> {
+        let mut command = self.again("commit")?;
+        command.args((!options.pause).then_some("--no-pause"));
+        command.arg(format!("--author={}", options.author)).arg(format!("--message={}", options.message));
+        command.args(options.changes.iter().map(|change| format!("--change={change}")));
+        command.arg("--").arg(&folder.description().id).args(&options.image);
         Ok(command)
     }
 

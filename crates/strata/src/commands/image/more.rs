@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, IsTerminal};
 
 use clap::Args;
-use image::{ChangeKind, HistoryStep, Image, Pruned, Store};
+use image::{Change, ChangeKind, HistoryStep, Image, Pruned, Store};
 
 use super::{explain, parse};
 use crate::exit::Exit;
@@ -94,11 +94,19 @@ pub fn diff(store: &Store, options: &DiffOptions) -> Outcome<()> {
     let changes = store.diff(&image, other.as_ref(), &bar);
     drop(bar);
     let changes = changes.while_trying(|| format!("compare image {:?}", options.name))?;
-    if options.json {
+    show(&changes, options.json)
+}
+
+/// Shows changes, a line each.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn show(changes: &[Change], as_json: bool) -> Outcome<()> {
+    if as_json {
         return output::json(&changes);
     }
     let mut text = String::new();
-    for change in &changes {
+    for change in changes {
         let letter = match change.kind {
             ChangeKind::Added => 'A',
             ChangeKind::Changed => 'C',

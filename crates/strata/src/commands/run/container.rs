@@ -12,14 +12,15 @@ use container::{
     CreateOptions, Root, Running, Runtime, Signals, Source, Upper, capabilities, seccomp, template,
 };
 
+use workload::Folder;
 use workload::control::{Message, Request};
 
 use super::volumes::Keep;
 use super::worker::{Link, Reply, Target};
 use super::{Options, container_network, find, hostname, process, volumes};
 use crate::cli::Global;
-use crate::commands::image as images;
 use crate::commands::oci::enter;
+use crate::commands::{files, image as images};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::progress::Bar;
@@ -117,7 +118,8 @@ pub fn check_rights() -> Outcome<()> {
 /// Image, flags or host are not as they should be; the message says which.
 pub fn run(global: &Global, options: &Options) -> Outcome {
     protect()?;
-    let create = prepare(global, options, format!("run-{}-{}", std::process::id(), container::state::now()))?;
+    let id = format!("run-{}-{}", std::process::id(), container::state::now());
+    let create = prepare(global, options, id, |_| Ok(Upper::Memory))?;
     if !options.interactive {
         let null = std::fs::File::open("/dev/null").while_trying(|| "open /dev/null".to_owned())?;
         rustix::stdio::dup2_stdin(&null).while_trying(|| "close standard input".to_owned())?;
@@ -125,13 +127,14 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     start(create, options, None)
 }
 
-/// Runs the command of the workload `id` in the background, with standard streams and requests from its monitor.
+/// Runs the command of a workload in the background, with standard streams and requests from its monitor.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_linked(global: &Global, options: &Options, id: &str, mut link: Link) -> Outcome {
-    bury(id)?;
-    let create = prepare(global, options, id.to_owned())?;
+pub fn run_linked(global: &Global, options: &Options, folder: &Folder, mut link: Link) -> Outcome {
+    let id = folder.description().id.clone();
+    bury(&id)?;
+    let create = prepare(global, options, id, |image| files::make_upper(folder, &image.digest()))?;
     let act = || "set up standard input".to_owned();
     let stdin = match link.stdin.take() {
         Some(stdin) => stdin,
@@ -150,7 +153,12 @@ struct Prepared {
     files: volumes::Settled,
 }
 
-fn prepare(global: &Global, options: &Options, id: String) -> Outcome<Prepared> {
+fn prepare(
+    global: &Global,
+    options: &Options,
+    id: String,
+    upper: impl FnOnce(&image::Image) -> Outcome<Upper>,
+) -> Outcome<Prepared> {
     check_rights()?;
     let store = store::open(global)?;
     let image = find(&store, options)?;
@@ -158,6 +166,7 @@ fn prepare(global: &Global, options: &Options, id: String) -> Outcome<Prepared> 
     let root = store
         .root_for_vm(&image, &Bar::new())
         .map_err(|error| images::explain(format!("run {:?}", options.image), &options.image, error))?;
+    let upper = upper(&image)?;
     let name = options.hostname.clone().unwrap_or_else(|| hostname(&image));
     let user = wanted.user.clone();
     let mut spec = spec(options, wanted, name)?;
@@ -165,12 +174,11 @@ fn prepare(global: &Global, options: &Options, id: String) -> Outcome<Prepared> 
     if let Some(network) = &network {
         network.add_to(&mut spec);
     }
-    // The root of one in the background is new at each start, so what is to stay is in volumes, which were made with it.
+    // What is to stay of one in the background is in its upper folder and in volumes, which were made with it.
     let keep = if options.container.read_only { Keep::CommandOnReadOnlyRoot } else { Keep::Command };
     let files = options.files.settle(&store, &image, keep)?;
     spec.mounts.extend(volumes::mounts(&files.volumes));
-    let root =
-        Root::Image { file: root.path().to_owned(), fs_type: root.fstype().to_owned(), upper: Upper::Memory };
+    let root = Root::Image { file: root.path().to_owned(), fs_type: root.fstype().to_owned(), upper };
     let source = Source::Config { spec: Box::new(spec), root, user: Some(user) };
     if options.container.privileged {
         tracing::warn!("--privileged: root in this container can do what root can do on this host");

@@ -162,7 +162,7 @@ fn in_machine(folder: &Folder, options: &Options) -> Outcome {
 }
 
 /// A number that no other client of a workload has.
-fn new_key() -> u64 {
+pub fn new_key() -> u64 {
     u64::from(std::process::id()) << 32 | u64::from(workload::now_ms() as u32)
 }
 

@@ -13,7 +13,7 @@ use workload::{Description, Isolation, Workloads};
 use super::requests::Saver;
 use super::{InnerOptions, Options, container};
 use crate::cli::Global;
-use crate::commands::restore;
+use crate::commands::{files, restore};
 use crate::failure::{Failure, Outcome, While};
 use crate::store;
 
@@ -51,20 +51,22 @@ pub fn run(global: &Global, options: &InnerOptions) -> Outcome {
     let root = store::root(global)?;
     let folder = Workloads::open(&root).and_then(|all| all.find(&options.id)).while_trying(act)?;
     let isolation = folder.description().wanted.isolation;
+    // Nobody has its files mounted while it runs.
+    let _held = files::hold(&folder)?;
     if isolation == Isolation::Container {
         // Before anything is read from the monitor: it starts this program anew.
         container::protect()?;
     }
     let mut link = Link::open()?;
     let sender = link.sender.clone();
-    let Description { name, id, wanted, .. } = folder.description();
+    let Description { name, wanted, .. } = folder.description();
     let options = || -> Outcome<Options> { serde_json::from_value(wanted.options.clone()).while_trying(act) };
     let saved =
         link.saved.take().map_or_else(|| restore::saved_for(&wanted.options), |saved| Ok(Some(saved)));
     let outcome = saved.and_then(|saved| match (isolation, saved) {
         (_, Some(saved)) => restore::go_on_with(&root, wanted.options.clone(), saved, link, name),
         (Isolation::Vm, None) => super::run_here(global, &options()?, Some(link)),
-        (Isolation::Container, None) => container::run_linked(global, &options()?, id, link),
+        (Isolation::Container, None) => container::run_linked(global, &options()?, &folder, link),
     });
     if let Err(failure) = &outcome {
         say(&sender, 0, &Event::Failed { reason: failure.to_string() });

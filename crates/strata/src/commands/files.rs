@@ -1,0 +1,238 @@
+//! `strata files`: files of a workload as archives, for `strata cp` and the API, which start this program for it.
+//!
+//! Those of a container that runs are reached through its first process; of one at rest, by its layers, mounted for this process
+//! alone. In a machine the agent does the same. What it does is in the crate `archive` for all of them.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use archive::{Request, Roots};
+use clap::Args;
+use container::{Root, Upper};
+use workload::control::{Answer, Client, Exec};
+use workload::{Description, Folder, Isolation, Status};
+
+use super::run::{container as containers, exec};
+use super::workloads;
+use crate::cli::Global;
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While};
+use crate::store;
+
+/// The agent's own program in a machine, by a name that no image has in its hands.
+const AGENT: &str = "/proc/1/exe";
+/// What it ends with where a root may not be written.
+const READ_ONLY: u8 = 4;
+/// What this ends with where nothing is kept of a workload that does not run.
+const AT_REST: u8 = 5;
+/// Where an overlay cannot have its upper folder: on another one.
+const OVERLAYFS: i64 = 0x794c_7630;
+
+/// The words of [`Request`].
+#[derive(Args)]
+pub struct Options {
+    /// Name or id of the workload
+    workload: String,
+    /// What is asked
+    #[arg(trailing_var_arg = true, required = true)]
+    words: Vec<String>,
+}
+
+/// Does what is asked; an archive comes from standard input or goes to standard output.
+///
+/// # Errors
+/// As `archive`'s, with its exit codes; or the workload cannot be reached.
+pub fn run(global: &Global, options: &Options) -> Outcome {
+    let folder = workloads::find(global, &options.workload)?;
+    let words: Vec<&[u8]> = options.words.iter().map(String::as_bytes).collect();
+    let request = Request::parse(&words)
+        .ok_or_else(|| Failure::new(format!("files: {:?}", options.words)).exit(Exit::Usage))?;
+    let stdin = io::stdin();
+    let decoded = if request.reads() { Some(decompress()?) } else { None };
+    let input = decoded.as_ref().map_or_else(|| stdin.as_fd(), AsFd::as_fd);
+    loop {
+        match folder.description().wanted.isolation {
+            _ if workloads::state(&folder)?.status == Status::Restarting => {}
+            Isolation::Vm if is_up(&folder)? => return in_machine(&folder, &request, input),
+            Isolation::Container if is_up(&folder)? => {
+                containers::check_rights()?;
+                let opened = containers::runtime().root_of(&folder.description().id);
+                let root = opened.map_err(containers::explain)?;
+                return in_root(&folder, &root, &request, input);
+            }
+            isolation => {
+                // Nobody starts it meanwhile. Whoever did before this is seen in the next round.
+                if let Some(_held) = try_hold(&folder)? {
+                    return match isolation {
+                        Isolation::Container => in_container_at_rest(global, &folder, &request, input),
+                        Isolation::Vm => Err(at_rest(&folder)),
+                    };
+                }
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+fn at_rest(folder: &Folder) -> Failure {
+    let name = &folder.description().name;
+    Failure::new(format!(
+        "files of {name}: what a machine wrote is gone when it has ended, and this one does not run"
+    ))
+    .exit(Exit::Workload(AT_REST))
+    .hint(format!("strata start {name}"))
+}
+
+fn is_up(folder: &Folder) -> Outcome<bool> {
+    Ok(matches!(workloads::state(folder)?.status, Status::Running | Status::Paused))
+}
+
+/// Standard input, decompressed by a thread of its own.
+fn decompress() -> Outcome<OwnedFd> {
+    let act = || "read the archive".to_owned();
+    let (read, mut write) = io::pipe().while_trying(act)?;
+    let copy = move || {
+        let copied =
+            image::decompress(io::stdin().lock()).and_then(|mut from| io::copy(&mut from, &mut write));
+        if let Err(error) = copied
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            // No archive: whoever reads it says so.
+            tracing::warn!("read the archive: {error}");
+            let _ = write.write_all(b"\xff");
+        }
+    };
+    std::thread::Builder::new().name("archive".into()).spawn(copy).while_trying(act)?;
+    Ok(read.into())
+}
+
+/// The agent does it, in the guest.
+fn in_machine(folder: &Folder, request: &Request, input: BorrowedFd<'_>) -> Outcome {
+    let act = || format!("files of {}", folder.description().name);
+    let words = request.to_words().into_iter().map(String::from_utf8);
+    let words: Vec<String> = words.collect::<Result<_, _>>().while_trying(act)?;
+    let exec = Exec {
+        key: exec::new_key(),
+        command: [AGENT, "files"].map(str::to_owned).into_iter().chain(words).collect(),
+        env: Vec::new(),
+        workdir: "/".to_owned(),
+        user: String::new(),
+        terminal: None,
+        stdin: request.reads(),
+        detach: false,
+    };
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    let mut fds = vec![stdout.as_fd(), stderr.as_fd()];
+    if request.reads() {
+        fds.push(input);
+    }
+    let mut client = Client::connect(folder).while_trying(act)?;
+    match client.ask(&workload::control::Request::Exec(exec), &fds).while_trying(act)? {
+        Answer::Exited { code } => Ok(Exit::Workload(code)),
+        Answer::NotStarted { reason, .. } => Err(Failure::new(format!("{}: {reason}", act()))),
+        other => Err(Failure::new(format!("{}: {other:?}", act()))),
+    }
+}
+
+fn in_root(folder: &Folder, root: &OwnedFd, request: &Request, input: BorrowedFd<'_>) -> Outcome {
+    let upper = || File::open(upper_of(folder).join("upper")).ok().map(OwnedFd::from);
+    let user = |name: &str| container::user(root.as_fd(), name).ok().map(|user| (user.uid, user.gid));
+    let roots = Roots { root: root.as_fd(), upper: &upper, user: &user };
+    let stdout = io::stdout();
+    request.run(&roots, input, stdout.as_fd()).map_err(|error| {
+        let text = error.line(|errno| io::Error::from(errno).to_string());
+        Failure::new(text).exit(Exit::Workload(error.code()))
+    })?;
+    Ok(Exit::Success)
+}
+
+fn in_container_at_rest(
+    global: &Global,
+    folder: &Folder,
+    request: &Request,
+    input: BorrowedFd<'_>,
+) -> Outcome {
+    containers::check_rights()?;
+    let options: super::run::Options = serde_json::from_value(folder.description().wanted.options.clone())
+        .while_trying(|| format!("read how {} was started", folder.description().name))?;
+    if request.reads() && options.is_read_only() {
+        let text = "container rootfs is marked read-only";
+        return Err(Failure::new(text).exit(Exit::Workload(READ_ONLY)));
+    }
+    let store = store::open(global)?;
+    let (lower, digest) = super::run::root_file(&store, &options)?;
+    let Upper::Folder(upper) = make_upper(folder, &digest)? else { return Err(at_rest(folder)) };
+    let scratch = upper.join("mount");
+    std::fs::create_dir_all(&scratch).while_trying(|| format!("make {}", scratch.display()))?;
+    let (file, fs_type) = (lower.path().to_owned(), lower.fstype().to_owned());
+    let root = Root::Image { file, fs_type, upper: Upper::Folder(upper) };
+    let root = container::rest::mount(&root, &scratch).map_err(containers::explain)?;
+    in_root(folder, &root, request, input)
+}
+
+/// Where what a container writes is kept.
+fn upper_of(folder: &Folder) -> PathBuf {
+    folder.path().join("files")
+}
+
+/// Makes the place where what a container writes to the root of `image` is kept: with the workload, as long as it is there.
+///
+/// # Errors
+/// What is kept was written to another image's root, or the store cannot be written.
+pub fn make_upper(folder: &Folder, image: &image::Digest) -> Outcome<Upper> {
+    let path = upper_of(folder);
+    let act = || format!("make {}", path.display());
+    match std::fs::create_dir(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error).while_trying(act),
+        _ => {}
+    }
+    let found = rustix::fs::statfs(&path).while_trying(act)?;
+    if found.f_type == OVERLAYFS {
+        tracing::info!("{}: on an overlay, what a container writes stays in memory", path.display());
+        return Ok(Upper::Memory);
+    }
+    let note = path.join("image");
+    let noted = std::fs::read_to_string(&note).unwrap_or_default();
+    if noted != image.to_string() {
+        let is_written =
+            std::fs::read_dir(path.join("upper")).is_ok_and(|mut entries| entries.next().is_some());
+        if is_written {
+            let Description { name, wanted, .. } = folder.description();
+            let text =
+                format!("files of {name}: {} is another image than when they were written", wanted.image);
+            return Err(
+                Failure::new(text).hint(format!("strata image tag {noted} NAME, or strata rm {name}"))
+            );
+        }
+        std::fs::write(&note, image.to_string()).while_trying(|| format!("write {}", note.display()))?;
+    }
+    Ok(Upper::Folder(path))
+}
+
+/// Held by whoever runs a workload, or has its files mounted while it does not run.
+fn lock_of(folder: &Folder) -> Outcome<File> {
+    let path = folder.path().join("files.lock");
+    let opened = File::options().create(true).truncate(false).write(true).open(&path);
+    opened.while_trying(|| format!("open {}", path.display()))
+}
+
+fn try_hold(folder: &Folder) -> Outcome<Option<File>> {
+    let file = lock_of(folder)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => Err(error).while_trying(|| "lock the files".to_owned()),
+    }
+}
+
+/// Waits until nobody has the files of a workload mounted, and keeps it so while the file lives.
+///
+/// # Errors
+/// The store cannot be written.
+pub fn hold(folder: &Folder) -> Outcome<File> {
+    let file = lock_of(folder)?;
+    file.lock().while_trying(|| "lock the files".to_owned())?;
+    Ok(file)
+}
