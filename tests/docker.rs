@@ -52,7 +52,12 @@ impl Server {
         command
     }
 
-    fn socket(&self) -> std::path::PathBuf {
+    /// The server's process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn socket(&self) -> std::path::PathBuf {
         self.place.dir.path().join("d.sock")
     }
 

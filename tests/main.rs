@@ -16,6 +16,7 @@ mod debug;
 mod detached;
 mod docker;
 mod docker_files;
+mod docker_limits;
 mod escape;
 mod files;
 mod fork;

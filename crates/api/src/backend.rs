@@ -65,10 +65,19 @@ pub trait Backend: crate::Machines + Send + Sync + 'static {
     /// This program is gone.
     fn build(&self, options: &BuildOptions) -> Result<Command, Refusal>;
 
+    /// Gives a workload other limits.
+    ///
+    /// # Errors
+    /// It cannot have them, or not as it is just now.
+    fn update(&self, folder: &Folder, limits: &Limits) -> Result<(), Refusal>;
+
+    /// Bytes that a workload has written to its image's root, as far as they are kept.
+    fn written(&self, folder: &Folder) -> Option<u64>;
+
     /// What a workload takes of the host; nothing if it does not run.
     fn usage(&self, folder: &Folder) -> Option<Usage>;
 
-    /// The processes of a workload, as the host sees them; nothing if only its guest knows.
+    /// The processes of a workload: of a container as the host sees them, of a machine as its guest does.
     fn processes(&self, folder: &Folder) -> Option<Vec<Process>>;
 }
 
@@ -151,6 +160,19 @@ pub enum Network {
     User,
 }
 
+/// Limits that change; those that are not given stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Thousandths of a processor.
+    pub millicpus: Option<u64>,
+    /// Processes and threads at most; -1 is without limit.
+    pub pids_limit: Option<i64>,
+    /// When it is started again.
+    pub restart: Option<Restart>,
+}
+
 /// A resource limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
@@ -226,10 +248,10 @@ pub struct Usage {
     pub pids: u64,
 }
 
-/// One process of a workload, as the host sees it.
+/// One process of a workload.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Process {
-    /// Its number on the host.
+    /// Its number, on the host or in the guest.
     pub pid: i32,
     /// Its parent's.
     pub ppid: i32,

@@ -62,6 +62,7 @@ pub enum Command {
     Unpause(workloads::PauseOptions),
     Rm(workloads::RmOptions),
     Rename(workloads::RenameOptions),
+    Update(run::update::UpdateOptions),
     Inspect(workloads::InspectOptions),
     Stats(usage::StatsOptions),
     Top(usage::TopOptions),

@@ -64,6 +64,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Restart(options) => commands::start::restart(&cli.global, options),
         Command::Exec(options) => commands::run::exec::run(&cli.global, options),
         Command::Cp(options) => commands::cp::run(&cli.global, options),
+        Command::Update(options) => commands::run::update::run(&cli.global, options),
         Command::Diff(options) => commands::changes::diff(&cli.global, options),
         Command::Export(options) => commands::changes::export(&cli.global, options),
         Command::Commit(options) => commands::changes::commit(&cli.global, options),

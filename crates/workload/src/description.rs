@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
+use crate::files::{self, Durable};
+use crate::folder::{Folder, Workloads};
 use crate::mount::Mount;
 
 /// The version of [`Description`] that this build writes and reads.
@@ -72,6 +75,21 @@ impl Wanted {
     /// The names of the volumes that it sees.
     pub fn volumes(&self) -> Vec<String> {
         self.mounts.iter().filter_map(Mount::volume).map(str::to_owned).collect()
+    }
+}
+
+impl Workloads {
+    /// Decides something else about a workload. Whoever watches it has been told some of it already.
+    ///
+    /// # Errors
+    /// It is gone, or its folder cannot be written.
+    pub fn change(&self, folder: &Folder, change: impl FnOnce(&mut Wanted)) -> Result<()> {
+        let _lock = self.lock()?;
+        let mut description = Folder::open(folder.path())?.description().clone();
+        change(&mut description.wanted);
+        files::replace(&folder.path().join("workload.json"), &description, Durable::Now)?;
+        folder.tell("update", &[]);
+        Ok(())
     }
 }
 
@@ -189,7 +207,7 @@ impl Restart {
 impl FromStr for Restart {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wrong = || "it is no, on-failure[:TIMES], always or unless-stopped".to_owned();
         Ok(match text.split_once(':') {
             None => match text {
@@ -219,7 +237,7 @@ impl fmt::Display for Restart {
 impl TryFrom<String> for Restart {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> std::result::Result<Self, String> {
         text.parse()
     }
 }

@@ -37,7 +37,7 @@ impl Workloads {
         Ok(Workloads { dir })
     }
 
-    fn lock(&self) -> Result<File> {
+    pub(crate) fn lock(&self) -> Result<File> {
         let path = self.dir.join("lock");
         let file = open_lock(&path)?;
         file.lock().map_err(Error::file("lock", &path))?;

@@ -222,7 +222,9 @@ impl Monitor<'_> {
                 Err(reason) => drop(failed.get_or_insert(reason)),
             };
             let code = self.run_worker(commands, saved.take(), &mut started)?;
-            let policy = self.folder.description().wanted.restart;
+            // It may have been decided anew meanwhile.
+            let now = Folder::open(self.folder.path());
+            let policy = now.as_ref().unwrap_or(self.folder).description().wanted.restart;
             let (restarts, stopping) = {
                 let shared = self.lock();
                 (shared.state.restarts, shared.stopping)

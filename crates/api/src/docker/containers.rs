@@ -25,7 +25,21 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
     let filters = Filters::of(&params, &KNOWN)?;
     let limit: Option<i64> = params.number("limit")?;
     let all = params.flag("all") || limit.is_some_and(|limit| limit > 0) || filters.has("status");
-    let rows = app.blocking(move |backend| rows(backend, &filters, all, limit)).await?;
+    let with_size = params.flag("size");
+    let rows = app
+        .blocking(move |backend| {
+            let mut found = rows(backend, &filters, all, limit)?;
+            for row in found.iter_mut().filter(|_| with_size) {
+                let Some(folder) = row["Id"].as_str().and_then(|id| backend.workloads().find(id).ok()) else {
+                    continue;
+                };
+                let (written, all) = sizes(backend, &folder);
+                row["SizeRw"] = json!(written);
+                row["SizeRootFs"] = json!(all);
+            }
+            Ok(found)
+        })
+        .await?;
     Ok(json(StatusCode::OK, &rows))
 }
 
@@ -164,6 +178,14 @@ fn row(folder: &Folder, state: &Condition, images: &mut ImageIds<'_>) -> Value {
         "NetworkSettings": { "Networks": { network: {} } },
         "Mounts": super::volumes::mounts(what, None),
     })
+}
+
+/// Bytes that it has written to its image's root, and those of all of that root.
+pub(super) fn sizes(backend: &dyn Backend, folder: &Folder) -> (u64, u64) {
+    let name = folder.description().wanted.image.parse::<Reference>().ok();
+    let image = name.and_then(|name| backend.store().image(&name).ok());
+    let written = backend.written(folder).unwrap_or_default();
+    (written, written + image.map_or(0, |image| image.size_bytes()))
 }
 
 /// The runtime that a client would have to name.

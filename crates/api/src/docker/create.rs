@@ -50,6 +50,12 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
     let said = serde_json::to_value(&body).map_err(|error| ApiError::bad(error.to_string()))?;
     let host = body.host_config.unwrap_or_default();
     refuse_what_is_not_there(&host)?;
+    // A machine has one: the agent, which takes the children that nobody waits for.
+    if host.init == Some(true) && host.runtime.as_deref() != Some(VM) {
+        return Err(ApiError::not_offered(format!(
+            "HostConfig.Init: not there yet but with the runtime {VM}"
+        )));
+    }
     let mounts = volumes::wanted(&host, body.volumes.as_deref().unwrap_or_default())?;
     let image = body.image.filter(|image| !image.is_empty());
     let image = image.ok_or_else(|| ApiError::bad("No image was specified"))?;
@@ -112,7 +118,7 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
 }
 
 /// Docker gives a number, or a quota in a period.
-fn millicpus(host: &HostConfig) -> Option<u64> {
+pub(super) fn millicpus(host: &HostConfig) -> Option<u64> {
     let nano = host.nano_cpus.unwrap_or_default();
     let milli = match (nano, host.cpu_quota, host.cpu_period) {
         (1.., ..) => nano / 1_000_000,
@@ -145,7 +151,6 @@ fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
         ("GroupAdd", some(&host.group_add)),
         ("Sysctls", host.sysctls.as_ref().is_some_and(|map| !map.is_empty())),
         ("StorageOpt", host.storage_opt.as_ref().is_some_and(|map| !map.is_empty())),
-        ("Init", host.init == Some(true)),
         ("PublishAllPorts", host.publish_all_ports == Some(true)),
         ("OomKillDisable", host.oom_kill_disable == Some(true)),
         ("CgroupParent", words(&host.cgroup_parent, &[])),
@@ -181,7 +186,7 @@ fn network(mode: &str) -> Result<Network> {
     }
 }
 
-fn restart(policy: Option<RestartPolicy>) -> Result<Restart> {
+pub(super) fn restart(policy: Option<RestartPolicy>) -> Result<Restart> {
     let Some(policy) = policy else { return Ok(Restart::No) };
     let most = policy.maximum_retry_count.filter(|most| *most != 0);
     let most = most.map(u32::try_from).transpose();
@@ -308,8 +313,13 @@ mod tests {
             let error = of(json!({"Image": "x", "HostConfig": host})).unwrap_err();
             (error.status.as_u16(), error.message)
         };
-        let (status, message) = refused(json!({"PidMode": "host", "Init": true}));
-        assert_eq!((status, message.as_str()), (501, "HostConfig.Init, HostConfig.PidMode: not there yet"));
+        let (status, message) = refused(json!({"PidMode": "host", "ShmSize": 1}));
+        assert_eq!(
+            (status, message.as_str()),
+            (501, "HostConfig.PidMode, HostConfig.ShmSize: not there yet")
+        );
+        assert_eq!(refused(json!({"Init": true})).0, 501);
+        assert!(of(json!({"Image": "x", "HostConfig": {"Init": true, "Runtime": VM}})).is_ok());
         assert_eq!(refused(json!({"Runtime": "runc"})).0, 400);
         assert_eq!(refused(json!({"NetworkMode": "host"})).0, 501);
         assert_eq!(refused(json!({"NetworkMode": "team"})).0, 404);

@@ -81,7 +81,17 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
             if filters.values("dangling").any(|value| matches!(value, "true" | "1")) {
                 return Ok(Vec::new());
             }
+            let made = |name: &str| -> Result<i64> { Ok(made_at(&find(backend.store(), name)?)) };
+            let before = filters.values("before").map(made).collect::<Result<Vec<i64>>>()?;
+            let since = filters.values("since").map(made).collect::<Result<Vec<i64>>>()?;
+            let until = filters.values("until").map(moment).collect::<Result<Vec<i64>>>()?;
             rows(backend, digests, &|image: &Image| {
+                let created = made_at(image);
+                let in_time = before.iter().chain(&until).all(|time| created < *time)
+                    && since.iter().all(|time| created > *time);
+                if !in_time {
+                    return false;
+                }
                 let labels = image.config().labels;
                 let name = image.name();
                 filters.fits_labels(|key| labels.get(key).map(String::as_str))
@@ -94,6 +104,31 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
         })
         .await?;
     Ok(json(StatusCode::OK, &rows))
+}
+
+/// When an image was made: seconds since 1970.
+fn made_at(image: &Image) -> i64 {
+    let config: Value = serde_json::from_slice(image.config_bytes()).unwrap_or_default();
+    seconds(config["created"].as_str())
+}
+
+/// A time in seconds since 1970, as RFC 3339 has it, or so long ago: `90m`, `24h`.
+fn moment(text: &str) -> Result<i64> {
+    let wrong = || ApiError::bad(format!("invalid filter 'until={text}'"));
+    if let Ok(seconds) = text.parse::<i64>() {
+        return Ok(seconds);
+    }
+    let unit = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        _ => {
+            let found = workload::log::seconds(text);
+            return if found == 0 { Err(wrong()) } else { Ok(found) };
+        }
+    };
+    let count: i64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    Ok((workload::now_ms() / 1000) as i64 - count.saturating_mul(unit))
 }
 
 /// `*` stands for anything but a slash.
@@ -373,6 +408,16 @@ mod tests {
         assert_eq!(verb("reg:5000/a/b:c/push", &verbs), Ok(("reg:5000/a/b:c", "push")));
         assert_eq!(verb("json/json", &verbs), Ok(("json", "json")));
         assert!(verb("json", &verbs).is_err() && verb("a/fly", &verbs).is_err());
+    }
+
+    #[test]
+    fn moments_are_numbers_times_and_ages() {
+        assert_eq!(moment("1700000000"), Ok(1_700_000_000));
+        assert_eq!(moment("2023-11-14T22:13:20Z"), Ok(1_700_000_000));
+        assert!(moment("24h").unwrap() < (workload::now_ms() / 1000) as i64 - 86_000);
+        for wrong in ["", "h", "soon", "1d", "xm"] {
+            assert!(moment(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

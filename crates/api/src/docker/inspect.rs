@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use workload::log::rfc3339;
 use workload::{Folder, Restart, State as Condition, Status};
 
-use super::containers::{ImageIds, network_of, runtime_of, status_word};
+use super::containers::{self, ImageIds, network_of, runtime_of, status_word};
+use super::params::Params;
 use super::{App, create, json, volumes};
 use crate::backend::Backend;
 use crate::error::Result;
@@ -18,13 +19,20 @@ use crate::error::Result;
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// `GET /containers/NAME/json`
-pub(super) async fn inspect(State(app): App, Path(name): Path<String>) -> Result {
+pub(super) async fn inspect(State(app): App, Path(name): Path<String>, params: Params) -> Result {
     let folder = app.find(name).await?;
+    let with_size = params.flag("size");
     let execs = app.execs.of(&folder.description().id);
     let value = app
         .blocking(move |backend| {
             let state = folder.state()?;
-            Ok(describe(backend, &folder, &state, execs))
+            let mut value = describe(backend, &folder, &state, execs);
+            if with_size {
+                let (written, all) = containers::sizes(backend, &folder);
+                value["SizeRw"] = json!(written);
+                value["SizeRootFs"] = json!(all);
+            }
+            Ok(value)
         })
         .await?;
     Ok(json(StatusCode::OK, &value))

@@ -23,6 +23,7 @@ mod pull;
 mod stats;
 mod streams;
 mod system;
+mod update;
 mod volumes;
 
 use std::sync::Arc;
@@ -81,6 +82,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/containers/{name}/pause", post(lifecycle::pause))
         .route("/containers/{name}/unpause", post(lifecycle::unpause))
         .route("/containers/{name}/rename", post(lifecycle::rename))
+        .route("/containers/{name}/update", post(update::update))
         .route("/containers/{name}/resize", post(lifecycle::resize))
         .route("/containers/{name}/wait", post(exits::wait))
         .route("/containers/{name}/attach", post(attach::attach))

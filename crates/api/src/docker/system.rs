@@ -158,11 +158,12 @@ pub(super) async fn disk_usage(State(app): App, _params: Params) -> Result {
             for folder in backend.workloads().list()? {
                 let Ok(state) = folder.state() else { continue };
                 let what = folder.description();
+                let (written, all) = super::containers::sizes(backend, &folder);
                 containers.push(json!({
                     "Id": what.id, "Names": [format!("/{}", what.name)], "Image": what.wanted.image,
                     "State": super::containers::status_word(state.status),
                     "Status": super::containers::status_line(&state),
-                    "SizeRw": 0, "SizeRootFs": 0, "Created": what.created_ms / 1000,
+                    "SizeRw": written, "SizeRootFs": all, "Created": what.created_ms / 1000,
                     "Command": what.wanted.command.join(" "), "Mounts": super::volumes::mounts(what, None),
                 }));
             }

@@ -4,7 +4,7 @@
 //! alone. In a machine the agent does the same. What it does is in the crate `archive` for all of them.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -23,6 +23,8 @@ use crate::store;
 
 /// The agent's own program in a machine, by a name that no image has in its hands.
 const AGENT: &str = "/proc/1/exe";
+/// Bytes of what it says that is no archive.
+const MAX_ANSWER_BYTES: u64 = 4 << 20;
 /// What it ends with where a root may not be written.
 const READ_ONLY: u8 = 4;
 /// What this ends with where nothing is kept of a workload that does not run.
@@ -110,30 +112,74 @@ fn decompress() -> Outcome<OwnedFd> {
 
 /// The agent does it, in the guest.
 fn in_machine(folder: &Folder, request: &Request, input: BorrowedFd<'_>) -> Outcome {
-    let act = || format!("files of {}", folder.description().name);
     let words = request.to_words().into_iter().map(String::from_utf8);
-    let words: Vec<String> = words.collect::<Result<_, _>>().while_trying(act)?;
+    let words: Result<Vec<String>, _> = words.collect();
+    let words = words.while_trying(|| format!("files of {}", folder.description().name))?;
+    let words = std::iter::once("files".to_owned()).chain(words).collect();
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    let mut fds = vec![stdout.as_fd(), stderr.as_fd()];
+    fds.extend(request.reads().then_some(input));
+    start_agent(folder, words, &fds).map(Exit::Workload)
+}
+
+/// Starts the agent's program once more, with these streams; gives its exit code.
+fn start_agent(folder: &Folder, words: Vec<String>, fds: &[BorrowedFd<'_>]) -> Outcome<u8> {
+    let act = || format!("ask the guest of {}", folder.description().name);
     let exec = Exec {
         key: exec::new_key(),
-        command: [AGENT, "files"].map(str::to_owned).into_iter().chain(words).collect(),
+        command: std::iter::once(AGENT.to_owned()).chain(words).collect(),
         env: Vec::new(),
         workdir: "/".to_owned(),
         user: String::new(),
         terminal: None,
-        stdin: request.reads(),
+        stdin: fds.len() > 2,
         detach: false,
     };
-    let (stdout, stderr) = (io::stdout(), io::stderr());
-    let mut fds = vec![stdout.as_fd(), stderr.as_fd()];
-    if request.reads() {
-        fds.push(input);
-    }
     let mut client = Client::connect(folder).while_trying(act)?;
-    match client.ask(&workload::control::Request::Exec(exec), &fds).while_trying(act)? {
-        Answer::Exited { code } => Ok(Exit::Workload(code)),
+    match client.ask(&workload::control::Request::Exec(exec), fds).while_trying(act)? {
+        Answer::Exited { code } => Ok(code),
         Answer::NotStarted { reason, .. } => Err(Failure::new(format!("{}: {reason}", act()))),
         other => Err(Failure::new(format!("{}: {other:?}", act()))),
     }
+}
+
+/// What the agent's program of a machine that runs says to a word, as far as it is text.
+///
+/// # Errors
+/// It does not run, or does not know.
+pub fn ask_agent(folder: &Folder, word: &str) -> Outcome<String> {
+    let act = || format!("ask the guest of {}", folder.description().name);
+    let (mut read, write) = io::pipe().while_trying(act)?;
+    let null = File::options().write(true).open("/dev/null").while_trying(act)?;
+    let hear = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // The guest is hostile: what is more is nobody's list.
+        let _ = (&mut read).take(MAX_ANSWER_BYTES).read_to_end(&mut bytes);
+        bytes
+    });
+    let code = start_agent(folder, vec![word.to_owned()], &[write.as_fd(), null.as_fd()]);
+    drop(write);
+    let bytes = hear.join().unwrap_or_default();
+    match code? {
+        0 => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        code => Err(Failure::new(format!("{}: it ended with {code}", act()))),
+    }
+}
+
+/// Bytes that a workload has written to its image's root: those of a container, for what a machine writes is not kept.
+pub fn written(folder: &Folder) -> Option<u64> {
+    fn below(folder: &std::path::Path) -> u64 {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries
+            .map(|entry| match entry.metadata() {
+                Ok(meta) if meta.is_dir() => below(&entry.path()),
+                Ok(meta) if meta.is_file() => meta.len(),
+                _ => 0,
+            })
+            .sum()
+    }
+    let upper = upper_of(folder).join("upper");
+    (folder.description().wanted.isolation == Isolation::Container).then(|| below(&upper))
 }
 
 fn in_root(folder: &Folder, root: &OwnedFd, request: &Request, input: BorrowedFd<'_>) -> Outcome {

@@ -19,6 +19,7 @@ pub mod network;
 pub mod requests;
 pub mod session;
 pub mod template;
+pub mod update;
 pub mod volumes;
 pub mod worker;
 
@@ -153,6 +154,9 @@ enum Start {
     /// By booting its kernel
     Cold,
 }
+
+/// Processors that a machine may have.
+const MAX_CPUS: u64 = 64;
 
 /// All that a machine for a workload is made of, held open until it has ended.
 struct Prepared {
@@ -423,10 +427,15 @@ fn process(options: &Options, config: &Config) -> Outcome<protocol::Process> {
         let failure = Failure::new(format!("run {:?}: the image names no command", options.image));
         return Err(failure.hint(format!("strata run {} -- COMMAND", options.image)));
     }
+    let unset = |variable: &String| {
+        let name = variable.split('=').next().unwrap_or_default();
+        options.process.unset.iter().any(|unset| unset == name)
+    };
+    let image: Vec<String> = config.env.iter().filter(|variable| !unset(variable)).cloned().collect();
     Ok(protocol::Process {
         exec: 1,
         argv,
-        env: environment(&config.env, &options.process.env, |name| std::env::var(name).ok()),
+        env: environment(&image, &options.process.env, |name| std::env::var(name).ok()),
         cwd: options.process.workdir.clone().unwrap_or_else(|| config.workdir.clone()),
         user: options.process.user.clone().unwrap_or_else(|| config.user.clone()),
         tty: options.tty.then(|| window(options)),

@@ -12,8 +12,8 @@ use clap::Args;
 use image::Store;
 use workload::{Folder, Workloads};
 
-use super::run::{creation, detach};
-use super::{usage, workloads};
+use super::run::{creation, detach, update};
+use super::{files, usage, workloads};
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
@@ -172,6 +172,14 @@ impl Backend for Host {
         command.args(options.labels.iter().map(|entry| format!("--label={entry}")));
         command.arg("--").arg(&options.context);
         Ok(command)
+    }
+
+    fn update(&self, folder: &Folder, limits: &api::Limits) -> Result<(), Refusal> {
+        update::change(&self.workloads, folder, limits).map_err(refusal)
+    }
+
+    fn written(&self, folder: &Folder) -> Option<u64> {
+        files::written(folder)
     }
 
     fn usage(&self, folder: &Folder) -> Option<api::Usage> {

@@ -8,7 +8,8 @@ use serde_json::json;
 use workload::control::{Answer, Client, Request};
 use workload::{Folder, Isolation, Status};
 
-use super::run::{container, exec};
+use super::files;
+use super::run::container;
 use super::workloads::{all, find, state};
 use crate::cli::Global;
 use crate::exit::Exit;
@@ -33,10 +34,10 @@ pub struct StatsOptions {
 
 /// Show the processes of a workload
 ///
-/// Those of a container are shown as this host sees them. Those of a machine only its guest knows: its own ps shows them.
+/// Those of a container are shown as this host sees them, those of a machine as its guest does.
 #[derive(Args)]
 pub struct TopOptions {
-    /// Write JSON: for containers
+    /// Write JSON
     #[arg(long)]
     json: bool,
     /// Name or id of the workload
@@ -114,10 +115,11 @@ fn stat(pid: u32) -> Option<Stat> {
     })
 }
 
-/// The processes of a container; nothing if it is none, or does not run.
+/// The processes of a workload; nothing if it does not run. Those of a machine are told by its guest, in the guest's numbers.
 pub fn processes(folder: &Folder) -> Option<Vec<Process>> {
-    if folder.description().wanted.isolation != Isolation::Container {
-        return None;
+    if folder.description().wanted.isolation == Isolation::Vm {
+        let text = files::ask_agent(folder, "processes").ok()?;
+        return Some(text.lines().filter_map(row).collect());
     }
     let mut pids = container::runtime().processes(&folder.description().id).ok()?;
     pids.sort_unstable();
@@ -125,6 +127,20 @@ pub fn processes(folder: &Folder) -> Option<Vec<Process>> {
     let boot = host.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<u64>().ok());
     // One that ends meanwhile is gone.
     Some(pids.into_iter().filter_map(|pid| process(pid, boot.unwrap_or_default())).collect())
+}
+
+/// A line of the agent's list.
+fn row(line: &str) -> Option<Process> {
+    let mut words = line.splitn(6, ' ');
+    let mut word = || words.next();
+    Some(Process {
+        pid: word()?.parse().ok()?,
+        ppid: word()?.parse().ok()?,
+        uid: word()?.parse().ok()?,
+        started_ms: word()?.parse().ok()?,
+        cpu_ms: word()?.parse().ok()?,
+        command: word()?.to_owned(),
+    })
 }
 
 fn process(pid: i32, booted: u64) -> Option<Process> {
@@ -190,18 +206,15 @@ fn seconds(ms: u64) -> String {
 /// `strata top`
 ///
 /// # Errors
-/// It does not run, or its guest has no ps.
+/// It does not run, or its guest does not answer.
 pub fn top(global: &Global, options: &TopOptions) -> Outcome {
     let folder = find(global, &options.workload)?;
     let status = state(&folder)?.status;
     if !matches!(status, Status::Running | Status::Paused) {
         return Err(Failure::new(format!("top {}: it is {status}", options.workload)));
     }
-    if folder.description().wanted.isolation == Isolation::Vm {
-        return exec::run(global, &exec::Options::of(&options.workload, &["ps", "-ef"]));
-    }
     let rows = processes(&folder)
-        .ok_or_else(|| Failure::new(format!("top {}: its control groups are gone", options.workload)))?;
+        .ok_or_else(|| Failure::new(format!("top {}: nobody tells its processes", options.workload)))?;
     if options.json {
         output::json(&json!(rows))?;
         return Ok(Exit::Success);

@@ -77,7 +77,7 @@ fn parse_limit(text: &str) -> Result<Rlimit, String> {
 const STATES: &str = "/run/strata/run";
 
 /// Microseconds in which a container has its share of the processors.
-const PERIOD_US: u64 = 100_000;
+pub(super) const PERIOD_US: u64 = 100_000;
 
 /// Containers of `run`.
 pub fn runtime() -> Runtime {

@@ -5,14 +5,11 @@ use clap::Parser;
 use container::spec::Rlimit;
 use workload::{Folder, Isolation as Layer, Mount, Wanted, Workloads};
 
-use super::{Isolation, Options, Pull, detach, network};
+use super::{Isolation, MAX_CPUS, Options, Pull, detach, network};
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::store;
-
-/// Processors that a machine may have.
-const MAX_CPUS: u64 = 64;
 
 /// Gives the flags nobody said.
 #[derive(Parser)]
@@ -54,6 +51,7 @@ fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
     options.hostname.clone_from(&creation.hostname);
     // The server's own variables are nobody's business.
     options.process.env = creation.env.iter().filter(|entry| entry.contains('=')).cloned().collect();
+    options.process.unset = creation.env.iter().filter(|entry| !entry.contains('=')).cloned().collect();
     options.process.workdir.clone_from(&creation.workdir);
     options.process.user.clone_from(&creation.user);
     (options.tty, options.interactive) = (creation.tty, creation.stdin);

@@ -124,6 +124,7 @@ pub(super) fn wanted(
         process: flags::Process {
             // What the variables are here: the worker has others.
             env: process.env.clone(),
+            unset: options.process.unset.clone(),
             // What the image says may change.
             workdir: Some(process.cwd.clone()),
             user: Some(process.user.clone()),

@@ -45,20 +45,6 @@ pub struct Options {
     command: Vec<String>,
 }
 
-impl Options {
-    /// A command without a terminal or an input.
-    pub fn of(workload: &str, command: &[&str]) -> Options {
-        Options {
-            interactive: false,
-            tty: false,
-            detach: false,
-            process: flags::Process::default(),
-            workload: workload.to_owned(),
-            command: command.iter().map(|word| (*word).to_owned()).collect(),
-        }
-    }
-}
-
 /// Runs the command; its exit code is ours.
 ///
 /// # Errors

@@ -6,6 +6,10 @@ pub struct Process {
     /// Set a variable for the command; without a value take the one from here
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = parse_variable)]
     pub env: Vec<String>,
+    /// Variables of the image that it does not have. For clients of the API.
+    #[arg(skip)]
+    #[serde(default)]
+    pub unset: Vec<String>,
     /// Folder to run the command in; made if it is not there
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,

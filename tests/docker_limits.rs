@@ -1,0 +1,241 @@
+//! Limits, lists and variables through the Docker Engine API, and clients that do not behave.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use serde_json::Value;
+
+use crate::docker::{RUNTIMES, Server, refused};
+
+#[test]
+fn limits_change_while_a_container_runs() {
+    let Some(server) = Server::with_client() else { return };
+    server.docker(&["run", "-d", "--name", "web", "--memory", "256m", "debian", "sleep", "1000"]);
+    let update = [
+        "update",
+        "--memory",
+        "64m",
+        "--cpus",
+        "0.5",
+        "--pids-limit",
+        "40",
+        "--restart",
+        "on-failure:2",
+        "web",
+    ];
+    server.docker(&update);
+    let script = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes \
+                  /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null";
+    let told = server.try_to(&["exec", "web", "sh", "-c", script]).stdout;
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines.contains(&"67108864") && lines.contains(&"40"), "{told}");
+    let shape = "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.HostConfig.PidsLimit}} \
+                 {{.HostConfig.RestartPolicy.Name}}:{{.HostConfig.RestartPolicy.MaximumRetryCount}}";
+    assert_eq!(server.docker(&["inspect", "-f", shape, "web"]), "67108864 500000000 40 on-failure:2\n");
+    // The policy counts from now on, and the other limits at the next start too.
+    server.docker(&["kill", "-s", "KILL", "web"]);
+    server.docker(&["wait", "web"]);
+    server.docker(&["start", "web"]);
+    assert_eq!(server.try_to(&["exec", "web", "sh", "-c", script]).stdout, told);
+    server.place.strata(&["update", "--memory", "128M", "web"]);
+    assert_eq!(server.docker(&["inspect", "-f", "{{.HostConfig.Memory}}", "web"]), "134217728\n");
+    refused(&server.try_to(&["update", "--cpuset-cpus", "0", "web"]), 1, "CpusetCpus");
+    server.place.try_to(&["update", "web"]).expect_failure(2, &["what is to be changed"]);
+    server.docker(&["rm", "-f", "web"]);
+}
+
+#[test]
+fn a_machine_has_its_memory_for_as_long_as_it_runs() {
+    let Some(server) = Server::with_client() else { return };
+    let run = ["run", "-d", "--name", "vm", "--runtime", "strata-vm", "debian", "sleep", "1000"];
+    server.docker(&run);
+    refused(&server.try_to(&["update", "--memory", "256m", "vm"]), 1, "a machine has the memory");
+    server.docker(&["update", "--restart", "always", "vm"]);
+    assert_eq!(server.docker(&["inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", "vm"]), "always\n");
+    server.docker(&["stop", "-t", "0", "vm"]);
+    server.docker(&["update", "--memory", "384m", "vm"]);
+    server.docker(&["start", "vm"]);
+    let total = server.docker(&["exec", "vm", "sh", "-c", "grep MemTotal /proc/meminfo | tr -dc 0-9"]);
+    let total: u64 = total.trim().parse().unwrap();
+    assert!((256 << 10..384 << 10).contains(&total), "{total} KiB");
+    server.docker(&["rm", "-f", "vm"]);
+}
+
+#[test]
+fn processes_and_variables_are_the_workloads_own() {
+    let Some(server) = Server::with_client() else { return };
+    let context = tempfile::tempdir().unwrap();
+    std::fs::write(context.path().join("Dockerfile"), "FROM debian\nENV FROM_IMAGE=1 KEPT=2\n").unwrap();
+    server.docker(&["build", "-q", "-t", "with-env", context.path().to_str().unwrap()]);
+    for runtime in RUNTIMES {
+        // A name that has no value where the client is takes the image's away.
+        let run = ["run", "--rm", "--runtime", runtime, "-e", "FROM_IMAGE", "-e", "GIVEN", "with-env", "env"];
+        let mut command = server.command(&run);
+        let told = crate::support::finish({
+            command.env("GIVEN", "here").env_remove("FROM_IMAGE");
+            command
+        });
+        let has = |line: &str| told.stdout.lines().any(|other| other == line);
+        assert!(has("KEPT=2") && has("GIVEN=here"), "{runtime}: {told:?}");
+        assert!(!told.stdout.contains("FROM_IMAGE"), "{runtime}: {told:?}");
+
+        // No program of the image has a part in it.
+        let script = "rm -f /bin/ps /usr/bin/ps; exec sleep 1234";
+        server.docker(&["run", "-d", "--name", "web", "--runtime", runtime, "debian", "sh", "-c", script]);
+        let listed = || server.docker(&["top", "web"]);
+        server.place.wait_for("its process", || listed().contains("sleep 1234"));
+        assert!(listed().starts_with("UID "), "{runtime}: {}", listed());
+        assert!(server.place.strata(&["top", "web"]).contains("sleep 1234"), "{runtime}");
+        server.docker(&["rm", "-f", "web"]);
+    }
+    let init = ["run", "--rm", "--init", "--runtime", "strata-vm", "debian", "true"];
+    server.docker(&init);
+}
+
+#[test]
+fn sizes_and_ages_are_told() {
+    let Some(server) = Server::with_client() else { return };
+    server.docker(&["run", "--name", "web", "debian", "sh", "-c", "head -c 3000000 /dev/zero > /file"]);
+    let shape = "{{.SizeRw}} {{gt .SizeRootFs .SizeRw}}";
+    assert_eq!(server.docker(&["inspect", "-s", "-f", shape, "web"]), "3000000 true\n");
+    assert!(server.docker(&["ps", "-as", "--format", "{{.Size}}"]).starts_with("3MB (virtual "));
+    assert!(server.docker(&["system", "df", "-v"]).contains("3MB"));
+    server.docker(&["tag", "debian", "other:1"]);
+    for (filter, count) in [
+        ("until=24h", None),
+        ("before=debian", Some(0)),
+        ("since=debian", Some(0)),
+        ("reference=oth*", Some(1)),
+    ] {
+        let listed = server.docker(&["images", "-q", "--filter", filter]);
+        assert!(count.is_none_or(|count| listed.lines().count() == count), "{filter}: {listed}");
+    }
+    refused(&server.try_to(&["images", "--filter", "until=soon"]), 1, "invalid filter");
+}
+
+/// A request that never ends: its head, and what has come of its body.
+fn half(server: &Server, method: &str, path: &str, body: &[u8]) -> UnixStream {
+    let mut stream = UnixStream::connect(server.socket()).unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-tar\r\nContent-Length: 1000000\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
+    stream
+}
+
+#[test]
+fn clients_that_go_in_the_middle_leave_nothing_behind() {
+    let Some(server) = Server::start() else { return };
+    for isolation in ["container", "vm"] {
+        let run = ["run", "-d", "--name", "web", "--isolation", isolation, "debian", "--", "sh", "-c"];
+        let script = "while :; do echo line; sleep 0.05; done";
+        server.place.strata(&[&run[..], &[script]].concat());
+        // An archive that stops in the middle is no archive: what came of it may be there, no more.
+        let mut header = [0u8; 512];
+        header[..4].copy_from_slice(b"file");
+        drop(half(&server, "PUT", "/containers/web/archive?path=/", &header));
+        drop(half(&server, "PUT", "/containers/web/archive?path=/", b""));
+        drop(half(&server, "POST", "/build", b"x"));
+        drop(half(&server, "POST", "/images/load", b"x"));
+        drop(half(&server, "POST", "/images/create?fromSrc=-&repo=x", b"x"));
+        let mut read = UnixStream::connect(server.socket()).unwrap();
+        read.write_all(b"GET /containers/web/archive?path=/usr HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut some = [0; 4096];
+        read.read_exact(&mut some).unwrap();
+        assert!(some.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&some[..200]));
+        drop(read);
+        let mut attached = UnixStream::connect(server.socket()).unwrap();
+        let attach = "POST /containers/web/attach?stream=1&stdout=1 HTTP/1.1\r\nHost: x\r\nUpgrade: tcp\r\nConnection: Upgrade\r\n\r\n";
+        attached.write_all(attach.as_bytes()).unwrap();
+        attached.read_exact(&mut some[..12]).unwrap();
+        assert_eq!(&some[..12], b"HTTP/1.1 101");
+        drop(attached);
+        // The workload goes on as if nobody had been there, and no child of the server is left.
+        let state: Value = serde_json::from_str(&server.ask("GET", "/containers/web/json", "").1).unwrap();
+        assert_eq!(state["State"]["Status"], "running", "{isolation}");
+        let children = || {
+            let pid = server.pid();
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default()
+        };
+        server.place.wait_for("the end of the children", || {
+            children().split_whitespace().all(|child| {
+                let line = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                !line.windows(5).any(|word| word == b"files")
+            })
+        });
+        let names = || std::fs::read_dir(server.place.dir.path().join("store")).unwrap().flatten();
+        server.place.wait_for("the end of what clients left", || {
+            names().all(|entry| !entry.file_name().to_string_lossy().starts_with(".upload-"))
+        });
+        server.place.strata(&["rm", "-f", "web"]);
+    }
+}
+
+#[test]
+fn a_client_that_is_slow_holds_up_nobody() {
+    let Some(server) = Server::start() else { return };
+    let mut slow: Vec<UnixStream> = Vec::new();
+    for number in 0..200 {
+        let mut stream = UnixStream::connect(server.socket()).unwrap();
+        let piece = if number % 2 == 0 {
+            "GET /_pi"
+        } else {
+            "POST /containers/create HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"
+        };
+        stream.write_all(piece.as_bytes()).unwrap();
+        slow.push(stream);
+    }
+    assert_eq!(server.ask("GET", "/_ping", "").1, "OK");
+    // Whoever never ends a head is sent away; who says something in time is served.
+    slow[0].write_all(b"ng HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    slow[0].read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    slow[2].set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    let mut rest = Vec::new();
+    slow[2].read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 408"), "{rest:?}");
+}
+
+#[test]
+fn states_that_cannot_be_get_dockers_status() {
+    let Some(server) = Server::start() else { return };
+    let create = |name: &str, body: &str| {
+        assert_eq!(server.ask("POST", &format!("/containers/create?name={name}"), body).0, 201, "{name}");
+    };
+    create("idle", "{\"Image\":\"debian\",\"Cmd\":[\"sleep\",\"1000\"]}");
+    create("up", "{\"Image\":\"debian\",\"Cmd\":[\"sleep\",\"1000\"]}");
+    assert_eq!(server.ask("POST", "/containers/up/start", "").0, 204);
+    for (method, path, body, status) in [
+        ("POST", "/containers/up/start", "", 304),
+        ("POST", "/containers/idle/stop", "", 304),
+        ("POST", "/containers/idle/kill", "", 409),
+        ("POST", "/containers/up/kill?signal=NONE", "", 400),
+        ("POST", "/containers/idle/pause", "", 409),
+        ("POST", "/containers/up/unpause", "", 409),
+        ("POST", "/containers/idle/resize?h=1&w=1", "", 409),
+        ("GET", "/containers/idle/top", "", 409),
+        ("POST", "/containers/idle/exec", "{\"Cmd\":[\"true\"]}", 409),
+        ("POST", "/containers/up/exec", "{\"Cmd\":[]}", 400),
+        ("POST", "/containers/idle/rename?name=up", "", 409),
+        ("POST", "/containers/idle/rename", "", 400),
+        ("DELETE", "/containers/up", "", 409),
+        ("POST", "/containers/up/update", "{\"Memory\":-1}", 400),
+        ("POST", "/containers/up/update", "{\"Memory\":\"x\"}", 400),
+        ("POST", "/containers/up/update", "[]", 400),
+        ("POST", "/containers/none/update", "{}", 404),
+        ("POST", "/commit?container=up&changes=RUN+true", "", 400),
+        ("POST", "/commit?container=up&repo=Not+A+Name", "", 400),
+        ("POST", "/commit?container=up", "[]", 400),
+        ("GET", "/containers/up/archive?path=/none", "", 404),
+        ("GET", "/containers/up/archive?path=/etc/passwd/x", "", 400),
+        ("PUT", "/containers/up/archive?path=/none", "", 404),
+    ] {
+        let (found, answer) = server.ask(method, path, body);
+        assert_eq!(found, status, "{method} {path} {body}: {answer}");
+    }
+    for name in ["up", "idle"] {
+        assert_eq!(server.ask("DELETE", &format!("/containers/{name}?force=1"), "").0, 204);
+    }
+}
