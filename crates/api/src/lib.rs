@@ -35,8 +35,8 @@ mod terminal;
 mod tls;
 
 pub use backend::{
-    Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Limit, Limits, Network, Process,
-    Refusal, RefusalKind, Usage,
+    Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Limit, Limits, Network, Process, Refusal,
+    RefusalKind, Usage,
 };
 pub use error::ApiError;
 pub use listen::Listen;

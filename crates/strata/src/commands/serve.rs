@@ -4,7 +4,7 @@ mod listen;
 mod machines;
 
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use api::{Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Process, Refusal, RefusalKind};
