@@ -184,6 +184,14 @@ impl Store {
         self.image_at(name, digest, Some(size))
     }
 
+    /// Holds the image with this manifest, whatever `name` means by now.
+    ///
+    /// # Errors
+    /// As [`Store::image`].
+    pub fn image_pinned(&self, name: &Reference, digest: Digest) -> Result<Image> {
+        self.image_at(name, digest, None)
+    }
+
     /// The image with this manifest; `name` is for messages.
     pub(crate) fn image_at(&self, name: &Reference, digest: Digest, size: Option<u64>) -> Result<Image> {
         let path = self.blob_path(&digest);

@@ -52,7 +52,7 @@ pub use platform::Platform;
 pub use progress::{NoProgress, Part, Progress};
 pub use reference::Reference;
 pub use root::RootFile;
-pub use store::{Checked, Collected, Incoming, PartialBlob, Problem, Pruned, ScratchFolder, Store};
+pub use store::{Checked, Collected, Incoming, Keeper, PartialBlob, Problem, Pruned, ScratchFolder, Store};
 pub use tar::TarError;
 pub use view::{Missing, NodeInfo, NodeKind, View};
 

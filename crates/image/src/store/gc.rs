@@ -1,4 +1,4 @@
-//! The collector: removes blobs and root file systems that no name leads to and nobody uses.
+//! The collector: removes blobs and root file systems that no name leads to, nobody keeps and nobody uses.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -39,7 +39,7 @@ pub struct Pruned {
 
 impl Store {
     /// Removes what no name leads to and nobody uses, and what arrived of images that were never finished; with `unused`
-    /// images too that nobody uses just now.
+    /// images too that nobody keeps or uses just now.
     ///
     /// # Errors
     /// Images are being added just now, or the store cannot be read.
@@ -50,7 +50,8 @@ impl Store {
                 // Held by whoever uses it, until then by us: whoever comes now waits, and finds that it is gone.
                 let path = self.blob_path(&digest);
                 let held = path.exists().then(|| lock_unused(&path));
-                if !matches!(held, Some(None)) {
+                // In this order: who begins to keep it holds it until that is known.
+                if !matches!(held, Some(None)) && !self.kept()?.contains(&digest) {
                     self.forget(&name)?;
                     names.push(name);
                 }
@@ -79,7 +80,7 @@ impl Store {
         for descriptor in self.index()?.manifests() {
             self.mark(&digest_of(descriptor)?, &mut live, 0);
         }
-        for digest in self.remembered_steps(forget)? {
+        for digest in self.remembered_steps(forget)?.into_iter().chain(self.kept()?) {
             self.mark(&digest, &mut live, 0);
         }
         self.sweep_roots(&live, &mut done)?;
@@ -149,6 +150,10 @@ impl Store {
                 }
                 (None, None) => done.in_use += 1,
             }
+        }
+        // Who began to keep an image since then has let go of it before it was locked here, or waits for it in vain.
+        for digest in self.kept()? {
+            self.mark(&digest, &mut live, 0);
         }
         for (path, digest, lock) in dead {
             if !digest.is_some_and(|digest| live.contains(&digest)) {

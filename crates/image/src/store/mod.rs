@@ -26,6 +26,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(crate) use blobs::BlobWriter;
 pub use check::{Checked, Problem};
@@ -33,6 +34,7 @@ pub use gc::{Collected, Pruned};
 pub use incoming::{Incoming, PartialBlob, ScratchFolder};
 pub(crate) use index::{MAX_DOCUMENT_BYTES, digest_of};
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::files::{self, Scratch};
 
@@ -41,6 +43,16 @@ use crate::files::{self, Scratch};
 pub struct Store {
     root: PathBuf,
     pub(crate) scratch: Scratch,
+    keeper: Option<Arc<dyn Keeper>>,
+}
+
+/// Who keeps images whether or not names lead to them: a workload is made from one, and will be started from it again.
+pub trait Keeper: std::fmt::Debug + Send + Sync {
+    /// The digests of their manifests. Who begins to keep an image holds it until it is told of here.
+    ///
+    /// # Errors
+    /// It cannot be known; then nothing is removed.
+    fn kept(&self) -> io::Result<Vec<Digest>>;
 }
 
 impl Store {
@@ -59,10 +71,22 @@ impl Store {
                 .map_err(Error::file("create", &path))?;
         }
         let scratch = Scratch::new(root.join("tmp"), root.join("locks/tmp"));
-        let store = Store { root, scratch };
+        let store = Store { root, scratch, keeper: None };
         store.scratch.clean()?;
         store.check_layout()?;
         Ok(store)
+    }
+
+    /// The same store, of which the collector leaves what `keeper` keeps.
+    #[must_use]
+    pub fn kept_by(self, keeper: Arc<dyn Keeper>) -> Store {
+        Store { keeper: Some(keeper), ..self }
+    }
+
+    /// The manifests that are kept whatever names say.
+    fn kept(&self) -> Result<Vec<Digest>> {
+        let Some(keeper) = &self.keeper else { return Ok(Vec::new()) };
+        keeper.kept().map_err(Error::file("find out who keeps images of", &self.root))
     }
 
     /// The folder of the store.

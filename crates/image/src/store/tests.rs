@@ -47,6 +47,57 @@ fn removing_the_last_name_removes_everything() {
     assert_eq!(left, ["index.json", "oci-layout"]);
 }
 
+/// Keeps what the test says.
+#[derive(Debug, Default)]
+struct Listed(std::sync::Mutex<Vec<Digest>>);
+
+impl Keeper for Listed {
+    fn kept(&self) -> std::io::Result<Vec<Digest>> {
+        Ok(self.0.lock().unwrap().clone())
+    }
+}
+
+#[test]
+fn what_somebody_keeps_stays_without_a_name_and_is_found_by_its_digest() {
+    let mut temp = temp_store();
+    let listed = std::sync::Arc::new(Listed::default());
+    // What an import replaces is collected too.
+    temp.store = temp.store.kept_by(listed.clone());
+    let store = temp.store.clone();
+    let digest = temp.import("a", &small()).unwrap().digest();
+    listed.0.lock().unwrap().push(digest);
+    // Its name is not taken away as if nobody used it.
+    assert_eq!(store.prune(true).unwrap(), Pruned::default());
+    let other = temp.import("a", &Tar::new().file("x", b"y").end()).unwrap().digest();
+    store.prune(false).unwrap();
+    assert_eq!(store.image_pinned(&reference("a"), digest).unwrap().digest(), digest);
+    assert_eq!(store.image(&reference("a")).unwrap().digest(), other);
+    store.remove(&reference("a")).unwrap();
+    assert_eq!((blobs(&store), store.images().unwrap().len()), (3, 0));
+    let held = store.image_pinned(&reference("a"), digest).unwrap();
+    assert!(store.root_for_vm(&held, &NoProgress).is_ok());
+    drop(held);
+    listed.0.lock().unwrap().clear();
+    assert_eq!(store.prune(false).unwrap().collected.files, 4);
+    assert!(store.image_pinned(&reference("a"), digest).is_err());
+}
+
+#[test]
+fn nothing_is_removed_when_nobody_can_tell_what_is_kept() {
+    #[derive(Debug)]
+    struct Dumb;
+    impl Keeper for Dumb {
+        fn kept(&self) -> std::io::Result<Vec<Digest>> {
+            Err(std::io::ErrorKind::PermissionDenied.into())
+        }
+    }
+    let temp = temp_store();
+    temp.import("a", &small()).unwrap();
+    let store = temp.store.clone().kept_by(std::sync::Arc::new(Dumb));
+    assert!(chain(&store.prune(true).unwrap_err()).contains("find out who keeps images"));
+    assert!(store.image(&reference("a")).is_ok());
+}
+
 #[test]
 fn removing_spares_what_is_in_use() {
     let temp = temp_store();
