@@ -128,6 +128,60 @@ fn one_whose_starter_was_killed_in_between_can_be_removed_at_once() {
 }
 
 #[test]
+fn nothing_is_left_of_what_a_check_began_whose_time_was_over() {
+    for place in Place::each() {
+        // In a container what has left its session goes too.
+        let away = if place.isolation == "container" { "setsid " } else { "" };
+        let check =
+            format!("trap '' TERM; test -e /tmp/quick && exit 0; {away}sleep 1000 & sleep 1000; sleep 1000");
+        let flags = ["--health-cmd", &check, "--health-interval", "50ms", "--health-timeout", "300ms"];
+        place.start(
+            &[&flags[..], &["--name", "one", "--health-retries", "1"]].concat(),
+            "exec tail -f /dev/null",
+        );
+        place.wait_for("illness", || place.state("one")["health"]["status"] == "unhealthy");
+        place.strata(&["exec", "one", "touch", "/tmp/quick"]);
+        place.wait_for("health", || place.state("one")["health"]["status"] == "healthy");
+        let left = place.try_to(&["exec", "one", "sh", "-c", "grep -lx sleep /proc/[0-9]*/comm"]);
+        assert_eq!((left.code(), left.stdout.as_str()), (1, ""));
+    }
+}
+
+#[test]
+fn a_command_with_a_time_is_killed_when_it_is_over() {
+    for place in Place::each() {
+        place.start(&["--name", "one"], "exec tail -f /dev/null");
+        let late = place.try_to(&["exec", "--timeout", "200ms", "one", "sleep", "1000"]);
+        late.expect_failure(124, &["exec in one: killed after 0.2 s"]);
+        assert_eq!(place.try_to(&["exec", "--timeout", "10m", "one", "sh", "-c", "exit 7"]).code(), 7);
+    }
+}
+
+#[test]
+fn a_workload_is_what_its_image_was_when_it_was_made() {
+    for place in Place::each() {
+        place.start(&["--name", "one"], "cat /etc/mark || echo none");
+        place.strata(&["wait", "one"]);
+        // Another image takes its name, the last one that it had, and nobody uses the old one just now.
+        let folder = place.dir.path().join("context");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("mark"), "other\n").unwrap();
+        std::fs::write(folder.join("Containerfile"), "FROM debian\nCOPY mark /etc/mark\n").unwrap();
+        place.strata(&["image", "build", "-t", "debian", folder.to_str().unwrap()]);
+        place.strata(&["image", "prune"]);
+        place.strata(&["start", "one"]);
+        place.strata(&["wait", "one"]);
+        assert_eq!(place.try_to(&["logs", "one"]).stdout, "none\nnone\n");
+        let now = place.strata(&["run", "--isolation", place.isolation, "debian", "cat", "/etc/mark"]);
+        assert_eq!(now, "other\n");
+        // With the workload goes what it kept.
+        place.strata(&["rm", "one"]);
+        let pruned: Value = serde_json::from_str(&place.strata(&["image", "prune", "--json"])).unwrap();
+        assert!(pruned["files"].as_u64().unwrap() > 0, "{pruned}");
+    }
+}
+
+#[test]
 fn asked_to_end_killed_paused_and_followed() {
     for place in Place::each() {
         place.start(&["--name", "a"], "trap 'echo asked; exit 3' TERM; echo up; while :; do sleep 0.1; done");

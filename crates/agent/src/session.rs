@@ -34,6 +34,8 @@ use crate::sys;
 
 /// Signals that are a key of a terminal, or its end: SIGHUP, SIGINT, SIGQUIT.
 const KEYS: [u8; 3] = [1, 2, 3];
+/// Number of the signal that ends anything.
+const KILL: u8 = 9;
 
 /// What surrounds the loop: a microVM, or a test.
 pub trait Guest {
@@ -290,8 +292,9 @@ impl<'a> Session<'a> {
         let pid = running.process.pid.as_raw_nonzero().get();
         let target = match &running.process.terminal {
             Some(terminal) => tcgetpgrp(&terminal.master).map_or(pid, |group| -group.as_raw_nonzero().get()),
-            // The user's terminal would send them to all of a job, whose leader this process is here.
-            None if KEYS.contains(&number) => -pid,
+            // The user's terminal would send them to all of a job, whose leader this process is here. Nor is anything of a
+            // job left that is killed.
+            None if KEYS.contains(&number) || number == KILL => -pid,
             None => pid,
         };
         match sys::kill(target, number) {

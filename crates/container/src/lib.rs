@@ -41,6 +41,7 @@ pub mod rest;
 mod rlimits;
 mod rootfs;
 mod sys;
+mod tree;
 mod user;
 mod verbs;
 
@@ -48,5 +49,6 @@ pub use cgroups::Usage;
 pub use error::{Error, Result};
 pub use foreground::{Signals, Streams};
 pub use rootfs::{Root, Upper};
+pub use tree::Tree;
 pub use user::resolve as user;
 pub use verbs::{CreateOptions, ExecOptions, Exit, Running, Runtime, Source, features};

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
-use image::Store;
+use image::{Digest, Keeper, Store};
+use workload::Workloads;
 
 use crate::cli::Global;
 use crate::failure::{Failure, Outcome, While};
@@ -33,10 +35,27 @@ pub fn root(global: &Global) -> Outcome<PathBuf> {
 /// It cannot be made or written.
 pub fn open(global: &Global) -> Outcome<Store> {
     let root = root(global)?;
-    Store::open(&root).map_err(|error| {
+    let store = Store::open(&root).map_err(|error| {
         Failure::because(format!("open store {}", root.display()), error)
             .hint("name a folder you may write with --root DIR or STRATA_ROOT")
-    })
+    })?;
+    Ok(store.kept_by(Arc::new(Made { root })))
+}
+
+/// The workloads of a store keep the images they were made from.
+#[derive(Debug)]
+struct Made {
+    root: PathBuf,
+}
+
+impl Keeper for Made {
+    fn kept(&self) -> std::io::Result<Vec<Digest>> {
+        let all = Workloads::open(&self.root).and_then(|all| all.list()).map_err(std::io::Error::other)?;
+        let digest = |folder: &workload::Folder| {
+            folder.description().wanted.options.get("digest")?.as_str()?.parse().ok()
+        };
+        Ok(all.iter().filter_map(digest).collect())
+    }
 }
 
 /// This program once more, on the store at `root`, as talkative as `verbose` says.

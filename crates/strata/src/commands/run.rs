@@ -119,6 +119,10 @@ pub struct Options {
     restart: workload::Restart,
     #[command(flatten)]
     health: health::Flags,
+    /// The manifest that the name meant when the workload was made: what it runs whenever it is started.
+    #[arg(skip)]
+    #[serde(default)]
+    digest: Option<String>,
     /// Name of the image
     image: String,
     /// The command and its arguments
@@ -318,6 +322,10 @@ fn explain_kernel(options: &Options, error: image::Error) -> Failure {
 /// The image from the store, or from its registry.
 fn find(store: &Store, options: &Options) -> Outcome<Image> {
     let name = images::parse(&options.image)?;
+    let explain = |error| images::explain(format!("run {:?}", options.image), &options.image, error);
+    if let Some(digest) = &options.digest {
+        return digest.parse().and_then(|digest| store.image_pinned(&name, digest)).map_err(explain);
+    }
     let pull = || registry::fetch(store, &name, &::registry::Options::default()).map(|pulled| pulled.image);
     if options.pull == Pull::Always {
         return pull();
@@ -329,9 +337,7 @@ fn find(store: &Store, options: &Options) -> Outcome<Image> {
             let hint = format!("strata image ls shows what there is; without a registry make one: {make}");
             Failure::because(act, failure.to_string()).hint(hint)
         }),
-        found => {
-            found.map_err(|error| images::explain(format!("run {:?}", options.image), &options.image, error))
-        }
+        found => found.map_err(explain),
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Pid;
 
 use super::{Monitor, Shared};
 use crate::description::HealthCheck;
@@ -13,8 +13,8 @@ use crate::state::{Health, Status};
 
 /// Bytes that are kept of what a check writes.
 const KEPT: u64 = 4096;
-/// How long a check that was asked to end may take.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long a check whose time is over may take to end: whoever runs it kills it then, with all that it began.
+const GRACE: Duration = Duration::from_secs(10);
 /// How often a check that runs is looked at.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -30,7 +30,7 @@ impl Monitor<'_> {
         while self.waits_for_check(pid, Duration::from_millis(check.interval_ms.max(1))) {
             let early = begun.elapsed() < Duration::from_millis(check.start_period_ms);
             let timeout = Duration::from_millis(check.timeout_ms.max(1));
-            let (code, output) = run(command(&check.command), timeout);
+            let (code, output) = run(command(&check.command), timeout, GRACE);
             self.note(|state| {
                 // A machine that was paused meanwhile could not answer.
                 if let Some(health) = state.health.take_if(|_| state.status == Status::Running) {
@@ -56,8 +56,9 @@ impl Monitor<'_> {
     }
 }
 
-/// The exit code, unless it took too long or could not be run, and what it wrote.
-fn run(mut command: Command, timeout: Duration) -> (Option<u8>, String) {
+/// The exit code, unless it took too long or could not be run, and what it wrote. A command that does not end by itself when
+/// its time is over, is killed after the time of `grace`.
+fn run(mut command: Command, timeout: Duration, grace: Duration) -> (Option<u8>, String) {
     let failed = |error: std::io::Error| (None, format!("the check could not be run: {error}"));
     let (mut read, write) = match std::io::pipe() {
         Ok(pipe) => pipe,
@@ -79,14 +80,13 @@ fn run(mut command: Command, timeout: Duration) -> (Option<u8>, String) {
         let _ = std::io::copy(&mut read, &mut std::io::sink());
         String::from_utf8_lossy(&kept).into_owned()
     });
-    let code = wait(&mut child, timeout);
+    let begun = Instant::now();
+    let code = wait(&mut child, timeout.saturating_add(grace));
     if code.is_none() {
-        // Who carries it hands the signal on.
-        let _ = kill_process(Pid::from_child(&child), Signal::TERM);
-        if wait(&mut child, GRACE).is_none() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    if begun.elapsed() >= timeout {
         return (None, format!("the check took longer than {} s", timeout.as_secs_f64()));
     }
     (code, reader.join().unwrap_or_default())
@@ -94,13 +94,13 @@ fn run(mut command: Command, timeout: Duration) -> (Option<u8>, String) {
 
 /// The exit code, if it ends in time.
 fn wait(child: &mut Child, timeout: Duration) -> Option<u8> {
-    let deadline = Instant::now() + timeout;
+    let begun = Instant::now();
     loop {
         match child.try_wait() {
             Ok(Some(status)) => {
                 return Some(status.code().and_then(|n| u8::try_from(n).ok()).unwrap_or(u8::MAX));
             }
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(GLANCE),
+            Ok(None) if begun.elapsed() < timeout => std::thread::sleep(GLANCE),
             Ok(None) | Err(_) => return None,
         }
     }
@@ -119,12 +119,12 @@ mod tests {
     #[test]
     fn a_check_tells_its_code_its_output_and_that_it_takes_too_long() {
         let patient = Duration::from_secs(60);
-        assert_eq!(run(shell("echo well"), patient), (Some(0), "well\n".to_owned()));
-        assert_eq!(run(shell("echo ill >&2; exit 3"), patient), (Some(3), "ill\n".to_owned()));
-        let (code, output) = run(shell("head -c 100000 /dev/zero | tr '\\0' x"), patient);
+        assert_eq!(run(shell("echo well"), patient, patient), (Some(0), "well\n".to_owned()));
+        assert_eq!(run(shell("echo ill >&2; exit 3"), patient, patient), (Some(3), "ill\n".to_owned()));
+        let (code, output) = run(shell("head -c 100000 /dev/zero | tr '\\0' x"), patient, patient);
         assert_eq!((code, output.len()), (Some(0), 4096));
-        let (code, output) = run(shell("exec sleep 1000"), Duration::from_millis(50));
+        let (code, output) = run(shell("exec sleep 1000"), Duration::from_millis(50), Duration::ZERO);
         assert_eq!((code, output.as_str()), (None, "the check took longer than 0.05 s"));
-        assert!(run(Command::new("/no/such"), patient).1.contains("could not be run"));
+        assert!(run(Command::new("/no/such"), patient, patient).1.contains("could not be run"));
     }
 }

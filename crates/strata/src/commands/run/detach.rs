@@ -74,6 +74,7 @@ pub fn create_as(
     let act = || format!("run {:?}", options.image);
     let store = store::open(global)?;
     let image = super::find(&store, options)?;
+    let options = &Options { digest: Some(image.digest().to_string()), ..options.clone() };
     let config = image.config();
     let process = super::process(options, &config)?;
     match options.isolation {
@@ -92,7 +93,8 @@ pub fn create_as(
     let wanted = adjust(wanted);
     let workloads = Workloads::open(store.root()).while_trying(act)?;
     let made = workloads.create(options.name.clone(), wanted).while_trying(act);
-    drop(files);
+    // Until here: from now on the workload keeps the image, and uses the volumes.
+    drop((image, files));
     made
 }
 
@@ -228,7 +230,11 @@ pub fn monitor(global: &Global, options: &InnerOptions) -> Outcome {
     worker.args(["worker", &options.id]);
     let worker = || copy(&worker);
     let mut exec = store::again(&store::root(global)?, 0)?;
-    exec.args(["exec", &options.id]);
+    exec.arg("exec");
+    if let Some(health) = &folder.description().wanted.health {
+        exec.args(["--timeout", &format!("{}ms", health.timeout_ms.max(1))]);
+    }
+    exec.arg(&options.id);
     let check = |arguments: &[String]| {
         let mut command = copy(&exec);
         command.args(arguments);

@@ -4,6 +4,9 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::Args;
 use container::{ExecOptions, Signals};
@@ -18,6 +21,7 @@ use crate::commands::workloads;
 use crate::exit::{self, Exit};
 use crate::failure::{Failure, Outcome, While};
 use crate::signals::{ENDING, Watch};
+use crate::size::parse_duration;
 use crate::terminal::{self, Raw};
 
 /// Run another command in a workload in the background
@@ -36,6 +40,9 @@ pub struct Options {
     /// Do not wait for its end; what it writes is lost
     #[arg(short, long)]
     detach: bool,
+    /// Kill the command, and all that it began, after this time, e.g. 90s or 5m
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "detach")]
+    timeout: Option<Duration>,
     #[command(flatten)]
     process: flags::Process,
     /// Name or id of the workload
@@ -101,7 +108,50 @@ fn in_container(folder: &Folder, options: &Options) -> Outcome {
     }
     let signals = Signals::block().map_err(containers::explain)?;
     let running = runtime.exec(&exec).map_err(containers::explain)?;
-    enter::attend(&running, &signals, options.interactive)
+    let tree = running.tree().map_err(containers::explain)?;
+    let late = Late::watch(options, move || {
+        if let Err(error) = tree.kill() {
+            tracing::warn!("{}", error.chain());
+        }
+    })?;
+    let exit = enter::attend(&running, &signals, options.interactive);
+    late.or(exit)
+}
+
+/// What `--timeout` says, and whether it has come to that.
+struct Late {
+    options: Option<(String, Duration)>,
+    is: Arc<AtomicBool>,
+}
+
+impl Late {
+    /// Does `kill` when the time is over. The thread ends with this process.
+    fn watch(options: &Options, kill: impl FnOnce() + Send + 'static) -> Outcome<Late> {
+        let is = Arc::new(AtomicBool::new(false));
+        if let Some(timeout) = options.timeout {
+            let told = is.clone();
+            let work = move || {
+                std::thread::sleep(timeout);
+                told.store(true, Ordering::Release);
+                kill();
+            };
+            let thread = std::thread::Builder::new().name("timeout".into()).spawn(work);
+            thread.while_trying(|| "watch the time".to_owned())?;
+        }
+        Ok(Late { options: options.timeout.map(|time| (options.workload.clone(), time)), is })
+    }
+
+    /// What to end with: `exit`, unless the command was killed.
+    fn or(self, exit: Outcome) -> Outcome {
+        match self.options {
+            Some((workload, timeout)) if self.is.load(Ordering::Acquire) => {
+                let time = timeout.as_secs_f64();
+                let text = format!("exec in {workload}: killed after {time} s, as --timeout says");
+                Err(Failure::new(text).exit(Exit::Timeout))
+            }
+            _ => exit,
+        }
+    }
 }
 
 /// What the workload's own command was started with.
@@ -137,9 +187,23 @@ fn in_machine(folder: &Folder, options: &Options) -> Outcome {
     let _signals = watch_signals(folder, key, options.tty)?;
     let keys = options.tty && options.interactive && terminal::stdin_is_terminal();
     let raw = keys.then(Raw::enter).transpose()?;
+    let killed = folder.clone();
+    let late = Late::watch(options, move || {
+        loop {
+            // It may not have begun yet; when it has ended, so does this process.
+            let kill = Request::ExecSignal { key, number: 9 };
+            let _ = Client::connect(&killed).and_then(|mut client| client.ask(&kill, &[]));
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    })?;
     let answer = client.ask(&request, &fds);
     drop(raw);
-    match answer.while_trying(act)? {
+    late.or(told(answer, act))
+}
+
+/// What to end with.
+fn told(answer: workload::Result<Answer>, act: impl Fn() -> String) -> Outcome {
+    match answer.while_trying(&act)? {
         Answer::Done => Ok(Exit::Success),
         Answer::Exited { code } => Ok(Exit::Workload(code)),
         Answer::NotStarted { code, reason } => Err(Failure::new(reason).exit(Exit::Workload(code))),
