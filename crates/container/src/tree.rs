@@ -67,9 +67,10 @@ impl Tree {
                 break;
             }
         }
-        for process in held.values() {
+        for (_, process) in held.iter().filter(|(pid, _)| **pid != self.leader) {
             let _ = sys::signal_process(process.as_fd(), libc::SIGKILL);
         }
+        // Last: whoever waits for it may end this process then.
         let _ = sys::signal_process(self.pidfd.as_fd(), libc::SIGKILL);
         Ok(())
     }
