@@ -48,7 +48,7 @@ fn request(server: &mut Server, input: &mut Bytes<'_>) {
         1 => b"d\0".to_vec(),
         _ => input.slice(size).to_vec(),
     };
-    if input.u8() % 2 == 0 {
+    if input.u8().is_multiple_of(2) {
         body.extend_from_slice(b"f\0l\0");
     }
     let len = IN_HEADER + body.len();

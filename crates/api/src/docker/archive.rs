@@ -1,6 +1,6 @@
 //! Files of a workload as archives: `/containers/NAME/archive`, `export`, `changes`.
 //!
-//! Each is a child of the server, for it mounts and opens what is somebody else's ([`Backend::files`]).
+//! Each is a child of the server, for it mounts and opens what is somebody else's ([`crate::Backend::files`]).
 
 use std::process::Stdio;
 use std::sync::Arc;

@@ -21,7 +21,7 @@ pub struct Flags {
     /// Show the command a folder or file of this host, which begins with / or ./, or the volume NAME, which is made if it is not there, or a new volume; :ro for one it may not change (also -v)
     #[arg(long, value_name = "[HOST:|NAME:]PATH[:ro]", value_parser = mount_flags::check_volume)]
     volume: Vec<String>,
-    /// The same in other words: type=bind|volume|tmpfs,source=HOST|NAME,target=PATH[,readonly][,volume-nocopy][,tmpfs-size=SIZE]
+    /// The same in other words: type=bind|volume|tmpfs,source=HOST|NAME,target=PATH and readonly, volume-nocopy, tmpfs-size=SIZE where wanted
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = mount_flags::check_mount)]
     #[serde(default)]
     mount: Vec<String>,
