@@ -15,8 +15,8 @@ use crate::x86::mmu::boxed;
 
 /// Bytes of decoded code a vCPU keeps before it starts over. About 60,000 instructions.
 pub const ARENA_BYTES: usize = 4 << 20;
-/// The same where a translator loses its work with them.
-pub const TRANSLATOR_ARENA_BYTES: usize = 64 << 20;
+/// The same where a translator loses its work with them: as many instructions as its code has room for.
+pub const TRANSLATOR_ARENA_BYTES: usize = 128 << 20;
 /// The largest value an operation keeps beside itself ([`BlockCache::keep`]).
 const MAX_KEPT_BYTES: usize = 192;
 const JUMP_ENTRIES: usize = 4096;

@@ -84,7 +84,8 @@ pub struct Config {
     /// How often a block that has been executed so often is left to the interpreter all the same, unless that was
     /// [`PATIENT`] times as often: a guest that does little and then waits is not worth translating.
     pub patience: u32,
-    /// Bytes of host code a vCPU keeps before it starts over.
+    /// Bytes of host code a vCPU keeps before it starts over; they cost host memory as they are used. GCC at work fills more
+    /// than half of the default, and would spend its time on translations in half of it.
     pub code_bytes: usize,
     /// Whether flags are kept that nothing can read but what a fault saves (see [`flags`]).
     pub exact_flags: bool,
@@ -99,7 +100,7 @@ impl Default for Config {
         Self {
             threshold: 12,
             patience: 4096,
-            code_bytes: 64 << 20,
+            code_bytes: 128 << 20,
             exact_flags: false,
             count: false,
             stress: Stress::default(),
