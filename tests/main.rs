@@ -23,6 +23,7 @@ mod fork;
 mod interrupted;
 mod kernels;
 mod kvm;
+mod legacy_programs;
 mod named_volumes;
 mod network;
 mod registry;

@@ -49,5 +49,6 @@ fn boots_stand_each_stress_alone() {
 fn every_block_of_a_boot_is_compared() {
     if asked_for() {
         boots_under(&["step,exact", "step,tlb"], "1");
+        boots_under(&["step=64,exact"], "2");
     }
 }
