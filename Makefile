@@ -136,7 +136,7 @@ fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is foun
 
 stress: assets ## Whole boots under each way to provoke the translator, and each block compared with the interpreter
 	STRATA_STRESS=all STRATA_TEST_ASSETS=$(ASSETS) $(CARGO) test --release --package strata --test workload stress:: -- --test-threads 2
-	STRATA_TEST_ASSETS=$(ASSETS) $(CARGO) test --release --package engine_soft --test guests
+	STRATA_STRESS=all $(CARGO) test --release --package engine_soft --test guests
 
 # `make test` runs each test once, with guests that go on from a template where it does not say otherwise. Those of templates
 # themselves say what they need.

@@ -13,6 +13,7 @@ use memory::GuestRam;
 use super::cache::{ARENA_BYTES, BlockCache, TRANSLATOR_ARENA_BYTES};
 use super::op::{Block, Flow, NO_BLOCK, Op};
 use super::shared::Shared;
+use super::turns::Turn;
 use crate::x86::hostexec::Thunks;
 use crate::x86::jit::lockstep::Trial;
 use crate::x86::jit::{Frame, Jit};
@@ -101,6 +102,8 @@ pub struct Cpu {
     /// The translator, if this vCPU has one.
     pub(in crate::x86) jit: Option<Box<Jit>>,
     never_hits: Box<[TlbEntry; TLB_ENTRIES]>,
+    /// If vCPUs execute one at a time.
+    pub(super) turn: Turn,
     /// What is executed will be undone (see `jit::lockstep`).
     pub(in crate::x86) trial: Option<Box<Trial>>,
 }
@@ -137,6 +140,7 @@ impl Cpu {
         let arena_bytes = if jit.is_some() { TRANSLATOR_ARENA_BYTES } else { ARENA_BYTES };
         let mut mmu = Mmu::new(physical_bits.clamp(36, 52));
         mmu.one_page = jit.as_ref().is_some_and(Jit::holds_one_page);
+        let turn = Turn::new(config.vcpu_count > 1 && jit.as_ref().is_some_and(Jit::is_in_step));
         let mut cpu = Box::new(Self {
             state,
             zero: 0,
@@ -176,6 +180,7 @@ impl Cpu {
             jit: jit.map(Box::new),
             never_hits: TlbEntry::empty_view(),
             trial: None,
+            turn,
         });
         let place = std::ptr::from_mut(&mut *cpu);
         let no_returns = cpu.jit.as_ref().map_or(0, |jit| jit.empty_returns());
@@ -375,11 +380,6 @@ impl Cpu {
                 (*block.ops.add(i)).run = end_before;
             }
         }
-    }
-
-    /// Whether no other vCPU is there.
-    pub(in crate::x86) fn is_alone(&self) -> bool {
-        self.vcpu_count == 1
     }
 
     /// The guest's RAM.

@@ -15,3 +15,4 @@ pub mod ops;
 mod run;
 pub mod select;
 pub mod shared;
+mod turns;

@@ -32,7 +32,10 @@ impl Cpu {
         self.shared.enter(self.index);
         let gs = GsBase::enter(self);
         let exit = loop {
-            if let Some(exit) = self.boundary() {
+            self.begin_turn();
+            let exit = self.boundary();
+            self.end_turn();
+            if let Some(exit) = exit {
                 break exit;
             }
         };
@@ -67,7 +70,14 @@ impl Cpu {
 
     /// Lets another vCPU's request to give up write permissions through.
     pub(super) fn service_engine_request(&mut self) {
-        if self.signal.take(Request::ENGINE) && self.shared.take_revocation(self.index) {
+        if self.signal.take(Request::ENGINE) {
+            self.answer_revocation();
+        }
+    }
+
+    /// Gives up write permissions if another vCPU waits for that.
+    pub(super) fn answer_revocation(&mut self) {
+        if self.shared.is_asked_to_revoke(self.index) {
             self.mmu.revoke_writes();
             self.shared.acknowledge(self.index);
         }
@@ -161,6 +171,13 @@ impl Cpu {
         self.deliver(Event::Exception(exception)).err()
     }
 
+    /// Between two blocks: whether there is something to do before the next one.
+    #[inline(always)]
+    fn wants_boundary(&mut self) -> bool {
+        self.pass_turn();
+        self.signal.is_pending() || self.must_stop()
+    }
+
     /// Runs blocks until a request, an event or an exit wants the boundary.
     fn execute(&mut self) -> Option<Exit> {
         // RF holds for one instruction, which does not see it: PUSHF hides it and every fault pushes it set. One
@@ -183,7 +200,7 @@ impl Cpu {
                     outcome => {
                         // A block to interpret comes first: it would be translated code again next time.
                         interpret = matches!(outcome, Outcome::Interpret);
-                        if !interpret && (self.signal.is_pending() || self.must_stop()) {
+                        if self.wants_boundary() && !interpret {
                             return self.exit.take();
                         }
                         block = match self.after_translated(&outcome) {
@@ -221,7 +238,7 @@ impl Cpu {
                 }
             };
             self.counters.instructions += u64::from(op.position) + 1;
-            if self.signal.is_pending() || self.must_stop() {
+            if self.wants_boundary() {
                 return self.exit.take();
             }
             let next =

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use engine::{Request, VcpuSignal};
 
+use super::turns::Turns;
+
 #[derive(Default)]
 struct Slot {
     signal: OnceLock<Arc<VcpuSignal>>,
@@ -34,13 +36,16 @@ pub struct Shared {
     /// Held for locked accesses that cross a page or reach a device. Taken with no other lock held; device
     /// locks are taken inside it.
     pub split_lock: Mutex<()>,
+    /// For vCPUs that execute one at a time. Whoever has the turn may wait for others' answers, but for no lock of theirs.
+    pub(super) turns: Turns,
     slots: Box<[Slot]>,
 }
 
 impl Shared {
     /// For a machine of `count` vCPUs.
     pub fn new(count: u32) -> Self {
-        Self { split_lock: Mutex::new(()), slots: (0..count).map(|_| Slot::default()).collect() }
+        let slots = (0..count).map(|_| Slot::default()).collect();
+        Self { split_lock: Mutex::new(()), turns: Turns::default(), slots }
     }
 
     /// Whether there is a vCPU number `index`.
@@ -95,7 +100,7 @@ impl Shared {
     }
 
     /// Whether vCPU `index` is asked to drop its write entries.
-    pub fn take_revocation(&self, index: u32) -> bool {
+    pub fn is_asked_to_revoke(&self, index: u32) -> bool {
         self.slots[index as usize].revocation.load(Ordering::SeqCst)
     }
 

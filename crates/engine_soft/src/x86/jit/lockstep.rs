@@ -10,9 +10,12 @@
 //! copy. What cannot be undone is not tried: device registers, pages with code, and blocks with instructions that
 //! reach beyond registers and memory, all of which run the same handler on both sides anyway.
 //!
-//! Flags are compared if all are kept (`Config::exact_flags`), but for those the manual leaves undefined. Machines
-//! with several vCPUs are not compared: others store to the same pages meanwhile, and so do devices, which is
-//! why undoing touches only the bytes that were changed.
+//! Flags are compared if all are kept (`Config::exact_flags`), but for those the manual leaves undefined. Several vCPUs
+//! execute one at a time meanwhile (see `interp::turns`). Devices store when they like, which is why undoing touches only the
+//! bytes that were changed.
+//!
+//! The variant of a block without groups (see [`super::group`]) ends with the block, in the middle of its unit: then what the
+//! interpreter had come to there is what counts.
 // UNSAFETY: follows pointers to blocks, and copies pages of guest RAM by their host addresses.
 
 use std::collections::HashMap;
@@ -145,7 +148,10 @@ struct Touched {
 /// An execution that will be undone.
 #[derive(Default)]
 pub struct Trial {
+    /// In the order in which they were stored to.
     pages: Vec<Touched>,
+    /// What it came to between blocks.
+    stages: Vec<Stage>,
     /// It came to something that cannot be undone.
     refused: bool,
 }
@@ -206,6 +212,16 @@ fn is_walked(at: usize, now: u8, then: u8) -> bool {
     at.is_multiple_of(4) && now & present != 0 && (now ^ then) & !walked == 0
 }
 
+/// What the interpreter had come to between two blocks of a unit.
+struct Stage {
+    state: CpuState,
+    flags: StatusFlags,
+    executed: usize,
+    /// The pages it had stored to by then.
+    pages: Vec<Box<[u8; PAGE]>>,
+    refused: bool,
+}
+
 /// How the interpreter ended.
 struct Ending {
     flow: Flow,
@@ -217,14 +233,26 @@ struct Ending {
     executed: usize,
 }
 
+impl Ending {
+    /// Makes `stage` the end, and what the pages of `trial` held then what they hold after it.
+    fn come_back_to(&mut self, stage: Stage, trial: &mut Trial) {
+        for (n, page) in trial.pages.iter_mut().enumerate() {
+            page.after.clone_from(stage.pages.get(n).unwrap_or(&page.before));
+        }
+        trial.refused = stage.refused;
+        self.flow = Flow::FellThrough;
+        (self.state, self.flags, self.executed) = (stage.state, stage.flags, stage.executed);
+    }
+}
+
 impl Cpu {
     /// Runs translated code from `code`, the outer entry of `block`; compares what comes of it if its turn has come.
     pub(super) fn run_in_step(&mut self, block: *const Block, code: u64) -> Outcome {
         let user = self.view == View::User;
         let due = self.jit.as_mut().and_then(|jit| jit.in_step.take_due(block, user));
-        let Some(unit) = due.filter(|_| self.is_alone()) else { return self.run_from(code).0 };
+        let Some(unit) = due else { return self.run_from(code).0 };
         let (before, flags) = (self.state.clone(), self.flags);
-        let (ending, mut trial) = self.try_out(&unit);
+        let (mut ending, mut trial) = self.try_out(&unit);
         self.state.clone_from(&before);
         self.flags = flags;
         trial.undo();
@@ -232,11 +260,11 @@ impl Cpu {
         let at_start = kind == Kind::Leave && self.state.rip == before.rip;
         let early =
             kind == Kind::Link && unit.has_block_at(self.state.rip) && self.state.rip != ending.state.rip;
-        let comparable = ending.flow != Flow::Retry
-            && !trial.refused
-            && !at_start
-            && !early
-            && ended_whole(&outcome, kind);
+        if early && let Some(at) = trial.stages.iter().position(|stage| stage.state.rip == self.state.rip) {
+            ending.come_back_to(trial.stages.swap_remove(at), &mut trial);
+        }
+        let comparable =
+            ending.flow != Flow::Retry && !trial.refused && !at_start && ended_whole(&outcome, kind);
         if comparable && let Some(difference) = self.difference(&unit, &ending, &outcome, &trial) {
             let reason = self.report(&unit, &before, &difference);
             self.exit = Some(Exit::Fatal { reason });
@@ -269,6 +297,7 @@ impl Cpu {
             if flow != Flow::FellThrough || blocks.peek().is_none() {
                 break (flow, std::ptr::from_ref(op));
             }
+            self.keep_stage(executed);
         };
         self.tlb = tlb;
         self.mmu.frozen = false;
@@ -276,6 +305,14 @@ impl Cpu {
         (self.counters, self.debug_hits) = (counters, hits);
         let (fault, state, flags) = (self.fault, self.state.clone(), self.flags);
         (Ending { flow, op, fault, state, flags, executed }, trial)
+    }
+
+    /// Notes what the trial has come to, between two blocks.
+    fn keep_stage(&mut self, executed: usize) {
+        let (state, flags) = (self.state.clone(), self.flags);
+        let Some(trial) = self.trial.as_mut() else { return };
+        let pages = trial.pages.iter().map(|page| copy_of(page.host)).collect();
+        trial.stages.push(Stage { state, flags, executed, pages, refused: trial.refused });
     }
 
     /// What differs between `ending` and what is so now, in words.

@@ -450,6 +450,11 @@ impl Jit {
         self.config.stress.one_page
     }
 
+    /// Whether what translated code does is compared with the interpreter.
+    pub(super) fn is_in_step(&self) -> bool {
+        self.in_step.is_on()
+    }
+
     /// Executions before a block is translated.
     pub(super) fn threshold(&self) -> u32 {
         self.config.threshold
