@@ -32,6 +32,7 @@ mod foreground;
 pub mod log;
 pub mod monitor;
 mod mount;
+pub mod networks;
 mod signal;
 mod state;
 mod volumes;

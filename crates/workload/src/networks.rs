@@ -1,0 +1,293 @@
+//! Networks: objects of the store that workloads are connected to by name.
+//!
+//! ```text
+//! ROOT/networks/
+//!   lock               held while a network, or an address of one, is given or taken away
+//!   <name>/
+//!     network.json     what it is: a NetworkInfo, written once
+//!     hosts            names and addresses of all that are connected, as hosts(5): seen by each of them
+//!     leases/ADDRESS   a Lease, locked by the process that runs the workload as long as that lives
+//! ```
+//!
+//! Nobody counts addresses. One is taken while a process holds the lock of its file, so that it is free again whatever was
+//! killed, and when. What the host's kernel has of a network (a bridge, a table of rules) can be made anew from these files.
+//!
+//! Deliberately not here: bridges and rules.
+
+mod lease;
+mod subnet;
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::files::{self, Durable};
+use crate::folder::{self, new_id, open_lock};
+use crate::state::now_ms;
+
+pub use lease::{Lease, LeaseInfo, Published};
+pub use subnet::Subnet;
+
+/// The version of [`NetworkInfo`] that this build writes and reads.
+const VERSION: u32 = 1;
+/// Folders that are being made or removed begin so.
+const UNFINISHED: &str = ".";
+/// Words that mean something else where a network is asked for.
+const RESERVED: [&str; 6] = ["bridge", "container", "default", "host", "none", "user"];
+/// Least that IPv4 must be carried with (RFC 791), and what an Ethernet interface of Linux has at most.
+const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+
+/// What a network is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkInfo {
+    /// Of this very type: 1.
+    pub version: u32,
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Unique among the networks of a store.
+    pub name: String,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// Its addresses.
+    pub subnet: Subnet,
+    /// The host's own of them.
+    pub gateway: Ipv4Addr,
+    /// Bytes of a packet at most.
+    pub mtu: u32,
+    /// Nothing leads out of it.
+    pub internal: bool,
+    /// Free text by key, for those who look for it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl NetworkInfo {
+    /// The bridge of the host, and the name of its table of rules: no two networks have the same.
+    #[must_use]
+    pub fn bridge(&self) -> String {
+        format!("st-{}", &self.id[..12])
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        if self.version != VERSION {
+            return Err(Error::Version { path: path.to_path_buf(), found: self.version });
+        }
+        if !folder::is_id(&self.id) || !self.subnet.is_host(self.gateway) || !MTU.contains(&self.mtu) {
+            return Err(Error::Refused(format!("{} makes no sense", path.display())));
+        }
+        Ok(())
+    }
+}
+
+/// What a new network is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewNetwork {
+    /// Its name.
+    pub name: String,
+    /// A free one, unless given.
+    pub subnet: Option<Subnet>,
+    /// The first address of the subnet, unless given.
+    pub gateway: Option<Ipv4Addr>,
+    /// Bytes of a packet at most.
+    pub mtu: u32,
+    /// Nothing leads out of it.
+    pub internal: bool,
+    /// Free text by key.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    path: PathBuf,
+    info: NetworkInfo,
+}
+
+impl Network {
+    /// What it is.
+    #[must_use]
+    pub fn info(&self) -> &NetworkInfo {
+        &self.info
+    }
+
+    /// The file with the names of all that are connected.
+    #[must_use]
+    pub fn hosts(&self) -> PathBuf {
+        self.path.join("hosts")
+    }
+}
+
+/// All networks of a store.
+#[derive(Clone, Debug)]
+pub struct Networks {
+    dir: PathBuf,
+}
+
+/// Nobody else gives or takes away networks or addresses as long as this lives.
+#[derive(Debug)]
+pub struct Locked {
+    _lock: File,
+}
+
+impl Networks {
+    /// The networks of the store at `root`.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn open(root: &Path) -> Result<Networks> {
+        let dir = root.join("networks");
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.map_err(Error::file("create", &dir))?;
+        Ok(Networks { dir })
+    }
+
+    /// Waits until nobody else gives or takes away anything. What changes wants to see it, so nothing changes without.
+    ///
+    /// # Errors
+    /// The file of the lock cannot be opened.
+    pub fn lock(&self) -> Result<Locked> {
+        let path = self.dir.join("lock");
+        let file = open_lock(&path)?;
+        file.lock().map_err(Error::file("lock", &path))?;
+        Ok(Locked { _lock: file })
+    }
+
+    /// Makes a network. `taken` are addresses which this host has routes for.
+    ///
+    /// # Errors
+    /// The name is none or taken, the subnet overlaps with another, the gateway is not in it, or the folder cannot be written.
+    pub fn create(&self, _locked: &Locked, new: NewNetwork, taken: &[Subnet]) -> Result<Network> {
+        let name = folder::parse_name(&new.name)
+            .map_err(|reason| Error::BadName { name: new.name.clone(), reason })?;
+        if RESERVED.contains(&&*name) {
+            return Err(Error::Refused(format!("network {name:?}: the word means something else already")));
+        }
+        let others = self.list()?;
+        if others.iter().any(|other| other.info.name == name) {
+            return Err(Error::Refused(format!("network {name} is there already")));
+        }
+        let subnet = match new.subnet {
+            Some(subnet) => free(subnet, &others, taken)?,
+            None => Subnet::defaults()
+                .find(|subnet| free(*subnet, &others, taken).is_ok())
+                .ok_or_else(|| Error::Refused("no subnet is free: give one".to_owned()))?,
+        };
+        let gateway = new.gateway.unwrap_or_else(|| subnet.first());
+        if !subnet.is_host(gateway) {
+            return Err(Error::Refused(format!("gateway {gateway} is no address of {subnet}")));
+        }
+        if !MTU.contains(&new.mtu) {
+            return Err(Error::Refused(format!(
+                "mtu {} is not from {} to {}",
+                new.mtu,
+                MTU.start(),
+                MTU.end()
+            )));
+        }
+        let info = NetworkInfo {
+            version: VERSION,
+            id: new_id()?,
+            name: name.clone(),
+            created_ms: now_ms(),
+            subnet,
+            gateway,
+            mtu: new.mtu,
+            internal: new.internal,
+            labels: new.labels,
+        };
+        let (temp, path) = (self.dir.join(format!("{UNFINISHED}{name}")), self.dir.join(&name));
+        let _ = fs::remove_dir_all(&temp);
+        let leases = temp.join("leases");
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&leases);
+        made.map_err(Error::file("create", &leases))?;
+        files::replace(&temp.join("network.json"), &info, Durable::Now)?;
+        fs::rename(&temp, &path).map_err(Error::file("create", &path))?;
+        files::sync_parent(&path)?;
+        Ok(Network { path, info })
+    }
+
+    /// The network of this name, or whose id begins so.
+    ///
+    /// # Errors
+    /// There is none or there are several, or it cannot be read.
+    pub fn find(&self, name: &str) -> Result<Network> {
+        let missing = || Error::NotFound { name: name.to_owned() };
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            return Err(missing());
+        }
+        let path = self.dir.join(name);
+        if path.join("network.json").exists() {
+            return read(path);
+        }
+        let mut found = self.list()?.into_iter().filter(|network| network.info.id.starts_with(name));
+        let network = found.next().ok_or_else(missing)?;
+        if found.next().is_some() {
+            return Err(Error::Ambiguous { name: name.to_owned() });
+        }
+        Ok(network)
+    }
+
+    /// All of them, by name. One that cannot be read hides no other.
+    ///
+    /// # Errors
+    /// The folder of them all cannot be read.
+    pub fn list(&self) -> Result<Vec<Network>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(Error::file("list", &self.dir))? {
+            let entry = entry.map_err(Error::file("list", &self.dir))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name == "lock" || name.starts_with(UNFINISHED) {
+                continue;
+            }
+            match read(entry.path()) {
+                Ok(network) => found.push(network),
+                Err(error) => tracing::warn!("network {name:?} is left out: {error}"),
+            }
+        }
+        found.sort_by(|a, b| a.info.name.cmp(&b.info.name));
+        Ok(found)
+    }
+
+    /// Forgets a network that nobody is connected to.
+    ///
+    /// # Errors
+    /// Somebody is connected, or the folder cannot be removed.
+    pub fn remove(&self, locked: &Locked, network: &Network) -> Result<()> {
+        let users = network.leases(locked)?;
+        if !users.is_empty() {
+            let names: Vec<_> = users.iter().map(|lease| lease.workload.as_str()).collect();
+            let text = format!("network {} is in use by {}", network.info.name, names.join(", "));
+            return Err(Error::Refused(text));
+        }
+        let temp = self.dir.join(format!("{UNFINISHED}{}", network.info.name));
+        let _ = fs::remove_dir_all(&temp);
+        fs::rename(&network.path, &temp).map_err(Error::file("remove", &network.path))?;
+        fs::remove_dir_all(&temp).map_err(Error::file("remove", &temp))
+    }
+}
+
+fn read(path: PathBuf) -> Result<Network> {
+    let file = path.join("network.json");
+    let info: NetworkInfo = files::read(&file)?;
+    info.check(&file)?;
+    Ok(Network { path, info })
+}
+
+fn free(subnet: Subnet, others: &[Network], routes: &[Subnet]) -> Result<Subnet> {
+    if let Some(other) = others.iter().find(|other| other.info.subnet.overlaps(subnet)) {
+        let text = format!("{subnet} overlaps with {} of network {}", other.info.subnet, other.info.name);
+        return Err(Error::Refused(text));
+    }
+    match routes.iter().find(|route| route.overlaps(subnet)) {
+        Some(route) => Err(Error::Refused(format!("{subnet} overlaps with this host's route to {route}"))),
+        None => Ok(subnet),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! Blocks of IPv4 addresses (RFC 4632).
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Enough for a gateway and one more.
+const MAX_PREFIX: u8 = 30;
+const MIN_PREFIX: u8 = 8;
+
+/// A block of addresses, as `10.90.0.0/24`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Subnet {
+    address: Ipv4Addr,
+    prefix: u8,
+}
+
+impl Subnet {
+    /// The block of `prefix` bits that `address` is in.
+    #[must_use]
+    pub fn around(address: Ipv4Addr, prefix: u8) -> Self {
+        let prefix = prefix.min(32);
+        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+        Self { address: Ipv4Addr::from_bits(address.to_bits() & mask), prefix }
+    }
+
+    /// Blocks that are tried, in this order, where none is asked for.
+    pub fn defaults() -> impl Iterator<Item = Self> {
+        (90..=99)
+            .flat_map(|b| (0..=255).map(move |c| Self { address: Ipv4Addr::new(10, b, c, 0), prefix: 24 }))
+    }
+
+    /// How many bits all its addresses have in common.
+    #[must_use]
+    pub fn prefix(self) -> u8 {
+        self.prefix
+    }
+
+    /// The first address that a host can have.
+    #[must_use]
+    pub fn first(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.address.to_bits() | 1)
+    }
+
+    fn last(self) -> u32 {
+        let host_bits = u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0);
+        self.address.to_bits() | host_bits
+    }
+
+    /// Whether a host of it can have the address: all but the first and the last.
+    #[must_use]
+    pub fn is_host(self, address: Ipv4Addr) -> bool {
+        (self.address.to_bits() + 1..self.last()).contains(&address.to_bits())
+    }
+
+    /// All addresses that hosts can have.
+    pub fn hosts(self) -> impl Iterator<Item = Ipv4Addr> {
+        (self.address.to_bits() + 1..self.last()).map(Ipv4Addr::from_bits)
+    }
+
+    /// Whether they have an address in common.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.address.to_bits() <= other.last() && other.address.to_bits() <= self.last()
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl From<Subnet> for String {
+    fn from(subnet: Subnet) -> String {
+        subnet.to_string()
+    }
+}
+
+impl TryFrom<String> for Subnet {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no IPv4 subnet such as 10.90.0.0/24");
+        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
+        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
+        if !(MIN_PREFIX..=MAX_PREFIX).contains(&prefix) {
+            return Err(format!("{text:?}: the prefix is from {MIN_PREFIX} to {MAX_PREFIX}"));
+        }
+        let subnet = Self::around(address, prefix);
+        if subnet.address != address {
+            return Err(format!("{text:?} has bits behind its prefix: {subnet}?"));
+        }
+        if address.is_loopback()
+            || address.is_multicast()
+            || address.is_link_local()
+            || address.octets()[0] == 0
+        {
+            return Err(format!("{text:?} is for no network of this kind"));
+        }
+        Ok(subnet)
+    }
+}

@@ -1,0 +1,106 @@
+use super::*;
+
+fn new(name: &str, subnet: Option<&str>) -> NewNetwork {
+    NewNetwork {
+        name: name.to_owned(),
+        subnet: subnet.map(|text| text.parse().unwrap()),
+        gateway: None,
+        mtu: 1500,
+        internal: false,
+        labels: BTreeMap::new(),
+    }
+}
+
+fn open() -> (tempfile::TempDir, Networks) {
+    let dir = tempfile::tempdir().unwrap();
+    let networks = Networks::open(dir.path()).unwrap();
+    (dir, networks)
+}
+
+#[test]
+fn a_network_gets_the_first_subnet_that_overlaps_with_nothing() {
+    let (_dir, networks) = open();
+    let locked = networks.lock().unwrap();
+    let routes = ["10.90.0.0/16".parse().unwrap()];
+    let one = networks.create(&locked, new("one", None), &routes).unwrap();
+    let two = networks.create(&locked, new("two", None), &routes).unwrap();
+    assert_eq!(
+        [one.info().subnet, two.info().subnet].map(|s| s.to_string()),
+        ["10.91.0.0/24", "10.91.1.0/24"]
+    );
+    assert_eq!(two.info().gateway, Ipv4Addr::new(10, 91, 1, 1));
+    assert_ne!(one.info().bridge(), two.info().bridge());
+    assert_eq!(one.info().bridge().len(), 15);
+    for (subnet, with) in
+        [("10.91.0.0/25", "network one"), ("10.0.0.0/8", "network"), ("10.90.7.0/24", "route")]
+    {
+        let refused = networks.create(&locked, new("three", Some(subnet)), &routes).unwrap_err().to_string();
+        assert!(refused.contains("overlaps") && refused.contains(with), "{refused}");
+    }
+    for name in ["one", "host", "none", "../x", ""] {
+        assert!(networks.create(&locked, new(name, None), &routes).is_err(), "{name}");
+    }
+    assert_eq!(networks.find(&one.info().id[..20]).unwrap(), one);
+    assert_eq!(networks.list().unwrap(), [one, two]);
+}
+
+#[test]
+fn what_is_no_subnet_is_refused() {
+    for text in
+        ["10.0.0.0", "10.0.0.1/24", "10.0.0.0/31", "10.0.0.0/33", "0.0.0.0/8", "127.0.0.0/24", "fd00::/64"]
+    {
+        assert!(text.parse::<Subnet>().is_err(), "{text}");
+    }
+    let least: Subnet = "192.168.7.4/30".parse().unwrap();
+    assert_eq!(least.hosts().collect::<Vec<_>>(), [5, 6].map(|last| Ipv4Addr::new(192, 168, 7, last)));
+    // Routes may be for all there is or for one host.
+    assert!(Subnet::around(Ipv4Addr::UNSPECIFIED, 0).overlaps(least));
+    assert!(Subnet::around(Ipv4Addr::new(192, 168, 7, 7), 32).overlaps(least));
+    assert!(!Subnet::around(Ipv4Addr::new(192, 168, 7, 8), 32).overlaps(least));
+}
+
+#[test]
+fn an_address_is_one_workloads_until_it_is_given_back() {
+    let (_dir, networks) = open();
+    let locked = networks.lock().unwrap();
+    let network = networks.create(&locked, new("small", Some("10.9.0.0/29")), &[]).unwrap();
+    let lease =
+        |wanted, name: &str| networks.lease(&locked, &network, wanted, (name, &[name.to_owned()]), &[]);
+    let first = lease(None, "first").unwrap();
+    assert_eq!(first.info().address, Ipv4Addr::new(10, 9, 0, 2));
+    let fourth = lease(Some(Ipv4Addr::new(10, 9, 0, 4)), "fourth").unwrap();
+    for (taken, why) in
+        [([10, 9, 0, 4], "taken"), ([10, 9, 0, 1], "taken"), ([10, 9, 0, 7], "no address of"), ([1; 4], "no")]
+    {
+        let refused = lease(Some(taken.into()), "other").unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+    let hosts = std::fs::read_to_string(network.hosts()).unwrap();
+    assert!(hosts.ends_with("10.9.0.2 first\n10.9.0.4 fourth\n"), "{hosts}");
+    let more: Vec<_> = (0..3).map(|_| lease(None, "more").unwrap()).collect();
+    assert!(lease(None, "late").unwrap_err().to_string().contains("no free address"));
+    assert!(networks.remove(&locked, &network).unwrap_err().to_string().contains("in use by first"));
+    assert_eq!(network.leases(&locked).unwrap().len(), 5);
+    drop(locked);
+    drop((first, more));
+    let locked = networks.lock().unwrap();
+    assert_eq!(network.leases(&locked).unwrap(), [fourth.info().clone()]);
+    let hosts = std::fs::read_to_string(network.hosts()).unwrap();
+    assert!(hosts.ends_with("localhost\n10.9.0.4 fourth\n"), "{hosts}");
+}
+
+#[test]
+fn an_address_of_a_process_that_was_killed_is_free() {
+    let (_dir, networks) = open();
+    let locked = networks.lock().unwrap();
+    let network = networks.create(&locked, new("n", None), &[]).unwrap();
+    // What is left is a file that nobody has locked.
+    std::fs::write(
+        network.path.join("leases").join(network.info().subnet.to_string().replace("0/24", "2")),
+        "{",
+    )
+    .unwrap();
+    assert_eq!(network.leases(&locked).unwrap(), []);
+    networks.remove(&locked, &network).unwrap();
+    assert!(networks.find("n").unwrap_err().is_not_found());
+}
