@@ -24,6 +24,7 @@ mod interrupted;
 mod kernels;
 mod kvm;
 mod legacy_programs;
+mod named_networks;
 mod named_volumes;
 mod network;
 mod registry;

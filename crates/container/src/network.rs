@@ -1,5 +1,6 @@
-//! A network namespace that is there before its container, with one Ethernet interface whose other end is a descriptor.
+//! A network namespace that is there before its container, for one with an Ethernet interface whose other end is a descriptor.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -22,10 +23,51 @@ pub struct Addresses {
     pub gateway: Ipv4Addr,
 }
 
-/// The namespace, which lives as long as this or a process in it.
+/// A network namespace, which lives as long as this or a process in it.
+#[derive(Debug)]
+pub struct Namespace {
+    file: OwnedFd,
+}
+
+impl Namespace {
+    /// Makes one that has nothing but a loopback interface, and has `set_up` done in it, by a thread of its own: programs
+    /// which that starts are in it too.
+    ///
+    /// # Errors
+    /// This process may not, or what `set_up` says.
+    pub fn new<T: Send + 'static>(
+        set_up: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<(Self, T)> {
+        Self::with(move || set_up().during(|| "set up a network namespace".to_owned()))
+    }
+
+    fn with<T: Send + 'static>(set_up: impl FnOnce() -> Result<T> + Send + 'static) -> Result<(Self, T)> {
+        let work = move || {
+            sys::unshare(libc::CLONE_NEWNET as u64).during(|| "make a network namespace".to_owned())?;
+            sys::interface_up("lo").during(|| "bring up the loopback interface".to_owned())?;
+            let done = set_up()?;
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::open("/proc/thread-self/ns/net", flags, Mode::empty())
+                .during(|| "open the network namespace".to_owned())?;
+            Ok((Self { file }, done))
+        };
+        // A thread is in a network namespace for itself alone; this one ends there.
+        let made = std::thread::Builder::new().name("network".into()).spawn(work);
+        let made = made.during(|| "start a thread".to_owned())?;
+        made.join().unwrap_or_else(|_| Err(Error::refused("network", "the thread that makes it failed")))
+    }
+
+    /// Its path in this process, for a bundle.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+    }
+}
+
+/// A namespace whose interface ends in this process.
 #[derive(Debug)]
 pub struct Network {
-    namespace: OwnedFd,
+    namespace: Namespace,
     tap: OwnedFd,
 }
 
@@ -36,16 +78,14 @@ impl Network {
     /// The host has no `/dev/net/tun`, or this process may not.
     pub fn new(name: &str, addresses: Addresses) -> Result<Self> {
         let name = name.to_owned();
-        // A thread is in a network namespace for itself alone; this one ends there.
-        let made = std::thread::Builder::new().name("network".into()).spawn(move || make(&name, addresses));
-        let made = made.during(|| "start a thread".to_owned())?;
-        made.join().unwrap_or_else(|_| Err(Error::refused("network", "the thread that makes it failed")))
+        let (namespace, tap) = Namespace::with(move || make(&name, addresses))?;
+        Ok(Self { namespace, tap })
     }
 
     /// The path of the namespace in this process, for a bundle.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.namespace.as_raw_fd()).into()
+        self.namespace.path()
     }
 
     /// The other end of the interface: frames behind a virtio card's header of 10 bytes. Without it the interface is gone.
@@ -55,19 +95,14 @@ impl Network {
     }
 }
 
-fn make(name: &str, addresses: Addresses) -> Result<Network> {
-    sys::unshare(libc::CLONE_NEWNET as u64).during(|| "make a network namespace".to_owned())?;
-    sys::interface_up("lo").during(|| "bring up the loopback interface".to_owned())?;
+fn make(name: &str, addresses: Addresses) -> Result<OwnedFd> {
     let tap = sys::tap(name).during(|| format!("make the interface {name} by /dev/net/tun"))?;
     let set = || format!("set up the interface {name}");
     sys::interface_mac(name, addresses.mac).during(set)?;
     sys::interface_address(name, addresses.own, addresses.mask).during(set)?;
     sys::interface_up(name).during(set)?;
     sys::default_route(addresses.gateway).during(|| format!("set the route to {}", addresses.gateway))?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let namespace = rustix::fs::open("/proc/thread-self/ns/net", flags, Mode::empty())
-        .during(|| "open the network namespace".to_owned())?;
-    Ok(Network { namespace, tap })
+    Ok(tap)
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    boot, changes, check, completions, cp, debug, files, fork, image, kernel, login, man, oci, registry,
-    restore, run, serve, snapshot, snapshots, start, templates, usage, volume, workloads,
+    boot, changes, check, completions, cp, debug, files, fork, image, kernel, login, man, network, oci,
+    registry, restore, run, serve, snapshot, snapshots, start, templates, usage, volume, workloads,
 };
 use crate::exit;
 
@@ -85,6 +85,9 @@ pub enum Command {
     /// Folders that have names and outlive the workloads that see them
     #[command(subcommand)]
     Volume(volume::Command),
+    /// Networks that containers are connected to by name
+    #[command(subcommand)]
+    Network(network::Command),
     /// Saved machines that `strata run` starts from
     #[command(subcommand)]
     Templates(templates::Command),

@@ -7,6 +7,7 @@
 //! Deliberately absent: anything that decides how a machine, an image or a container works.
 #![forbid(unsafe_code)]
 
+mod bridge;
 mod cli;
 mod commands;
 mod confine;
@@ -96,6 +97,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Kernel(command) => commands::kernel::run(&cli.global, command),
         Command::Image(command) => commands::image::run(&cli.global, command),
         Command::Volume(command) => commands::volume::run(&cli.global, command),
+        Command::Network(command) => commands::network::run(&cli.global, command),
         Command::Templates(command) => commands::templates::run(&cli.global, command),
         Command::Pull(options) => commands::registry::pull(&cli.global, options),
         Command::Push(options) => commands::registry::push(&cli.global, options),

@@ -13,6 +13,7 @@ pub mod kernel;
 mod listing;
 pub mod login;
 pub mod man;
+pub mod network;
 pub mod oci;
 pub mod registry;
 pub mod restore;

@@ -4,6 +4,7 @@
 //! time, goes on from a template: a machine that was saved when its agent was up and nothing was mounted. Its root is the
 //! image's read-only squashfs on a virtio disk, under an overlay in guest memory that is gone with the machine.
 
+mod bridged;
 pub mod container;
 mod container_network;
 mod copy_up;

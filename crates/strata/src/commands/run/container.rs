@@ -17,7 +17,7 @@ use workload::control::{Message, Request};
 
 use super::volumes::Keep;
 use super::worker::{Link, Reply, Target};
-use super::{Options, container_network, find, hostname, process, volumes};
+use super::{Options, bridged, container_network, find, hostname, process, volumes};
 use crate::cli::Global;
 use crate::commands::oci::enter;
 use crate::commands::{files, image as images};
@@ -151,6 +151,8 @@ struct Prepared {
     network: Option<container_network::Prepared>,
     /// Held until it has ended.
     files: volumes::Settled,
+    /// Its place on a network with a name, as long as it runs.
+    bridged: Option<bridged::Bridged>,
 }
 
 fn prepare(
@@ -168,11 +170,20 @@ fn prepare(
         .map_err(|error| images::explain(format!("run {:?}", options.image), &options.image, error))?;
     let upper = upper(&image)?;
     let name = options.hostname.clone().unwrap_or_else(|| hostname(&image));
+    let workload = name_of(global, options, &id)?;
+    let wanted_bridge = options.network.bridged(&workload, &name)?;
     let user = wanted.user.clone();
     let mut spec = spec(options, wanted, name)?;
     let network = options.network.config()?.map(|config| container_network::prepare(&config)).transpose()?;
     if let Some(network) = &network {
         network.add_to(&mut spec);
+    }
+    let bridged = wanted_bridge.map(|wanted| bridged::prepare(global, &wanted)).transpose()?;
+    if let Some(bridged) = &bridged {
+        bridged.add_to(&mut spec);
+    }
+    if options.network.is_host() {
+        bridged::share_host(&mut spec);
     }
     // What is to stay of one in the background is in its upper folder and in volumes, which were made with it.
     let keep = if options.container.read_only { Keep::CommandOnReadOnlyRoot } else { Keep::Command };
@@ -183,11 +194,19 @@ fn prepare(
     if options.container.privileged {
         tracing::warn!("--privileged: root in this container can do what root can do on this host");
     }
-    Ok(Prepared { create: CreateOptions { tied: true, ..CreateOptions::new(id, source) }, network, files })
+    Ok(Prepared { create: CreateOptions { tied: true, ..CreateOptions::new(id, source) }, network, files, bridged })
+}
+
+/// The name of a workload: of one in the background, the one that it was given.
+fn name_of(global: &Global, options: &Options, id: &str) -> Outcome<String> {
+    let act = || format!("find the workload {id}");
+    let all = workload::Workloads::open(&store::root(global)?).while_trying(act)?;
+    let found = all.find(id).ok().map(|folder| folder.description().name.clone());
+    Ok(found.or_else(|| options.name.clone()).unwrap_or_else(|| id.to_owned()))
 }
 
 fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome {
-    let Prepared { create, network, files } = prepared;
+    let Prepared { create, network, files, bridged: _bridged } = prepared;
     let signals = Signals::block().map_err(explain)?;
     let running = runtime().run(&create).map_err(explain)?;
     let _network = network.map(container_network::Prepared::carry).transpose()?;

@@ -16,8 +16,8 @@ use super::network;
 use crate::failure::{Outcome, While};
 
 /// As in a machine.
-const INTERFACE: &str = "eth0";
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+pub(super) const INTERFACE: &str = "eth0";
+pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// A network that its container does not use yet.
 pub struct Prepared {

@@ -7,6 +7,7 @@ use machine::MachineConfig;
 use machine::config::NetConfig;
 use net::nat::{self, Config, Loopback, Nat, Publish, Transport};
 
+use super::bridged::Wanted as Bridge;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 
@@ -22,9 +23,22 @@ const MAC: [u8; 6] = [0x02, 0x53, 0x54, 0x52, 0, 1];
 #[derive(Clone, Debug, Default, clap::Args, serde::Serialize, serde::Deserialize)]
 #[command(next_help_heading = "Network")]
 pub struct Flags {
-    /// What the command is connected to [default: none, or user with --publish or --host-loopback]
-    #[arg(long, value_enum, value_name = "KIND")]
+    /// What the command is connected to: none, user (what this user may connect to, but for this host's loopback), or of
+    /// containers host or a network's name [default: none, or user with --publish or --host-loopback]
+    #[arg(long, value_name = "KIND", value_parser = Kind::parse)]
     pub(super) network: Option<Kind>,
+    /// Address on the network, which has a name [default: one that is free]
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(default)]
+    ip: Option<Ipv4Addr>,
+    /// What others on the network call it too
+    #[arg(long, value_name = "NAME", value_parser = workload::parse_name)]
+    #[serde(default)]
+    network_alias: Vec<String>,
+    /// Server of names, on a network with a name [default: those of this host]
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(default)]
+    dns: Vec<Ipv4Addr>,
     /// Let a port of this host lead to one of the command's, e.g. 8080:80 or 127.0.0.1:5353:53/udp
     #[arg(short, long, value_name = "[HOSTIP:]HOSTPORT:PORT[/tcp|udp]", value_parser = check)]
     pub(super) publish: Vec<String>,
@@ -34,12 +48,27 @@ pub struct Flags {
 }
 
 /// What a command is connected to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) enum Kind {
-    /// Nothing
+    /// Nothing.
     None,
-    /// What this user may connect to, but for this host's loopback
+    /// What this user may connect to, but for this host's loopback.
     User,
+    /// All that this host has.
+    Host,
+    /// The network of this name.
+    Named(String),
+}
+
+impl Kind {
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "none" => Self::None,
+            "user" => Self::User,
+            "host" => Self::Host,
+            name => Self::Named(workload::parse_name(name)?),
+        })
+    }
 }
 
 fn check(text: &str) -> Result<String, String> {
@@ -69,6 +98,23 @@ impl Flags {
     /// What is asked for needs a network.
     pub fn config(&self) -> Outcome<Option<Config>> {
         let is_needed = !self.publish.is_empty() || self.host_loopback;
+        let is_addressed = self.ip.is_some() || !self.dns.is_empty() || !self.network_alias.is_empty();
+        if is_addressed && !matches!(self.network, Some(Kind::Named(_))) {
+            let text = "--ip, --network-alias and --dns need --network NAME";
+            return Err(Failure::new(text).exit(Exit::Usage));
+        }
+        match &self.network {
+            Some(Kind::Host) if is_needed => {
+                let text = "--publish and --host-loopback: --network host has all of this host's already";
+                return Err(Failure::new(text).exit(Exit::Usage));
+            }
+            Some(Kind::Named(_)) if self.host_loopback => {
+                let text = "--host-loopback is of --network user";
+                return Err(Failure::new(text).exit(Exit::Usage));
+            }
+            Some(Kind::Host | Kind::Named(_)) => return Ok(None),
+            Some(Kind::None | Kind::User) | None => {}
+        }
         if self.network == Some(Kind::None) {
             let text = "--publish and --host-loopback need a network, and --network none is none";
             return if is_needed { Err(Failure::new(text).exit(Exit::Usage)) } else { Ok(None) };
@@ -76,10 +122,36 @@ impl Flags {
         if self.network.is_none() && !is_needed {
             return Ok(None);
         }
-        let publish = self.publish.iter().map(|text| parse(text)).collect::<Result<_, _>>();
-        let publish = publish.map_err(|text| Failure::new(format!("--publish: {text}")).exit(Exit::Usage))?;
+        let publish = self.published()?;
         let loopback = if self.host_loopback { Loopback::Allowed } else { Loopback::Refused };
         Ok(Some(Config { guest_mac: MAC, publish, resolver: resolver(), loopback }))
+    }
+
+    fn published(&self) -> Outcome<Vec<Publish>> {
+        let publish = self.publish.iter().map(|text| parse(text)).collect::<Result<_, _>>();
+        publish.map_err(|text| Failure::new(format!("--publish: {text}")).exit(Exit::Usage))
+    }
+
+    /// Whether it is the host's own.
+    pub fn is_host(&self) -> bool {
+        self.network == Some(Kind::Host)
+    }
+
+    /// What the container `workload` wants of the network with a name; `None` if it is on none.
+    ///
+    /// # Errors
+    /// A port is none.
+    pub fn bridged<'a>(&'a self, workload: &'a str, hostname: &str) -> Outcome<Option<Bridge<'a>>> {
+        let Some(Kind::Named(network)) = &self.network else { return Ok(None) };
+        let own = [workload, hostname].map(str::to_owned);
+        let mut names: Vec<String> = Vec::new();
+        for name in self.network_alias.iter().cloned().chain(own) {
+            if workload::parse_name(&name).is_ok() && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let publish = self.published()?;
+        Ok(Some(Bridge { network, address: self.ip, dns: &self.dns, publish, workload, names }))
     }
 
     /// The network of a machine with `kernel`; `None` if it has none.
@@ -88,6 +160,10 @@ impl Flags {
     /// As [`Self::config`], or the kernel came without the driver.
     pub fn of_machine(&self, kernel: &KernelBundle) -> Outcome<Option<Config>> {
         let config = self.config()?;
+        if matches!(self.network, Some(Kind::Host | Kind::Named(_))) {
+            let text = "network: machines have --network user or none; host and names are for containers";
+            return Err(Failure::new(text).exit(Exit::Usage).hint("strata run --isolation container"));
+        }
         if config.is_some() && kernel.info().absent.iter().any(|module| module == MODULE) {
             let text = format!("network: kernel {} came without {MODULE}", kernel.info().id);
             return Err(Failure::new(text).hint("strata kernel fetch brings one that has it"));

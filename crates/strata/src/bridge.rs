@@ -1,0 +1,193 @@
+//! What the host's kernel has of a network: a bridge, and a table of rules of its own, both named alike.
+//!
+//! Both are made anew from what the store says whenever a workload comes or goes, so that what was changed by others or left
+//! by a process that was killed is as it should be again. The programs `ip` and `nft` do it, in one batch each: every
+//! distribution has them, they speak each kernel's dialect of netlink, and `nft` replaces a table as one transaction.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use workload::networks::{LeaseInfo, NetworkInfo, Published, Subnet};
+
+use crate::failure::{Failure, Outcome, While};
+
+/// What this host has routes for, but for the default one.
+///
+/// # Errors
+/// The host does not tell.
+pub fn routes() -> Outcome<Vec<Subnet>> {
+    let path = "/proc/net/route";
+    let text = std::fs::read_to_string(path).while_trying(|| format!("read {path}"))?;
+    Ok(text.lines().skip(1).filter_map(route).collect())
+}
+
+/// A line of `/proc/net/route`: the second word is the destination, the eighth its mask, in the network's order.
+fn route(line: &str) -> Option<Subnet> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let number = |at: usize| u32::from_str_radix(words.get(at)?, 16).ok().map(u32::from_be);
+    let (address, mask) = (number(1)?, number(7)?);
+    (mask != 0).then(|| Subnet::around(Ipv4Addr::from_bits(address), mask.leading_ones() as u8))
+}
+
+/// Makes bridge and rules what `info` and the workloads that are connected want.
+///
+/// # Errors
+/// This process may not, or the host lacks a program.
+pub fn restore(info: &NetworkInfo, leases: &[LeaseInfo]) -> Outcome<()> {
+    let bridge = info.bridge();
+    let act = || format!("set up the bridge {bridge} of network {}", info.name);
+    let mut batch = String::new();
+    if !interface(&bridge).exists() {
+        let _ = writeln!(batch, "link add {bridge} type bridge");
+    }
+    let _ = writeln!(batch, "link set {bridge} mtu {} up", info.mtu);
+    let _ = writeln!(batch, "address replace {}/{} dev {bridge}", info.gateway, info.subnet.prefix());
+    for lease in leases.iter().filter(|lease| interface(&lease.interface).exists()) {
+        let _ = writeln!(batch, "link set {} master {bridge} up", lease.interface);
+    }
+    ip(&batch).while_trying(act)?;
+    // So that a port published on 127.0.0.1 leads somewhere; the rules keep workloads from that address.
+    set(&format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet")).while_trying(act)?;
+    if !info.internal {
+        set("/proc/sys/net/ipv4/ip_forward").while_trying(act)?;
+    }
+    let rules = rules(info, leases);
+    feed("nft", &["-f", "-"], &rules).map_err(|error| {
+        Failure::because(format!("set the rules of network {}", info.name), error)
+            .hint("the program nft comes with the package nftables")
+    })
+}
+
+/// Removes bridge and rules.
+///
+/// # Errors
+/// This process may not.
+pub fn remove(info: &NetworkInfo) -> Outcome<()> {
+    let bridge = info.bridge();
+    let act = || format!("remove the bridge {bridge} of network {}", info.name);
+    if interface(&bridge).exists() {
+        ip(&format!("link delete {bridge}\n")).while_trying(act)?;
+    }
+    feed("nft", &["-f", "-"], &format!("table inet {bridge} {{}}\ndelete table inet {bridge}\n"))
+        .while_trying(act)
+}
+
+/// Gives the network namespace of this thread the interface `name`, whose other end is an interface of this process's.
+///
+/// # Errors
+/// This process may not.
+pub fn connect(name: &str, info: &NetworkInfo, lease: &LeaseInfo) -> io::Result<()> {
+    let (process, mtu) = (std::process::id(), info.mtu);
+    let mut batch = format!(
+        "link add {name} mtu {mtu} type veth peer name {} mtu {mtu} netns {process}\n\
+         address add {}/{} dev {name}\nlink set {name} up\n",
+        lease.interface,
+        lease.address,
+        info.subnet.prefix()
+    );
+    if !info.internal {
+        let _ = writeln!(batch, "route add default via {}", info.gateway);
+    }
+    ip(&batch)
+}
+
+fn interface(name: &str) -> PathBuf {
+    Path::new("/sys/class/net").join(name)
+}
+
+/// Writes 1 where there is none yet.
+fn set(path: &str) -> io::Result<()> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"));
+    if std::fs::read_to_string(path).map_err(named)?.trim() != "1" {
+        std::fs::write(path, "1").map_err(named)?;
+    }
+    Ok(())
+}
+
+fn ip(batch: &str) -> io::Result<()> {
+    feed("ip", &["-batch", "-"], batch)
+}
+
+/// Runs a program that reads `input`; what it complains about is the error.
+fn feed(program: &str, arguments: &[&str], input: &str) -> io::Result<()> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("run {program}: {error}"));
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(named)?;
+    // Dropped at once, so that the program sees its end. One that ends before says why itself.
+    let written = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().map_err(named)?;
+    if output.status.success() {
+        return written.unwrap_or(Ok(())).map_err(named);
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let first = text.lines().next().unwrap_or("it says nothing").trim();
+    Err(io::Error::other(format!("{program}: {first}")))
+}
+
+/// The whole table, which takes the place of the one that is there.
+fn rules(info: &NetworkInfo, leases: &[LeaseInfo]) -> String {
+    let (bridge, subnet) = (info.bridge(), info.subnet);
+    let outside = if info.internal {
+        format!(
+            "    iifname {bridge} oifname != {bridge} drop\n    oifname {bridge} iifname != {bridge} drop\n"
+        )
+    } else {
+        format!(
+            "    iifname {bridge} oifname != {bridge} oifname \"st-*\" drop\n\
+             \x20   oifname {bridge} iifname != {bridge} ct state established,related accept\n\
+             \x20   oifname {bridge} iifname != {bridge} ct status dnat accept\n\
+             \x20   oifname {bridge} iifname != {bridge} drop\n"
+        )
+    };
+    let masquerade = if info.internal {
+        String::new()
+    } else {
+        format!(
+            "    ip saddr {subnet} oifname != {bridge} masquerade\n\
+             \x20   oifname {bridge} ct status dnat ip saddr {{ 127.0.0.0/8, {subnet} }} masquerade\n"
+        )
+    };
+    let mut published = String::new();
+    for lease in leases {
+        for port in &lease.publish {
+            published.push_str(&publish(port, lease.address));
+        }
+    }
+    format!(
+        "table inet {bridge} {{}}\ndelete table inet {bridge}\ntable inet {bridge} {{\n\
+         \x20 chain early {{\n    type filter hook prerouting priority raw;\n\
+         \x20   iifname {bridge} ip daddr 127.0.0.0/8 drop\n  }}\n\
+         \x20 chain forward {{\n    type filter hook forward priority filter;\n{outside}  }}\n\
+         \x20 chain prerouting {{\n    type nat hook prerouting priority dstnat;\n{published}  }}\n\
+         \x20 chain output {{\n    type nat hook output priority -100;\n{published}  }}\n\
+         \x20 chain postrouting {{\n    type nat hook postrouting priority srcnat;\n{masquerade}  }}\n}}\n"
+    )
+}
+
+fn publish(port: &Published, address: Ipv4Addr) -> String {
+    let host = match port.host.ip() {
+        ip if ip.is_unspecified() => "fib daddr type local".to_owned(),
+        ip => format!("ip daddr {ip}"),
+    };
+    let (transport, from, to) = (&port.transport, port.host.port(), port.port);
+    format!("    meta nfproto ipv4 {host} {transport} dport {from} dnat ip to {address}:{to}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_of_the_host_are_read_and_the_default_one_is_none() {
+        let line = |destination: u32, mask: u32| {
+            format!("eth0 {:08X} 00000000 0001 0 0 0 {:08X} 0 0 0", destination.to_be(), mask.to_be())
+        };
+        assert_eq!(route(&line(0x0a5a_0100, 0xffff_ff00)).unwrap().to_string(), "10.90.1.0/24");
+        assert_eq!(route(&line(0, 0)), None);
+        assert_eq!(route("eth0 nonsense"), None);
+    }
+}
