@@ -194,7 +194,12 @@ fn prepare(
     if options.container.privileged {
         tracing::warn!("--privileged: root in this container can do what root can do on this host");
     }
-    Ok(Prepared { create: CreateOptions { tied: true, ..CreateOptions::new(id, source) }, network, files, bridged })
+    Ok(Prepared {
+        create: CreateOptions { tied: true, ..CreateOptions::new(id, source) },
+        network,
+        files,
+        bridged,
+    })
 }
 
 /// The name of a workload: of one in the background, the one that it was given.
