@@ -7,9 +7,10 @@
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::net::{AddressFamily, SocketType};
 use workload::networks::{LeaseInfo, NetworkInfo, Published, Subnet};
 
 use crate::failure::{Failure, Outcome, While};
@@ -39,16 +40,8 @@ fn route(line: &str) -> Option<Subnet> {
 pub fn restore(info: &NetworkInfo, leases: &[LeaseInfo]) -> Outcome<()> {
     let bridge = info.bridge();
     let act = || format!("set up the bridge {bridge} of network {}", info.name);
-    let mut batch = String::new();
-    if !interface(&bridge).exists() {
-        let _ = writeln!(batch, "link add {bridge} type bridge");
-    }
-    let _ = writeln!(batch, "link set {bridge} mtu {} up", info.mtu);
-    let _ = writeln!(batch, "address replace {}/{} dev {bridge}", info.gateway, info.subnet.prefix());
-    for lease in leases.iter().filter(|lease| interface(&lease.interface).exists()) {
-        let _ = writeln!(batch, "link set {} master {bridge} up", lease.interface);
-    }
-    ip(&batch).while_trying(act)?;
+    // A cable whose workload ends may go between the look and the act: the second look no longer finds it.
+    ip(&bridged(info, leases)).or_else(|_| ip(&bridged(info, leases))).while_trying(act)?;
     // So that a port published on 127.0.0.1 leads somewhere; the rules keep workloads from that address.
     set(&format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet")).while_trying(act)?;
     if !info.internal {
@@ -61,6 +54,21 @@ pub fn restore(info: &NetworkInfo, leases: &[LeaseInfo]) -> Outcome<()> {
     })
 }
 
+/// What `ip` is to do so that the bridge is there, and has the cables of all that are connected.
+fn bridged(info: &NetworkInfo, leases: &[LeaseInfo]) -> String {
+    let bridge = info.bridge();
+    let mut batch = String::new();
+    if !exists(&bridge) {
+        let _ = writeln!(batch, "link add {bridge} type bridge");
+    }
+    let _ = writeln!(batch, "link set {bridge} mtu {} up", info.mtu);
+    let _ = writeln!(batch, "address replace {}/{} dev {bridge}", info.gateway, info.subnet.prefix());
+    for lease in leases.iter().filter(|lease| is_loose(&lease.interface)) {
+        let _ = writeln!(batch, "link set {} master {bridge} up", lease.interface);
+    }
+    batch
+}
+
 /// Removes bridge and rules.
 ///
 /// # Errors
@@ -68,11 +76,25 @@ pub fn restore(info: &NetworkInfo, leases: &[LeaseInfo]) -> Outcome<()> {
 pub fn remove(info: &NetworkInfo) -> Outcome<()> {
     let bridge = info.bridge();
     let act = || format!("remove the bridge {bridge} of network {}", info.name);
-    if interface(&bridge).exists() {
+    if exists(&bridge) {
         ip(&format!("link delete {bridge}\n")).while_trying(act)?;
     }
     feed("nft", &["-f", "-"], &format!("table inet {bridge} {{}}\ndelete table inet {bridge}\n"))
         .while_trying(act)
+}
+
+/// Removes what is left of an interface that another workload had with this address: the kernel takes down the namespace of
+/// one that ended in its own time.
+///
+/// # Errors
+/// This process may not.
+pub fn clear(lease: &LeaseInfo) -> io::Result<()> {
+    let old = &lease.interface;
+    if !exists(old) {
+        return Ok(());
+    }
+    // The kernel may be the first to do it.
+    ip(&format!("link delete {old}\n")).or_else(|error| if exists(old) { Err(error) } else { Ok(()) })
 }
 
 /// Gives the network namespace of this thread the interface `name`, whose other end is an interface of this process's.
@@ -94,8 +116,15 @@ pub fn connect(name: &str, info: &NetworkInfo, lease: &LeaseInfo) -> io::Result<
     ip(&batch)
 }
 
-fn interface(name: &str) -> PathBuf {
-    Path::new("/sys/class/net").join(name)
+/// Whether the kernel has an interface by this name. One that it takes down has none, though sysfs still shows it.
+fn exists(name: &str) -> bool {
+    rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
+        .is_ok_and(|socket| rustix::net::netdevice::name_to_index(socket, name).is_ok())
+}
+
+/// Whether there is such an interface, and no bridge has it.
+fn is_loose(name: &str) -> bool {
+    exists(name) && !Path::new("/sys/class/net").join(name).join("master").exists()
 }
 
 /// Writes 1 where there is none yet.

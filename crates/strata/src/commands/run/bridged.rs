@@ -66,7 +66,8 @@ pub fn prepare(global: &Global, wanted: &Wanted<'_>) -> Outcome<Bridged> {
     let network = networks::find(&all, wanted.network)?;
     let who = (wanted.workload, &*wanted.names);
     let lease = all.lease(&locked, &network, wanted.address, who, &publish).while_trying(act)?;
-    let made = cable(&lease).and_then(|namespace| {
+    let cleared = bridge::clear(lease.info()).while_trying(act);
+    let made = cleared.and_then(|()| cable(&lease)).and_then(|namespace| {
         bridge::restore(network.info(), &network.leases(&locked).while_trying(act)?)?;
         Ok(namespace)
     });
