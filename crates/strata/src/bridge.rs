@@ -124,7 +124,7 @@ fn exists(name: &str) -> bool {
 
 /// Whether there is such an interface, and no bridge has it.
 fn is_loose(name: &str) -> bool {
-    exists(name) && !Path::new("/sys/class/net").join(name).join("master").exists()
+    !Path::new("/sys/class/net").join(name).join("master").exists() && exists(name)
 }
 
 /// Writes 1 where there is none yet.
