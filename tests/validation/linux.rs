@@ -93,14 +93,12 @@ fn what_cannot_be_done_is_refused_and_not_passed_over() {
     let Some(bundle) = Bundle::new("true") else { return };
     let config = bundle.config.clone();
     let mut bundle = bundle;
-    let refused: [(&str, Value, &str); 7] = [
+    let refused: [(&str, Value, &str); 5] = [
         ("/linux/intelRdt", json!({ "closID": "x" }), "intelRdt"),
         ("/linux/resources/network", json!({ "classID": 1 }), "network"),
         ("/linux/resources/rdma", json!({ "mlx5_1": { "hcaHandles": 3 } }), "rdma"),
         ("/linux/netDevices", json!({ "eth0": {} }), "netDevices"),
         ("/linux/memoryPolicy", json!({ "mode": "MPOL_BIND", "nodes": "0" }), "memoryPolicy"),
-        ("/process/execCPUAffinity", json!({ "initial": "0" }), "execCPUAffinity"),
-        ("/linux/seccomp", json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x" }), "listener"),
     ];
     for (place, value, word) in refused {
         bundle.config = config.clone();

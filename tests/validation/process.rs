@@ -186,6 +186,43 @@ fn schedulers_and_priorities_are_set_or_refused() {
 }
 
 #[test]
+fn a_process_that_comes_later_runs_on_the_processors_it_is_given() {
+    let show = ["/bin/grep", "Cpus_allowed_list", "/proc/self/status"];
+    let Some(mut bundle) = Bundle::new("grep Cpus_allowed_list /proc/self/status; sleep 1000") else {
+        return;
+    };
+    let all = std::fs::read_to_string("/proc/self/status").unwrap();
+    let all = all.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t")).unwrap();
+    let last = all.rsplit(['-', ',']).next().unwrap();
+    if last == "0" {
+        return println!("skipped: a host with one processor");
+    }
+    // The first process has those of whoever made it.
+    bundle.config["process"]["execCPUAffinity"] = json!({ "initial": "0", "final": last });
+    let container = bundle.create(&[]);
+    container.start();
+    container.wait_until("said where it runs", || container.log().contains('\n'));
+    assert_eq!(container.log(), format!("Cpus_allowed_list:\t{all}\n"));
+    let by_default = bundle.good(&[&["exec", &container.id], &show[..]].concat());
+    assert_eq!(by_default, format!("Cpus_allowed_list:\t{last}\n"));
+    let with = |affinity: Value| {
+        let process = json!({ "args": show, "cwd": "/", "user": {}, "execCPUAffinity": affinity });
+        std::fs::write(bundle.path("process.json"), process.to_string()).unwrap();
+        bundle.act(&["exec", "--process", "process.json", &container.id])
+    };
+    let wanted = |list: &str| format!("Cpus_allowed_list:\t{list}\n");
+    assert_eq!(with(json!({ "final": last })).stdout, wanted(last));
+    assert_eq!(with(json!({ "initial": last, "final": "" })).code(), 0);
+    assert_eq!(with(json!({})).stdout, wanted(all));
+    with(json!({ "initial": "0,x" })).expect_failure(1, &["execCPUAffinity initial", "0,x"]);
+    with(json!({ "final": "1-0" })).expect_failure(1, &["execCPUAffinity final", "1-0"]);
+    with(json!({ "final": "1000" })).expect_failure(1, &["execCPUAffinity final"]);
+    drop(container);
+    bundle.config["process"]["execCPUAffinity"] = json!({ "initial": "nonsense" });
+    bundle.refused(&["execCPUAffinity", "nonsense"]);
+}
+
+#[test]
 fn only_descriptors_that_are_to_be_preserved_are() {
     let Some(bundle) = Bundle::new("ls /proc/$$/fd | tr '\\n' ' '; cat <&3") else { return };
     bundle.write();

@@ -2,10 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::error::{Error, Result, While};
-use crate::hooks;
-use crate::rootfs;
+use crate::namespaces::Namespaces;
+use crate::options::MountOptions;
+use crate::process::Plan;
 use crate::spec::Spec;
+use crate::{cgroups, hooks, rootfs};
 
 /// The longest `config.json` that is read.
 const MOST_BYTES: u64 = 16 << 20;
@@ -21,12 +25,40 @@ pub fn read(folder: &Path) -> Result<Spec> {
     use std::io::Read;
     let path = folder.join("config.json");
     let act = || format!("read {}", path.display());
+    // A pipe in its place would be waited for.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = std::fs::File::from(rustix::fs::open(&path, flags, Mode::empty()).during(act)?);
+    if !file.metadata().during(act)?.is_file() {
+        return Err(Error::refused(act(), "it is no file"));
+    }
     let mut text = Vec::new();
-    std::fs::File::open(&path).during(act)?.take(MOST_BYTES + 1).read_to_end(&mut text).during(act)?;
+    file.take(MOST_BYTES + 1).read_to_end(&mut text).during(act)?;
     if text.len() as u64 > MOST_BYTES {
         return Err(Error::refused(path.display().to_string(), format!("longer than {MOST_BYTES} bytes")));
     }
-    serde_json::from_slice(&text).map_err(|source| Error::Json { what: path.display().to_string(), source })
+    parse(&text, &path)
+}
+
+fn parse(text: &[u8], path: &Path) -> Result<Spec> {
+    serde_json::from_slice(text).map_err(|source| Error::Json { what: path.display().to_string(), source })
+}
+
+/// Reads a config and checks all of it that can be checked without making anything of it or looking at the host: nothing
+/// that a stranger may write there may take long or much memory, or worse.
+///
+/// # Errors
+/// It makes no sense.
+pub fn examine(text: &[u8]) -> Result<()> {
+    let spec = parse(text, Path::new("config.json"))?;
+    check(&spec)?;
+    let linux = spec.linux();
+    Plan::new(&spec.process.clone().unwrap_or_default(), linux.seccomp.as_ref(), spec.has_namespace("user"))?;
+    Namespaces::check(&linux.namespaces)?;
+    cgroups::check(linux.cgroups_path.as_deref(), &linux.resources.clone().unwrap_or_default())?;
+    for mount in &spec.mounts {
+        let _ = MountOptions::parse(&mount.options);
+    }
+    Ok(())
 }
 
 /// The folder of the root, absolute and without links.
@@ -96,10 +128,9 @@ pub fn check(spec: &Spec) -> Result<()> {
 
 /// A part of the config that asks for what this runtime cannot do: passing it over would not be what was asked for.
 fn unsupported(spec: &Spec) -> Option<&'static str> {
-    let (process, linux) = (spec.process.as_ref(), spec.linux.as_ref());
+    let linux = spec.linux.as_ref();
     let resources = linux.and_then(|linux| linux.resources.as_ref());
     let parts = [
-        ("process.execCPUAffinity", process.and_then(|process| process.exec_cpu_affinity.as_ref())),
         ("linux.intelRdt", linux.and_then(|linux| linux.intel_rdt.as_ref())),
         ("linux.netDevices", linux.and_then(|linux| linux.net_devices.as_ref())),
         ("linux.memoryPolicy", linux.and_then(|linux| linux.memory_policy.as_ref())),

@@ -17,9 +17,9 @@ use crate::paths::{self, Missing};
 use crate::spec::ConsoleSize;
 use crate::sys;
 
-/// Connects to the socket that wants the controlling end.
-pub fn connect(path: &Path) -> Result<OwnedFd> {
-    let act = || format!("connect to console socket {}", path.display());
+/// Connects to a socket that wants a descriptor: `what` it is called.
+pub fn connect(what: &str, path: &Path) -> Result<OwnedFd> {
+    let act = || format!("connect to {what} {}", path.display());
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .during(act)?;

@@ -25,6 +25,14 @@ pub enum Error {
         /// What is wrong with it.
         fault: String,
     },
+    /// The host lacks what is asked for.
+    #[error("{what}: {fault}")]
+    Host {
+        /// What is asked for.
+        what: String,
+        /// What the host has not.
+        fault: String,
+    },
     /// `config.json` or a state file is no JSON of the right shape.
     #[error("read {what}")]
     Json {
@@ -66,6 +74,11 @@ impl Error {
     /// A refusal.
     pub(crate) fn refused(what: impl Into<String>, fault: impl Into<String>) -> Self {
         Self::Refused { what: what.into(), fault: fault.into() }
+    }
+
+    /// Something that this host lacks.
+    pub(crate) fn host(what: impl Into<String>, fault: impl Into<String>) -> Self {
+        Self::Host { what: what.into(), fault: fault.into() }
     }
 
     /// The whole chain on one line, for where only text can go.

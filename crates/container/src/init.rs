@@ -11,6 +11,7 @@ use crate::cgroups::Entry;
 use crate::channel::{Channel, Message};
 use crate::error::{Error, Result, While};
 use crate::hooks::{self, Point};
+use crate::idmapped::Prepared;
 use crate::mounts::{self, Target};
 use crate::namespaces::Namespaces;
 use crate::process::{self, Plan};
@@ -40,6 +41,8 @@ pub struct Init {
     pub root_path: PathBuf,
     /// The bundle's folder: relative sources of mounts start there.
     pub bundle: PathBuf,
+    /// What it mounts with other ids.
+    pub mapped: Prepared,
     /// Whether `pivot_root` is used.
     pub pivot: bool,
     /// The socket it waits at to be started; without one it starts at once.
@@ -200,7 +203,7 @@ impl Init {
         let label = self.spec.linux().mount_label.filter(|label| !label.is_empty());
         let target = Target { root: root.as_fd(), label: label.as_deref(), cgroups: &self.cgroups };
         let new_user = self.spec.has_namespace("user");
-        rootfs::furnish(&target, &self.spec, new_user)?;
+        rootfs::furnish(&target, &self.spec, &self.mapped, new_user)?;
         // Asked for hooks of its own too: whoever answers then knows that those that tell of the end have to run.
         let points = [Point::CreateRuntime, Point::CreateContainer, Point::StartContainer];
         if points.iter().any(|point| !hooks::of(&self.spec, *point).is_empty()) {

@@ -78,11 +78,11 @@ fn refusal(flags: u64, error: std::io::Error) -> Error {
     match error.raw_os_error() {
         _ if kinds.is_empty() => Error::Os { act: "make a process".to_owned(), source: error },
         Some(libc::ENOSPC) => {
-            Error::refused(act, "the host allows no more of a kind: see /proc/sys/user/max_*_namespaces")
+            Error::host(act, "the host allows no more of a kind: see /proc/sys/user/max_*_namespaces")
         }
-        Some(libc::EINVAL | libc::ENOSYS) => Error::refused(act, "this kernel lacks one of them"),
+        Some(libc::EINVAL | libc::ENOSYS) => Error::host(act, "this kernel lacks one of them"),
         Some(libc::EPERM) if !rustix::process::geteuid().is_root() => {
-            Error::refused(act, "the host does not let this user: an ordinary one needs a user namespace")
+            Error::host(act, "the host does not let this user: an ordinary one needs a user namespace")
         }
         _ => Error::Os { act, source: error },
     }

@@ -9,8 +9,8 @@
 //! hosts with both still need, are at the end of their maintenance there. Here a container costs one `clone3`, one new start
 //! of this program from a sealed copy ([`own_binary`]), and no helper process, and paths and mounts go by descriptor.
 //!
-//! Deliberately absent: networks beyond loopback, images, checkpoints, listeners of seccomp notifications, id-mapped
-//! mounts, Intel RDT, network classes; printing and flags, which are `strata`'s.
+//! Deliberately absent: networks beyond loopback, images, checkpoints, Intel RDT, network classes and devices, policies for
+//! memory, RDMA; printing and flags, which are `strata`'s.
 
 pub mod capabilities;
 pub mod command;
@@ -21,6 +21,7 @@ pub mod spec;
 pub mod state;
 pub mod template;
 
+mod affinity;
 mod bundle;
 mod cgroups;
 mod channel;
@@ -29,6 +30,7 @@ mod copy;
 mod error;
 mod foreground;
 mod hooks;
+mod idmapped;
 mod ids;
 mod init;
 mod launch;
@@ -45,7 +47,8 @@ mod tree;
 mod user;
 mod verbs;
 
-pub use cgroups::Usage;
+pub use bundle::examine;
+pub use cgroups::{HostGroups, Usage};
 pub use error::{Error, Result};
 pub use foreground::{Signals, Streams};
 pub use rootfs::{Root, Upper};

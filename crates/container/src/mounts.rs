@@ -43,6 +43,11 @@ pub fn clone(source: BorrowedFd<'_>, bind: Bind) -> rustix::io::Result<OwnedFd> 
     open_tree(source, "", clone_flags(bind) | OpenTreeFlags::AT_EMPTY_PATH)
 }
 
+/// A detached copy of what is at a path of the host, with those below or without.
+pub fn detached(source: &std::path::Path, bind: Bind) -> rustix::io::Result<OwnedFd> {
+    open_tree(CWD, source, clone_flags(bind))
+}
+
 fn clone_flags(bind: Bind) -> OpenTreeFlags {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if bind == Bind::Tree { flags | OpenTreeFlags::AT_RECURSIVE } else { flags }
@@ -106,11 +111,11 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// Makes one mount of the bundle.
+    /// Makes one mount of the bundle. `prepared` is what it mounts, if that was made beforehand.
     ///
     /// # Errors
     /// It leads out of the root, covers what must not be covered, or the kernel refuses it.
-    pub fn mount(&self, mount: &Mount) -> Result<()> {
+    pub fn mount(&self, mount: &Mount, prepared: Option<&OwnedFd>) -> Result<()> {
         let options = MountOptions::parse(&mount.options);
         let kind = mount.kind.as_deref().unwrap_or_default();
         let act = || format!("mount {:?}", mount.destination);
@@ -118,7 +123,7 @@ impl Target<'_> {
             return self.mount_cgroups(mount, &options);
         }
         let (made, is_folder) = if options.bind.is_some() || kind == "bind" {
-            self.bind(mount, &options)?
+            self.bind(mount, &options, prepared)?
         } else {
             let mut options = options.clone();
             if let (Some(label), "tmpfs" | "mqueue" | "devpts") = (self.label, kind) {
@@ -142,16 +147,21 @@ impl Target<'_> {
     }
 
     /// A detached copy of what is at the source on the host, and whether it is a folder.
-    fn bind(&self, mount: &Mount, options: &MountOptions) -> Result<(OwnedFd, bool)> {
+    fn bind(
+        &self,
+        mount: &Mount,
+        options: &MountOptions,
+        prepared: Option<&OwnedFd>,
+    ) -> Result<(OwnedFd, bool)> {
         let source = mount.source.as_deref().unwrap_or_default();
         let act = || format!("bind {source:?} on {:?}", mount.destination);
         if source.is_empty() {
             return Err(Error::refused(act(), "it has no source"));
         }
-        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-            return Err(Error::refused(act(), "id-mapped mounts are not supported"));
-        }
-        let made = open_tree(CWD, source, clone_flags(options.bind.unwrap_or(Bind::Tree))).during(act)?;
+        let made = match prepared {
+            Some(prepared) => prepared.try_clone().during(act)?,
+            None => detached(source.as_ref(), options.bind.unwrap_or(Bind::Tree)).during(act)?,
+        };
         set_attributes(made.as_fd(), options.set, options.clear, false).during(act)?;
         let is_folder = paths::file_type(made.as_fd()).during(act)? == FileType::Directory;
         Ok((made, is_folder))

@@ -1,7 +1,7 @@
 //! Namespaces: which are new, which are joined.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::ThreadNameSpaceType;
@@ -22,6 +22,14 @@ pub const KINDS: [(&str, &str, u64); 8] = [
     ("mount", "mnt", libc::CLONE_NEWNS as u64),
 ];
 
+/// The number `statfs` has for namespaces.
+const NAMESPACES_MAGIC: i64 = 0x6e73_6673;
+
+/// The one to join, if it is not to be a new one.
+fn path(namespace: &spec::Namespace) -> Option<&Path> {
+    namespace.path.as_deref().filter(|path| !path.as_os_str().is_empty())
+}
+
 /// A namespace that exists, held open.
 #[derive(Debug)]
 pub struct Join {
@@ -40,30 +48,49 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
+    /// Whether each kind exists, comes once, and has an absolute path if it has one.
+    ///
+    /// # Errors
+    /// One does not.
+    pub fn check(wanted: &[spec::Namespace]) -> Result<()> {
+        for (number, namespace) in wanted.iter().enumerate() {
+            let kind = namespace.kind.as_str();
+            if KINDS.iter().all(|known| known.0 != kind) {
+                return Err(Error::refused("namespaces", format!("no namespace is called {kind:?}")));
+            }
+            if wanted[..number].iter().any(|before| before.kind == kind) {
+                return Err(Error::refused("namespaces", format!("{kind} comes twice")));
+            }
+            if let Some(path) = path(namespace).filter(|path| !path.is_absolute()) {
+                let fault = format!("path {} of {kind} is not absolute", path.display());
+                return Err(Error::refused("namespaces", fault));
+            }
+        }
+        Ok(())
+    }
+
     /// From the bundle.
     ///
     /// # Errors
-    /// A kind that does not exist or comes twice, or a path that is no such namespace.
+    /// A kind that does not exist or comes twice, or a path that is no namespace.
     pub fn new(wanted: &[spec::Namespace]) -> Result<Self> {
+        Self::check(wanted)?;
         let mut result = Self::default();
         for (name, _, flag) in KINDS {
-            let mut of_kind = wanted.iter().filter(|n| n.kind == name);
-            let Some(namespace) = of_kind.next() else { continue };
-            if of_kind.next().is_some() {
-                return Err(Error::refused("namespaces", format!("{name} comes twice")));
-            }
-            match &namespace.path {
-                Some(path) if !path.as_os_str().is_empty() => {
-                    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-                    let file = rustix::fs::open(path, flags, Mode::empty())
-                        .during(|| format!("open {name} namespace {}", path.display()))?;
-                    result.join.push(Join { file, flag, path: path.clone() });
+            let Some(namespace) = wanted.iter().find(|n| n.kind == name) else { continue };
+            match path(namespace) {
+                Some(path) => {
+                    let act = || format!("open {name} namespace {}", path.display());
+                    // A pipe in its place would be waited for.
+                    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                    let file = rustix::fs::open(path, flags, Mode::empty()).during(act)?;
+                    if rustix::fs::fstatfs(&file).during(act)?.f_type != NAMESPACES_MAGIC {
+                        return Err(Error::refused(act(), "it is no namespace"));
+                    }
+                    result.join.push(Join { file, flag, path: path.to_owned() });
                 }
                 _ => result.new |= flag,
             }
-        }
-        if let Some(other) = wanted.iter().find(|n| KINDS.iter().all(|kind| kind.0 != n.kind)) {
-            return Err(Error::refused("namespaces", format!("no namespace is called {:?}", other.kind)));
         }
         Ok(result)
     }
@@ -117,6 +144,10 @@ mod tests {
         assert_eq!(both.new, (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64);
         assert!(Namespaces::new(&[namespace("pid"), namespace("pid")]).is_err());
         assert!(Namespaces::new(&[namespace("imaginary")]).is_err());
+        let at = |path: &str| [spec::Namespace { kind: "uts".into(), path: Some(path.into()) }];
+        assert!(Namespaces::new(&at("/proc/self/ns/uts")).unwrap().join.len() == 1);
+        assert!(Namespaces::new(&at("proc/self/ns/uts")).unwrap_err().to_string().contains("absolute"));
+        assert!(Namespaces::new(&at("/dev/null")).unwrap_err().to_string().contains("no namespace"));
     }
 
     #[test]

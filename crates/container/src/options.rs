@@ -23,6 +23,8 @@ pub struct MountOptions {
     pub values: Vec<(String, String)>,
     /// Copy what is there into a new tmpfs.
     pub copy_up: bool,
+    /// Whether its files have other owners (`idmap`), and those of what is mounted below too (`ridmap`).
+    pub mapped: Option<Bind>,
 }
 
 /// How much is bound.
@@ -133,6 +135,8 @@ impl MountOptions {
             "bind" => self.bind = Some(Bind::One),
             "rbind" => self.bind = Some(Bind::Tree),
             "tmpcopyup" => self.copy_up = true,
+            "idmap" => self.mapped = Some(Bind::One),
+            "ridmap" => self.mapped = Some(Bind::Tree),
             "" => {}
             _ if WITHOUT_MEANING.contains(&option) => {}
             _ if FILE_SYSTEM_FLAGS.contains(&option) => self.flags.push(option.to_owned()),

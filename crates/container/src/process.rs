@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Access, AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
+use crate::affinity::Affinity;
 use crate::capabilities::Sets;
 use crate::channel::{Channel, Message};
 use crate::console;
@@ -15,6 +16,7 @@ use crate::error::{Error, Result, While};
 use crate::paths::{self, Missing};
 use crate::rlimits;
 use crate::seccomp::Filter;
+use crate::seccomp::listener::Listener;
 use crate::spec::{self, Process};
 use crate::sys;
 
@@ -32,6 +34,10 @@ pub struct Plan {
     sets: Sets,
     /// Its filter.
     filter: Option<Filter>,
+    /// Who is sent what the filter notifies of.
+    pub listener: Option<Listener>,
+    /// Processors it runs on, if it is not the container's first one.
+    pub affinity: Affinity,
     /// Descriptors from 3 on that it inherits.
     pub preserve_fds: u32,
     /// Whether it is killed when the thread that made it ends.
@@ -81,6 +87,8 @@ impl Plan {
                 new_user,
             ),
             filter: seccomp.map(Filter::new).transpose()?,
+            listener: None,
+            affinity: Affinity::new(process.exec_cpu_affinity.as_ref())?,
             preserve_fds: 0,
             tied: false,
             console: None,
@@ -89,12 +97,32 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Puts this process under its filter, and sends the listener what it is to listen to.
+    fn install(&self, filter: &Filter) -> Result<()> {
+        // Not afterwards: the filter may not let this be found out any more.
+        let pid = own_pid(self.host_proc.as_fd())?;
+        match (filter.install()?, &self.listener) {
+            (Some(notifications), Some(listener)) => listener.hand_out(&notifications, pid),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The id of this process as the host sees it.
+fn own_pid(host_proc: BorrowedFd<'_>) -> Result<i32> {
+    let act = || "find the own process id".to_owned();
+    let link = rustix::fs::readlinkat(host_proc, "self", Vec::new()).during(act)?;
+    let pid = link.to_str().ok().and_then(|text| text.parse().ok());
+    pid.ok_or_else(|| Error::refused("/proc/self", "it leads to no process"))
+}
+
 fn check_labels(process: &Process) -> Result<()> {
     let profile = process.apparmor_profile.as_deref().unwrap_or_default();
     let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
     let enabled = enabled.is_ok_and(|text| text.starts_with('Y'));
     if !enabled && !matches!(profile, "" | "unconfined") {
-        return Err(Error::refused(format!("apparmor profile {profile:?}"), "this host has no AppArmor"));
+        return Err(Error::host(format!("apparmor profile {profile:?}"), "this host has no AppArmor"));
     }
     Ok(())
 }
@@ -102,8 +130,7 @@ fn check_labels(process: &Process) -> Result<()> {
 /// Writes to a file of this process below the host's `/proc`; nothing on the way may be a link but `self`.
 fn write_own(host_proc: BorrowedFd<'_>, file: &str, value: &str) -> Result<()> {
     let act = || format!("write {value:?} to /proc/self/{file}");
-    let pid = rustix::fs::readlinkat(host_proc, "self", Vec::new()).during(act)?;
-    let path = format!("{}/{file}", pid.to_string_lossy());
+    let path = format!("{}/{file}", own_pid(host_proc)?);
     let resolve = rustix::fs::ResolveFlags::NO_SYMLINKS
         | rustix::fs::ResolveFlags::NO_XDEV
         | rustix::fs::ResolveFlags::BENEATH;
@@ -155,7 +182,7 @@ pub fn execute(
         rustix::thread::set_no_new_privs(true).during(|| "set no_new_privs".to_owned())?;
     }
     if let Some(filter) = early {
-        filter.install()?;
+        plan.install(filter)?;
     }
     become_user(&user)?;
     plan.sets.apply()?;
@@ -179,7 +206,7 @@ pub fn execute(
     let started = before()?;
     let end = || -> Result<Infallible> {
         if let (Some(filter), true) = (&plan.filter, process.no_new_privileges) {
-            filter.install()?;
+            plan.install(filter)?;
         }
         hooks()?;
         sys::default_signals();

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{Error, Result, While};
+use crate::idmapped::Prepared;
 use crate::mounts::{self, Target};
 use crate::options::MountOptions;
 use crate::paths::{self, Missing};
@@ -120,7 +121,8 @@ pub fn lower(root: &Root) -> Result<Option<OwnedFd>> {
     let act = || format!("mount {}", file.display());
     let open = rustix::fs::open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during(act)?;
     let attached = sys::loop_device(open.as_fd());
-    let (_device, device) = attached.during(|| format!("attach {} to a loop device", file.display()))?;
+    let what = || format!("attach {} to a loop device", file.display());
+    let (_device, device) = attached.map_err(|error| Error::host(what(), error.to_string()))?;
     let read_only = MountOptions { set: 1, ..MountOptions::default() };
     mounts::file_system(fs_type, Some(&device), &read_only).during(act).map(Some)
 }
@@ -193,9 +195,9 @@ fn like_root(lower: &OwnedFd, upper: &Path) -> std::io::Result<()> {
 ///
 /// # Errors
 /// One cannot be made, or leads out.
-pub fn furnish(target: &Target<'_>, spec: &Spec, new_user: bool) -> Result<()> {
-    for mount in &spec.mounts {
-        target.mount(mount)?;
+pub fn furnish(target: &Target<'_>, spec: &Spec, mapped: &Prepared, new_user: bool) -> Result<()> {
+    for (number, mount) in spec.mounts.iter().enumerate() {
+        target.mount(mount, mapped.get(&number))?;
     }
     // A bundle that binds a /dev of its own knows what is in it.
     let has_dev = spec.mounts.iter().any(|mount| {

@@ -85,9 +85,17 @@ shapes! {
         /// How it is scheduled.
         #[serde(skip_serializing_if = "Option::is_none")]
         scheduler: Option<Scheduler>,
-        /// Refused unless empty.
+        /// Processors of those that come later.
         #[serde(rename = "execCPUAffinity", skip_serializing_if = "Option::is_none")]
-        exec_cpu_affinity: Option<serde_json::Value>,
+        exec_cpu_affinity: Option<CpuAffinity>,
+    }
+    /// Processors of a process, as in `0-3,7`.
+    CpuAffinity {
+        /// Before it is in the container's control groups.
+        initial: Option<String>,
+        /// Afterwards.
+        #[serde(rename = "final")]
+        last: Option<String>,
     }
     /// Size of a terminal.
     ConsoleSize {

@@ -1,5 +1,8 @@
-//! What is kept of a container between commands: a folder per container with `state.json`, and `start.sock` while its
-//! process waits to be started.
+//! What is kept of a container between commands: a folder per container with `state.json`, `process.json` once its process
+//! exists, and `start.sock` while that waits to be started.
+//!
+//! No file is ever put in the place of another: file systems write such a one to their disk at once, and wait for the disk
+//! again when it goes.
 //!
 //! ```text
 //! creating ──► created ──start──► running ◄──► paused
@@ -22,7 +25,7 @@ use crate::error::{Error, Result, While};
 use crate::spec::Spec;
 
 /// The version of the runtime specification this follows.
-pub const OCI_VERSION: &str = "1.2.0";
+pub const OCI_VERSION: &str = "1.2.1";
 
 /// Where a container is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +55,15 @@ impl fmt::Display for Status {
     }
 }
 
+/// `process.json`: a container's first process. All zeroes before there is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct First {
+    /// Its id as the host sees it.
+    pub pid: i32,
+    /// When it began, in clock ticks since boot: with its id it names a process for ever.
+    pub started: u64,
+}
+
 /// `state.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -62,10 +74,9 @@ pub struct Record {
     pub bundle: PathBuf,
     /// Absolute path of the root file system; empty if it is an image's.
     pub rootfs: PathBuf,
-    /// Id of its first process as the host sees it; 0 before there is one.
-    pub pid: i32,
-    /// When that process began, in clock ticks since boot: with its id it names a process for ever.
-    pub pid_started: u64,
+    /// Its first process.
+    #[serde(skip)]
+    pub process: First,
     /// Seconds since 1970.
     pub created: u64,
     /// Who made it.
@@ -172,15 +183,27 @@ impl Folder {
         Ok(Lock(folder))
     }
 
-    /// Writes the record: whole or not at all. It need not survive the host, so it is not synced.
+    /// Writes the record, but for its process: whole or not at all. It need not survive the host, so it is not synced.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, record: &Record) -> Result<()> {
-        let file = self.path.join("state.json");
-        let new = self.path.join("state.json.new");
+        self.write_file("state.json", serde_json::to_vec(record))
+    }
+
+    /// Writes which process its first one is.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_process(&self, process: First) -> Result<()> {
+        self.write_file("process.json", serde_json::to_vec(&process))
+    }
+
+    fn write_file(&self, name: &str, text: serde_json::Result<Vec<u8>>) -> Result<()> {
+        let file = self.path.join(name);
+        let new = self.path.join(format!("{name}.new"));
         let act = || format!("write {}", file.display());
-        let text = serde_json::to_vec(record).map_err(std::io::Error::from).during(act)?;
+        let text = text.map_err(std::io::Error::from).during(act)?;
         File::create(&new).and_then(|mut file| file.write_all(&text)).during(act)?;
         std::fs::rename(&new, &file).during(act)
     }
@@ -190,15 +213,21 @@ impl Folder {
     /// # Errors
     /// There is no such container, or its record is broken.
     pub fn read(&self) -> Result<Record> {
-        let file = self.path.join("state.json");
+        let unknown = || Error::Unknown(self.id.clone());
+        // The process first: whatever has one has a record.
+        let process = self.read_file("process.json")?.unwrap_or_default();
+        let record: Record = self.read_file("state.json")?.ok_or_else(unknown)?;
+        Ok(Record { process, ..record })
+    }
+
+    fn read_file<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let file = self.path.join(name);
         let text = match std::fs::read(&file) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::Unknown(self.id.clone()));
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             text => text.during(|| format!("read {}", file.display()))?,
         };
-        let what = || file.display().to_string();
-        serde_json::from_slice(&text).map_err(|source| Error::Json { what: what(), source })
+        let broken = |source| Error::Json { what: file.display().to_string(), source };
+        serde_json::from_slice(&text).map(Some).map_err(broken)
     }
 
     /// Where its process waits to be started.
@@ -223,7 +252,7 @@ impl Record {
     /// Where it is in its life now.
     #[must_use]
     pub fn status(&self, folder: &Folder) -> Status {
-        if self.pid == 0 {
+        if self.process.pid == 0 {
             return Status::Creating;
         }
         if !self.is_alive() {
@@ -238,8 +267,8 @@ impl Record {
     /// Whether its first process is there and is no zombie.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.pid > 0
-            && process_start(self.pid).is_some_and(|(start, alive)| alive && start == self.pid_started)
+        let First { pid, started } = self.process;
+        pid > 0 && process_start(pid).is_some_and(|(start, alive)| alive && start == started)
     }
 
     /// Its first process, held: whoever gets the same id later is another.
@@ -248,7 +277,7 @@ impl Record {
     /// It has ended.
     pub fn hold(&self) -> Result<OwnedFd> {
         let gone = || Error::Status { act: "reach", id: self.id.clone(), status: Status::Stopped };
-        let pid = rustix::process::Pid::from_raw(self.pid).ok_or_else(gone)?;
+        let pid = rustix::process::Pid::from_raw(self.process.pid).ok_or_else(gone)?;
         let flags = rustix::process::PidfdFlags::empty();
         let pidfd = rustix::process::pidfd_open(pid, flags).map_err(|_| gone())?;
         if self.is_alive() { Ok(pidfd) } else { Err(gone()) }
@@ -268,7 +297,7 @@ impl Record {
             oci_version: OCI_VERSION.to_owned(),
             id: self.id.clone(),
             status,
-            pid: if status == Status::Stopped { 0 } else { self.pid },
+            pid: if status == Status::Stopped { 0 } else { self.process.pid },
             bundle: self.bundle.clone(),
             rootfs: self.rootfs.clone(),
             created: rfc3339(self.created),

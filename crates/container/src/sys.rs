@@ -124,6 +124,14 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: &libc::mount_
     check(result).map(drop)
 }
 
+/// Maps the ids of a mount that is attached nowhere yet, and of those below, as a user namespace maps its own.
+pub fn map_ids(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    let mut attr = mount_attr();
+    attr.attr_set = u64::from(rustix::mount::MountAttrFlags::MOUNT_ATTR_IDMAP.bits());
+    attr.userns_fd = user_namespace.as_raw_fd() as u64;
+    mount_setattr(mount, recursive, &attr)
+}
+
 /// An attribute change that changes nothing.
 pub fn mount_attr() -> libc::mount_attr {
     // SAFETY: all zeroes is a valid value of this plain struct.
@@ -133,10 +141,12 @@ pub fn mount_attr() -> libc::mount_attr {
 /// One instruction of a classic BPF program.
 pub type Instruction = libc::sock_filter;
 
-/// Installs a filter of system calls for this thread; with `listener` returns the notification descriptor.
+/// Flag of [`install_filter`]: it returns a descriptor of notifications.
+pub const NEW_LISTENER: u64 = 8;
+
+/// Installs a filter of system calls for this thread.
 pub fn install_filter(program: &[Instruction], flags: u64) -> io::Result<Option<OwnedFd>> {
     const MODE_FILTER: c_long = 1;
-    const NEW_LISTENER: u64 = 8;
     let len = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
     let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
     // SAFETY: the program and its length belong together and live through the call; the kernel only reads them.

@@ -57,6 +57,12 @@ pub fn apply(cgroups: &Cgroups, rules: &[DeviceRule]) -> Result<()> {
     attach(&program, &folder).during(|| "set the device filter".to_owned())
 }
 
+/// Whether both kinds of hierarchies can be told these rules.
+pub fn check_rules(rules: &[DeviceRule]) -> Result<()> {
+    program(rules)?;
+    rules.iter().try_for_each(|rule| line(rule).map(drop))
+}
+
 fn line(rule: &DeviceRule) -> Result<String> {
     let number = |n: Option<i64>| match n {
         Some(n) if n >= 0 => n.to_string(),

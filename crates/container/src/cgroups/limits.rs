@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Cgroups, Group, devices, v2, write};
+use super::{Cgroups, Group, devices, read, v2, write};
 use crate::error::{Error, Result};
 use crate::spec::{BlockIo, Cpu, Memory, Resources, Throttle};
 
@@ -39,7 +39,7 @@ fn find<'a>(cgroups: &'a Cgroups, controller: &str, v2_file: &str) -> Result<Pla
     }
     match cgroups.unified() {
         Some(Group { path, .. }) if path.join(v2_file).exists() => Ok(Place::V2(path)),
-        _ => Err(Error::refused(
+        _ => Err(Error::host(
             format!("limit of {controller}"),
             "no control group of this host has this controller",
         )),
@@ -78,7 +78,7 @@ pub fn apply(cgroups: &Cgroups, resources: &Resources, when: When) -> Result<()>
     for (file, value) in &resources.unified {
         check_name(file)?;
         let Some(group) = cgroups.unified() else {
-            return Err(Error::refused(format!("limit {file}"), "this host has no v2 control groups"));
+            return Err(Error::host(format!("limit {file}"), "this host has no v2 control groups"));
         };
         write(&group.path.join(file), value)?;
     }
@@ -119,7 +119,14 @@ fn memory(cgroups: &Cgroups, limits: &Memory) -> Result<()> {
     match find(cgroups, "memory", "memory.max")? {
         Place::V1(path) => memory_v1(path, limits),
         Place::V2(path) => {
+            if limits.swappiness.is_some() || limits.disable_oom_killer == Some(true) {
+                let fault = "v2 control groups have neither swappiness nor disableOOMKiller";
+                return Err(Error::host("limit of memory", fault));
+            }
             if let Some(limit) = limits.limit.filter(|limit| *limit != 0) {
+                if limits.check_before_update == Some(true) && limit > 0 {
+                    check_used(path, limit)?;
+                }
                 write(&path.join("memory.max"), &v2_bytes(limit))?;
             }
             if let Some(reservation) = limits.reservation.filter(|r| *r != 0) {
@@ -136,6 +143,15 @@ fn memory(cgroups: &Cgroups, limits: &Memory) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Where the kernel would kill for a limit below what is used, whoever says so has it refused.
+fn check_used(path: &Path, limit: i64) -> Result<()> {
+    let used = read(&path.join("memory.current"))?.trim().parse::<i64>().unwrap_or_default();
+    if used <= limit {
+        return Ok(());
+    }
+    Err(Error::refused(format!("limit of memory {limit}"), format!("{used} bytes are used already")))
 }
 
 fn memory_v1(path: &Path, limits: &Memory) -> Result<()> {
@@ -195,7 +211,7 @@ fn cpu(cgroups: &Cgroups, limits: &Cpu) -> Result<()> {
             set("cpu.idle", idle.map(|v| v.to_string()))
         }
         Place::V2(_) if realtime => {
-            Err(Error::refused("limit of cpu", "v2 control groups have no real-time limits"))
+            Err(Error::host("limit of cpu", "v2 control groups have no real-time limits"))
         }
         Place::V2(path) => {
             if let Some(shares) = shares {
@@ -256,7 +272,7 @@ fn weights(cgroups: &Cgroups, limits: &BlockIo) -> Result<()> {
         };
         let fault = "no scheduler of this host's disks weighs";
         let file = files.into_iter().find(|file| path.join(file).exists());
-        let file = file.ok_or_else(|| Error::refused("limit of blkio weight", fault))?;
+        let file = file.ok_or_else(|| Error::host("limit of blkio weight", fault))?;
         let value = match disk {
             Some((major, minor)) => format!("{major}:{minor} {weight}"),
             None if file == "io.weight" => {

@@ -5,11 +5,13 @@
 //! moves itself without the grace period that moving another costs (14 ms here). On v2 it is born there.
 
 mod devices;
+mod host;
 mod limits;
 mod usage;
 mod v1;
 mod v2;
 
+pub use host::HostGroups;
 pub use usage::Usage;
 
 use std::os::fd::OwnedFd;
@@ -152,6 +154,15 @@ fn place(path: Option<&str>, id: &str, systemd: bool) -> Result<PathBuf> {
     Ok(PathBuf::from(path))
 }
 
+/// Whether a path and rules for devices make sense; other limits are the kernel's to judge.
+///
+/// # Errors
+/// One does not.
+pub fn check(path: Option<&str>, resources: &Resources) -> Result<()> {
+    place(path, "id", path.is_some_and(|path| path.matches(':').count() == 2))?;
+    devices::check_rules(&resources.devices)
+}
+
 /// `a-b.slice:prefix:name` as the folders systemd would make; the folders are made here, without systemd.
 fn from_systemd(path: &str) -> String {
     let mut parts = path.split(':');
@@ -193,7 +204,7 @@ impl Cgroups {
         }
         cgroups.require_empty()?;
         if let (Some(error), true) = (refused, cgroups.groups.is_empty() && limits::any(resources)) {
-            return Err(error);
+            return Err(Error::host("limits need a control group", error.chain()));
         }
         if let Err(error) = cgroups.limit(resources, limits::When::Creating) {
             // What was made for a container that will not be is not left behind.
@@ -312,7 +323,7 @@ impl Cgroups {
         }
         match self.unified() {
             Some(group) => v2::freeze(&group.path, frozen),
-            None => Err(Error::refused("pause", "this host has no freezer for control groups")),
+            None => Err(Error::host("pause", "this host has no freezer for control groups")),
         }
     }
 
@@ -390,12 +401,25 @@ fn remove_tree(folder: &Path) -> std::io::Result<()> {
     }
 }
 
+/// Where groups go whose paths are relative. A group of v2 that has processes hands no controller on to groups below it, and
+/// this very process is in its own: so they go beside that one, where this user may make any.
+fn base(hierarchy: &Hierarchy) -> PathBuf {
+    let own = hierarchy.mount.join(hierarchy.own.trim_start_matches('/'));
+    match own.parent() {
+        Some(above) if hierarchy.is_v2 && own != hierarchy.mount => {
+            let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+            if rustix::fs::access(above, access).is_ok() { above.to_owned() } else { own }
+        }
+        _ => own,
+    }
+}
+
 /// Makes the container's folder in one hierarchy, with those above it.
 fn make(hierarchy: &Hierarchy, place: &Path) -> Result<Group> {
     let below = match place.strip_prefix("/") {
         Ok(absolute) => absolute.to_owned(),
-        // A relative path is below where the runtime itself is.
-        Err(_) => Path::new(hierarchy.own.trim_start_matches('/')).join(place),
+        // A relative path is below where the runtime itself is, or beside it.
+        Err(_) => base(hierarchy).strip_prefix(&hierarchy.mount).unwrap_or(Path::new("")).join(place),
     };
     let mut path = hierarchy.mount.clone();
     for part in below.iter() {

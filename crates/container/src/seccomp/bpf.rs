@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::sys::Instruction;
 
 /// The kernel takes no longer program (`BPF_MAXINSNS`).
-const MOST_INSTRUCTIONS: usize = 4096;
+pub const MOST_INSTRUCTIONS: usize = 4096;
 
 const LOAD: u16 = 0x20;
 const AND: u16 = 0x54;
@@ -60,6 +60,13 @@ impl Decision {
         if !is_decided {
             self.rules.push((conditions, verdict));
         }
+    }
+
+    /// Whether it is one of these verdicts, whatever the arguments.
+    pub fn is_always(&self, verdicts: &[u32]) -> bool {
+        let ends = self.rules.iter().any(|(conditions, _)| conditions.is_empty());
+        self.rules.iter().all(|(_, verdict)| verdicts.contains(verdict))
+            && (ends || verdicts.contains(&self.otherwise))
     }
 
     fn code(&self) -> Vec<Instruction> {

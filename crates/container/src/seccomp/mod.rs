@@ -2,13 +2,15 @@
 //!
 //! One program serves all architectures the rules name. For each it looks the call's number up in a tree of ranges, so
 //! a call costs a handful of comparisons however many rules there are. Of rules for the same call the first whose
-//! conditions hold counts. Not here: notification of a listener, which is refused.
+//! conditions hold counts. A listener ([`listener`]) is sent what a rule notifies it of.
 
 mod bpf;
+pub mod listener;
 pub mod profile;
 mod tables;
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 
 use crate::error::{Error, Result, While};
 use crate::spec::{Seccomp, SyscallArg};
@@ -20,9 +22,13 @@ const KILL_THREAD: u32 = 0;
 const KILL_PROCESS: u32 = 0x8000_0000;
 const TRAP: u32 = 0x0003_0000;
 const ERRNO: u32 = 0x0005_0000;
+const NOTIFY: u32 = 0x7fc0_0000;
 const TRACE: u32 = 0x7ff0_0000;
 const LOG: u32 = 0x7ffc_0000;
 const ALLOW: u32 = 0x7fff_0000;
+
+/// Flag of `seccomp(2)`: nothing but its end wakes a process that waits for a listener's answer.
+const WAIT_KILLABLE: u64 = 32;
 
 /// A compiled filter.
 #[derive(Debug)]
@@ -35,12 +41,9 @@ impl Filter {
     /// Translates the rules.
     ///
     /// # Errors
-    /// An action, comparison or flag nobody knows, or a listener. Architectures and calls that are not known are
-    /// passed over: a profile names those of many kernels.
+    /// An action, comparison or flag nobody knows, or a listener that could not be reached. Architectures and calls that
+    /// are not known are passed over: a profile names those of many kernels.
     pub fn new(rules: &Seccomp) -> Result<Self> {
-        if rules.listener_path.is_some() || rules.syscalls.iter().any(|r| r.action == "SCMP_ACT_NOTIFY") {
-            return Err(Error::refused("seccomp", "a listener of notifications is not supported"));
-        }
         let default = action(&rules.default_action, rules.default_errno_ret)?;
         let mut arches = vec![tables::native()];
         for name in &rules.architectures {
@@ -54,17 +57,46 @@ impl Filter {
         for arch in arches {
             parts.push((arch, decisions(rules, arch, default)?));
         }
-        Ok(Self { program: bpf::program(&parts, KILL_PROCESS)?, flags: flags(&rules.flags)? })
+        let mut flags = flags(&rules.flags)?;
+        let refuse = |fault: &str| Err(Error::refused("seccomp", fault));
+        if rules.listener_metadata.is_some() && rules.listener_path.is_none() {
+            return refuse("listenerMetadata without listenerPath");
+        }
+        if notifies(rules) {
+            check_listener(rules, &parts[0].1)?;
+            flags |= sys::NEW_LISTENER;
+        } else if flags & WAIT_KILLABLE != 0 {
+            return refuse("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV without a rule that is SCMP_ACT_NOTIFY");
+        }
+        Ok(Self { program: bpf::program(&parts, KILL_PROCESS)?, flags })
     }
 
-    /// Puts this thread and its descendants under the filter.
+    /// Puts this thread and its descendants under the filter, and returns the descriptor of its notifications, if it has any.
     ///
     /// # Errors
     /// The kernel refuses it: neither `no_new_privs` nor CAP_SYS_ADMIN.
-    pub fn install(&self) -> Result<()> {
-        sys::install_filter(&self.program, self.flags).during(|| "install the seccomp filter".to_owned())?;
-        Ok(())
+    pub fn install(&self) -> Result<Option<OwnedFd>> {
+        sys::install_filter(&self.program, self.flags).during(|| "install the seccomp filter".to_owned())
     }
+}
+
+/// Whether a rule asks a listener.
+fn notifies(rules: &Seccomp) -> bool {
+    rules.syscalls.iter().any(|rule| rule.action == "SCMP_ACT_NOTIFY")
+}
+
+/// A listener has to have a place, and has to be told of itself by a process that is under the filter already.
+fn check_listener(rules: &Seccomp, native: &BTreeMap<u32, Decision>) -> Result<()> {
+    let refuse = |fault: &str| Err(Error::refused("seccomp", fault));
+    if rules.listener_path.is_none() {
+        return refuse("SCMP_ACT_NOTIFY without listenerPath: no listener could answer");
+    }
+    let sendmsg = tables::native().number("sendmsg").unwrap_or_default();
+    let decision = native.range(..=sendmsg).next_back().map(|(_, decision)| decision);
+    if decision.is_none_or(|decision| !decision.is_always(&[ALLOW, LOG])) {
+        return refuse("with a listener sendmsg has to be allowed: that is how it is sent its descriptor");
+    }
+    Ok(())
 }
 
 fn action(name: &str, errno: Option<u32>) -> Result<u32> {
@@ -75,6 +107,7 @@ fn action(name: &str, errno: Option<u32>) -> Result<u32> {
         "SCMP_ACT_TRAP" => TRAP,
         "SCMP_ACT_ERRNO" => ERRNO | data,
         "SCMP_ACT_TRACE" => TRACE | data,
+        "SCMP_ACT_NOTIFY" => NOTIFY,
         "SCMP_ACT_LOG" => LOG,
         "SCMP_ACT_ALLOW" => ALLOW,
         other => return Err(Error::refused("seccomp", format!("no action is called {other:?}"))),
@@ -89,6 +122,7 @@ fn flags(names: &[String]) -> Result<u64> {
                 "SECCOMP_FILTER_FLAG_TSYNC" => 0,
                 "SECCOMP_FILTER_FLAG_LOG" => 2,
                 "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => 4,
+                "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => WAIT_KILLABLE,
                 other => return Err(Error::refused("seccomp", format!("no flag is called {other:?}"))),
             })
     })
@@ -97,11 +131,18 @@ fn flags(names: &[String]) -> Result<u64> {
 /// What happens to each call number of one architecture; ranges begin at the keys.
 fn decisions(rules: &Seccomp, arch: tables::Arch, default: u32) -> Result<BTreeMap<u32, Decision>> {
     let mut calls: BTreeMap<u32, Decision> = BTreeMap::new();
+    // Names times conditions, and both are a stranger's: what cannot become a program is given up before it fills memory.
+    let mut total = 0;
     for rule in &rules.syscalls {
         let verdict = action(&rule.action, rule.errno_ret)?;
         let conditions = rule.args.iter().map(condition).collect::<Result<Vec<_>>>()?;
         for name in &rule.names {
             let Some(number) = arch.number(name) else { continue };
+            total += conditions.len();
+            if total > bpf::MOST_INSTRUCTIONS {
+                let fault = format!("more than {} conditions", bpf::MOST_INSTRUCTIONS);
+                return Err(Error::refused("seccomp", fault));
+            }
             let decision = calls.entry(number).or_insert_with(|| Decision::always(default));
             decision.add(conditions.clone(), verdict);
         }

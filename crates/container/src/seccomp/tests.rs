@@ -81,11 +81,27 @@ fn what_nobody_knows_is_refused_or_passed_over() {
     assert!(
         refused(Seccomp { default_action: allow(), syscalls, ..Seccomp::default() }).contains("argument 6")
     );
-    let listener_path = Some("/x".into());
-    assert!(
-        refused(Seccomp { default_action: allow(), listener_path, ..Seccomp::default() })
-            .contains("listener")
-    );
+    let notify = || vec![rule("read", "SCMP_ACT_NOTIFY", vec![])];
+    let with = |listener_path, syscalls| Seccomp {
+        default_action: allow(),
+        listener_path,
+        syscalls,
+        ..Seccomp::default()
+    };
+    assert!(refused(with(None, notify())).contains("listenerPath"));
+    assert!(Filter::new(&with(Some("/x".into()), notify())).is_ok());
+    let sendmsg = vec![rule("sendmsg", "SCMP_ACT_NOTIFY", vec![arg(0, "EQ", 77, 0)])];
+    assert!(refused(with(Some("/x".into()), sendmsg)).contains("sendmsg"));
+}
+
+#[test]
+fn rules_that_grow_beyond_measure_are_given_up() {
+    let names = vec!["read".to_owned(); 10_000];
+    let args = vec![arg(0, "EQ", 1, 0); 10_000];
+    let bomb = SyscallRule { names, args, action: "SCMP_ACT_KILL".to_owned(), ..SyscallRule::default() };
+    let rules =
+        Seccomp { default_action: "SCMP_ACT_ALLOW".to_owned(), syscalls: vec![bomb], ..Seccomp::default() };
+    assert!(Filter::new(&rules).unwrap_err().to_string().contains("conditions"));
 }
 
 #[test]

@@ -17,10 +17,11 @@ use crate::mounts;
 use crate::namespaces::Namespaces;
 use crate::process::Plan;
 use crate::rootfs::{self, Root};
+use crate::seccomp::listener::Listener;
 use crate::spec::Spec;
-use crate::state::{Folder, Record, Status, now, process_start};
+use crate::state::{First, Folder, Record, Status, now, process_start};
 use crate::sys::{self, Child};
-use crate::{bundle, ids};
+use crate::{bundle, idmapped, ids};
 
 /// What a container is made from.
 #[derive(Clone, Debug)]
@@ -144,18 +145,23 @@ impl Runtime {
             id: options.id.clone(),
             bundle: bundle.clone(),
             rootfs: if matches!(root, Root::Folder) { root_path.clone() } else { PathBuf::new() },
-            pid: 0,
-            pid_started: 0,
+            process: First::default(),
             created: now(),
             owner: rustix::process::getuid().as_raw(),
             cgroups,
             spec: spec.clone(),
         };
         let result = launch_init(folder, options, &record, |record| {
+            if let Some(rules) = &linux.seccomp {
+                // A filter that needs no_new_privs comes last of all.
+                let status = if process.no_new_privileges { Status::Created } else { Status::Creating };
+                plan.listener = Listener::connect(rules, record.state_as(folder, status))?;
+            }
             Ok(Init {
                 cgroups: record.cgroups.folders(),
                 entry: record.cgroups.entry()?,
                 state: record.state_as(folder, Status::Creating),
+                mapped: idmapped::prepare(&spec, &bundle)?,
                 pivot: options.pivot,
                 start: start_socket,
                 spec,
@@ -202,7 +208,7 @@ fn console_for(
 ) -> Result<Option<OwnedFd>> {
     match (&options.console_socket, terminal) {
         (Some(path), true) => {
-            plan.console = Some(console::connect(path)?);
+            plan.console = Some(console::connect("console socket", path)?);
             Ok(None)
         }
         (Some(_), false) => Err(Error::refused("console socket", "the process has no terminal")),
@@ -259,11 +265,12 @@ fn launch_init(
     let child = child?;
     drop(theirs);
     let mut record = record.clone();
-    record.pid = child.pid;
-    record.pid_started = process_start(child.pid).map_or(0, |(start, _)| start);
+    let started = process_start(child.pid).map_or(0, |(start, _)| start);
+    record.process = First { pid: child.pid, started };
     let mut hooked = false;
-    let done =
-        folder.write(&record).and_then(|()| converse(&ours, &child, &init, &record, folder, &mut hooked));
+    let done = folder
+        .write_process(record.process)
+        .and_then(|()| converse(&ours, &child, &init, &record, folder, &mut hooked));
     let done = done.and_then(|()| write_pid(options.pid_file.as_deref(), child.pid));
     if let Err(error) = done {
         // It may have ended by itself. It is ours to reap: nobody else knows it.

@@ -16,6 +16,7 @@ use crate::error::{Error, Result, While};
 use crate::launch;
 use crate::namespaces;
 use crate::process::{self, Plan};
+use crate::seccomp::listener::Listener;
 use crate::spec::Process;
 use crate::state::Status;
 use crate::sys;
@@ -66,11 +67,14 @@ impl Runtime {
         process.capabilities = process.capabilities.or(first.capabilities);
         let linux = record.spec.linux();
         let mut plan = Plan::new(&process, linux.seccomp.as_ref(), record.spec.has_namespace("user"))?;
+        if let Some(rules) = &linux.seccomp {
+            plan.listener = Listener::connect(rules, record.state(&folder))?;
+        }
         plan.user_name = options.user.clone();
         plan.preserve_fds = options.preserve_fds;
         let ours = match (&options.console_socket, process.terminal) {
             (Some(path), true) => {
-                plan.console = Some(console::connect(path)?);
+                plan.console = Some(console::connect("console socket", path)?);
                 None
             }
             (None, true) => {
@@ -82,8 +86,8 @@ impl Runtime {
             (None, false) => None,
         };
         let held = record.hold()?;
-        let flags = namespaces::different(record.pid)?;
-        let root = format!("/proc/{}/root", record.pid);
+        let flags = namespaces::different(record.process.pid)?;
+        let root = format!("/proc/{}/root", record.process.pid);
         let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&root, open, Mode::empty()).during(|| format!("open {root}"))?;
         // Everything was read of the process that is meant only if it is still there.
@@ -103,6 +107,7 @@ fn enter(entering: Entering, held: &OwnedFd, flags: u64, ours: Option<OwnedFd>) 
         rustix::thread::move_into_thread_name_spaces(held.as_fd(), kinds)
             .during(|| "join the container's namespaces".to_owned())
     };
+    let _before = entering.plan.affinity.begin()?;
     let mask = sys::block_signals().during(|| "block signals".to_owned())?;
     let join: Option<&dyn Fn() -> Result<()>> = if flags == 0 { None } else { Some(&join) };
     let child = launch::spawn(0, &entering.entry, join, || entering.run(&theirs));
@@ -139,6 +144,7 @@ impl Entering {
         process::begin(&self.plan)?;
         // Those that joined namespaces are inside already, and being put there again costs nothing.
         self.entry.enter()?;
+        self.plan.affinity.finish()?;
         if self.new_user {
             crate::init::become_root()?;
         }

@@ -43,7 +43,7 @@ impl Runtime {
         let record = folder.read()?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         // Its number may be another's by the time the status is known; what is held open is not.
-        let process = rustix::fs::open(format!("/proc/{}", record.pid), flags, Mode::empty());
+        let process = rustix::fs::open(format!("/proc/{}", record.process.pid), flags, Mode::empty());
         require("open the root of", id, record.status(&folder), &[Status::Running, Status::Paused])?;
         let root = process.and_then(|process| rustix::fs::openat(process, "root", flags, Mode::empty()));
         root.during(|| format!("open the root of container {id:?}"))

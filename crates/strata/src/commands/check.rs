@@ -98,19 +98,23 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         return repair::run(global, options);
     }
     let (mut findings, kvm) = hardware::look();
-    findings.extend(os::look());
+    let os = os::look();
+    let containers = os::is_ready(&os);
+    findings.extend(os);
     findings.extend(host::store(global));
     findings.extend(host::tools());
     let ready = findings.iter().all(|finding| finding.state != State::Missing);
     if options.json {
-        output::json(&serde_json::json!({ "microvms": ready, "kvm": kvm, "findings": findings }))?;
+        output::json(
+            &serde_json::json!({ "microvms": ready, "containers": containers, "kvm": kvm, "findings": findings }),
+        )?;
     } else {
-        print_table(&findings, ready)?;
+        print_table(&findings, ready, containers)?;
     }
     Ok(if ready { Exit::Success } else { Exit::Missing })
 }
 
-fn print_table(findings: &[Finding], ready: bool) -> Outcome<()> {
+fn print_table(findings: &[Finding], ready: bool, containers: bool) -> Outcome<()> {
     let mut table = Table::new(&["LAYER", "ITEM", "STATE", "DETAIL"]);
     for finding in findings {
         let layer = format!("{:?}", finding.layer).to_lowercase();
@@ -124,6 +128,11 @@ fn print_table(findings: &[Finding], ready: bool) -> Outcome<()> {
             text.push_str(&format!("{}: {advice}\n", finding.item));
         }
     }
+    text.push_str(if containers {
+        "Containers of images can run on this host.\n"
+    } else {
+        "Containers of images cannot run on this host yet.\n"
+    });
     text.push_str(if ready {
         "microVMs can run on this host.\n"
     } else {

@@ -134,7 +134,7 @@ fn bootstrap(is_root: bool) -> Finding {
 }
 
 /// Whether this user has a range of ids of its own there (subuid(5)), by name or by number.
-fn has_range(file: &str) -> bool {
+pub fn has_range(file: &str) -> bool {
     let own = rustix::process::getuid().as_raw().to_string();
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let of_own = |line: &&str| line.split(':').nth(2) == Some(own.as_str());

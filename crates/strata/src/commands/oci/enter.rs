@@ -18,7 +18,16 @@ pub fn explain(error: container::Error) -> Failure {
         // What those who drive a runtime take for its failure.
         _ => 1,
     };
-    Failure::new(error.chain()).exit(Exit::Workload(code))
+    with_next_step(&error, Failure::new(error.chain()).exit(Exit::Workload(code)))
+}
+
+/// Where the host lacks something, what it has is told by another command.
+pub fn with_next_step(error: &container::Error, failure: Failure) -> Failure {
+    match error {
+        container::Error::Host { .. } => failure
+            .hint("strata check: it says what this host has for containers, and how to get what it lacks"),
+        _ => failure,
+    }
 }
 
 fn options(options: &cli::CreateOptions) -> CreateOptions {

@@ -278,7 +278,7 @@ pub fn explain(error: container::Error) -> Failure {
         container::Error::Command { code, .. } => Exit::Workload(*code),
         _ => Exit::Strata,
     };
-    Failure::new(error.chain()).exit(exit)
+    enter::with_next_step(&error, Failure::new(error.chain()).exit(exit))
 }
 
 fn granted(flags: &Flags) -> Outcome<Vec<String>> {
