@@ -139,9 +139,9 @@ stress: assets ## Whole boots under each way to provoke the translator, and each
 	STRATA_STRESS=all $(CARGO) test --release --package engine_soft --test guests
 
 # `make test` runs each test once, with guests that go on from a template where it does not say otherwise. Those of templates
-# themselves say what they need.
-matrix: assets ## Every whole-workload test with guests that booted, and with guests that go on from a template
-	@for start in cold warm; do \
+# themselves say what they need. `make test` has some commands in all four ways (tests/starts.rs).
+matrix: assets ## Every whole-workload test with guests that booted, go on from a template, were restored, and are copies
+	@for start in booted template snapshot copy; do \
 	    printf '== guests start %s\n' $$start; \
 	    STRATA_TEST_START=$$start STRATA_TEST_ASSETS=$(ASSETS) \
 	        $(CARGO) test --release --package strata --test workload -- --skip templates:: ; done

@@ -1,6 +1,7 @@
 //! Builds the guest programs and runs them on an engine. Included by the tests of every engine:
 //! `#[path = "../../../guest/runner.rs"] mod runner;`.
 
+use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +13,7 @@ use arch::x86::{CpuState, saved};
 use engine::Engine;
 use machine::config::{DiskConfig, MachineConfig, Source};
 use machine::snapshot::ram::{self, PageMap, RamState};
-use machine::snapshot::{self, Archive, Snapshot};
+use machine::snapshot::{self, Archive, Copying, Snapshot};
 use machine::{Backends, Machine, MachineEvent};
 
 /// Far beyond what any program needs; one that hangs fails instead of blocking the tests.
@@ -151,23 +152,52 @@ pub fn outcome_in_turns(
             None if turns < MAX_TURNS => {}
             event => break event,
         }
+        let files = Files::begun(&machine, random >> 59 & 1 != 0);
         machine.pause();
         let Ok(before) = machine.capture() else { break machine.wait_timeout(PATIENCE) };
         turns += 1;
         let engine = engines[turns as usize % engines.len()];
         let when = format!("{name}, turn {turns} to {}", engine.name());
-        machine = turn(machine, &before, backends(), engine, &when);
+        machine = turn(machine, files, &before, backends(), engine, &when);
     };
     drop(machine);
     let bytes = console.0.lock().unwrap().clone();
     (Ended { text: String::from_utf8_lossy(&bytes).into_owned(), event }, turns)
 }
 
+/// Where a machine is saved to.
+#[allow(dead_code, reason = "a single engine has no turns to take")]
+struct Files {
+    state: File,
+    ram: File,
+    copying: Copying,
+}
+
+#[allow(dead_code, reason = "a single engine has no turns to take")]
+impl Files {
+    /// Copies memory while the machine runs, if it is to be so.
+    fn begun(machine: &Machine, ahead: bool) -> Self {
+        let (state, ram) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let copying = Copying::new(machine.shared_ram(), &ram, &Arc::new(PageMap::open())).unwrap();
+        let copying = if ahead { copying.ahead().unwrap() } else { copying };
+        Self { state, ram, copying }
+    }
+}
+
 /// Saves `machine`, whose state is `before`, throws it away and restores it on `engine`: it must be what it was.
 #[allow(dead_code, reason = "a single engine has no turns to take")]
-fn turn(machine: Machine, before: &Archive, backends: Backends, engine: &dyn Engine, when: &str) -> Machine {
-    let (state, ram) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    snapshot::write(&machine, "test", &state, &ram, &PageMap::open()).unwrap();
+fn turn(
+    machine: Machine,
+    files: Files,
+    before: &Archive,
+    backends: Backends,
+    engine: &dyn Engine,
+    when: &str,
+) -> Machine {
+    let Files { state, ram, mut copying } = files;
+    copying.rest().unwrap();
+    let archive = snapshot::capture(&machine, "test", None).unwrap();
+    snapshot::complete(archive, &copying.finish().unwrap(), &state).unwrap();
     let memory = memory(&machine);
     // Its last words come before those of the next.
     drop(machine);
@@ -217,10 +247,13 @@ pub fn end_of_load(engines: &[&dyn Engine], turns: u32, seed: u64) -> (Left, u32
         // To 16 ms: once in a batch of requests, and many batches later.
         let wait = Duration::from_micros(1 << ((random >> 59) % 15));
         assert_eq!(machine.wait_timeout(wait), None, "it ended");
+        let files = Files::begun(&machine, taken % 2 == 1);
         machine.pause();
         let before = machine.capture().unwrap();
         let (_, vcpu) = before.sections().find(|(path, _)| *path == "vcpu/0").unwrap();
-        let registers = CpuState { tsc_offset: 0, ..saved::restore(vcpu).unwrap() };
+        let mut registers = CpuState { tsc_offset: 0, ..saved::restore(vcpu).unwrap() };
+        // What the last x87 instruction was, AMD's processors, whose word the interpreter takes, note after errors alone.
+        (registers.fx.fip, registers.fx.fdp, registers.fx.fop) = (0, 0, 0);
         if registers.events.halted {
             break registers;
         }
@@ -228,7 +261,7 @@ pub fn end_of_load(engines: &[&dyn Engine], turns: u32, seed: u64) -> (Left, u32
             taken += 1;
             let engine = engines[taken as usize % engines.len()];
             let when = format!("load, turn {taken} to {}", engine.name());
-            machine = turn(machine, &before, backends(), engine, &when);
+            machine = turn(machine, files, &before, backends(), engine, &when);
         }
     };
     let memory = memory(&machine);

@@ -1,5 +1,8 @@
 //! `strata fork`: copies of a workload go on from where it was, each on its own; and `strata snapshot` of one in the background.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
 use serde_json::Value;
 
 use crate::detached::Place;
@@ -89,6 +92,76 @@ fn a_workload_in_the_background_is_saved_by_any_of_its_names_and_a_policy_does_n
     assert_eq!(restored.finish().code(), 3);
     place.wait_for("its name to go", || !place.strata(&["ps", "-a"]).contains(" again "));
     place.strata(&["kill", "again-1"]);
+}
+
+/// What a server in the machine of `port` says; the connection stands once somebody has the port.
+fn ask(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(b"question\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_copy_has_ports_of_its_own_and_not_those_of_the_original() {
+    let Some(place) = Place::new() else { return };
+    let server = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => 80, Listen => 5, ReuseAddr => 1); \
+                  $| = 1; print qq{ready\\n}; while (my $c = $s->accept) { my $q = <$c>; \
+                  open my $h, q{<}, q{/proc/sys/kernel/hostname}; print $c scalar <$h>; close $c }";
+    let script = format!("exec perl -e '{server}'");
+    let ports: Vec<u16> = (0..3)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .map(|listener| listener.local_addr().unwrap().port())
+        .collect();
+    let publish = |port: u16| format!("127.0.0.1:{port}:80");
+    place.start(&["--name", "web", "-p", &publish(ports[0])], &script);
+    place.wait_for("the server", || place.strata(&["logs", "web"]) == "ready\n");
+    assert_eq!(ask(ports[0]), "debian\n");
+
+    place.try_to(&["fork", "web", "-c", "2", "-p", &publish(ports[1])]).expect_failure(2, &["one copy"]);
+    place.try_to(&["fork", "web", "-p", &publish(ports[0])]).expect_failure(125, &["fork", "publish port"]);
+    assert!(!place.strata(&["ps", "-a"]).contains("web-1"), "nothing is left of it");
+    assert_eq!(place.strata(&["fork", "web", "-p", &publish(ports[1])]), "web-1\n");
+    assert_eq!(place.strata(&["fork", "web", "-c", "2"]), "web-2\nweb-3\n", "these have none");
+    assert_eq!((ask(ports[0]), ask(ports[1])), ("debian\n".to_owned(), "web-1\n".to_owned()));
+    // Not even when they begin anew.
+    place.strata(&["kill", "web-2"]);
+    place.wait_for("its end", || place.state("web-2")["status"] == "exited");
+    place.strata(&["start", "web-2"]);
+    assert_eq!(ask(ports[0]), "debian\n");
+
+    let at = place.dir.path().join("snap");
+    let folder = at.to_str().unwrap();
+    let saved: Value = serde_json::from_str(&place.strata(&["snapshot", "--json", "web", folder])).unwrap();
+    assert!(saved["paused_ms"].is_u64(), "{saved}");
+    place.strata(&["restore", "-d", "--name", "back", "-p", &publish(ports[2]), folder]);
+    place.strata(&["restore", "-d", "--name", "closed", folder]);
+    assert_eq!((ask(ports[0]), ask(ports[2])), ("debian\n".to_owned(), "back\n".to_owned()));
+    // A copy of one that was restored: its network is known too.
+    place.strata(&["kill", "web"]);
+    place.wait_for("its end", || place.state("web")["status"] == "exited");
+    assert_eq!(place.strata(&["fork", "closed", "-p", &publish(ports[0])]), "closed-1\n");
+    assert_eq!(ask(ports[0]), "closed-1\n");
+    for name in ["web-1", "web-2", "web-3", "back", "closed", "closed-1"] {
+        place.strata(&["kill", name]);
+    }
+}
+
+#[test]
+fn ports_of_a_machine_without_a_network_are_refused_before_it_is_saved() {
+    let Some(place) = Place::new() else { return };
+    place.start(&["--name", "web"], LOOP);
+    place.wait_for("the first line", || place.strata(&["logs", "web"]) == "up\n");
+    let at = place.dir.path().join("snap");
+    let folder = at.to_str().unwrap();
+    place.strata(&["snapshot", "web", folder]);
+    place.strata(&["kill", "web"]);
+    place.wait_for("its end", || place.state("web")["status"] == "exited");
+    // One that does not run cannot be saved: what is told is what was looked at first.
+    for arguments in [&["fork", "web", "-p", "8080:80"][..], &["restore", "-d", "-p", "8080:80", folder]] {
+        place.try_to(arguments).expect_failure(2, &["--publish", "the machine has no network"]);
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod sandbox;
 mod serve;
 mod snapshot_command;
 mod snapshots;
+mod starts;
 mod streams;
 mod stress;
 mod support;

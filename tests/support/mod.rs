@@ -9,6 +9,7 @@ pub mod fake_registry;
 pub mod guest;
 pub mod pty;
 pub mod server;
+pub mod starts;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -43,19 +44,25 @@ pub fn with_assets() -> Option<Command> {
     Some(command)
 }
 
-/// `strata run ARGUMENTS`, or nothing if there are no assets. Guests start as [`start_flags`] say, unless `ARGUMENTS` do.
+/// `strata run ARGUMENTS`, or nothing if there are no assets. Guests start as `STRATA_TEST_START` says, unless `ARGUMENTS` do.
 pub fn run(arguments: &[&str]) -> Option<Command> {
+    if let Some(start) = starts::Start::of_environment() {
+        return start.run(arguments);
+    }
+    run_itself(arguments)
+}
+
+/// The same, where the way to the command is what is looked at.
+pub fn run_itself(arguments: &[&str]) -> Option<Command> {
     let mut command = with_assets()?;
-    let is_said =
-        arguments.iter().take_while(|argument| **argument != "--").any(|argument| *argument == "--start");
-    command.arg("run").args(start_flags().filter(|_| !is_said)).args(arguments);
+    command.arg("run").args(arguments);
     Some(command)
 }
 
-/// How guests start where a test does not care: as `STRATA_TEST_START` says, for `make matrix`.
+/// How guests in the background start where a test does not care.
 pub fn start_flags() -> impl Iterator<Item = String> {
-    let start = std::env::var("STRATA_TEST_START").ok();
-    start.into_iter().flat_map(|start| ["--start".to_owned(), start])
+    let start = starts::Start::of_environment();
+    start.into_iter().flat_map(starts::Start::flags).map(str::to_owned)
 }
 
 /// What a program left.

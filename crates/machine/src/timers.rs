@@ -4,7 +4,8 @@
 //! that two wake-ups a tick: the timer thread's, and then its own. So while a vCPU sleeps, its local APIC's
 //! deadline is taken out of the queue and the vCPU sleeps no longer than until then.
 //!
-//! While the machine rests the clock stands still; the queue is emptied then, and filled again afterwards.
+//! While the machine rests the clock stands still; the queue is emptied then, and filled again afterwards. What has expired by
+//! then is told before: so a machine at rest has no timer that is due, however late the thread is.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,8 +39,10 @@ pub struct MachineTimers {
     /// The deadline of each timer, whether in the queue or not.
     deadlines: Box<[AtomicU64]>,
     vcpus: Box<[VcpuSlot]>,
-    /// Serialises rest and resume against each other and against late reports.
+    /// Serialises rest and resume against each other and against late reports. Taken after `telling` and devices' locks.
     resting: Mutex<bool>,
+    /// Held while a timer is told that it has expired by the thread or by who rests, so that one of them does. Taken first.
+    telling: Mutex<()>,
 }
 
 impl MachineTimers {
@@ -60,6 +63,7 @@ impl MachineTimers {
             deadlines: (0..count).map(|_| AtomicU64::new(NEVER)).collect(),
             vcpus,
             resting: Mutex::new(true),
+            telling: Mutex::default(),
         }
     }
 
@@ -72,8 +76,7 @@ impl MachineTimers {
         let name = "timers".to_owned();
         let run = move || {
             while let Some((timer, now)) = timers.queue.wait(&*timers.clock) {
-                timers.forget(timer);
-                expiry.advance(timer, now);
+                timers.tell(timer, now, &*expiry);
             }
         };
         std::thread::Builder::new()
@@ -93,6 +96,24 @@ impl MachineTimers {
         *resting = true;
         for id in 0..self.deadlines.len() {
             self.queue.deadline_changed(TimerId(id as u32), None);
+        }
+    }
+
+    /// Tells `expiry` of every timer that has expired. After [`Self::rest`], when the clock stands still; vCPUs do too.
+    pub fn tell_expired(&self, expiry: &dyn Expiry) {
+        let now = self.clock.now();
+        for id in 0..self.deadlines.len() {
+            self.tell(TimerId(id as u32), now, expiry);
+        }
+    }
+
+    /// Tells `expiry` of a timer that has expired at `now`, unless somebody else has, or its deadline was changed.
+    fn tell(&self, timer: TimerId, now: u64, expiry: &dyn Expiry) {
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.deadlines.get(timer.0 as usize).is_some_and(|deadline| deadline.load(Ordering::SeqCst) <= now)
+        {
+            self.forget(timer);
+            expiry.advance(timer, now);
         }
     }
 
@@ -224,6 +245,29 @@ mod tests {
         timers.sleep(0, &*report);
         assert!(expired.try_recv().is_err());
         assert_eq!(timers.queue.pop_due(u64::MAX), Some(TimerId(2)));
+    }
+
+    #[test]
+    fn what_expired_before_a_rest_is_told_by_it_and_not_again() {
+        let (timers, clock, report, expired) = machine();
+        clock.run();
+        timers.resume();
+        timers.deadline_changed(TimerId(1), Some(clock.now()));
+        timers.deadline_changed(TimerId(2), Some(u64::MAX - 1));
+        // No timer thread runs: it is late.
+        timers.rest();
+        clock.rest();
+        assert!(expired.try_recv().is_err());
+        timers.tell_expired(&*report);
+        assert_eq!(expired.try_recv().unwrap(), TimerId(1));
+        assert!(expired.try_recv().is_err(), "the other has not");
+        clock.run();
+        timers.resume();
+        assert_eq!(timers.queue.pop_due(u64::MAX), Some(TimerId(2)));
+        assert_eq!(timers.queue.pop_due(u64::MAX), None);
+        // What the thread took from the queue before.
+        timers.tell(TimerId(1), clock.now(), &*report);
+        assert!(expired.try_recv().is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! into a clean page is caught. Engines use [`GuestRam::page`] to fill their TLBs and then access host
 //! memory directly, under the rules of [`tracker::PageInfo`].
 //!
-//! Reading order: [`GuestRam`], then [`tracker`].
+//! Reading order: [`GuestRam`], then [`tracker`], then [`written`].
 //!
 //! Deliberately absent: device memory, address decoding of anything but RAM, and Rust references into
 //! guest RAM: other vCPUs and devices write it at any time, so it is touched by volatile or atomic access.
@@ -13,13 +13,14 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod tracker;
+pub mod written;
 
 pub use tracker::{CodeMark, CodeWatcher, PageFlags, PageInfo, PageTracker};
 pub use vm_memory;
 
 use std::fs::File;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{
@@ -85,6 +86,14 @@ pub struct GuestRam {
     backend: Backend,
     /// The same regions, flat, for the engines' TLB fills. Points into `backend`.
     regions: Box<[Region]>,
+    /// While somebody watches what is written: what was given back meanwhile.
+    discards: Mutex<Option<written::Discards>>,
+}
+
+impl std::fmt::Debug for GuestRam {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.ranges()).finish()
+    }
 }
 
 // SAFETY: the pointers in `regions` point into mappings that `backend` owns and never moves; access through
@@ -137,7 +146,7 @@ impl GuestRam {
 
     fn of(backend: Backend) -> Self {
         let regions = backend.iter().map(Region::of).collect();
-        Self { backend, regions }
+        Self { backend, regions, discards: Mutex::default() }
     }
 
     /// The file behind the regions, if they are [`Self::from_file`].
@@ -241,15 +250,46 @@ impl GuestRam {
         let given = unsafe {
             rustix::mm::madvise(host.as_ptr().cast(), count as usize, rustix::mm::Advice::LinuxDontNeed)
         };
+        let before: u64 = self.regions.iter().take(region).map(|region| region.pages).sum();
         let region = self.backend.iter().nth(region);
         if let (Ok(()), Some(region)) = (given, region) {
             let mapping: &vm_memory::MmapRegion<PageTracker> = region;
             let offset = (first - region.start_addr().0) as usize;
             // Pages without code are not looked up to be written to: most of a guest's memory was never used.
             mapping.bitmap().note_discard(offset, count as usize);
+            if let Some(discards) = &mut *self.discards() {
+                discards.note(before + (offset as u64 >> PAGE_SHIFT), count >> PAGE_SHIFT);
+            }
             return count;
         }
         0
+    }
+
+    fn discards(&self) -> std::sync::MutexGuard<'_, Option<written::Discards>> {
+        self.discards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has it noted from now on what is given back, or no more.
+    fn note_discards(&self, watched: bool) {
+        *self.discards() = watched.then(|| written::Discards::new(self.size_bytes()));
+    }
+
+    /// What was given back since the last time.
+    fn take_discards(&self) -> Vec<written::Range> {
+        let pages = self.discards().as_mut().map(written::Discards::take).unwrap_or_default();
+        let mut regions = self.regions.iter();
+        let (mut region, mut before) = (regions.next(), 0);
+        let mut found = Vec::with_capacity(pages.len());
+        for page in pages {
+            while let Some(at) = region.filter(|at| page >= before + at.pages) {
+                before += at.pages;
+                region = regions.next();
+            }
+            if let Some(at) = region {
+                found.push(((at.first_gfn + page - before) << PAGE_SHIFT, PAGE_SIZE as u64));
+            }
+        }
+        found
     }
 
     /// Copies from `gpa` into `data`.

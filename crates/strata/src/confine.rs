@@ -21,7 +21,9 @@ pub fn while_building() -> Confine {
 /// The host has no filter for system calls.
 pub fn before_start(requests: &[u64], network: sandbox::Network) -> Outcome<()> {
     sandbox::give_back_memory();
-    sandbox::forbid_system_calls(requests, network, say).map_err(|error| {
+    // Of a machine that is saved while it runs.
+    let requests = [requests, machine::snapshot::HOST_REQUESTS].concat();
+    sandbox::forbid_system_calls(&requests, network, say).map_err(|error| {
         Failure::because("enter the sandbox", error).hint("--no-sandbox runs the machine without it")
     })
 }

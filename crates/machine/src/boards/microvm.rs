@@ -226,6 +226,7 @@ impl Board for MicroVm {
         }
         self.timers.rest();
         self.bus.clock.rest();
+        self.timers.tell_expired(self);
         Ok(self.bus.router.take_back()?)
     }
 

@@ -1,7 +1,9 @@
 //! A machine's state, taken out and put in while it is paused.
 
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 
+use memory::GuestRam;
 use state::{Archive, Header};
 
 use super::{Machine, Message, RunState, Supervisor};
@@ -11,6 +13,11 @@ use crate::snapshot::{self, Snapshot};
 use crate::vcpu::{self, Command};
 
 impl Machine {
+    /// Guest memory, for threads beside the owner's.
+    pub fn shared_ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
     /// All state but memory of a machine that is paused.
     ///
     /// # Errors

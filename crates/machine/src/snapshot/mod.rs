@@ -8,12 +8,15 @@
 //! It belongs to no engine. `ram` is durable before `state` is said to be; `state` ends with a checksum of itself; and the folder
 //! gets its name last ([`folder`]): half a snapshot is never taken for a whole one.
 //!
+//! A machine that runs stands still only for what it wrote while its memory was copied ([`ahead`]).
+//!
 //! Time: the guest's clocks go on from where they stood. Machine time and every vCPU's TSC continue from their saved values,
 //! whatever the host's TSC shows now; the real-time clock shows the host's time.
 //!
 //! Absent: what is outside of the machine. Disks are named, not copied; streams of the vsock device end, and the guest
 //! is told so.
 
+pub mod ahead;
 pub(crate) mod disks;
 pub mod folder;
 pub mod fork;
@@ -35,9 +38,11 @@ use crate::boards::layout;
 use crate::config::{OnReset, Source};
 use crate::machine::Machine;
 use crate::workload::{WORKLOAD, WorkloadState};
+pub use ahead::Copying;
 use disks::{DISKS, DiskState};
 pub use folder::Folder;
 pub use fork::Frozen;
+pub use memory::written::HOST_REQUESTS;
 pub use ram::PageMap;
 use ram::{FileStamp, RamState};
 pub use state::Archive;
@@ -196,7 +201,7 @@ pub struct Snapshot {
 /// Writes `machine`, which is paused, to the empty files `state` and `ram`; both are durable then.
 ///
 /// # Errors
-/// As [`write_running`].
+/// All but those of reading. The files are to be thrown away then; the machine can go on.
 pub fn write(
     machine: &Machine,
     build: &str,
@@ -204,42 +209,46 @@ pub fn write(
     ram: &File,
     map: &PageMap,
 ) -> Result<(), crate::Error> {
-    write_running(machine, build, None, state, ram, map)?;
+    let archive = capture(machine, build, None)?;
+    let memory = ram::write(machine.ram(), ram, map)?;
+    complete(archive, &memory, state)?;
     Ok(sync(state, ram)?)
 }
 
-/// Makes what [`write_running`] wrote durable, for which no machine needs to stand still.
+/// Everything but memory of `machine`, which is paused, and of the workload that runs in it.
+///
+/// # Errors
+/// As [`write`].
+pub fn capture(
+    machine: &Machine,
+    build: &str,
+    workload: Option<&WorkloadState>,
+) -> Result<Archive, crate::Error> {
+    let mut archive = machine.capture()?;
+    archive.header.build = build.to_owned();
+    if let Some(workload) = workload {
+        archive.put(path::WORKLOAD, encode(path::WORKLOAD, WORKLOAD, workload)?);
+    }
+    Ok(archive)
+}
+
+/// Writes what [`capture`] took, with what is known of memory, to the empty file `state`; [`sync`] makes it durable.
+///
+/// # Errors
+/// The host's.
+pub fn complete(mut archive: Archive, memory: &RamState, state: &File) -> Result<(), Error> {
+    archive.put(path::RAM, encode(path::RAM, RAM, memory)?);
+    let mut file = state;
+    file.write_all(&archive.to_bytes()).map_err(|source| Error::Host { act: "write state", source })
+}
+
+/// Makes both files durable, for which no machine needs to stand still.
 ///
 /// # Errors
 /// The host's. The files are to be thrown away then.
 pub fn sync(state: &File, ram: &File) -> Result<(), Error> {
     ram.sync_all().map_err(|source| Error::Host { act: "write guest memory", source })?;
     state.sync_all().map_err(|source| Error::Host { act: "write state", source })
-}
-
-/// Writes `machine`, which is paused, and the workload that runs in it, to the empty files `state` and `ram`; [`sync`] makes them
-/// durable.
-///
-/// # Errors
-/// All but those of reading. The files are to be thrown away then; the machine can go on.
-pub fn write_running(
-    machine: &Machine,
-    build: &str,
-    workload: Option<&WorkloadState>,
-    state: &File,
-    ram: &File,
-    map: &PageMap,
-) -> Result<(), crate::Error> {
-    let mut archive = machine.capture()?;
-    archive.header.build = build.to_owned();
-    if let Some(workload) = workload {
-        archive.put(path::WORKLOAD, encode(path::WORKLOAD, WORKLOAD, workload)?);
-    }
-    let ram = ram::write(machine.ram(), ram, map)?;
-    archive.put(path::RAM, encode(path::RAM, RAM, &ram)?);
-    let mut file = state;
-    let written = file.write_all(&archive.to_bytes());
-    Ok(written.map_err(|source| Error::Host { act: "write state", source })?)
 }
 
 impl Snapshot {

@@ -3,11 +3,14 @@
 //! With it goes a [`RamState`]: a checksum for each MiB that holds anything, and the file's identity on its file system. A file
 //! that nobody has touched since is used as it is, pages on demand; one that was copied or touched is read once and compared.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use memory::written::{Range, Watcher};
 use memory::{GuestRam, PAGE_SIZE};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -33,7 +36,17 @@ pub struct RamState {
     file: FileStamp,
 }
 
+/// Number and CRC-32C of each block that is not all zeros.
+pub(super) type Blocks = BTreeMap<u64, u32>;
+
 impl RamState {
+    /// Of a file that will not be written to any more.
+    pub(super) fn of(ram: &GuestRam, file: &File, blocks: Blocks) -> Result<Self, Error> {
+        let stamp =
+            FileStamp::of(file).map_err(|source| Error::Host { act: "write guest memory", source })?;
+        Ok(Self { ranges: ram.ranges().collect(), blocks: blocks.into_iter().collect(), file: stamp })
+    }
+
     /// Whether two files hold the same memory.
     pub fn is_same(&self, other: &Self) -> bool {
         self.ranges == other.ranges && self.blocks == other.blocks
@@ -79,18 +92,24 @@ impl FileStamp {
     }
 }
 
-/// What tells which pages of a process were ever touched, and how many threads may read them. Opened before a sandbox forbids it.
+/// What tells which pages of a process were ever touched and which are written, and how many threads may read them. Opened
+/// before a sandbox forbids it.
 #[derive(Debug)]
 pub struct PageMap {
     file: Option<File>,
-    threads: usize,
+    pub(super) watcher: Option<Arc<Watcher>>,
+    pub(super) threads: usize,
 }
 
 impl PageMap {
-    /// This process's; a host without it has every page read instead.
+    /// This process's; a host without it has every page read instead, and all of them while the machine stands still.
     pub fn open() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        Self { file: File::open("/proc/self/pagemap").ok(), threads }
+        let watcher = Watcher::open().inspect_err(|error| {
+            tracing::debug!(%error, "memory is saved while the machine stands still");
+        });
+        let file = File::open("/proc/self/pagemap").ok();
+        Self { file, watcher: watcher.ok().map(Arc::new), threads }
     }
 
     /// Whether each of the pages from host address `host` on may hold anything of its own.
@@ -109,26 +128,36 @@ fn is_touched(entry: &[u8]) -> bool {
     u64::from_le_bytes(entry.try_into().expect("eight bytes a page")) & PRESENT_OR_SWAPPED != 0
 }
 
-/// Writes all of `ram`, whose machine is at rest, to the empty `file`. It is not durable yet.
+/// Writes all of `ram`, whose machine is at rest, to `file`. It is not durable yet.
 ///
 /// # Errors
 /// The host's: no space, most likely.
 pub fn write(ram: &GuestRam, file: &File, map: &PageMap) -> Result<RamState, Error> {
-    let failed = |source| Error::Host { act: "write guest memory", source };
-    file.set_len(ram.size_bytes()).map_err(failed)?;
+    let blocks = write_all(ram, file, map, map.threads)?;
+    RamState::of(ram, file, blocks)
+}
+
+/// Writes all of `ram` to `file`, whatever that held, with so many threads; numbers and checksums of blocks that hold anything.
+pub(super) fn write_all(ram: &GuestRam, file: &File, map: &PageMap, threads: usize) -> Result<Blocks, Error> {
+    let sized = file.set_len(0).and_then(|()| file.set_len(ram.size_bytes()));
+    sized.map_err(|source| Error::Host { act: "write guest memory", source })?;
     let mut pieces = Vec::new();
     let mut base = 0;
+    let mut behind = ram.file().map(Data::of);
     for (start, len) in ram.ranges() {
         let host = ram.host(start).map_or(0, |host| host.addr().get());
         let touched = map.touched(host, (len / PAGE) as usize);
         for (at, pages) in (0..len).step_by(BLOCK as usize).zip(touched.chunks((BLOCK / PAGE) as usize)) {
-            pieces.push(Piece { offset: base + at, gpa: start + at, touched: pages.to_vec() });
+            let (offset, bytes) = (base + at, pages.len() as u64 * PAGE);
+            let inherited = behind.as_mut().is_some_and(|behind| behind.is_in(offset, bytes));
+            if inherited || pages.contains(&true) {
+                pieces.push(Piece { offset, gpa: start + at, touched: pages.to_vec(), inherited });
+            }
         }
         base += len;
     }
-    let blocks = write_pieces(ram, file, &pieces, map.threads)?;
-    let file = FileStamp::of(file).map_err(failed)?;
-    Ok(RamState { ranges: ram.ranges().collect(), blocks, file })
+    let blocks = each(&pieces, threads, |piece, buffer| write_piece(ram, file, piece, buffer))?;
+    Ok(blocks.into_iter().flatten().collect())
 }
 
 /// What lies under one checksum.
@@ -138,39 +167,104 @@ struct Piece {
     gpa: u64,
     /// Which of its pages this process may have touched.
     touched: Vec<bool>,
+    /// The file behind the memory has something there, which was perhaps never touched by this process.
+    inherited: bool,
 }
 
-/// Writes `pieces`, some at a time, for a machine stands still meanwhile; numbers and checksums of those that hold anything.
-fn write_pieces(
-    ram: &GuestRam,
-    file: &File,
-    pieces: &[Piece],
+/// Does `work` on each of `items`, some at a time, with a buffer of [`BLOCK`] bytes; what came of it, in no order.
+fn each<T: Sync, R: Send>(
+    items: &[T],
     threads: usize,
-) -> Result<Vec<(u64, u32)>, Error> {
+    work: impl Fn(&T, &mut [u8]) -> Result<R, Error> + Sync,
+) -> Result<Vec<R>, Error> {
     let next = AtomicUsize::new(0);
     let work = || {
-        let (mut buffer, mut blocks) = (vec![0; BLOCK as usize], Vec::new());
-        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            blocks.extend(write_piece(ram, file, piece, &mut buffer)?);
+        let (mut buffer, mut done) = (vec![0; BLOCK as usize], Vec::new());
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            done.push(work(item, &mut buffer)?);
         }
-        Ok(blocks)
+        Ok(done)
     };
-    let mut blocks = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         // A host that gives no more threads has this one.
-        let more: Vec<_> =
-            (1..threads).filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
-        let mut blocks: Result<Vec<(u64, u32)>, Error> = work();
+        let more: Vec<_> = (1..threads.min(items.len()))
+            .filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
+            .collect();
+        let mut done: Result<Vec<R>, Error> = work();
         for thread in more {
             let theirs = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            blocks = blocks.and_then(|mut ours| {
+            done = done.and_then(|mut ours| {
                 ours.extend(theirs?);
                 Ok(ours)
             });
         }
-        blocks
+        done
+    })
+}
+
+/// Writes `pages` of `ram` over what `file` has of them; the numbers of the blocks that have other bytes now.
+pub(super) fn write_again(
+    ram: &GuestRam,
+    file: &File,
+    pages: &[Range],
+    threads: usize,
+) -> Result<BTreeSet<u64>, Error> {
+    let mut pieces = Vec::new();
+    for &(first, len) in pages {
+        let mut base = 0;
+        for (start, region) in ram.ranges() {
+            // No range goes from one block to another.
+            let (mut at, end) = (first.max(start), (first + len).min(start + region));
+            while at < end {
+                let offset = base + (at - start);
+                let count = (end - at).min(BLOCK - offset % BLOCK);
+                pieces.push((at, offset, count));
+                at += count;
+            }
+            base += region;
+        }
+    }
+    each(&pieces, threads, |&(gpa, offset, count), buffer| {
+        let bytes = &mut buffer[..count as usize];
+        ram.read(gpa, bytes)?;
+        let written = overwrite(file, offset, bytes);
+        written.map_err(|source| Error::Host { act: "write guest memory", source })
     })?;
-    blocks.sort_unstable();
-    Ok(blocks)
+    Ok(pieces.into_iter().map(|(_, offset, _)| offset / BLOCK).collect())
+}
+
+/// Writes whole pages; zeros only where there is something else. Nothing becomes a hole again: making one, file systems wait for
+/// the disk.
+fn overwrite(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let (mut at, mut rest) = (offset, bytes);
+    while let Some(first) = rest.get(..PAGE_SIZE) {
+        let zeros = is_zero(first);
+        let pages = rest.chunks(PAGE_SIZE).take_while(|page| is_zero(page) == zeros).count();
+        let (run, more) = rest.split_at(pages * PAGE_SIZE);
+        if !zeros || Data::of(file).is_in(at, run.len() as u64) {
+            file.write_all_at(run, at)?;
+        }
+        at += run.len() as u64;
+        rest = more;
+    }
+    Ok(())
+}
+
+/// Reads blocks `numbers` of `file`, which has so many bytes: numbers and checksums of those that hold anything.
+pub(super) fn sums(
+    file: &File,
+    bytes: u64,
+    numbers: &BTreeSet<u64>,
+    threads: usize,
+) -> Result<Blocks, Error> {
+    let numbers: Vec<u64> = numbers.iter().copied().collect();
+    let sums = each(&numbers, threads, |&number, buffer| {
+        let block = &mut buffer[..BLOCK.min(bytes - number * BLOCK) as usize];
+        let read = file.read_exact_at(block, number * BLOCK);
+        read.map_err(|source| Error::Host { act: "read guest memory", source })?;
+        Ok((!is_zero(block)).then(|| (number, crc32c::crc32c(block))))
+    })?;
+    Ok(sums.into_iter().flatten().collect())
 }
 
 /// Number and checksum of `piece`, unless it is all zeros.
@@ -180,31 +274,22 @@ fn write_piece(
     piece: &Piece,
     buffer: &mut [u8],
 ) -> Result<Option<(u64, u32)>, Error> {
-    let Piece { offset, gpa, touched } = piece;
+    let Piece { offset, gpa, touched, inherited } = piece;
     let block = &mut buffer[..touched.len() * PAGE_SIZE];
-    // What lies in the file behind the memory was perhaps never touched by this process.
-    let inherited = ram.file().is_some_and(|behind| has_data(behind, *offset, block.len() as u64));
-    if !inherited && !touched.contains(&true) {
-        return Ok(None);
+    block.fill(0);
+    if let Some(behind) = ram.file().filter(|_| *inherited && touched.contains(&false)) {
+        // Not through memory, where it would be this process's from then on.
+        let read = behind.read_exact_at(block, *offset);
+        read.map_err(|source| Error::Host { act: "read guest memory", source })?;
     }
-    read_block(ram, *gpa, block, touched, inherited)?;
+    for (page, gpa) in
+        (0..touched.len()).filter(|page| touched[*page]).map(|page| (page, gpa + page as u64 * PAGE))
+    {
+        ram.read(gpa, &mut block[page * PAGE_SIZE..(page + 1) * PAGE_SIZE])?;
+    }
     let written = write_block(file, *offset, block);
     let holds = written.map_err(|source| Error::Host { act: "write guest memory", source })?;
     Ok(holds.then(|| (offset / BLOCK, crc32c::crc32c(block))))
-}
-
-/// Fills `block` from guest memory, with zeros where nobody ever wrote.
-fn read_block(ram: &GuestRam, gpa: u64, block: &mut [u8], touched: &[bool], all: bool) -> Result<(), Error> {
-    for ((page, touched), gpa) in
-        block.chunks_exact_mut(PAGE_SIZE).zip(touched).zip((gpa..).step_by(PAGE_SIZE))
-    {
-        if all || *touched {
-            ram.read(gpa, page)?;
-        } else {
-            page.fill(0);
-        }
-    }
-    Ok(())
 }
 
 /// Writes the pages of `block` that are not all zeros; whether there were any.
@@ -235,12 +320,28 @@ fn is_zero(bytes: &[u8]) -> bool {
         == 0
 }
 
-/// Whether any of `len` bytes at `offset` are more than a hole. A file system that knows no holes says yes.
-fn has_data(file: &File, offset: u64, len: u64) -> bool {
-    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-        Ok(at) => at < offset + len,
-        Err(Errno::NXIO) => false,
-        Err(_) => true,
+/// Where a file is more than a hole, asked for in the order of its bytes. A file system that knows no holes says everywhere.
+struct Data<'a> {
+    file: &'a File,
+    /// There is none before that, from where was asked last.
+    next: u64,
+}
+
+impl<'a> Data<'a> {
+    fn of(file: &'a File) -> Self {
+        Self { file, next: 0 }
+    }
+
+    /// Whether any of `len` bytes at `offset` are.
+    fn is_in(&mut self, offset: u64, len: u64) -> bool {
+        if self.next <= offset {
+            self.next = match rustix::fs::seek(self.file, SeekFrom::Data(offset)) {
+                Ok(at) => at,
+                Err(Errno::NXIO) => u64::MAX,
+                Err(_) => offset,
+            };
+        }
+        self.next < offset + len
     }
 }
 
@@ -260,12 +361,12 @@ pub fn check(file: &File, state: &RamState) -> Result<(), Error> {
     }
     let mut sums = state.blocks.iter().peekable();
     let mut buffer = vec![0; BLOCK as usize];
-    let mut offset = 0;
+    let (mut offset, mut data) = (0, Data::of(file));
     for (_, region) in &state.ranges {
         for at in (0..*region).step_by(BLOCK as usize) {
             let block = &mut buffer[..BLOCK.min(region - at) as usize];
             let sum = sums.next_if(|(number, _)| *number == (offset + at) / BLOCK).map(|(_, sum)| *sum);
-            if sum.is_none() && !has_data(file, offset + at, block.len() as u64) {
+            if sum.is_none() && !data.is_in(offset + at, block.len() as u64) {
                 continue;
             }
             file.read_exact_at(block, offset + at).map_err(failed)?;
@@ -308,7 +409,7 @@ mod tests {
 
     #[test]
     fn memory_comes_back_and_what_nobody_wrote_takes_no_space() {
-        for map in [PageMap::open(), PageMap { file: None, threads: 1 }] {
+        for map in [PageMap::open(), PageMap { file: None, watcher: None, threads: 1 }] {
             let (ram, file) = (ram(), tempfile::tempfile().unwrap());
             let state = write(&ram, &file, &map).unwrap();
             check(&file, &state).unwrap();

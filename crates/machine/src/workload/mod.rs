@@ -42,8 +42,8 @@ use command::{Extra, ExtraEvent, Streams};
 use connector::Connector;
 pub use error::Error;
 use run::Run;
-use saving::Gate;
 pub(crate) use saving::WORKLOAD;
+use saving::{Copied, Gate};
 pub use saving::{Saving, WorkloadState};
 
 /// Connections a guest may open before anything is asked of it: the agent needs four; a guest that opens more plays tricks.
@@ -198,6 +198,8 @@ enum Event {
     Resize(Option<u32>, WinSize),
     Exec(Box<Extra>),
     Save(Box<Saving>),
+    /// So far memory is copied.
+    Copied(Copied),
     Cancel,
 }
 

@@ -26,7 +26,7 @@ pub(super) enum Phase {
 }
 
 pub(super) struct Run<'a> {
-    sender: Sender<Event>,
+    pub(super) sender: Sender<Event>,
     pub(super) events: Receiver<Event>,
     pub(super) machine: &'a Machine,
     pub(super) origin: Origin,
@@ -44,6 +44,8 @@ pub(super) struct Run<'a> {
     pub(super) control: Option<UnixStream>,
     pub(super) control_port: Option<u32>,
     pub(super) gate: Gate,
+    /// Memory is being copied, or the rest is.
+    pub(super) is_saving: bool,
     pub(super) phase: Phase,
     deadline: Option<Instant>,
     pub(super) ended: Option<MachineEvent>,
@@ -69,6 +71,7 @@ impl<'a> Run<'a> {
             control: None,
             control_port: None,
             gate: Gate::default(),
+            is_saving: false,
             phase,
             deadline: limit.and_then(|t| Instant::now().checked_add(t)),
             origin,
@@ -92,8 +95,8 @@ impl<'a> Run<'a> {
                 return Ok(outcome);
             }
             match self.next_event()? {
-                Event::Save(saving) => {
-                    if self.save(&saving) {
+                Event::Copied(copied) => {
+                    if self.save(copied) {
                         self.first.outcome = Some(Outcome::Saved);
                     }
                 }
@@ -121,9 +124,9 @@ impl<'a> Run<'a> {
             Event::Signal(Some(exec), number) => self.tell(&HostMessage::Signal { exec, number })?,
             Event::Resize(Some(exec), size) => self.tell(&HostMessage::Resize { exec, size })?,
             Event::Exec(extra) => self.exec(*extra)?,
-            Event::Save(saving) => {
-                let _ = saving.done.send(Err("it is being saved already".to_owned()));
-            }
+            Event::Save(saving) => self.begin_saving(saving),
+            // Comes while another is made, of which there is none.
+            Event::Copied((saving, _)) => saving.refuse("it is being saved already"),
             Event::Cancel => return Err(Error::Cancelled),
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! A workload that is saved with its machine, and carried on by another process.
 //!
-//! The machine stands still meanwhile. What the command had written by then is the original's to deliver; what it writes
+//! Memory is copied while the machine runs; then it stands still, for the rest. What the command had written by then is the original's to deliver; what it writes
 //! later is the copy's. Streams go on where they were: the guest does not notice ([`devices::virtio::VsockHost::resume`]).
 //! Nothing the agent said is lost between the two: a snapshot is taken when every message of it was read and acted on.
 
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::Event;
 use super::command::Command;
 use super::run::{Phase, Run};
-use crate::snapshot::{self, PageMap};
+use crate::snapshot::{self, Archive, Copying, PageMap};
 
 /// How long what the agent has said may take to be heard.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -82,29 +82,68 @@ pub struct Saving {
     pub done: Sender<Result<Duration, String>>,
 }
 
+impl Saving {
+    pub(super) fn refuse(&self, reason: &str) {
+        let _ = self.done.send(Err(reason.to_owned()));
+    }
+}
+
 /// A lock that is held while a message is read: who holds it finds none half read.
 pub(super) type Gate = Arc<Mutex<()>>;
 
+/// What was asked for and how far it is: memory that was copied while the machine ran.
+pub(super) type Copied = (Box<Saving>, Result<Copying, String>);
+
 impl Run<'_> {
+    /// Begins to save machine and workload: memory is copied beside everything else, then [`Event::Copied`] comes.
+    pub(super) fn begin_saving(&mut self, saving: Box<Saving>) {
+        if self.is_saving {
+            return saving.refuse("it is being saved already");
+        }
+        let copying = Copying::new(self.machine.shared_ram(), &saving.ram, &saving.pages);
+        let sender = self.sender.clone();
+        let copy = move || {
+            let copied = copying.and_then(Copying::ahead).map_err(|error| crate::machine::chain(&error));
+            // Nobody is there to be told once all has ended.
+            let _ = sender.send(Event::Copied((saving, copied)));
+        };
+        let thread = std::thread::Builder::new().name("saving".to_owned()).spawn(copy);
+        // Whoever waits is told by the end of what the thread was to have.
+        self.is_saving = thread.is_ok();
+    }
+
     /// Saves machine and workload. The machine goes on, unless it was to stop, or stood still before.
-    pub(super) fn save(&mut self, saving: &Saving) -> bool {
+    pub(super) fn save(&mut self, (saving, copied): Copied) -> bool {
+        let mut copying = match copied {
+            Ok(copying) => copying,
+            Err(reason) => {
+                self.is_saving = false;
+                saving.refuse(&reason);
+                return false;
+            }
+        };
         let began = Instant::now();
         let stood_still = self.machine.is_paused();
         self.machine.pause();
-        let written = self.settle(saving.stop).and_then(|()| self.write(saving));
+        let captured = self.settle(saving.stop).and_then(|()| self.capture(&saving, &mut copying));
+        self.is_saving = false;
         let go_on = || {
             if !stood_still {
                 self.machine.resume();
             }
         };
-        let waits = written.is_ok() && saving.stop;
-        // One that goes on does so before its files are durable.
+        let waits = captured.is_ok() && saving.stop;
+        // One that goes on does so before its files are whole and durable.
         if !waits {
             go_on();
         }
         let paused = began.elapsed();
-        let result = written.and_then(|()| {
-            snapshot::sync(&saving.state, &saving.ram).map_err(|error| crate::machine::chain(&error))
+        let result = captured.and_then(|archive| {
+            let write = || {
+                snapshot::complete(archive, &copying.finish()?, &saving.state)?;
+                snapshot::sync(&saving.state, &saving.ram)
+            };
+            write().map_err(|error| crate::machine::chain(&error))
         });
         let is_over = result.is_ok() && saving.stop;
         if waits && !is_over {
@@ -114,11 +153,13 @@ impl Run<'_> {
         is_over
     }
 
-    fn write(&self, saving: &Saving) -> Result<(), String> {
+    fn capture(&self, saving: &Saving, copying: &mut Copying) -> Result<Archive, String> {
         let state = self.state()?;
-        let Saving { state: file, ram, pages, build, .. } = saving;
-        snapshot::write_running(self.machine, build, Some(&state), file, ram, pages)
-            .map_err(|error| crate::machine::chain(&error))
+        let archive = snapshot::capture(self.machine, &saving.build, Some(&state));
+        let archive = archive.map_err(|error| crate::machine::chain(&error))?;
+        let bytes = copying.rest().map_err(|error| crate::machine::chain(&error))?;
+        tracing::debug!(bytes, "copied at rest");
+        Ok(archive)
     }
 
     fn state(&self) -> Result<WorkloadState, String> {
@@ -187,7 +228,7 @@ impl super::Control {
         if let Err(unsent) = self.events.send(Event::Save(Box::new(saving)))
             && let Event::Save(saving) = unsent.0
         {
-            let _ = saving.done.send(Err("the command has ended".to_owned()));
+            saving.refuse("the command has ended");
         }
     }
 }

@@ -13,7 +13,7 @@ use machine::snapshot::{Frozen, Snapshot};
 use serde_json::json;
 use workload::{Description, Folder, Workloads};
 
-use super::run::detach;
+use super::run::{detach, network};
 use super::snapshot;
 use super::workloads::{all, find};
 use crate::cli::Global;
@@ -31,6 +31,9 @@ pub struct Options {
     /// How many copies
     #[arg(short, long, default_value_t = 1, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     count: u32,
+    /// Let a port of this host lead to one of the copy's, e.g. 8081:80; those of the workload are not the copies'
+    #[arg(short, long, value_name = "[HOSTIP:]HOSTPORT:PORT[/tcp|udp]", value_parser = network::check)]
+    publish: Vec<String>,
     /// Write names and ids as JSON
     #[arg(long)]
     json: bool,
@@ -46,6 +49,7 @@ pub struct Options {
 pub fn run(global: &Global, options: &Options) -> Outcome {
     let act = || format!("fork {:?}", options.workload);
     let parent = find(global, &options.workload)?;
+    let like = description_of_copies(&parent, options)?;
     let frozen = Frozen::create().while_trying(act)?;
     let began = Instant::now();
     let paused_ms = snapshot::take(&parent, &frozen.state, &frozen.ram, false)?;
@@ -53,7 +57,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     check_disks(&frozen, &act)?;
     tracing::info!("saved in {} ms; the machine stood still for {paused_ms} ms", began.elapsed().as_millis());
     let all = all(global)?;
-    let made = all.create_copies(parent.description(), options.count).while_trying(act)?;
+    let made = all.create_copies(&like, options.count).while_trying(act)?;
     let copies = start_all(global, &all, made, &frozen);
     let mut running: Vec<&Description> = copies.iter().flatten().map(Folder::description).collect();
     // By number.
@@ -67,6 +71,18 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     }
     let failed = copies.into_iter().find_map(Result::err);
     failed.map_or(Ok(Exit::Success), |failure| Err(Failure::new(format!("{}: {failure}", act()))))
+}
+
+/// That of `parent`, but for what two cannot both have.
+fn description_of_copies(parent: &Folder, options: &Options) -> Outcome<Description> {
+    let mut like = parent.description().clone();
+    if options.count > 1 && !options.publish.is_empty() {
+        let text = "--publish: a port leads to one copy; fork them one by one";
+        return Err(Failure::new(text).exit(Exit::Usage));
+    }
+    network::publish_instead(&mut like.wanted.options, &options.publish)?;
+    like.wanted.publish.clone_from(&options.publish);
+    Ok(like)
 }
 
 /// Two machines that write to one disk would destroy what is on it.

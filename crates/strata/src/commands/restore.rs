@@ -54,6 +54,9 @@ pub struct Options {
     /// Let the command reach servers on this host's loopback, at 10.0.2.2, if it has a network
     #[arg(long)]
     host_loopback: bool,
+    /// Let a port of this host lead to one of the command's, if it has a network, e.g. 8080:80; those it had are not taken again
+    #[arg(short, long, value_name = "[HOSTIP:]HOSTPORT:PORT[/tcp|udp]", value_parser = network::check)]
+    publish: Vec<String>,
     /// Keep all privileges and system calls of this process
     #[arg(long)]
     no_sandbox: bool,
@@ -73,12 +76,15 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let engine = engines::settle(&options.engine, store.root());
     let here = std::path::absolute(&options.folder).while_trying(|| act.clone())?;
     let again = options.detach.then(|| here.clone());
+    let snapshot = folder::open(&options.folder).map_err(|error| Failure::because(&act, error))?;
+    let card = !snapshot.config.net.is_empty();
+    network::check_card(card, &options.publish)?;
+    let (host_loopback, publish) = (options.host_loopback, options.publish.clone());
     let carried = Carried {
         sizing: CarriedSizing { engine, no_sandbox: options.no_sandbox },
-        network: CarriedNetwork { host_loopback: options.host_loopback },
+        network: network::Again { host_loopback, publish, card },
         again,
     };
-    let snapshot = folder::open(&options.folder).map_err(|error| Failure::because(&act, error))?;
     if !options.force {
         snapshot.check_disks().map_err(|error| {
             let hint = match &error {
@@ -100,7 +106,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         log: LogLimits::default(),
         health: None,
         labels: Default::default(),
-        publish: Vec::new(),
+        publish: options.publish.clone(),
         mounts: Vec::new(),
         said: None,
         stop_signal: 15,
@@ -130,7 +136,7 @@ struct Carried {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     again: Option<PathBuf>,
     #[serde(default)]
-    network: CarriedNetwork,
+    network: network::Again,
 }
 
 /// What a workload with `options` goes on from whenever it is started; nothing if it begins with its command.
@@ -140,12 +146,6 @@ struct Carried {
 pub fn saved_for(options: &Value) -> Outcome<Option<Saved>> {
     let folder = options.get("again").and_then(Value::as_str).map(Path::new);
     folder.map(detached::saved).transpose()
-}
-
-/// Of [`network::Flags`].
-#[derive(Default, Deserialize, Serialize)]
-struct CarriedNetwork {
-    host_loopback: bool,
 }
 
 /// Of [`super::sizing::Sizing`].
@@ -204,7 +204,7 @@ fn go_on(
         console: None,
         folders: None,
         vsock: Some(agent.host()),
-        net: network::reopen(&snapshot.config, network.host_loopback)?,
+        net: network::reopen(&snapshot.config, network)?,
         confine: (!sizing.no_sandbox).then(confine::while_building),
     };
     let machine = Machine::restore(snapshot, backends, engine.as_ref());

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use machine::snapshot;
+use serde_json::json;
 use workload::Folder;
 use workload::control::{Answer, Client, Request};
 
@@ -12,16 +13,20 @@ use super::workloads::find;
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
+use crate::output;
 
 /// Save a running workload to a folder
 ///
-/// Its machine stands still meanwhile, then goes on. The folder appears whole or not at all; a snapshot that was there is
+/// Its machine stands still for a moment at the end, then goes on: -v and --json say how long. The folder appears whole or not at all; a snapshot that was there is
 /// replaced.
 #[derive(clap::Args)]
 pub struct Options {
     /// End the workload when it is saved
     #[arg(long)]
     stop: bool,
+    /// Write as JSON how long it stood still
+    #[arg(long)]
+    json: bool,
     /// Name or id of the workload
     #[arg(value_name = "NAME")]
     workload: String,
@@ -41,6 +46,9 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let paused_ms = take(&folder, &partial.state, &partial.ram, options.stop)?;
     partial.commit(&options.folder).map_err(explain)?;
     tracing::info!("saved; the machine stood still for {paused_ms} ms");
+    if options.json {
+        output::json(&json!({ "paused_ms": paused_ms }))?;
+    }
     Ok(Exit::Success)
 }
 

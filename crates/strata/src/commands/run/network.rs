@@ -71,8 +71,17 @@ impl Kind {
     }
 }
 
-fn check(text: &str) -> Result<String, String> {
+/// Says that `text` is a port to publish.
+///
+/// # Errors
+/// It is not.
+pub fn check(text: &str) -> Result<String, String> {
     parse(text).map(|_| text.to_owned())
+}
+
+fn parse_all(texts: &[String]) -> Outcome<Vec<Publish>> {
+    let publish = texts.iter().map(|text| parse(text)).collect::<Result<_, _>>();
+    publish.map_err(|text| Failure::new(format!("--publish: {text}")).exit(Exit::Usage))
 }
 
 fn parse(text: &str) -> Result<Publish, String> {
@@ -122,14 +131,9 @@ impl Flags {
         if self.network.is_none() && !is_needed {
             return Ok(None);
         }
-        let publish = self.published()?;
+        let publish = parse_all(&self.publish)?;
         let loopback = if self.host_loopback { Loopback::Allowed } else { Loopback::Refused };
         Ok(Some(Config { guest_mac: MAC, publish, resolver: resolver(), loopback }))
-    }
-
-    fn published(&self) -> Outcome<Vec<Publish>> {
-        let publish = self.publish.iter().map(|text| parse(text)).collect::<Result<_, _>>();
-        publish.map_err(|text| Failure::new(format!("--publish: {text}")).exit(Exit::Usage))
     }
 
     /// Whether it is the host's own.
@@ -150,7 +154,7 @@ impl Flags {
                 names.push(name);
             }
         }
-        let publish = self.published()?;
+        let publish = parse_all(&self.publish)?;
         Ok(Some(Bridge { network, address: self.ip, dns: &self.dns, publish, workload, names }))
     }
 
@@ -201,14 +205,61 @@ pub fn open(config: &Config) -> Outcome<Box<dyn net::Port>> {
     }
 }
 
-/// The cables of a machine that goes on: connections that it had are gone, and nothing of it is published. It reaches this
-/// host's loopback if `host_loopback` says so.
+/// What is decided anew about the network of a machine that goes on. In the options of a workload it stands where [`Flags`]
+/// stand in those of one that began with its command, and has the same names.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Again {
+    /// It reaches this host's loopback.
+    #[serde(default)]
+    pub host_loopback: bool,
+    /// Ports of its own: those of the machine it comes from are that one's.
+    #[serde(default)]
+    pub publish: Vec<String>,
+    /// Whether it has a card.
+    #[serde(default)]
+    pub card: bool,
+}
+
+/// Gives the options of a workload that others are copied from the ports of a copy.
 ///
 /// # Errors
-/// As [`open`].
-pub fn reopen(config: &MachineConfig, host_loopback: bool) -> Outcome<Vec<Box<dyn net::Port>>> {
-    let loopback = if host_loopback { Loopback::Allowed } else { Loopback::Refused };
-    let again = Config { guest_mac: MAC, resolver: resolver(), loopback, ..Config::default() };
+/// The machine has no network.
+pub fn publish_instead(options: &mut serde_json::Value, publish: &[String]) -> Outcome<()> {
+    let network = options.get_mut("network").and_then(serde_json::Value::as_object_mut);
+    let Some(network) = network else { return check_card(false, publish) };
+    let has_card = match network.get("card") {
+        Some(card) => card.as_bool() == Some(true),
+        None => {
+            let flags = serde_json::from_value::<Flags>(network.clone().into()).unwrap_or_default();
+            flags.config()?.is_some()
+        }
+    };
+    check_card(has_card, publish)?;
+    network.insert("publish".to_owned(), publish.into());
+    Ok(())
+}
+
+/// Says that ports can be published of a machine that goes on, if any are to be.
+///
+/// # Errors
+/// It has no card.
+pub fn check_card(has_card: bool, publish: &[String]) -> Outcome<()> {
+    if has_card || publish.is_empty() {
+        return Ok(());
+    }
+    let text = "--publish: the machine has no network, and a card cannot be added to one that goes on";
+    Err(Failure::new(text).exit(Exit::Usage).hint("strata run --network user makes one that has"))
+}
+
+/// The cables of a machine that goes on: connections that it had are gone.
+///
+/// # Errors
+/// As [`open`], or it has no card to publish ports of.
+pub fn reopen(config: &MachineConfig, wanted: &Again) -> Outcome<Vec<Box<dyn net::Port>>> {
+    let publish = parse_all(&wanted.publish)?;
+    check_card(!config.net.is_empty(), &wanted.publish)?;
+    let loopback = if wanted.host_loopback { Loopback::Allowed } else { Loopback::Refused };
+    let again = Config { guest_mac: MAC, publish, resolver: resolver(), loopback };
     config.net.iter().map(|_| open(&again)).collect()
 }
 

@@ -202,7 +202,7 @@ pub fn capture(global: &Global, options: &CaptureOptions) -> Outcome {
     let backends = Backends {
         vsock: Some(agent.host()),
         // The copies' links are up, so this one's is.
-        net: network::reopen(&config, false)?,
+        net: network::reopen(&config, &network::Again::default())?,
         confine: options.sizing.confine(),
         console: None,
         folders: None,
