@@ -11,6 +11,7 @@ mod callers;
 mod commands;
 mod console;
 mod container;
+mod container_flags;
 mod crashes;
 mod debug;
 mod detached;

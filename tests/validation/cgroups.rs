@@ -3,10 +3,12 @@
 //! A limit whose controller this host does not have must be an error.
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::support::bundle::Bundle;
+use crate::support::finish;
 
 /// Where the v2 hierarchy is mounted, on this host and in its containers.
 fn v2_root() -> &'static str {
@@ -324,4 +326,65 @@ fn limits_are_changed_while_it_runs() {
     assert_eq!(shown(&tasks), "32");
     std::fs::write(bundle.path("limits"), "nonsense").unwrap();
     bundle.act(&["update", "--resources", "limits", id]).expect_failure(1, &["limits"]);
+}
+
+/// What a host with both kinds looks like where v2 is alone.
+const V2_ONLY: &str = "umount --recursive /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup || exit 9; ";
+
+#[test]
+fn limits_hold_on_v2_whose_own_group_has_processes() {
+    // This process's group cannot hand its controllers on: the container's goes beside it.
+    let Some(mut bundle) = Bundle::new("true") else { return };
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let v2 = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    let Some(v2) = v2.and_then(|line| line.split(' ').nth(1)) else {
+        return println!("skipped: no v2 control groups");
+    };
+    let there = std::fs::read_to_string(std::path::Path::new(v2).join("cgroup.controllers")).unwrap();
+    let files = [("pids", "pids.max", "77"), ("hugetlb", "hugetlb.2MB.max", "4194304")];
+    let has = |name: &str| there.split_whitespace().any(|controller| controller == name);
+    let Some((_, file, value)) = files.into_iter().find(|row| has(row.0)) else {
+        return println!("skipped: the v2 hierarchy has no controller to try");
+    };
+    bundle.config["linux"]["resources"] = json!({ "unified": { file: value } });
+    bundle.config["process"]["args"] =
+        json!(["/bin/sh", "-c", format!("cat /sys/fs/cgroup/{file}; cat /proc/self/cgroup")]);
+    bundle.write();
+    let script = "g=/sys/fs/cgroup/$1-above; mkdir -p $g/own && echo $$ > $g/own/cgroup.procs || exit 9; \
+                  \"$0\" oci --root states run \"$1\"; code=$?; echo $$ > /sys/fs/cgroup/cgroup.procs; \
+                  ls $g | grep -c test-; rmdir $g/own $g; exit $code";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &format!("{V2_ONLY}{script}")]);
+    command.arg(&bundle.program).arg(bundle.id()).current_dir(bundle.folder.path());
+    let ended = finish(command);
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    // What it has, its own place as it sees it, and that nothing of it is left.
+    assert_eq!((lines.first(), lines.last()), (Some(&value), Some(&"0")), "{ended:?}");
+    assert_eq!(ended.code(), 0, "{ended:?}");
+}
+
+#[test]
+fn limits_that_v2_does_not_have_are_refused_there() {
+    let Some(mut bundle) = Bundle::new("true") else { return };
+    let refused = [
+        (json!({ "pids": { "limit": 5 } }), "pids"),
+        (json!({ "memory": { "limit": 1 << 26 } }), "memory"),
+        (json!({ "cpu": { "shares": 100 } }), "cpu"),
+    ];
+    let hidden = std::fs::read_to_string("/proc/self/mounts").unwrap().contains(" cgroup rw");
+    if !hidden {
+        return println!("skipped: a host whose v2 hierarchy has these controllers");
+    }
+    for (resources, word) in refused {
+        bundle.config["linux"]["resources"] = resources;
+        bundle.write();
+        let mut command = Command::new("unshare");
+        let script = format!("{V2_ONLY}exec \"$0\" oci --root states run \"$1\"");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+        command.arg(&bundle.program).arg(bundle.id()).current_dir(bundle.folder.path());
+        let ended = finish(command);
+        ended.expect_failure(1, &["limit", word]);
+        assert!(ended.stderr.contains("next: strata check"), "{ended:?}");
+        assert_eq!(bundle.path("states").read_dir().unwrap().count(), 0);
+    }
 }

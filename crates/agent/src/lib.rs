@@ -39,6 +39,7 @@ pub mod streams;
 pub mod sys;
 #[expect(unsafe_code, reason = "a socket address type of our own, see the file's own line")]
 pub mod transport;
+pub mod tree;
 pub mod user;
 pub mod volumes;
 

@@ -30,7 +30,7 @@ use rustix::termios::tcgetpgrp;
 use crate::control::Control;
 use crate::fault::Fault;
 use crate::spawn::{Spawned, resize, spawn};
-use crate::sys;
+use crate::{sys, tree};
 
 /// Signals that are a key of a terminal, or its end: SIGHUP, SIGINT, SIGQUIT.
 const KEYS: [u8; 3] = [1, 2, 3];
@@ -290,11 +290,16 @@ impl<'a> Session<'a> {
     fn signal(&mut self, exec: u32, number: u8) {
         let Some(running) = self.running(exec) else { return };
         let pid = running.process.pid.as_raw_nonzero().get();
+        if number == KILL {
+            if let Err(fault) = tree::kill(pid) {
+                self.log(Level::Warning, fault.to_string());
+            }
+            return;
+        }
         let target = match &running.process.terminal {
             Some(terminal) => tcgetpgrp(&terminal.master).map_or(pid, |group| -group.as_raw_nonzero().get()),
-            // The user's terminal would send them to all of a job, whose leader this process is here. Nor is anything of a
-            // job left that is killed.
-            None if KEYS.contains(&number) || number == KILL => -pid,
+            // The user's terminal would send them to all of a job, whose leader this process is here.
+            None if KEYS.contains(&number) => -pid,
             None => pid,
         };
         match sys::kill(target, number) {

@@ -113,3 +113,80 @@ fn sockets_of_families_that_reach_too_far_are_not_made() {
     assert_eq!(refused[..gaps.len()], gaps);
     assert_eq!(refused[gaps.len()..], (46..60).collect::<Vec<u64>>());
 }
+
+/// A rule of the profile that podman and its like come with.
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct ForeignRule {
+    names: Vec<String>,
+    action: String,
+    args: Option<Vec<serde_json::Value>>,
+    includes: BTreeMap<String, serde_json::Value>,
+}
+
+/// Calls for all, and calls that come with a capability.
+type Foreign = (Vec<String>, Vec<(String, String)>);
+
+/// What their profile allows whatever the arguments: to all, and with a capability.
+fn foreign_calls() -> Option<Foreign> {
+    let path = "/usr/share/containers/seccomp.json";
+    let Ok(text) = std::fs::read(path) else {
+        println!("skipped: no {path} (Debian package golang-github-containers-common, which podman needs)");
+        return None;
+    };
+    let mut profile: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&text).unwrap();
+    let rules: Vec<ForeignRule> = serde_json::from_value(profile.remove("syscalls").unwrap()).unwrap();
+    let (mut all, mut with) = (Vec::new(), Vec::new());
+    for rule in rules.into_iter().filter(|rule| rule.action == "SCMP_ACT_ALLOW") {
+        if rule.args.is_some_and(|args| !args.is_empty()) {
+            continue;
+        }
+        match rule.includes.get("caps").and_then(|caps| caps[0].as_str()) {
+            Some(capability) => with.extend(rule.names.into_iter().map(|name| (capability.to_owned(), name))),
+            None => all.extend(rule.names),
+        }
+    }
+    Some((all, with))
+}
+
+#[test]
+fn what_other_tools_allow_is_allowed_but_for_what_is_named_here() {
+    let Some((all, with)) = foreign_calls() else { return };
+    let number = |name: &str| tables::native().number(name);
+    let allowed = |capabilities: &[String], name: &str| {
+        let program = filter("SCMP_ACT_ERRNO", profile::default_rules(capabilities).syscalls);
+        number(name).is_none_or(|number| evaluate(&program, X86_64, number, [0; 6]) == ALLOW)
+    };
+    // Docker's profile has none of these for a process without CAP_SYS_ADMIN and its like: with a user namespace of its own it
+    // would reach much of the kernel; keys are of no namespace; clone3 is answered "no such call", clone depends on flags.
+    let refused = "clone3 fsconfig fsmount fsopen fspick get_mempolicy keyctl mbind mount mount_setattr move_mount open_tree \
+                   pidfd_getfd pivot_root reboot set_mempolicy setns syslog umount umount2 unshare";
+    let theirs: Vec<&String> = all.iter().filter(|name| !allowed(&[], name)).collect();
+    let unknown: Vec<_> =
+        theirs.iter().filter(|name| !refused.split_whitespace().any(|r| r == **name)).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+    for (capability, name) in with {
+        // No kernel has had it since 2.6.
+        let gone = name == "query_module";
+        assert!(gone || allowed(std::slice::from_ref(&capability), &name), "{name} with {capability}");
+        // Their one rule about sockets is for kinds of them; ours are for families.
+        let free = name != "socket" && number(&name).is_some() && allowed(&[], &name);
+        assert!(!free, "{name} without {capability}");
+    }
+}
+
+#[test]
+fn what_is_allowed_beyond_other_tools_is_named_here() {
+    let Some((all, _)) = foreign_calls() else { return };
+    // Newer than their profile, and in docker's; vmsplice and io_pgetevents, which docker's has too.
+    let newer = "cachestat fchmodat2 futex_requeue futex_wait futex_waitv futex_wake getxattrat io_pgetevents \
+                 listmount listxattrat map_shadow_stack mseal removexattrat setxattrat statmount uretprobe vmsplice \
+                 clone personality socket";
+    let program = filter("SCMP_ACT_ERRNO", profile::default_rules(&[]).syscalls);
+    for call in syscalls::x86_64::Sysno::iter() {
+        let ours = evaluate(&program, X86_64, call.id() as u32, [0; 6]) == ALLOW;
+        let known = all.iter().any(|theirs| theirs == call.name());
+        let named = newer.split_whitespace().any(|newer| newer == call.name());
+        assert!(!ours || known || named, "{} is allowed here alone", call.name());
+    }
+}

@@ -181,6 +181,7 @@ struct Prepared {
 /// # Errors
 /// Image, kernel, engine or machine are not as they should be; the message says which.
 pub fn run(global: &Global, options: &Options) -> Outcome {
+    options.check_flags()?;
     if options.detach {
         return detach::run(global, options);
     }
@@ -196,6 +197,20 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
 }
 
 impl Options {
+    /// Whether every flag says something to this isolation.
+    ///
+    /// # Errors
+    /// One does not.
+    pub fn check_flags(&self) -> Outcome<()> {
+        match self.container.beyond_machines() {
+            Some(flag) if self.isolation == Isolation::Vm => {
+                let failure = Failure::new(format!("run with {flag}: a microVM has no such thing"));
+                Err(failure.exit(exit::Exit::Usage).hint("add --isolation container"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether nothing can be written to the root.
     pub fn is_read_only(&self) -> bool {
         self.container.read_only

@@ -49,6 +49,7 @@ pub struct RestartOptions {
 /// # Errors
 /// Image, kernel or command are not as they should be.
 pub fn create(global: &Global, options: &CreateOptions) -> Outcome {
+    options.run.check_flags()?;
     let folder = detach::create(global, &options.run)?;
     output::write(&format!("{}\n", folder.description().id))?;
     Ok(Exit::Success)

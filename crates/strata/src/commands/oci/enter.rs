@@ -62,6 +62,8 @@ pub fn run(runtime: &Runtime, from: &cli::RunOptions) -> Outcome {
         runtime.run(&options).map_err(explain)?;
         return Ok(Exit::Success);
     }
+    // What reading the command line took, before as much again is taken.
+    sandbox::give_back_memory();
     let signals = Signals::block().map_err(explain)?;
     let running = runtime.run(&options).map_err(explain)?;
     let exit = attend(&running, &signals, true);
@@ -85,6 +87,8 @@ fn has_terminal(options: &CreateOptions) -> bool {
 pub fn attend(running: &Running, signals: &Signals, keys: bool) -> Outcome {
     let raw = running.console().is_some() && keys && terminal::stdin_is_terminal();
     let _raw = raw.then(Raw::enter).transpose()?;
+    // It may be there for long, and beside many others.
+    sandbox::give_back_memory();
     let (input, output) = (std::io::stdin(), std::io::stdout());
     let streams = Streams { input: keys.then(|| input.as_fd()), output: output.as_fd() };
     let exit = running.attend(signals, &streams).map_err(explain)?;

@@ -32,7 +32,7 @@ use crate::store;
 #[command(next_help_heading = "Options of containers")]
 pub struct Flags {
     /// Processes and threads at most
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    #[arg(long, value_name = "N", default_value_t = PIDS_LIMIT)]
     pub(super) pids_limit: i64,
     /// Give a capability more; ALL for all
     #[arg(long, value_name = "NAME")]
@@ -59,6 +59,26 @@ pub struct Flags {
     #[arg(skip)]
     #[serde(default)]
     pub(super) millicpus: Option<u64>,
+}
+
+/// Without a flag, so many.
+const PIDS_LIMIT: i64 = 2048;
+
+impl Flags {
+    /// A flag that was given and says nothing to a machine: passing it over would not be what was asked for.
+    pub(super) fn beyond_machines(&self) -> Option<&'static str> {
+        let given = [
+            ("--pids-limit", self.pids_limit != PIDS_LIMIT),
+            ("--cap-add", !self.cap_add.is_empty()),
+            ("--cap-drop", !self.cap_drop.is_empty()),
+            ("--security-opt", !self.security_opt.is_empty()),
+            ("--read-only", self.read_only),
+            ("--tmpfs", !self.tmpfs.is_empty()),
+            ("--ulimit", !self.ulimit.is_empty()),
+            ("--privileged", self.privileged),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
 }
 
 fn parse_limit(text: &str) -> Result<Rlimit, String> {
