@@ -49,6 +49,7 @@ macro_rules! all_programs {
             paging: 1,
             smc: 1,
             smp: 4,
+            split: 4,
             system: 1,
         }
     };

@@ -57,13 +57,6 @@ static void increments(u32 number) {
     }
 }
 
-static u8 straddle[256] ALIGNED(64);
-static void split_increments(u32 number) {
-    (void)number;
-    for (int i = 0; i < 200; i++)
-        asm volatile("lock incl %0" : "+m"(*(volatile u32 *)(straddle + 62)));
-}
-
 static void ipis(void) {
     handlers[0x60] = handlers[0x61] = handlers[0x62] = handlers[0x63] = handlers[0x64] = on_ipi;
     asm volatile("sti");
@@ -260,8 +253,6 @@ void run(void) {
     check_equal("lock inc on four CPUs", counter, CPUS * ROUNDS);
     check_equal("compare and swap on four CPUs", spin_counter, CPUS * ROUNDS);
     check_equal("additions under a spin lock", plain, CPUS * ROUNDS);
-    together(split_increments);
-    check_equal("lock inc across a cache line", *(u32 *)(straddle + 62), CPUS * 200);
     frames[1][0] = 1;
     pml4[1] = (word)table3 | 3;
     table3[0] = (word)table2 | 3;

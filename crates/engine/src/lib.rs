@@ -9,6 +9,7 @@
 
 pub mod apics;
 pub mod bus;
+pub mod doorbells;
 pub mod signal;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use memory::GuestRam;
 
 pub use apics::{ApicRegisters, LevelRoute, LocalApics};
 pub use bus::{Bus, BusResult, MsrResult, NoDevices};
+pub use doorbells::Doorbells;
 pub use signal::{Request, VcpuSignal};
 
 /// Why an engine cannot do what was asked.
@@ -98,6 +100,11 @@ pub trait Vm: Send + Sync {
     /// The local APICs, if the engine has its own. Then it never asks the bus for accesses to them, and the bus's
     /// `interrupt_pending` and `acknowledge_interrupt` are about the 8259A alone.
     fn local_apics(&self) -> Option<Arc<dyn LocalApics>> {
+        None
+    }
+
+    /// What tells of stores to device memory without asking the bus, if the engine has it.
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
         None
     }
 }

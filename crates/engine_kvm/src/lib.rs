@@ -6,13 +6,14 @@
 //!
 //! I/O APIC, 8259A, 8254 and kvm-clock stay the board's, reached through the bus, so their state is the board's too.
 //!
-//! Deliberately absent: irqfd and ioeventfd, dirty logging, SMM, nested virtualisation, any device.
+//! Deliberately absent: irqfd (`doorbells` says why), dirty logging, SMM, nested virtualisation, any device.
 // UNSAFETY: ioctls whose arguments are pointers, the page shared with the kernel, and the signal that leaves KVM_RUN;
 // each file says which.
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod apics;
 mod cpuid;
+mod doorbells;
 mod host;
 mod internal_error;
 mod kick;

@@ -12,6 +12,8 @@ const fn request<T>(direction: u64, number: u64) -> u64 {
 
 /// Runs the vCPU.
 pub const KVM_RUN: u64 = KVMIO << 8 | 0x80;
+/// Watches for stores to device memory; when a machine is made.
+pub const KVM_IOEVENTFD: u64 = request::<kvm_bindings::kvm_ioeventfd>(WRITE, 0x79);
 /// Sets an attribute, here the TSC's offset.
 pub const KVM_SET_DEVICE_ATTR: u64 = request::<kvm_bindings::kvm_device_attr>(WRITE, 0xe1);
 
@@ -57,6 +59,7 @@ mod tests {
     fn numbers_are_those_of_the_kernels_header() {
         assert_eq!(KVM_RUN, 0xae80);
         assert_eq!(KVM_SET_DEVICE_ATTR, 0x4018_aee1);
+        assert_eq!(KVM_IOEVENTFD, 0x4040_ae79);
         assert!(WHILE_RUNNING.contains(&0x8090_ae81), "KVM_GET_REGS");
         assert!(WHILE_RUNNING.contains(&0x4138_ae84), "KVM_SET_SREGS");
         assert!(WHILE_RUNNING.contains(&0x4008_ae6a), "KVM_SET_GSI_ROUTING");
@@ -66,7 +69,7 @@ mod tests {
 
     #[test]
     fn nothing_that_makes_something_is_allowed() {
-        for number in [0x00, 0x01, 0x41, 0x46, 0x47, 0xe0] {
+        for number in [0x00, 0x01, 0x41, 0x46, 0x47, 0x79, 0xe0] {
             assert!(WHILE_RUNNING.iter().all(|r| r & 0xff != number), "{number:#x}");
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use arch::x86::cpuid::{CpuModel, CpuidContext, Feature};
 use arch::x86::msr;
-use engine::{Error, LocalApics, Vcpu, VcpuSignal, Vm, VmConfig};
+use engine::{Doorbells, Error, LocalApics, Vcpu, VcpuSignal, Vm, VmConfig};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER,
     KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap, kvm_userspace_memory_region,
@@ -14,6 +14,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use memory::GuestRam;
 
 use crate::apics::Apics;
+use crate::doorbells::IoEvents;
 use crate::host::Host;
 use crate::kick::Kick;
 use crate::run_page::RunPage;
@@ -108,6 +109,10 @@ impl Vm for KvmVm {
 
     fn local_apics(&self) -> Option<Arc<dyn LocalApics>> {
         Some(self.apics.clone())
+    }
+
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        Some(Arc::new(IoEvents(self.vm.clone())))
     }
 }
 

@@ -11,6 +11,7 @@ pub mod boards;
 pub mod clock;
 pub mod config;
 pub mod console;
+mod doorbells;
 pub mod error;
 pub mod event;
 pub mod kvmclock;

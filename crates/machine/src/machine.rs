@@ -176,7 +176,7 @@ impl Machine {
         let balloon = board.balloon();
         let vm = create_vm(engine, config, &board)?;
         let board: Arc<dyn Board> = board;
-        vm.local_apics().into_iter().for_each(|apics| board.use_local_apics(apics));
+        board.join(vm.as_ref())?;
         let ending = Arc::new(Ending::default());
         let mut supervisor = Supervisor {
             inbox,

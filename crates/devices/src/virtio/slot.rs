@@ -20,6 +20,11 @@ impl MmioSlot {
         Self { gpa: base + u64::from(index) * SLOT_SIZE, size: SLOT_SIZE, gsi: first_gsi + index }
     }
 
+    /// Address of the register by which a driver notifies a queue of the device, whose number it stores there.
+    pub fn notify_register(&self) -> u64 {
+        self.gpa + u64::from(virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY)
+    }
+
     /// The parameter that tells a kernel without ACPI about the device
     /// (Linux `drivers/virtio/virtio_mmio.c`): `virtio_mmio.device=4K@0xd0000000:5`.
     pub fn kernel_parameter(&self) -> String {

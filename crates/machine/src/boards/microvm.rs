@@ -2,7 +2,7 @@
 //! firmware. Kernels are entered by PVH or by Linux's 64-bit protocol.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use arch::x86::CpuState;
 use arch::x86::cpuid::{CpuModel, CpuidContext};
@@ -24,6 +24,7 @@ use super::{Board, boot, layout};
 use crate::clock::MachineClock;
 use crate::config::ConsoleConfig;
 use crate::console::Console;
+use crate::doorbells::{Doorbell, Doorbells};
 use crate::kvmclock::KvmClock;
 use crate::machine::Power;
 use crate::snapshot::{self, ClockState};
@@ -62,6 +63,9 @@ pub struct MicroVm {
     pm: (Arc<Mutex<PowerManagement>>, DeviceId),
     boot: boot::Boot,
     apic_timer_hz: u64,
+    /// The notify register of each queue, and who answers if not the bus.
+    bells: Vec<Doorbell>,
+    doorbells: OnceLock<Doorbells>,
 }
 
 /// Where keystrokes for the guest's console go. Clones are the same console.
@@ -119,6 +123,7 @@ impl MicroVm {
             clock: clock.clone(),
             power: parts.power.clone(),
             slots: Vec::new(),
+            bells: Vec::new(),
         };
         maker.add_interrupt_chips()?;
         let pm = maker.add_chipset()?;
@@ -129,7 +134,7 @@ impl MicroVm {
             // After the balloon, for the same reason.
             maker.add_folders(parts.folders)?;
         }
-        let Maker { builder, router, slots, .. } = maker;
+        let Maker { builder, router, slots, bells, .. } = maker;
         let bus = Arc::new(BoardBus {
             devices: builder.build(timers.clone()),
             router,
@@ -143,7 +148,8 @@ impl MicroVm {
             return Err(Error::Config { field: "devices".to_owned(), reason: "more than 64".to_owned() });
         }
         let boot = boot::Boot::new(config, slots)?;
-        Ok(Self { bus, timers, console: parts.console, input, balloon, pm, boot, apic_timer_hz })
+        let (console, doorbells) = (parts.console, OnceLock::new());
+        Ok(Self { bus, timers, console, input, balloon, pm, boot, apic_timer_hz, bells, doorbells })
     }
 
     /// Guest memory.
@@ -203,8 +209,16 @@ impl Board for MicroVm {
         Ok(self.bus.router.apics().init(vcpu)?)
     }
 
-    fn use_local_apics(&self, apics: Arc<dyn engine::LocalApics>) {
-        self.bus.router.use_lapics_elsewhere(Arc::new(EngineApics(apics)));
+    fn join(&self, vm: &dyn engine::Vm) -> Result<(), Error> {
+        if let Some(apics) = vm.local_apics() {
+            self.bus.router.use_lapics_elsewhere(Arc::new(EngineApics(apics)));
+        }
+        let bus = self.bus.clone();
+        let ring = move |bell: Doorbell| bus.devices.mmio_write(bell.gpa, &bell.value.to_le_bytes());
+        if let Some(doorbells) = Doorbells::hang(vm, &self.bells, ring)? {
+            let _ = self.doorbells.set(doorbells);
+        }
+        Ok(())
     }
 
     fn load(&self) -> Result<CpuState, Error> {
@@ -333,6 +347,7 @@ struct Maker {
     clock: Arc<MachineClock>,
     power: Arc<Power>,
     slots: Vec<MmioSlot>,
+    bells: Vec<Doorbell>,
 }
 
 impl Maker {
@@ -453,6 +468,8 @@ impl Maker {
             let reason = format!("more than {} virtio devices", layout::MAX_VIRTIO);
             return Err(Error::Config { field: name, reason });
         };
+        let queues = 0..device.queue_sizes().len() as u32;
+        self.bells.extend(queues.map(|value| Doorbell { gpa: slot.notify_register(), value }));
         let transport = MmioTransport::new(name, device, self.ram.clone(), self.line(slot.gsi));
         let id = self.builder.add(Arc::new(Mutex::new(transport)))?;
         self.builder.claim_mmio(id, slot.gpa, slot.size)?;

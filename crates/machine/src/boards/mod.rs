@@ -32,9 +32,12 @@ pub trait Board: Expiry {
     /// # Errors
     /// [`Error::Apics`].
     fn init_apic(&self, vcpu: u32) -> Result<(), Error>;
-    /// The engine has local APICs of its own, which are used instead of the board's while vCPUs run. Once, before the
-    /// first `load`.
-    fn use_local_apics(&self, apics: Arc<dyn engine::LocalApics>);
+    /// What the engine's part of the machine has of its own is used: local APICs instead of the board's while vCPUs run, and
+    /// doorbells. Once, before the first `load`.
+    ///
+    /// # Errors
+    /// The engine's, and the host's.
+    fn join(&self, vm: &dyn engine::Vm) -> Result<(), Error>;
     /// Resets every device, puts the kernel into memory, and returns the state the first vCPU starts in.
     ///
     /// # Errors
