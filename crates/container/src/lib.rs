@@ -9,7 +9,7 @@
 //! hosts with both still need, are at the end of their maintenance there. Here a container costs one `clone3`, one new start
 //! of this program from a sealed copy ([`own_binary`]), and no helper process, and paths and mounts go by descriptor.
 //!
-//! Deliberately absent: networks beyond loopback, images, checkpoints, listeners of seccomp notifications, id-mapped
+//! Deliberately absent: what leads out of a network namespace, images, checkpoints, listeners of seccomp notifications, id-mapped
 //! mounts, Intel RDT, network classes; printing and flags, which are `strata`'s.
 
 pub mod capabilities;

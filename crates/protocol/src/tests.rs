@@ -31,19 +31,31 @@ fn host_messages() -> Vec<HostMessage> {
         HostMessage::Shutdown,
         HostMessage::Identify(Identity { hostname: "web-1".into(), machine_id: [u64::MAX, 1] }),
         HostMessage::Renew(Renew { seed: [u64::MAX, 1, 2, 3, 4, 5, 6, 7], clock_ns: 1 << 60 }),
-        HostMessage::Network(Network {
-            interface: "eth0".into(),
-            address: [10, 0, 2, 15],
-            prefix: 24,
-            gateway: [10, 0, 2, 2],
-            resolver: [10, 0, 2, 3],
-        }),
+        HostMessage::Network(network(None)),
+        HostMessage::Network(network(Some(SixNetwork {
+            address: [0xfd; 16],
+            prefix: 64,
+            gateway: Some([0xfe; 16]),
+        }))),
         HostMessage::Volumes(vec![
             crate::Volume { target: "/data".into(), read_only: false, memory: None },
             crate::Volume { target: "/etc/motd".into(), read_only: true, memory: None },
             crate::Volume { target: "/m".into(), read_only: true, memory: Some("size=1".into()) },
         ]),
     ]
+}
+
+fn network(six: Option<SixNetwork>) -> Network {
+    Network {
+        interface: "eth0".into(),
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        address: [10, 0, 2, 15],
+        prefix: 24,
+        gateway: six.is_none().then_some([10, 0, 2, 2]),
+        six,
+        resolv_conf: "nameserver 10.0.2.3\n".into(),
+    }
 }
 
 fn agent_messages() -> Vec<AgentMessage> {

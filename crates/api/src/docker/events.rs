@@ -121,6 +121,7 @@ mod tests {
     fn event(action: &str) -> Event {
         Event {
             at_ms: 5000,
+            kind: workload::EventKind::Container,
             action: action.to_owned(),
             id: "abc".to_owned(),
             name: "web".to_owned(),

@@ -14,6 +14,7 @@ use serde_json::json;
 use workload::{Description, Folder, Workloads};
 
 use super::run::detach;
+use super::run::network::Flags;
 use super::snapshot;
 use super::workloads::{all, find};
 use crate::cli::Global;
@@ -53,7 +54,8 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     check_disks(&frozen, &act)?;
     tracing::info!("saved in {} ms; the machine stood still for {paused_ms} ms", began.elapsed().as_millis());
     let all = all(global)?;
-    let made = all.create_copies(parent.description(), options.count).while_trying(act)?;
+    let made =
+        all.create_copies(&without_places(parent.description(), &act)?, options.count).while_trying(act)?;
     let copies = start_all(global, &all, made, &frozen);
     let mut running: Vec<&Description> = copies.iter().flatten().map(Folder::description).collect();
     // By number.
@@ -67,6 +69,19 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     }
     let failed = copies.into_iter().find_map(Result::err);
     failed.map_or(Ok(Exit::Success), |failure| Err(Failure::new(format!("{}: {failure}", act()))))
+}
+
+/// What copies of a workload are to be: addresses and ports of the host are one workload's.
+fn without_places(parent: &Description, act: &impl Fn() -> String) -> Outcome<Description> {
+    let mut copy = parent.clone();
+    if let Some(said) = copy.wanted.options.get_mut("network") {
+        let flags: Flags = serde_json::from_value(said.take()).while_trying(act)?;
+        let flags = flags.shared();
+        copy.wanted.networks = flags.endpoints();
+        *said = serde_json::to_value(flags).while_trying(act)?;
+    }
+    copy.wanted.publish.clear();
+    Ok(copy)
 }
 
 /// Two machines that write to one disk would destroy what is on it.
