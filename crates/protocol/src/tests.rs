@@ -185,7 +185,7 @@ fn another_version_of_ready_still_says_its_version() {
     let AgentMessage::Ready(ready) = AgentMessage::decode(&frame).unwrap() else { panic!("not ready") };
     assert_eq!(ready.version, 0x1234);
     let text = check_version(ready.version).unwrap_err().to_string();
-    assert_eq!(text, "the agent speaks protocol version 4660, this program 1");
+    assert_eq!(text, "the agent speaks protocol version 4660, this program 2");
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn a_hello_names_its_stream() {
         assert_eq!(Hello::read(&mut Cursor::new(&wire)).unwrap(), hello);
     }
     assert!(matches!(Hello::read(&mut Cursor::new(b"st")), Err(Error::Truncated)));
-    assert!(matches!(Hello::decode(*b"st\x02\x00\0\0\0\0"), Err(Error::Version { theirs: 2, .. })));
+    assert!(matches!(Hello::decode(*b"st\x03\x00\0\0\0\0"), Err(Error::Version { theirs: 3, .. })));
     assert!(matches!(Hello::decode(*b"st\x01\x03\0\0\0\0"), Err(Error::Malformed { .. })));
     assert!(matches!(Hello::decode(*b"GET / HT"), Err(Error::Malformed { .. })));
 }
