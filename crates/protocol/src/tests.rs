@@ -208,7 +208,7 @@ fn a_hello_names_its_stream() {
     }
     assert!(matches!(Hello::read(&mut Cursor::new(b"st")), Err(Error::Truncated)));
     assert!(matches!(Hello::decode(*b"st\x03\x00\0\0\0\0"), Err(Error::Version { theirs: 3, .. })));
-    assert!(matches!(Hello::decode(*b"st\x01\x03\0\0\0\0"), Err(Error::Malformed { .. })));
+    assert!(matches!(Hello::decode(*b"st\x02\x03\0\0\0\0"), Err(Error::Malformed { .. })));
     assert!(matches!(Hello::decode(*b"GET / HT"), Err(Error::Malformed { .. })));
 }
 
