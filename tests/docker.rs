@@ -413,3 +413,17 @@ fn two_servers_cannot_have_one_socket_and_can_have_one_store() {
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
     assert_eq!(server.ask("GET", "/_ping", "").1, "OK");
 }
+
+#[test]
+fn what_is_stopped_can_be_started_at_once_again_and_again() {
+    let Some(server) = Server::start() else { return };
+    let body = r#"{"Image":"debian","Cmd":["sleep","1000"],"HostConfig":{"NetworkMode":"none"}}"#;
+    let (status, made) = server.ask("POST", "/containers/create?name=again", body);
+    assert_eq!(status, 201, "{made}");
+    for round in 0..50 {
+        let (status, said) = server.ask("POST", "/containers/again/start", "");
+        assert_eq!(status, 204, "round {round}: {said}");
+        let (status, said) = server.ask("POST", "/containers/again/stop?t=0", "");
+        assert_eq!(status, 204, "round {round}: {said}");
+    }
+}

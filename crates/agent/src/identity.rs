@@ -1,6 +1,6 @@
 //! What copies of one machine must not share: the state of the kernel's random numbers, the time, the name, the id.
 //!
-//! Absent: `/proc/sys/kernel/random/boot_id`, which cannot be changed and says the truth: the copies were booted together. The
+//! Absent: the card's addresses, which [`network`](crate::network) has from the host; `/proc/sys/kernel/random/boot_id`, which cannot be changed and says the truth: the copies were booted together. The
 //! vsock address too: nobody but the machine's own host ever sees it.
 
 use alloc::format;
@@ -12,7 +12,7 @@ use rustix::system::{sethostname, uname};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::fault::Fault;
-use crate::{files, mounts, network, sys};
+use crate::{files, mounts, sys};
 
 /// machine-id(5).
 const MACHINE_ID: &str = "/etc/machine-id";
@@ -30,7 +30,7 @@ pub fn renew(renew: &Renew) -> Result<(), Fault> {
     clock_settime(ClockId::Realtime, time).map_err(|errno| Fault::os("set", "the clock", errno))
 }
 
-/// Gives the machine another name, where the kernel and files say it, its id, and its card an address. Programs that have read them before keep what
+/// Gives the machine another name, where the kernel and files say it, and its id. Programs that have read them before keep what
 /// they read.
 ///
 /// # Errors
@@ -42,7 +42,6 @@ pub fn identify(identity: &Identity) -> Result<(), Fault> {
         sethostname(name.as_bytes()).map_err(|errno| Fault::os("set host name", name, errno))?;
         mounts::rename(&old, name);
     }
-    network::own_address(identity.machine_id)?;
     // An image without the folder has no use for the file.
     if fs::stat("/etc").is_err() {
         return Ok(());

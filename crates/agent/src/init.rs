@@ -83,6 +83,8 @@ fn occupy_stdio() -> Result<(), Fault> {
 struct Machine {
     /// What its root is told of.
     network: Option<Network>,
+    /// Its processes have a root.
+    entered: bool,
     /// What it is completed with.
     volumes: Option<Result<Vec<volumes::Detached>, Fault>>,
 }
@@ -100,13 +102,15 @@ impl Guest for Machine {
         if let Some(Err(fault)) = self.network.as_ref().map(network::name_server) {
             log(Log { level: Level::Warning, text: fault.to_string() });
         }
+        self.entered = true;
         Ok(())
     }
 
     fn network(&mut self, network: &Network) -> Result<(), Fault> {
-        network::configure(network)?;
-        self.network = Some(network.clone());
-        Ok(())
+        let before = self.network.replace(network.clone());
+        network::configure(network, before.as_ref())?;
+        let told = before.is_none_or(|before| before.resolv_conf != network.resolv_conf);
+        if self.entered && told { network::name_server(network) } else { Ok(()) }
     }
 
     fn volumes(&mut self, volumes: Vec<Volume>) {

@@ -1,10 +1,9 @@
-//! The machine's network card: its address, and the files that say whom to ask for names.
+//! The machine's network card: its addresses, and the file that says whom to ask for names.
 
 use alloc::format;
-use alloc::string::ToString;
 use core::time::Duration;
 
-use protocol::Network;
+use protocol::{Network, SixNetwork};
 use rustix::fs;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, socket};
@@ -14,50 +13,66 @@ use crate::{files, sys};
 
 /// How long a card may take to appear after its driver was loaded.
 const CARD_PATIENCE_MS: u32 = 2000;
-/// As the kernel calls the only card.
-const CARD: &str = "eth0";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Gives the card its address and the way to other networks.
+/// Gives the card its addresses and the way to other networks, instead of those of `before`.
 ///
 /// # Errors
 /// The kernel's: it has no such card or no IPv4.
-pub fn configure(network: &Network) -> Result<(), Fault> {
+pub fn configure(network: &Network, before: Option<&Network>) -> Result<(), Fault> {
     let name = &*network.interface;
     let fault = |act| move |errno| Fault::os(act, name, errno);
     let socket =
         socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(fault("configure interface"))?;
+    if before.is_some() {
+        // The kernel is to tell the network at once: whoever has something for this machine may have heard nothing of it yet.
+        files::write(&format!("/proc/sys/net/ipv4/conf/{name}/arp_notify"), "1\n")?;
+    }
     let mut waited = 0;
-    while let Err(errno) = sys::set_address(&socket, name, network.address, mask(network.prefix)) {
+    while let Err(errno) = sys::set_hardware_address(&socket, name, network.mac) {
         if errno != Errno::NODEV || waited >= CARD_PATIENCE_MS {
-            return Err(fault("configure interface")(errno));
+            return Err(fault("set address of interface")(errno));
         }
         files::sleep(Duration::from_millis(1));
         waited += 1;
     }
-    sys::interface_up(&socket, name).map_err(fault("bring up interface"))?;
-    sys::add_default_route(&socket, network.gateway).map_err(fault("add default route of interface"))
-}
-
-/// Gives the first card, if there is one, an address of its own: locally administered, made from the machine's id.
-///
-/// # Errors
-/// The kernel's.
-pub fn own_address(machine_id: [u64; 2]) -> Result<(), Fault> {
-    // Asked for a card that is not there, the kernel would start a program to look for its driver.
-    if fs::stat(format!("/sys/class/net/{CARD}")).is_err() {
+    sys::set_mtu(&socket, name, network.mtu).map_err(fault("set mtu of interface"))?;
+    // What a program in the machine has set up stays where nothing else is new.
+    if before.is_some_and(|before| Network { mac: network.mac, ..before.clone() } == *network) {
         return Ok(());
     }
-    // The kernel is to tell the network at once: whoever has something for this machine may have heard nothing of it yet.
-    files::write(&format!("/proc/sys/net/ipv4/conf/{CARD}/arp_notify"), "1\n")?;
-    let fault = |errno| Fault::os("set address of interface", CARD, errno);
-    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(fault)?;
-    sys::set_hardware_address(&socket, CARD, hardware_address(machine_id)).map_err(fault)
+    let six_setting = |setting: &str| format!("/proc/sys/net/ipv6/conf/{name}/{setting}");
+    let had_six = before.is_some_and(|before| before.six.is_some());
+    if had_six {
+        // Takes all addresses away; those made of the hardware address come back as of the new one.
+        files::write(&six_setting("disable_ipv6"), "1\n")?;
+        files::write(&six_setting("disable_ipv6"), "0\n")?;
+    }
+    if network.six.is_some() {
+        // The host gives each address to one machine, and none of the others has a say in where the rest of the world is.
+        files::write(&six_setting("accept_dad"), "0\n")?;
+        files::write(&six_setting("accept_ra"), "0\n")?;
+    }
+    sys::set_address(&socket, name, network.address, mask(network.prefix))
+        .map_err(fault("configure interface"))?;
+    sys::interface_up(&socket, name).map_err(fault("bring up interface"))?;
+    if let Some(gateway) = network.gateway {
+        sys::add_default_route(&socket, gateway).map_err(fault("add default route of interface"))?;
+    }
+    network.six.as_ref().map_or(Ok(()), |six| configure_six(name, six))
 }
 
-fn hardware_address([_, low]: [u64; 2]) -> [u8; 6] {
-    let [.., a, b, c, d, e] = low.to_be_bytes();
-    [2, a, b, c, d, e]
+fn configure_six(name: &str, network: &SixNetwork) -> Result<(), Fault> {
+    let fault = |act| move |errno| Fault::os(act, name, errno);
+    let socket = socket(AddressFamily::INET6, SocketType::DGRAM, None)
+        .map_err(fault("configure IPv6 of interface"))?;
+    sys::add_address6(&socket, name, network.address, network.prefix)
+        .map_err(fault("add IPv6 address of interface"))?;
+    match network.gateway {
+        Some(gateway) => sys::add_default_route6(&socket, name, gateway)
+            .map_err(fault("add default IPv6 route of interface")),
+        None => Ok(()),
+    }
 }
 
 /// Says in the root of the processes whom to ask for names. The image may have brought another machine's file, or a
@@ -71,8 +86,7 @@ pub fn name_server(network: &Network) -> Result<(), Fault> {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(errno) => return Err(Fault::os("replace", RESOLV_CONF, errno)),
     }
-    let [a, b, c, d] = network.resolver.map(|byte| byte.to_string());
-    files::write(RESOLV_CONF, &format!("nameserver {a}.{b}.{c}.{d}\n"))
+    files::write(RESOLV_CONF, &network.resolv_conf)
 }
 
 fn mask(prefix: u8) -> [u8; 4] {
@@ -82,11 +96,6 @@ fn mask(prefix: u8) -> [u8; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_card_has_a_local_address_of_one_station_whatever_the_id() {
-        assert_eq!(hardware_address([7, 0xffff_ff01_0203_0405]), [2, 1, 2, 3, 4, 5]);
-    }
 
     #[test]
     fn a_mask_has_as_many_bits_as_its_prefix_says() {

@@ -221,6 +221,78 @@ pub fn set_hardware_address(socket: impl AsFd, name: &str, address: [u8; 6]) -> 
         .map(drop)
 }
 
+/// Says how long a packet of an interface may be, in bytes.
+///
+/// # Errors
+/// The kernel's, of the ioctl.
+pub fn set_mtu(socket: impl AsFd, name: &str, mtu: u32) -> Result<(), Errno> {
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_mtu = c_int::try_from(mtu).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the request outlives the call and is what SIOCSIFMTU reads.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFMTU as _, &raw const request) })
+        .map(drop)
+}
+
+/// Gives an interface an IPv6 address more. The socket is one of IPv6.
+///
+/// # Errors
+/// The kernel's, of the ioctl.
+pub fn add_address6(socket: impl AsFd, name: &str, address: [u8; 16], prefix: u8) -> Result<(), Errno> {
+    let request = libc::in6_ifreq {
+        ifr6_addr: libc::in6_addr { s6_addr: address },
+        ifr6_prefixlen: u32::from(prefix),
+        ifr6_ifindex: index_of(&socket, name)?,
+    };
+    // SAFETY: the request outlives the call and is what SIOCSIFADDR reads of a socket of IPv6.
+    match check(unsafe {
+        libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFADDR as _, &raw const request)
+    }) {
+        Err(Errno::EXIST) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// `struct in6_rtmsg` of `linux/ipv6_route.h`, whose fields the C library's crate keeps to itself.
+#[derive(Default)]
+#[repr(C)]
+struct Route6 {
+    destination: [u8; 16],
+    source: [u8; 16],
+    gateway: [u8; 16],
+    kind: u32,
+    destination_bits: u16,
+    source_bits: u16,
+    metric: u32,
+    info: libc::c_ulong,
+    flags: u32,
+    interface: c_int,
+}
+
+/// Sends what is for other IPv6 networks through `gateway`, a neighbour at the interface. The socket is one of IPv6.
+///
+/// # Errors
+/// The kernel's, of the ioctl.
+pub fn add_default_route6(socket: impl AsFd, name: &str, gateway: [u8; 16]) -> Result<(), Errno> {
+    let route = Route6 {
+        gateway,
+        metric: 1024,
+        flags: u32::from(libc::RTF_UP | libc::RTF_GATEWAY),
+        interface: index_of(&socket, name)?,
+        ..Route6::default()
+    };
+    // SAFETY: the route outlives the call and is what SIOCADDRT reads of a socket of IPv6.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCADDRT as _, &raw const route) })
+        .map(drop)
+}
+
+fn index_of(socket: impl AsFd, name: &str) -> Result<c_int, Errno> {
+    let mut request = interface_request(name)?;
+    // SAFETY: the request outlives the call and is what SIOCGIFINDEX fills in.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCGIFINDEX as _, &raw mut request) })?;
+    // SAFETY: SIOCGIFINDEX filled in this member of the union.
+    Ok(unsafe { request.ifr_ifru.ifru_ifindex })
+}
+
 /// Sends what is for other networks through `gateway`.
 ///
 /// # Errors

@@ -9,8 +9,8 @@
 //! hosts with both still need, are at the end of their maintenance there. Here a container costs one `clone3`, one new start
 //! of this program from a sealed copy ([`own_binary`]), and no helper process, and paths and mounts go by descriptor.
 //!
-//! Deliberately absent: networks beyond loopback, images, checkpoints, Intel RDT, network classes and devices, policies for
-//! memory, RDMA; printing and flags, which are `strata`'s.
+//! Deliberately absent: what leads out of a network namespace, images, checkpoints, Intel RDT, network classes and devices,
+//! policies for memory, RDMA; printing and flags, which are `strata`'s.
 
 pub mod capabilities;
 pub mod command;

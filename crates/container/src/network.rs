@@ -1,8 +1,8 @@
-//! A network namespace that is there before its container, for one with an Ethernet interface whose other end is a descriptor.
+//! Network namespaces that are there before their container, and Ethernet interfaces whose other end is a descriptor.
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
@@ -51,10 +51,33 @@ impl Namespace {
                 .during(|| "open the network namespace".to_owned())?;
             Ok((Self { file }, done))
         };
-        // A thread is in a network namespace for itself alone; this one ends there.
-        let made = std::thread::Builder::new().name("network".into()).spawn(work);
-        let made = made.during(|| "start a thread".to_owned())?;
-        made.join().unwrap_or_else(|_| Err(Error::refused("network", "the thread that makes it failed")))
+        in_a_thread(work)
+    }
+
+    /// That of a process.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn of(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/ns/net");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::empty()).during(|| format!("open {path}"))?;
+        Ok(Self { file })
+    }
+
+    /// Has `act` done in the one that `file` is, by a thread of its own: programs which that starts are in it too.
+    ///
+    /// # Errors
+    /// This process may not, or what `act` says.
+    pub fn enter<T: Send + 'static>(
+        file: OwnedFd,
+        act: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let work = move || {
+            sys::enter_network(file.as_fd()).during(|| "enter a network namespace".to_owned())?;
+            act().during(|| "set up an interface".to_owned())
+        };
+        in_a_thread(work)
     }
 
     /// Its path in this process, for a bundle.
@@ -62,6 +85,40 @@ impl Namespace {
     pub fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
     }
+}
+
+/// A thread is in a network namespace for itself alone; this one ends there.
+fn in_a_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let thread = std::thread::Builder::new().name("network".into()).spawn(work);
+    let thread = thread.during(|| "start a thread".to_owned())?;
+    thread.join().unwrap_or_else(|_| Err(Error::refused("network", "the thread that makes it failed")))
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// An interface of this process's network namespace, and its other end: frames behind a virtio card's header of 10 bytes. The
+/// interface goes with the last copy of that.
+///
+/// # Errors
+/// The host has no `/dev/net/tun`, the name is taken, or this process may not.
+pub fn tap(name: &str) -> Result<OwnedFd> {
+    sys::tap(name).during(|| format!("make the interface {name} by /dev/net/tun"))
+}
+
+/// The request that [`set_offloads`] makes, for a filter of system calls.
+pub const SET_OFFLOADS: u64 = sys::SET_OFFLOAD;
+
+/// Says what the kernel may leave undone in frames that the other end of an interface gets: checksums, and the segmentation of
+/// TCP over IPv4.
+///
+/// # Errors
+/// It is none.
+pub fn set_offloads(tap: BorrowedFd<'_>, checksum: bool, segmentation: bool) -> io::Result<()> {
+    sys::tap_offloads(tap, checksum, segmentation)
 }
 
 /// A namespace whose interface ends in this process.
@@ -96,8 +153,9 @@ impl Network {
 }
 
 fn make(name: &str, addresses: Addresses) -> Result<OwnedFd> {
-    let tap = sys::tap(name).during(|| format!("make the interface {name} by /dev/net/tun"))?;
+    let tap = tap(name)?;
     let set = || format!("set up the interface {name}");
+    set_offloads(tap.as_fd(), true, true).during(set)?;
     sys::interface_mac(name, addresses.mac).during(set)?;
     sys::interface_address(name, addresses.own, addresses.mask).during(set)?;
     sys::interface_up(name).during(set)?;

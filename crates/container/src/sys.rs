@@ -353,20 +353,32 @@ pub fn default_route(gateway: Ipv4Addr) -> io::Result<()> {
 }
 
 /// Makes an Ethernet interface of this network namespace whose other end is the descriptor: frames with the header of a virtio
-/// card before them, which may leave checksums and the segmentation of TCP over IPv4 undone both ways.
+/// card before them, which may leave checksums and the segmentation of TCP over IPv4 undone on their way to the kernel.
 pub fn tap(name: &str) -> io::Result<OwnedFd> {
     const SET_INTERFACE: libc::c_ulong = 0x4004_54ca;
-    const SET_OFFLOAD: libc::c_ulong = 0x4004_54d0;
-    const CHECKSUM_AND_TCP4: libc::c_ulong = 1 | 2;
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
     let tap = rustix::fs::open("/dev/net/tun", flags, rustix::fs::Mode::empty())?;
     let mut request = interface(name)?;
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as _;
     // SAFETY: the request has a name that ends in NUL and flags, which is what TUNSETIFF reads; it writes the name back.
     check(c_long::from(unsafe { libc::ioctl(tap.as_raw_fd(), SET_INTERFACE, &raw mut request) }))?;
-    // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
-    check(c_long::from(unsafe { libc::ioctl(tap.as_raw_fd(), SET_OFFLOAD, CHECKSUM_AND_TCP4) }))?;
     Ok(tap)
+}
+
+/// The request of [`tap_offloads`].
+pub const SET_OFFLOAD: libc::c_ulong = 0x4004_54d0;
+
+/// Lets the kernel leave checksums, and the segmentation of TCP over IPv4, undone in what it gives to the other end of a tap.
+pub fn tap_offloads(tap: BorrowedFd<'_>, checksum: bool, tcp4: bool) -> io::Result<()> {
+    let bits = libc::c_ulong::from(checksum) | libc::c_ulong::from(checksum && tcp4) << 1;
+    // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
+    check(c_long::from(unsafe { libc::ioctl(tap.as_raw_fd(), SET_OFFLOAD, bits) })).map(drop)
+}
+
+/// Makes this thread one of the network namespace that the file is.
+pub fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: setns takes a descriptor and a number.
+    check(c_long::from(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })).map(drop)
 }
 
 /// Sets what a process and those it makes believe to run on: `personality(2)`.

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Link, Offloads, Port, Received};
+use crate::{Link, Offloads, Port, Received, Unfinished};
 
 /// What went through ports so far. Numbers of their own: nobody needs both of one moment.
 #[derive(Clone, Debug, Default)]
@@ -50,9 +50,9 @@ impl Port for Counted {
         self.port.reset();
     }
 
-    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+    fn send(&mut self, frame: &[u8], left: Unfinished) -> io::Result<()> {
         self.counts.add(1, frame.len());
-        self.port.send(frame)
+        self.port.send(frame, left)
     }
 
     fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>> {
@@ -79,7 +79,7 @@ mod tests {
             Link::Up
         }
 
-        fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        fn send(&mut self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
             self.0 = Some(frame.len());
             Ok(())
         }
@@ -98,8 +98,8 @@ mod tests {
         let counts = Counts::default();
         let mut port = counts.watch(Box::new(Echo::default()));
         let mut frame = [0; 100];
-        port.send(&frame[..60]).unwrap();
-        port.send(&frame[..64]).unwrap();
+        port.send(&frame[..60], Unfinished::NOTHING).unwrap();
+        port.send(&frame[..64], Unfinished::NOTHING).unwrap();
         assert_eq!(port.receive(&mut frame).unwrap(), Some(Received::plain(64)));
         assert_eq!(port.receive(&mut frame).unwrap(), None);
         assert_eq!((counts.received_bytes(), counts.sent_bytes()), (64, 124));

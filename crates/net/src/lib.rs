@@ -3,8 +3,7 @@
 //! Reading order: this file, then [`nat`], the network that needs no privilege, and [`tap`], which joins an interface of the
 //! host's kernel to a port.
 //!
-//! Deliberately absent: what a machine or a virtio queue is, and, for now, switches, which become siblings of [`Unplugged`] and
-//! [`Nat`].
+//! Deliberately absent: what a machine or a virtio queue is, and switches: a bridge of the host's kernel is one.
 #![forbid(unsafe_code)]
 
 mod counted;
@@ -16,6 +15,7 @@ use std::os::fd::BorrowedFd;
 
 pub use counted::Counts;
 pub use nat::Nat;
+pub use tap::Tap;
 
 /// The largest frame a port carries, in bytes: 64 KiB of segmented TCP and its headers.
 pub const MAX_FRAME: usize = 65536 + 64;
@@ -38,7 +38,7 @@ pub struct Offloads {
     pub segmentation: bool,
 }
 
-/// The checksum of a received frame's TCP segment.
+/// The checksum of a frame's TCP segment or UDP datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
     /// It is there.
@@ -50,6 +50,20 @@ pub enum Checksum {
         /// Where it is, from `start`.
         offset: u16,
     },
+}
+
+/// What the guest left undone in a frame it sends, in its own words: nothing of it was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Its checksum.
+    pub checksum: Checksum,
+    /// If it stands for several TCP segments over IPv4: the payload of each, in bytes.
+    pub segment_bytes: Option<u16>,
+}
+
+impl Unfinished {
+    /// Nothing is: a frame as it is on a wire.
+    pub const NOTHING: Self = Self { checksum: Checksum::Complete, segment_bytes: None };
 }
 
 /// A frame that was received.
@@ -85,11 +99,11 @@ pub trait Port: Send {
 
     /// Sends one frame. A port that cannot take it now drops it, as Ethernet does. Its TCP and UDP checksums may be
     /// those of the pseudo header alone, and TCP segments over IPv4 may be larger than the MTU, up to [`MAX_FRAME`]:
-    /// every card offers that to its guest, whatever its cable ends in.
+    /// every card offers that to its guest, whatever its cable ends in. `left` is what the guest says of that.
     ///
     /// # Errors
     /// The port is broken; the frame is lost.
-    fn send(&mut self, frame: &[u8]) -> io::Result<()>;
+    fn send(&mut self, frame: &[u8], left: Unfinished) -> io::Result<()>;
 
     /// Receives one frame into `frame` and says what it is; `None` if there is none now. `frame` has
     /// room for [`MAX_FRAME`] bytes; longer frames are dropped.
@@ -111,7 +125,7 @@ impl Port for Unplugged {
         Link::Down
     }
 
-    fn send(&mut self, _frame: &[u8]) -> io::Result<()> {
+    fn send(&mut self, _frame: &[u8], _left: Unfinished) -> io::Result<()> {
         Ok(())
     }
 
@@ -132,7 +146,7 @@ mod tests {
     fn an_unplugged_port_loses_everything_and_says_so() {
         let mut port = Unplugged;
         assert_eq!(port.link(), Link::Down);
-        port.send(&[0; 60]).unwrap();
+        port.send(&[0; 60], Unfinished::NOTHING).unwrap();
         assert_eq!(port.receive(&mut [0; 60]).unwrap(), None);
         assert!(port.readiness().is_none());
     }

@@ -31,6 +31,7 @@ pub mod error;
 pub mod frame;
 pub mod identity;
 mod message;
+pub mod network;
 pub mod stream;
 pub mod volume;
 pub mod wire;
@@ -44,15 +45,16 @@ pub use frame::{FrameBuffer, Message};
 pub use frame::{read_message, write_message};
 pub use identity::{Identity, Renew};
 pub use message::{
-    AgentMessage, Exit, Failure, HostMessage, Level, Log, ModuleFailure, Network, Process, Ready, Root,
-    Start, WinSize, Writable,
+    AgentMessage, Exit, Failure, HostMessage, Level, Log, ModuleFailure, Process, Ready, Root, Start,
+    WinSize, Writable,
 };
+pub use network::{Network, SixNetwork};
 pub use stream::{Hello, Stream};
 pub use volume::Volume;
 
 /// The version of everything in this crate. It rises when a message changes its fields; a new kind of
 /// message leaves it alone, because a peer that doesn't know the kind says so ([`Error::UnknownKind`]).
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The context id of the host in virtio-vsock (`VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;

@@ -10,6 +10,7 @@ use core::fmt;
 use crate::Error;
 use crate::frame::Message;
 use crate::identity::{Identity, Renew};
+use crate::network::Network;
 use crate::volume::{self, Volume};
 use crate::wire::{Decoder, Encoder};
 
@@ -48,25 +49,11 @@ pub enum HostMessage {
     Renew(Renew),
     /// What else is this machine's own: applied at once, or, before [`HostMessage::Start`], when the root is there.
     Identify(Identity),
-    /// Give the machine's network card an address. Before [`HostMessage::Start`], whose root it completes.
+    /// Give the machine's network card its addresses. Before [`HostMessage::Start`], whose root it completes, or to a machine that
+    /// goes on elsewhere.
     Network(Network),
     /// Show the processes these of the host. Before [`HostMessage::Start`], whose root they complete.
     Volumes(Vec<Volume>),
-}
-
-/// What [`HostMessage::Network`] carries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Network {
-    /// The interface, e.g. `eth0`.
-    pub interface: String,
-    /// Its IPv4 address.
-    pub address: [u8; 4],
-    /// How many bits of it are the network's, at most 32.
-    pub prefix: u8,
-    /// Who carries packets to other networks.
-    pub gateway: [u8; 4],
-    /// Who is asked for the addresses of names.
-    pub resolver: [u8; 4],
 }
 
 /// What [`HostMessage::Start`] carries.
@@ -323,10 +310,8 @@ impl Message for HostMessage {
                 identity.encode(to);
                 8
             }
-            HostMessage::Network(Network { interface, address, prefix, gateway, resolver }) => {
-                to.string(interface);
-                to.u8(*prefix);
-                [address, gateway, resolver].iter().for_each(|ip| to.u32(u32::from_be_bytes(**ip)));
+            HostMessage::Network(network) => {
+                network.encode(to);
                 9
             }
             HostMessage::Volumes(volumes) => {
@@ -350,16 +335,7 @@ impl Message for HostMessage {
             6 => HostMessage::Shutdown,
             7 => HostMessage::Renew(Renew::decode(from)?),
             8 => HostMessage::Identify(Identity::decode(from)?),
-            9 => HostMessage::Network(Network {
-                interface: from.string("interface")?,
-                prefix: match from.u8("prefix")? {
-                    bits @ 0..=32 => bits,
-                    _ => return Err(Error::Malformed { field: "prefix", fault: "more than 32 bits" }),
-                },
-                address: from.u32("address")?.to_be_bytes(),
-                gateway: from.u32("gateway")?.to_be_bytes(),
-                resolver: from.u32("resolver")?.to_be_bytes(),
-            }),
+            9 => HostMessage::Network(Network::decode(from)?),
             10 => HostMessage::Volumes(volume::decode(from)?),
             _ => return Err(Error::UnknownKind(kind)),
         })

@@ -31,19 +31,31 @@ fn host_messages() -> Vec<HostMessage> {
         HostMessage::Shutdown,
         HostMessage::Identify(Identity { hostname: "web-1".into(), machine_id: [u64::MAX, 1] }),
         HostMessage::Renew(Renew { seed: [u64::MAX, 1, 2, 3, 4, 5, 6, 7], clock_ns: 1 << 60 }),
-        HostMessage::Network(Network {
-            interface: "eth0".into(),
-            address: [10, 0, 2, 15],
-            prefix: 24,
-            gateway: [10, 0, 2, 2],
-            resolver: [10, 0, 2, 3],
-        }),
+        HostMessage::Network(network(None)),
+        HostMessage::Network(network(Some(SixNetwork {
+            address: [0xfd; 16],
+            prefix: 64,
+            gateway: Some([0xfe; 16]),
+        }))),
         HostMessage::Volumes(vec![
             crate::Volume { target: "/data".into(), read_only: false, memory: None },
             crate::Volume { target: "/etc/motd".into(), read_only: true, memory: None },
             crate::Volume { target: "/m".into(), read_only: true, memory: Some("size=1".into()) },
         ]),
     ]
+}
+
+fn network(six: Option<SixNetwork>) -> Network {
+    Network {
+        interface: "eth0".into(),
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        address: [10, 0, 2, 15],
+        prefix: 24,
+        gateway: six.is_none().then_some([10, 0, 2, 2]),
+        six,
+        resolv_conf: "nameserver 10.0.2.3\n".into(),
+    }
 }
 
 fn agent_messages() -> Vec<AgentMessage> {
@@ -173,7 +185,7 @@ fn another_version_of_ready_still_says_its_version() {
     let AgentMessage::Ready(ready) = AgentMessage::decode(&frame).unwrap() else { panic!("not ready") };
     assert_eq!(ready.version, 0x1234);
     let text = check_version(ready.version).unwrap_err().to_string();
-    assert_eq!(text, "the agent speaks protocol version 4660, this program 1");
+    assert_eq!(text, "the agent speaks protocol version 4660, this program 2");
 }
 
 #[test]
@@ -195,8 +207,8 @@ fn a_hello_names_its_stream() {
         assert_eq!(Hello::read(&mut Cursor::new(&wire)).unwrap(), hello);
     }
     assert!(matches!(Hello::read(&mut Cursor::new(b"st")), Err(Error::Truncated)));
-    assert!(matches!(Hello::decode(*b"st\x02\x00\0\0\0\0"), Err(Error::Version { theirs: 2, .. })));
-    assert!(matches!(Hello::decode(*b"st\x01\x03\0\0\0\0"), Err(Error::Malformed { .. })));
+    assert!(matches!(Hello::decode(*b"st\x03\x00\0\0\0\0"), Err(Error::Version { theirs: 3, .. })));
+    assert!(matches!(Hello::decode(*b"st\x02\x03\0\0\0\0"), Err(Error::Malformed { .. })));
     assert!(matches!(Hello::decode(*b"GET / HT"), Err(Error::Malformed { .. })));
 }
 

@@ -178,7 +178,10 @@ fn allowed(engine: &[u64], network: Network) -> Result<Rules, BackendError> {
         options.push(SeccompRule::new(vec![tcp, no_delay])?);
     }
     rules.insert(libc::SYS_setsockopt, options);
-    let ioctls = [IOCTLS, engine].concat();
+    let mut ioctls = [IOCTLS, engine].concat();
+    if let Network::Interface(request) = network {
+        ioctls.push(request);
+    }
     for (call, requests) in [(libc::SYS_ioctl, ioctls.as_slice()), (libc::SYS_fcntl, FCNTLS)] {
         let allowed: Result<_, _> = requests.iter().map(|request| rule(1, is.clone(), *request)).collect();
         rules.insert(call, allowed?);

@@ -68,6 +68,8 @@ pub enum Network {
     None,
     /// Sockets over IPv4, which connect to wherever the host's user may.
     Sockets,
+    /// This request of an interface that is open.
+    Interface(u64),
 }
 
 /// From now on a system call that no running machine makes ends the process, in all its threads: `on_violation` says so, and

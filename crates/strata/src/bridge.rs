@@ -6,12 +6,12 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::net::{AddressFamily, SocketType};
-use workload::networks::{LeaseInfo, NetworkInfo, Published, Subnet};
+use workload::networks::{LeaseInfo, NetworkInfo, Published, Subnet, Subnet6, Taken};
 
 use crate::failure::{Failure, Outcome, While};
 
@@ -19,10 +19,15 @@ use crate::failure::{Failure, Outcome, While};
 ///
 /// # Errors
 /// The host does not tell.
-pub fn routes() -> Outcome<Vec<Subnet>> {
+pub fn routes() -> Outcome<Taken> {
     let path = "/proc/net/route";
     let text = std::fs::read_to_string(path).while_trying(|| format!("read {path}"))?;
-    Ok(text.lines().skip(1).filter_map(route).collect())
+    // A host without IPv6 has no such file.
+    let six = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    Ok(Taken {
+        four: text.lines().skip(1).filter_map(route).collect(),
+        six: six.lines().filter_map(route6).collect(),
+    })
 }
 
 /// A line of `/proc/net/route`: the second word is the destination, the eighth its mask, in the network's order.
@@ -31,6 +36,14 @@ fn route(line: &str) -> Option<Subnet> {
     let number = |at: usize| u32::from_str_radix(words.get(at)?, 16).ok().map(u32::from_be);
     let (address, mask) = (number(1)?, number(7)?);
     (mask != 0).then(|| Subnet::around(Ipv4Addr::from_bits(address), mask.leading_ones() as u8))
+}
+
+/// A line of `/proc/net/ipv6_route`: the first word is the destination, the second its prefix.
+fn route6(line: &str) -> Option<Subnet6> {
+    let mut words = line.split_whitespace();
+    let address = u128::from_str_radix(words.next()?, 16).ok()?;
+    let prefix = u8::from_str_radix(words.next()?, 16).ok()?;
+    (prefix != 0).then(|| Subnet6::around(Ipv6Addr::from_bits(address), prefix))
 }
 
 /// Makes bridge and rules what `info` and the workloads that are connected want.
@@ -46,6 +59,9 @@ pub fn restore(info: &NetworkInfo, leases: &[LeaseInfo]) -> Outcome<()> {
     set(&format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet")).while_trying(act)?;
     if !info.internal {
         set("/proc/sys/net/ipv4/ip_forward").while_trying(act)?;
+        if info.six.is_some() {
+            forward6().while_trying(act)?;
+        }
     }
     let rules = rules(info, leases);
     feed("nft", &["-f", "-"], &rules).map_err(|error| {
@@ -59,10 +75,13 @@ fn bridged(info: &NetworkInfo, leases: &[LeaseInfo]) -> String {
     let bridge = info.bridge();
     let mut batch = String::new();
     if !exists(&bridge) {
-        let _ = writeln!(batch, "link add {bridge} type bridge");
+        let _ = writeln!(batch, "link add {bridge} address {} type bridge", mac_text(info.mac()));
     }
     let _ = writeln!(batch, "link set {bridge} mtu {} up", info.mtu);
     let _ = writeln!(batch, "address replace {}/{} dev {bridge}", info.gateway, info.subnet.prefix());
+    if let Some((subnet, gateway)) = info.six {
+        let _ = writeln!(batch, "address replace {gateway}/{} dev {bridge} nodad", subnet.prefix());
+    }
     for lease in leases.iter().filter(|lease| is_loose(&lease.interface)) {
         let _ = writeln!(batch, "link set {} master {bridge} up", lease.interface);
     }
@@ -97,23 +116,55 @@ pub fn clear(lease: &LeaseInfo) -> io::Result<()> {
     ip(&format!("link delete {old}\n")).or_else(|error| if exists(old) { Err(error) } else { Ok(()) })
 }
 
-/// Gives the network namespace of this thread the interface `name`, whose other end is an interface of this process's.
+/// Gives the network namespace of this thread an interface, whose other end is an interface of this process's. The one that
+/// packets for everybody else leave by, if `is_way_out`. Its name.
 ///
 /// # Errors
 /// This process may not.
-pub fn connect(name: &str, info: &NetworkInfo, lease: &LeaseInfo) -> io::Result<()> {
+pub fn connect(info: &NetworkInfo, lease: &LeaseInfo, is_way_out: bool) -> io::Result<String> {
     let (process, mtu) = (std::process::id(), info.mtu);
+    let free = (0..).map(|number| format!("eth{number}")).find(|name| !exists(name));
+    let name = free.ok_or_else(|| io::Error::other("no name is free"))?;
+    if info.six.is_some() {
+        // The host gives each address to one, and none of the others has a say in where the rest of the world is.
+        for setting in ["accept_dad", "accept_ra"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/default/{setting}"), "0")?;
+        }
+    }
     let mut batch = format!(
-        "link add {name} mtu {mtu} type veth peer name {} mtu {mtu} netns {process}\n\
-         address add {}/{} dev {name}\nlink set {name} up\n",
+        "link add {name} address {} mtu {mtu} type veth peer name {} mtu {mtu} netns {process}\n\
+         address add {}/{} dev {name}\n",
+        mac_text(lease.mac),
         lease.interface,
         lease.address,
         info.subnet.prefix()
     );
-    if !info.internal {
-        let _ = writeln!(batch, "route add default via {}", info.gateway);
+    let six = info.six.zip(lease.address6);
+    if let Some(((subnet, _), address)) = six {
+        let _ = writeln!(batch, "address add {address}/{} dev {name} nodad", subnet.prefix());
     }
-    ip(&batch)
+    let _ = writeln!(batch, "link set {name} up");
+    if is_way_out && !info.internal {
+        let _ = writeln!(batch, "route replace default via {}", info.gateway);
+        if let Some(((_, gateway), _)) = six {
+            let _ = writeln!(batch, "route replace ::/0 via {gateway} dev {name}");
+        }
+    }
+    ip(&batch)?;
+    Ok(name)
+}
+
+/// Sets up the host's end of a tap, whose other end is there.
+///
+/// # Errors
+/// This process may not.
+pub fn set_up_tap(info: &NetworkInfo, lease: &LeaseInfo) -> io::Result<()> {
+    ip(&format!("link set {} mtu {}\n", lease.interface, info.mtu))
+}
+
+/// A hardware address as it is written.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Whether the kernel has an interface by this name. One that it takes down has none, though sysfs still shows it.
@@ -134,6 +185,21 @@ fn set(path: &str) -> io::Result<()> {
         std::fs::write(path, "1").map_err(named)?;
     }
     Ok(())
+}
+
+/// Lets packets of IPv6 pass. A host that does no longer listens to routers for its own way out, unless told to.
+fn forward6() -> io::Result<()> {
+    let all = "/proc/sys/net/ipv6/conf";
+    if std::fs::read_to_string(format!("{all}/all/forwarding"))?.trim() == "1" {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(all)?.flatten() {
+        let setting = entry.path().join("accept_ra");
+        if std::fs::read_to_string(&setting).is_ok_and(|text| text.trim() == "1") {
+            std::fs::write(&setting, "2")?;
+        }
+    }
+    set(&format!("{all}/all/forwarding"))
 }
 
 fn ip(batch: &str) -> io::Result<()> {
@@ -159,7 +225,7 @@ fn feed(program: &str, arguments: &[&str], input: &str) -> io::Result<()> {
 
 /// The whole table, which takes the place of the one that is there.
 fn rules(info: &NetworkInfo, leases: &[LeaseInfo]) -> String {
-    let (bridge, subnet) = (info.bridge(), info.subnet);
+    let bridge = info.bridge();
     let outside = if info.internal {
         format!(
             "    iifname {bridge} oifname != {bridge} drop\n    oifname {bridge} iifname != {bridge} drop\n"
@@ -172,18 +238,23 @@ fn rules(info: &NetworkInfo, leases: &[LeaseInfo]) -> String {
              \x20   oifname {bridge} iifname != {bridge} drop\n"
         )
     };
-    let masquerade = if info.internal {
-        String::new()
-    } else {
-        format!(
-            "    ip saddr {subnet} oifname != {bridge} masquerade\n\
-             \x20   oifname {bridge} ct status dnat ip saddr {{ 127.0.0.0/8, {subnet} }} masquerade\n"
-        )
-    };
+    let mut masquerade = String::new();
     let mut published = String::new();
+    if !info.internal {
+        let families =
+            [Some(("ip", info.subnet.to_string())), info.six.map(|(six, _)| ("ip6", six.to_string()))];
+        for (family, subnet) in families.into_iter().flatten() {
+            if !info.routed {
+                let _ = writeln!(masquerade, "    {family} saddr {subnet} oifname != {bridge} masquerade");
+            }
+            let own = if family == "ip" { format!("{{ 127.0.0.0/8, {subnet} }}") } else { subnet };
+            let _ =
+                writeln!(masquerade, "    oifname {bridge} ct status dnat {family} saddr {own} masquerade");
+        }
+    }
     for lease in leases {
         for port in &lease.publish {
-            published.push_str(&publish(port, lease.address));
+            published.push_str(&publish(port, lease));
         }
     }
     format!(
@@ -197,13 +268,21 @@ fn rules(info: &NetworkInfo, leases: &[LeaseInfo]) -> String {
     )
 }
 
-fn publish(port: &Published, address: Ipv4Addr) -> String {
+fn publish(port: &Published, lease: &LeaseInfo) -> String {
+    let (transport, from, to) = (&port.transport, port.host.port(), port.port);
     let host = match port.host.ip() {
         ip if ip.is_unspecified() => "fib daddr type local".to_owned(),
         ip => format!("ip daddr {ip}"),
     };
-    let (transport, from, to) = (&port.transport, port.host.port(), port.port);
-    format!("    meta nfproto ipv4 {host} {transport} dport {from} dnat ip to {address}:{to}\n")
+    let address = lease.address;
+    let mut rules =
+        format!("    meta nfproto ipv4 {host} {transport} dport {from} dnat ip to {address}:{to}\n");
+    if let Some(address) = lease.address6.filter(|_| port.host.ip().is_unspecified()) {
+        // There is no way from the loopback's own address to another interface.
+        let host = "ip6 daddr != ::1 fib daddr type local";
+        let _ = writeln!(rules, "    {host} {transport} dport {from} dnat ip6 to [{address}]:{to}");
+    }
+    rules
 }
 
 #[cfg(test)]
@@ -218,5 +297,9 @@ mod tests {
         assert_eq!(route(&line(0x0a5a_0100, 0xffff_ff00)).unwrap().to_string(), "10.90.1.0/24");
         assert_eq!(route(&line(0, 0)), None);
         assert_eq!(route("eth0 nonsense"), None);
+        let six = "fd000001000000000000000000000000 40 00000000000000000000000000000000 00 0 0 0 0 0 eth0";
+        assert_eq!(route6(six).unwrap().to_string(), "fd00:1::/64");
+        assert_eq!(route6(&six.replace(" 40 ", " 00 ")), None);
+        assert_eq!(route6("nonsense"), None);
     }
 }

@@ -85,7 +85,7 @@ pub enum Command {
     /// Folders that have names and outlive the workloads that see them
     #[command(subcommand)]
     Volume(volume::Command),
-    /// Networks that containers are connected to by name
+    /// Networks that workloads are connected to by name
     #[command(subcommand)]
     Network(network::Command),
     /// Saved machines that `strata run` starts from
@@ -109,6 +109,9 @@ pub enum Command {
     /// Serve folders to a machine
     #[command(hide = true)]
     ServeFolders(run::folders::ServeOptions),
+    /// Keep a workload's cable to a network
+    #[command(hide = true)]
+    Cable,
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Options),

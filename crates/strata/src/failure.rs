@@ -58,7 +58,7 @@ impl Failure {
     }
 
     /// What the user can do about it, if anybody knows.
-    fn next_step(&self) -> Option<&str> {
+    pub fn next_step(&self) -> Option<&str> {
         let full = "free some space there, or name a place that has some";
         self.hint.as_deref().or_else(|| self.is_full_disk().then_some(full))
     }

@@ -1,5 +1,6 @@
 //! Where the store is, and how it is opened.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -64,7 +65,20 @@ impl Keeper for Made {
 /// The program or the working directory is gone.
 pub fn again(root: &Path, verbose: u8) -> Outcome<Command> {
     let program = std::env::current_exe().while_trying(|| "find this program".to_owned())?;
-    let mut command = Command::new(program);
+    on_store(Command::new(program), root, verbose)
+}
+
+/// As [`again`], also where this program runs from a file without a path, as it does for containers.
+///
+/// # Errors
+/// The working directory is gone.
+pub fn again_as_it_is(root: &Path) -> Outcome<Command> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("strata");
+    on_store(command, root, 0)
+}
+
+fn on_store(mut command: Command, root: &Path, verbose: u8) -> Outcome<Command> {
     command.arg("--root").arg(std::path::absolute(root).while_trying(|| "find the store".to_owned())?);
     command.args(vec!["-v"; verbose.into()]);
     Ok(command)

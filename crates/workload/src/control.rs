@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
+use crate::networks::Endpoint;
 use crate::state::State;
 
 /// The version of all messages.
@@ -110,6 +111,13 @@ pub enum Request {
     Snapshot {
         /// It ends there, and is not started again.
         stop: bool,
+    },
+    /// A container that runs is connected to another network.
+    Connect(Endpoint),
+    /// It is not connected to this one any more.
+    Disconnect {
+        /// The network's name.
+        network: String,
     },
     /// From the monitor to its worker alone, first of all: what comes along.
     Begin {

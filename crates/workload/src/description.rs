@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::files::{self, Durable};
 use crate::folder::{Folder, Workloads};
 use crate::mount::Mount;
+use crate::networks::Endpoint;
 
 /// The version of [`Description`] that this build writes and reads.
 pub(crate) const VERSION: u32 = 1;
@@ -61,6 +62,9 @@ pub struct Wanted {
     /// Ports of the host that lead to it, `[HOSTIP:]HOSTPORT:PORT[/PROTOCOL]`: for lists.
     #[serde(default)]
     pub publish: Vec<String>,
+    /// Networks with a name that it is on whenever it runs, for lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<Endpoint>,
     /// What it sees beside its image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,

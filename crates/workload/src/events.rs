@@ -1,6 +1,6 @@
-//! What happens to workloads, in the order it happens: a line of JSON each in `events.json`, whoever does it.
+//! What happens to workloads and networks, in the order it happens: a line of JSON each in `events.json`, whoever does it.
 //!
-//! Who does something to a workload adds the line; who wants to know reads the file from where it likes, and what is added
+//! Who does something adds the line; who wants to know reads the file from where it likes, and what is added
 //! meanwhile. Lines are not made durable: a host that crashes may lose the last ones.
 
 use std::collections::BTreeMap;
@@ -15,26 +15,42 @@ use crate::description::Description;
 use crate::error::Result;
 use crate::folder::{Folder, Workloads};
 use crate::log::Reader;
+use crate::networks::NetworkInfo;
 
 /// A file that is longer is set aside; one is kept beside it.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// Something that happened to a workload.
+/// To what something happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventKind {
+    /// A workload.
+    #[default]
+    Container,
+    /// A network.
+    Network,
+}
+
+/// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
-    /// What, in docker's words: `create`, `start`, `die`, `pause`, `unpause`, `rename`, `destroy`, `health_status: healthy`.
+    /// To a workload, where nothing else is said.
+    #[serde(default)]
+    pub kind: EventKind,
+    /// What, in docker's words: `create`, `start`, `die`, `pause`, `unpause`, `rename`, `destroy`, `health_status: healthy`; of a
+    /// network `create`, `connect`, `disconnect`, `destroy`.
     pub action: String,
-    /// The workload's id.
+    /// The workload's id, or the network's.
     pub id: String,
     /// Its name, after the event.
     pub name: String,
-    /// Its image, as the user named it.
+    /// Its image, as the user named it; a network has none.
     pub image: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// What more is to be said: `exitCode` of `die`, `oldName` of `rename`.
+    /// What more is to be said: `exitCode` of `die`, `oldName` of `rename`, `container` of `connect`.
     pub more: BTreeMap<String, String>,
 }
 
@@ -43,12 +59,29 @@ impl Event {
     pub(crate) fn now(description: &Description, action: &str, more: &[(&str, String)]) -> Event {
         Event {
             at_ms: crate::state::now_ms(),
+            kind: EventKind::Container,
             action: action.to_owned(),
             id: description.id.clone(),
             name: description.name.clone(),
             image: description.wanted.image.clone(),
             labels: description.wanted.labels.clone(),
             more: more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+        }
+    }
+
+    /// Something that happens now to a network, or on it to the workload of this id.
+    pub(crate) fn of_network(network: &NetworkInfo, action: &str, workload: Option<&str>) -> Event {
+        let mut more = BTreeMap::from([("type".to_owned(), "bridge".to_owned())]);
+        more.extend(workload.map(|id| ("container".to_owned(), id.to_owned())));
+        Event {
+            at_ms: crate::state::now_ms(),
+            kind: EventKind::Network,
+            action: action.to_owned(),
+            id: network.id.clone(),
+            name: network.name.clone(),
+            image: String::new(),
+            labels: network.labels.clone(),
+            more,
         }
     }
 

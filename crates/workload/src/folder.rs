@@ -409,7 +409,6 @@ fn default_name(image: &str, id: &str) -> String {
 pub(crate) mod testing {
     use super::{Wanted, Workloads};
     use crate::description::{Isolation, LogLimits, Restart};
-
     pub(crate) fn wanted() -> Wanted {
         Wanted {
             isolation: Isolation::Vm,
@@ -421,6 +420,7 @@ pub(crate) mod testing {
             health: None,
             labels: Default::default(),
             publish: Vec::new(),
+            networks: Vec::new(),
             mounts: Vec::new(),
             said: None,
             stop_signal: 15,

@@ -39,7 +39,7 @@ mod volumes;
 
 pub use description::{Description, HealthCheck, HealthTest, Isolation, LogLimits, Restart, Wanted};
 pub use error::{Error, Result};
-pub use events::Event;
+pub use events::{Event, EventKind};
 pub use folder::{Folder, Workloads, parse_name};
 pub use foreground::Foreground;
 pub use mount::{Mount, MountSource};

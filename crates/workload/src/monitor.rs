@@ -120,7 +120,8 @@ pub fn watch(
     let listener = control::listen(folder)?;
     listening();
     let shared = Shared {
-        state: State::new(),
+        // From the first: who asks can tell it from the one before.
+        state: State { monitor_pid: Some(std::process::id()), ..State::new() },
         worker: None,
         begun: false,
         first: None,

@@ -5,33 +5,39 @@
 //!   lock               held while a network, or an address of one, is given or taken away
 //!   <name>/
 //!     network.json     what it is: a NetworkInfo, written once
-//!     hosts            names and addresses of all that are connected, as hosts(5): seen by each of them
+//!     hosts            names and addresses of all that are connected, as hosts(5): seen by each container
+//!     connected.json   the same with all else that is known of them: for the server of names
 //!     leases/ADDRESS   a Lease, locked by the process that runs the workload as long as that lives
+//!     users            locked, shared, by the same; alone by the server of names when it ends
+//!     names            locked by the server of names
 //! ```
 //!
 //! Nobody counts addresses. One is taken while a process holds the lock of its file, so that it is free again whatever was
 //! killed, and when. What the host's kernel has of a network (a bridge, a table of rules) can be made anew from these files.
 //!
-//! Deliberately not here: bridges and rules.
+//! Deliberately not here: bridges, rules, and the server of names.
 
 mod lease;
 mod subnet;
+mod subnet6;
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::events::Event;
 use crate::files::{self, Durable};
-use crate::folder::{self, new_id, open_lock};
+use crate::folder::{self, Workloads, new_id, open_lock};
 use crate::state::now_ms;
 
-pub use lease::{Lease, LeaseInfo, Published};
+pub use lease::{CONNECTED, Endpoint, Lease, LeaseInfo, NewLease, Published};
 pub use subnet::Subnet;
+pub use subnet6::Subnet6;
 
 /// The version of [`NetworkInfo`] that this build writes and reads.
 const VERSION: u32 = 1;
@@ -41,6 +47,8 @@ const UNFINISHED: &str = ".";
 const RESERVED: [&str; 6] = ["bridge", "container", "default", "host", "none", "user"];
 /// Least that IPv4 must be carried with (RFC 791), and what an Ethernet interface of Linux has at most.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+/// Least that IPv6 must be carried with (RFC 8200).
+const MIN_MTU6: u32 = 1280;
 
 /// What a network is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,13 +65,22 @@ pub struct NetworkInfo {
     pub subnet: Subnet,
     /// The host's own of them.
     pub gateway: Ipv4Addr,
+    /// Its IPv6 addresses, if it has any, and the host's own of them.
+    #[serde(default)]
+    pub six: Option<(Subnet6, Ipv6Addr)>,
     /// Bytes of a packet at most.
     pub mtu: u32,
     /// Nothing leads out of it.
     pub internal: bool,
+    /// What leaves it keeps its sender's address, for which somebody else has a way back.
+    #[serde(default)]
+    pub routed: bool,
     /// Free text by key, for those who look for it.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What a client of the API asked for beside all that, in its words: it is told them back.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
 }
 
 impl NetworkInfo {
@@ -73,11 +90,25 @@ impl NetworkInfo {
         format!("st-{}", &self.id[..12])
     }
 
+    /// The bridge's hardware address: without one of its own it would change with who is connected.
+    #[must_use]
+    pub fn mac(&self) -> [u8; 6] {
+        let [.., a, b, c, d] = self.random().to_be_bytes();
+        [2, 0x53, a, b, c, d]
+    }
+
+    /// Bits that no other network has.
+    fn random(&self) -> u64 {
+        u64::from_str_radix(&self.id[..16], 16).unwrap_or_default()
+    }
+
     fn check(&self, path: &Path) -> Result<()> {
         if self.version != VERSION {
             return Err(Error::Version { path: path.to_path_buf(), found: self.version });
         }
-        if !folder::is_id(&self.id) || !self.subnet.is_host(self.gateway) || !MTU.contains(&self.mtu) {
+        let six = self.six.is_none_or(|(subnet, gateway)| subnet.is_host(gateway) && self.mtu >= MIN_MTU6);
+        if !folder::is_id(&self.id) || !self.subnet.is_host(self.gateway) || !MTU.contains(&self.mtu) || !six
+        {
             return Err(Error::Refused(format!("{} makes no sense", path.display())));
         }
         Ok(())
@@ -85,7 +116,7 @@ impl NetworkInfo {
 }
 
 /// What a new network is to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewNetwork {
     /// Its name.
     pub name: String,
@@ -93,12 +124,31 @@ pub struct NewNetwork {
     pub subnet: Option<Subnet>,
     /// The first address of the subnet, unless given.
     pub gateway: Option<Ipv4Addr>,
-    /// Bytes of a packet at most.
-    pub mtu: u32,
+    /// It has IPv6 addresses too.
+    pub ipv6: bool,
+    /// Which ones: some that nobody has, unless given.
+    pub subnet6: Option<Subnet6>,
+    /// The first address of those, unless given.
+    pub gateway6: Option<Ipv6Addr>,
+    /// Bytes of a packet at most; as Ethernet has them, unless given.
+    pub mtu: Option<u32>,
     /// Nothing leads out of it.
     pub internal: bool,
+    /// What leaves it keeps its sender's address.
+    pub routed: bool,
     /// Free text by key.
     pub labels: BTreeMap<String, String>,
+    /// What else a client asked for.
+    pub options: BTreeMap<String, String>,
+}
+
+/// Addresses that this host has routes for already.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Of IPv4.
+    pub four: Vec<Subnet>,
+    /// Of IPv6.
+    pub six: Vec<Subnet6>,
 }
 
 /// A network.
@@ -119,6 +169,22 @@ impl Network {
     #[must_use]
     pub fn hosts(&self) -> PathBuf {
         self.path.join("hosts")
+    }
+
+    /// The file whose lock the server of names holds.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn names_lock(&self) -> Result<File> {
+        open_lock(&self.path.join("names"))
+    }
+
+    /// The file of which everybody who is connected holds a shared lock.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn users_lock(&self) -> Result<File> {
+        open_lock(&self.path.join("users"))
     }
 }
 
@@ -161,7 +227,7 @@ impl Networks {
     ///
     /// # Errors
     /// The name is none or taken, the subnet overlaps with another, the gateway is not in it, or the folder cannot be written.
-    pub fn create(&self, _locked: &Locked, new: NewNetwork, taken: &[Subnet]) -> Result<Network> {
+    pub fn create(&self, _locked: &Locked, new: NewNetwork, taken: &Taken) -> Result<Network> {
         let name = folder::parse_name(&new.name)
             .map_err(|reason| Error::BadName { name: new.name.clone(), reason })?;
         if RESERVED.contains(&&*name) {
@@ -171,35 +237,7 @@ impl Networks {
         if others.iter().any(|other| other.info.name == name) {
             return Err(Error::Refused(format!("network {name} is there already")));
         }
-        let subnet = match new.subnet {
-            Some(subnet) => free(subnet, &others, taken)?,
-            None => Subnet::defaults()
-                .find(|subnet| free(*subnet, &others, taken).is_ok())
-                .ok_or_else(|| Error::Refused("no subnet is free: give one".to_owned()))?,
-        };
-        let gateway = new.gateway.unwrap_or_else(|| subnet.first());
-        if !subnet.is_host(gateway) {
-            return Err(Error::Refused(format!("gateway {gateway} is no address of {subnet}")));
-        }
-        if !MTU.contains(&new.mtu) {
-            return Err(Error::Refused(format!(
-                "mtu {} is not from {} to {}",
-                new.mtu,
-                MTU.start(),
-                MTU.end()
-            )));
-        }
-        let info = NetworkInfo {
-            version: VERSION,
-            id: new_id()?,
-            name: name.clone(),
-            created_ms: now_ms(),
-            subnet,
-            gateway,
-            mtu: new.mtu,
-            internal: new.internal,
-            labels: new.labels,
-        };
+        let info = settle(new, new_id()?, &others, taken)?;
         let (temp, path) = (self.dir.join(format!("{UNFINISHED}{name}")), self.dir.join(&name));
         let _ = fs::remove_dir_all(&temp);
         let leases = temp.join("leases");
@@ -208,7 +246,15 @@ impl Networks {
         files::replace(&temp.join("network.json"), &info, Durable::Now)?;
         fs::rename(&temp, &path).map_err(Error::file("create", &path))?;
         files::sync_parent(&path)?;
+        self.tell(&info, "create", None);
         Ok(Network { path, info })
+    }
+
+    /// Notes what happens to a network, or to a workload on it.
+    pub fn tell(&self, network: &NetworkInfo, action: &str, workload: Option<&str>) {
+        if let Some(all) = self.dir.parent().and_then(|root| Workloads::open(root).ok()) {
+            Event::of_network(network, action, workload).add_to(&all.dir);
+        }
     }
 
     /// The network of this name, or whose id begins so.
@@ -267,6 +313,7 @@ impl Networks {
         let temp = self.dir.join(format!("{UNFINISHED}{}", network.info.name));
         let _ = fs::remove_dir_all(&temp);
         fs::rename(&network.path, &temp).map_err(Error::file("remove", &network.path))?;
+        self.tell(&network.info, "destroy", None);
         fs::remove_dir_all(&temp).map_err(Error::file("remove", &temp))
     }
 }
@@ -278,12 +325,68 @@ fn read(path: PathBuf) -> Result<Network> {
     Ok(Network { path, info })
 }
 
-fn free(subnet: Subnet, others: &[Network], routes: &[Subnet]) -> Result<Subnet> {
+/// Decides what was left open.
+fn settle(new: NewNetwork, id: String, others: &[Network], taken: &Taken) -> Result<NetworkInfo> {
+    let subnet = match new.subnet {
+        Some(subnet) => free(subnet, others, taken)?,
+        None => Subnet::defaults()
+            .find(|subnet| free(*subnet, others, taken).is_ok())
+            .ok_or_else(|| Error::Refused("no subnet is free: give one".to_owned()))?,
+    };
+    let gateway = new.gateway.unwrap_or_else(|| subnet.first());
+    if !subnet.is_host(gateway) {
+        return Err(Error::Refused(format!("gateway {gateway} is no address of {subnet}")));
+    }
+    let mtu = new.mtu.unwrap_or(1500);
+    if !MTU.contains(&mtu) {
+        let text = format!("mtu {mtu} is not from {} to {}", MTU.start(), MTU.end());
+        return Err(Error::Refused(text));
+    }
+    let mut info = NetworkInfo {
+        version: VERSION,
+        id,
+        name: new.name,
+        created_ms: now_ms(),
+        subnet,
+        gateway,
+        six: None,
+        mtu,
+        internal: new.internal,
+        routed: new.routed,
+        labels: new.labels,
+        options: new.options,
+    };
+    if new.ipv6 || new.subnet6.is_some() {
+        let subnet = free6(new.subnet6.unwrap_or_else(|| Subnet6::unique(info.random())), others, taken)?;
+        let gateway = new.gateway6.unwrap_or_else(|| subnet.first());
+        if !subnet.is_host(gateway) {
+            return Err(Error::Refused(format!("gateway {gateway} is no address of {subnet}")));
+        }
+        if mtu < MIN_MTU6 {
+            return Err(Error::Refused(format!("mtu {mtu} is less than the {MIN_MTU6} that IPv6 needs")));
+        }
+        info.six = Some((subnet, gateway));
+    }
+    Ok(info)
+}
+
+fn free(subnet: Subnet, others: &[Network], taken: &Taken) -> Result<Subnet> {
     if let Some(other) = others.iter().find(|other| other.info.subnet.overlaps(subnet)) {
         let text = format!("{subnet} overlaps with {} of network {}", other.info.subnet, other.info.name);
         return Err(Error::Refused(text));
     }
-    match routes.iter().find(|route| route.overlaps(subnet)) {
+    match taken.four.iter().find(|route| route.overlaps(subnet)) {
+        Some(route) => Err(Error::Refused(format!("{subnet} overlaps with this host's route to {route}"))),
+        None => Ok(subnet),
+    }
+}
+
+fn free6(subnet: Subnet6, others: &[Network], taken: &Taken) -> Result<Subnet6> {
+    let theirs = |other: &Network| other.info.six.map(|(subnet, _)| (subnet, other.info.name.clone()));
+    if let Some((other, name)) = others.iter().filter_map(theirs).find(|(other, _)| other.overlaps(subnet)) {
+        return Err(Error::Refused(format!("{subnet} overlaps with {other} of network {name}")));
+    }
+    match taken.six.iter().find(|route| route.overlaps(subnet)) {
         Some(route) => Err(Error::Refused(format!("{subnet} overlaps with this host's route to {route}"))),
         None => Ok(subnet),
     }

@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use workload::log::Reader;
-use workload::{Event, now_ms};
+use workload::{Event, EventKind, now_ms};
 
 use super::filters::Filters;
 use super::params::Params;
@@ -82,15 +82,26 @@ impl Wanted {
             && self.until.is_none_or(|until| seconds <= until);
         let filters = &self.filters;
         let kind = event.action.split(':').next();
+        let is = |kind, name: &str| event.kind == kind && (event.name == name || event.id.starts_with(name));
         in_time
-            && filters.fits("container", |name| event.name == name || event.id.starts_with(name))
+            && filters.fits("container", |name| {
+                is(EventKind::Container, name)
+                    || event.more.get("container").is_some_and(|id| id.starts_with(name))
+            })
             && filters.fits("event", |word| kind == Some(word) || event.action == word)
             && filters.fits("image", |name| event.image == name)
-            && filters.fits("type", |word| word == "container")
+            && filters.fits("type", |word| word == type_of(event))
             && filters.fits("scope", |word| word == "local")
-            && !filters.has("network")
+            && filters.fits("network", |name| is(EventKind::Network, name))
             && !filters.has("volume")
             && filters.fits_labels(|key| event.labels.get(key).map(String::as_str))
+    }
+}
+
+fn type_of(event: &Event) -> &'static str {
+    match event.kind {
+        EventKind::Container => "container",
+        EventKind::Network => "network",
     }
 }
 
@@ -98,19 +109,20 @@ fn line(event: &Event) -> Bytes {
     let texts = event.labels.iter().chain(&event.more);
     let mut attributes: serde_json::Map<String, Value> =
         texts.map(|(key, value)| (key.clone(), json!(value))).collect();
-    attributes.insert("image".to_owned(), json!(event.image));
     attributes.insert("name".to_owned(), json!(event.name));
-    let value = json!({
-        "status": event.action,
-        "id": event.id,
-        "from": event.image,
-        "Type": "container",
+    let mut value = json!({
+        "Type": type_of(event),
         "Action": event.action,
         "Actor": { "ID": event.id, "Attributes": attributes },
         "scope": "local",
         "time": event.at_ms / 1000,
         "timeNano": event.at_ms.saturating_mul(1_000_000),
     });
+    if event.kind == EventKind::Container {
+        value["Actor"]["Attributes"]["image"] = json!(event.image);
+        (value["status"], value["id"]) = (json!(event.action), json!(event.id));
+        value["from"] = json!(event.image);
+    }
     Bytes::from(format!("{value}\n"))
 }
 
@@ -121,6 +133,7 @@ mod tests {
     fn event(action: &str) -> Event {
         Event {
             at_ms: 5000,
+            kind: EventKind::Container,
             action: action.to_owned(),
             id: "abc".to_owned(),
             name: "web".to_owned(),
@@ -153,5 +166,9 @@ mod tests {
             (&json!("b"), &json!("3"), &json!("web"))
         );
         assert_eq!(value["timeNano"], json!(5_000_000_000u64));
+        assert_eq!((&value["Type"], &value["from"]), (&json!("container"), &json!("debian")));
+        let network = Event { kind: EventKind::Network, ..event("connect") };
+        let value: Value = serde_json::from_slice(&line(&network)).unwrap();
+        assert_eq!((&value["Type"], &value["from"]), (&json!("network"), &Value::Null));
     }
 }

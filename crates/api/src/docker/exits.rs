@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
@@ -24,18 +24,34 @@ use crate::error::{ApiError, Result};
 
 /// How soon a workload that something else starts or removes is noticed.
 const LOOK: Duration = Duration::from_millis(50);
+/// How soon it is seen that a process that watched is gone.
+const GOING: Duration = Duration::from_millis(5);
+/// It is gone by then.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The ends that are waited for, by id.
 #[derive(Default)]
-pub(crate) struct Exits(Mutex<HashMap<String, watch::Receiver<Option<u8>>>>);
+pub(crate) struct Exits(Mutex<HashMap<String, Awaited>>);
+
+/// An end that is waited for.
+#[derive(Clone)]
+struct Awaited {
+    /// The process that watches: the next one of the same workload is another, with another end.
+    monitor: Option<u32>,
+    exit: watch::Receiver<Option<u8>>,
+}
 
 impl Exits {
     fn get(&self, id: &str) -> Option<watch::Receiver<Option<u8>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        let exits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        exits.get(id).map(|awaited| awaited.exit.clone())
     }
 
-    fn forget(&self, id: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    fn forget(&self, id: &str, monitor: Option<u32>) {
+        let mut exits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if exits.get(id).is_some_and(|awaited| awaited.monitor == monitor) {
+            exits.remove(id);
+        }
     }
 }
 
@@ -43,19 +59,16 @@ impl Shared {
     /// Has somebody watch the workload, and waits for its end from now on. Nothing begins by that.
     pub(super) async fn watch(self: &Arc<Self>, folder: &Folder) -> Result<()> {
         let id = folder.description().id.clone();
-        if self.exits.get(&id).is_some_and(|exit| exit.borrow().is_none()) {
-            return Ok(());
-        }
         let watched = folder.clone();
-        let mut client = self.blocking(move |backend| connect(backend, &watched)).await?;
+        let (mut client, monitor) = self.blocking(move |backend| connect(backend, &watched)).await?;
         let (sender, receiver) = watch::channel(None);
         {
             let mut exits = self.exits.0.lock().unwrap_or_else(PoisonError::into_inner);
             // Another request was faster: its connection is as good.
-            if exits.get(&id).is_some_and(|exit| exit.borrow().is_none()) {
+            if exits.get(&id).is_some_and(|other| other.monitor == monitor && other.exit.borrow().is_none()) {
                 return Ok(());
             }
-            exits.insert(id.clone(), receiver);
+            exits.insert(id.clone(), Awaited { monitor, exit: receiver });
         }
         let (shared, folder) = (self.clone(), folder.clone());
         tokio::task::spawn_blocking(move || {
@@ -65,26 +78,40 @@ impl Shared {
                 _ => folder.state().ok().and_then(|state| state.exit_code).unwrap_or(u8::MAX),
             };
             // Whoever waits has it; whoever comes later reads the state.
-            shared.exits.forget(&id);
+            shared.exits.forget(&id, monitor);
             let _ = sender.send(Some(code));
         });
         Ok(())
     }
 }
 
-/// A connection to the one who watches, who is there when this returns.
-fn connect(backend: &dyn Backend, folder: &Folder) -> Result<Client> {
-    if !folder.is_watched()? {
-        // Somebody else may do the same at this moment.
-        if let Err(refusal) = backend.watch(folder)
-            && !folder.is_watched()?
-        {
-            return Err(refusal.into());
+/// A connection to the one who watches, who is there when this returns, and that one's process.
+///
+/// One whose workload has ended still has its lock and its socket for a moment, but answers nobody any more: it is waited for.
+fn connect(backend: &dyn Backend, folder: &Folder) -> Result<(Client, Option<u32>)> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if !folder.is_watched()? {
+            // Somebody else may do the same at this moment.
+            if let Err(refusal) = backend.watch(folder)
+                && !folder.is_watched()?
+            {
+                return Err(refusal.into());
+            }
+        }
+        let asked = Client::connect(folder).and_then(|mut client| {
+            let answer = client.ask(&Request::State, &[])?;
+            Ok((client, answer))
+        });
+        let late = Instant::now() >= deadline;
+        match asked {
+            Ok((client, Answer::State { state })) if late || state.status != Status::Exited => {
+                return Ok((client, state.monitor_pid));
+            }
+            Err(error) if late => return Err(error.into()),
+            _ => std::thread::sleep(GOING),
         }
     }
-    let mut client = Client::connect(folder)?;
-    client.ask(&Request::State, &[])?;
-    Ok(client)
 }
 
 /// Which end a client waits for.

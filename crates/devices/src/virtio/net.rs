@@ -14,7 +14,7 @@ mod filter;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use net::{Checksum, Link, MAX_FRAME, Offloads, Port, Received};
+use net::{Checksum, Link, MAX_FRAME, Offloads, Port, Received, Unfinished};
 use state::Section;
 use virtio_bindings::virtio_net as vnet;
 
@@ -190,7 +190,7 @@ impl Core {
         }
         let frame = &mut self.outgoing[..len];
         chain.read(frame);
-        if let Err(error) = self.port.send(frame) {
+        if let Err(error) = self.port.send(frame, unfinished(&header)) {
             tracing::debug!(%error, "send frame");
         }
     }
@@ -296,6 +296,17 @@ impl Core {
         self.control = Some(control);
         more
     }
+}
+
+/// What the guest says of a frame that it sends. It is the port's to doubt it.
+fn unfinished(header: &[u8; HEADER_BYTES]) -> Unfinished {
+    let word = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+    let checksum = match header[0] {
+        NEEDS_CSUM => Checksum::Partial { start: word(CSUM_START_OFFSET), offset: word(CSUM_OFFSET_OFFSET) },
+        _ => Checksum::Complete,
+    };
+    let segment_bytes = (header[GSO_TYPE_OFFSET] == GSO_TCPV4).then(|| word(GSO_SIZE_OFFSET));
+    Unfinished { checksum, segment_bytes }
 }
 
 /// What stands before a received frame in the first of `buffers` buffers.

@@ -218,7 +218,7 @@ pub fn write(
 /// Everything but memory of `machine`, which is paused, and of the workload that runs in it.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn capture(
     machine: &Machine,
     build: &str,

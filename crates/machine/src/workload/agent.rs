@@ -37,8 +37,11 @@ impl Run<'_> {
         if self.origin == Origin::Restored {
             self.tell(&HostMessage::Renew(renewal().map_err(Error::Host)?))?;
         }
-        match self.identity.take() {
-            Some(identity) => self.tell(&HostMessage::Identify(identity)),
+        if let Some(identity) = self.identity.take() {
+            self.tell(&HostMessage::Identify(identity))?;
+        }
+        match self.network.take() {
+            Some(network) => self.tell(&HostMessage::Network(network)),
             None => Ok(()),
         }
     }

@@ -36,7 +36,7 @@ pub(super) struct Run<'a> {
     progress: &'a mut dyn FnMut(Progress),
     /// Root and host name; the process in it is `first`'s.
     start: protocol::Start,
-    network: Option<protocol::Network>,
+    pub(super) network: Option<protocol::Network>,
     volumes: Vec<protocol::Volume>,
     pub(super) first: Command,
     /// Commands beside the first, and who is told of them.
@@ -280,9 +280,6 @@ impl<'a> Run<'a> {
         self.phase = Phase::Starting;
         self.deadline = self.timeout.and_then(|t| Instant::now().checked_add(t));
         self.renew()?;
-        if let Some(network) = self.network.take() {
-            self.tell(&HostMessage::Network(network))?;
-        }
         let volumes = std::mem::take(&mut self.volumes);
         if !volumes.is_empty() {
             self.tell(&HostMessage::Volumes(volumes))?;

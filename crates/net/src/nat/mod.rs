@@ -41,7 +41,7 @@ use self::datagram::{Exchange, Kind};
 use self::packet::{Frame, Ipv4, Macs, Tcp, Udp, flag, protocol};
 use self::publish::Listener;
 use self::tcp::{Connection, Fate};
-use crate::{Link, MAX_FRAME, Offloads, Port, Received};
+use crate::{Link, MAX_FRAME, Offloads, Port, Received, Unfinished};
 
 pub use self::config::{Config, Error, Loopback, Publish, Transport};
 pub use self::host::resolver;
@@ -466,7 +466,7 @@ impl Port for Nat {
         self.replies.clear();
     }
 
-    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+    fn send(&mut self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
         self.handle(frame);
         Ok(())
     }

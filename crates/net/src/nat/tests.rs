@@ -29,7 +29,7 @@ impl Guest {
         let mut frame = vec![0; packet::UDP + payload.len()];
         frame[packet::UDP..].copy_from_slice(payload);
         packet::write_udp(&mut frame, MACS, SocketAddrV4::new(GUEST, from), to, payload.len());
-        self.nat.send(&frame).unwrap();
+        self.nat.send(&frame, Unfinished::NOTHING).unwrap();
     }
 
     fn tcp(&mut self, to: SocketAddrV4, seq: u32, ack: u32, flags: u8, payload: &[u8]) {
@@ -38,7 +38,7 @@ impl Guest {
         let source = SocketAddrV4::new(GUEST, 4000);
         let header = Header { source, destination: to, seq, ack, flags, window: 40_000 };
         packet::write_tcp(&mut frame, MACS, &header, 0, payload.len(), Checksum::Complete);
-        self.nat.send(&frame).unwrap();
+        self.nat.send(&frame, Unfinished::NOTHING).unwrap();
     }
 
     /// The next frame; waits for one.
@@ -85,7 +85,7 @@ fn the_gateway_is_found_and_answers_an_echo() {
     let mut request = vec![0xff; 14];
     request[12..14].copy_from_slice(&[8, 6]);
     request.extend([0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 10, 0, 2, 15, 0, 0, 0, 0, 0, 0, 10, 0, 2, 2]);
-    guest.nat.send(&request).unwrap();
+    guest.nat.send(&request, Unfinished::NOTHING).unwrap();
     let reply = guest.receive();
     assert_eq!(
         (&reply[20..22], &reply[22..28], &reply[28..32]),
@@ -94,7 +94,7 @@ fn the_gateway_is_found_and_answers_an_echo() {
     let mut echo = vec![0; packet::IP + 12];
     echo[packet::IP] = datagram::ECHO_REQUEST;
     packet::write_icmp(&mut echo, MACS, GUEST, GATEWAY, 12);
-    guest.nat.send(&echo).unwrap();
+    guest.nat.send(&echo, Unfinished::NOTHING).unwrap();
     assert_eq!(guest.receive()[packet::IP], 0);
 }
 

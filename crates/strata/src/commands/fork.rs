@@ -10,10 +10,11 @@ use std::time::Instant;
 
 use clap::Args;
 use machine::snapshot::{Frozen, Snapshot};
-use serde_json::json;
+use serde_json::{Value, json};
 use workload::{Description, Folder, Workloads};
 
-use super::run::{detach, network};
+use super::run::detach;
+use super::run::network::{self, Flags};
 use super::snapshot;
 use super::workloads::{all, find};
 use crate::cli::Global;
@@ -49,7 +50,7 @@ pub struct Options {
 pub fn run(global: &Global, options: &Options) -> Outcome {
     let act = || format!("fork {:?}", options.workload);
     let parent = find(global, &options.workload)?;
-    let like = description_of_copies(&parent, options)?;
+    let like = description_of_copies(&parent, options, &act)?;
     let frozen = Frozen::create().while_trying(act)?;
     let began = Instant::now();
     let paused_ms = snapshot::take(&parent, &frozen.state, &frozen.ram, false)?;
@@ -73,16 +74,31 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     failed.map_or(Ok(Exit::Success), |failure| Err(Failure::new(format!("{}: {failure}", act()))))
 }
 
-/// That of `parent`, but for what two cannot both have.
-fn description_of_copies(parent: &Folder, options: &Options) -> Outcome<Description> {
-    let mut like = parent.description().clone();
+/// That of `parent`, but for what two cannot both have: addresses and ports of the host.
+fn description_of_copies(
+    parent: &Folder,
+    options: &Options,
+    act: &impl Fn() -> String,
+) -> Outcome<Description> {
     if options.count > 1 && !options.publish.is_empty() {
         let text = "--publish: a port leads to one copy; fork them one by one";
         return Err(Failure::new(text).exit(Exit::Usage));
     }
-    network::publish_instead(&mut like.wanted.options, &options.publish)?;
-    like.wanted.publish.clone_from(&options.publish);
-    Ok(like)
+    let mut copy = parent.description().clone();
+    // Of one that was restored itself.
+    let card = copy.wanted.options.get("card").and_then(Value::as_bool);
+    match copy.wanted.options.get_mut("network") {
+        None => network::check_card(false, &options.publish)?,
+        Some(said) => {
+            let flags: Flags = serde_json::from_value(said.take()).while_trying(act)?;
+            network::check_card(card.map_or_else(|| flags.needs_card(), Ok)?, &options.publish)?;
+            let flags = flags.of_a_copy(options.publish.clone());
+            copy.wanted.networks = flags.endpoints();
+            *said = serde_json::to_value(flags).while_trying(act)?;
+        }
+    }
+    copy.wanted.publish.clone_from(&options.publish);
+    Ok(copy)
 }
 
 /// Two machines that write to one disk would destroy what is on it.

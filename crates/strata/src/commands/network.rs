@@ -1,12 +1,16 @@
-//! `strata network …`: networks that containers are connected to by name.
+//! `strata network …`: networks that workloads are connected to by name.
 
-use std::net::Ipv4Addr;
+pub mod connections;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use workload::networks::{LeaseInfo, Locked, Network, Networks, NewNetwork, Subnet};
+use workload::networks::{Endpoint, LeaseInfo, Locked, Network, Networks, NewNetwork, Subnet, Subnet6};
 
 use super::listing::Listing;
+use super::workloads;
 use crate::bridge;
 use crate::cli::Global;
 use crate::exit::Exit;
@@ -14,7 +18,7 @@ use crate::failure::{Failure, Outcome, While, each};
 use crate::output::{self, Table};
 use crate::store;
 
-/// Networks that containers are connected to by name
+/// Networks that workloads are connected to by name
 #[derive(Subcommand)]
 pub enum Command {
     /// Make a network: a bridge of this host, with rules that lead out of it
@@ -27,20 +31,30 @@ pub enum Command {
     Rm(NamesOptions),
     /// Remove all networks that nobody is connected to
     Prune,
+    /// Connect a workload to a network too, at once if it is a container that runs
+    Connect(ConnectOptions),
+    /// Take a workload off a network
+    Disconnect(DisconnectOptions),
 }
 
 /// `strata network create`
 #[derive(Args)]
 pub struct CreateOptions {
-    /// Its addresses, e.g. 10.90.0.0/24 [default: some that are free]
+    /// Its addresses, e.g. 10.90.0.0/24; a second one may be of IPv6 [default: some that are free]
     #[arg(long, value_name = "SUBNET")]
-    subnet: Option<Subnet>,
-    /// The host's own address of them [default: the first]
+    subnet: Vec<Block>,
+    /// The host's own address of them; a second one may be of IPv6 [default: the first]
     #[arg(long, value_name = "ADDRESS")]
-    gateway: Option<Ipv4Addr>,
+    gateway: Vec<IpAddr>,
+    /// Give it IPv6 addresses too, unless told which some that nobody has (RFC 4193)
+    #[arg(long)]
+    ipv6: bool,
     /// Let nothing lead out of it
     #[arg(long)]
     internal: bool,
+    /// Leave the sender's address to what goes out: somebody else has a way back
+    #[arg(long, conflicts_with = "internal")]
+    no_masquerade: bool,
     /// Bytes of a packet at most
     #[arg(long, value_name = "BYTES", default_value_t = 1500)]
     mtu: u32,
@@ -49,6 +63,65 @@ pub struct CreateOptions {
     labels: Vec<String>,
     /// Its name
     name: String,
+}
+
+/// `strata network connect`
+#[derive(Args)]
+pub struct ConnectOptions {
+    /// Its address on the network [default: one that is free]
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<Ipv4Addr>,
+    /// Its IPv6 address [default: one that is free]
+    #[arg(long, value_name = "ADDRESS")]
+    ip6: Option<Ipv6Addr>,
+    /// What others on the network call it too
+    #[arg(long, value_name = "NAME", value_parser = workload::parse_name)]
+    alias: Vec<String>,
+    /// Name of the network, or the beginning of its id
+    network: String,
+    /// Name or id of the workload
+    workload: String,
+}
+
+/// `strata network disconnect`
+#[derive(Args)]
+pub struct DisconnectOptions {
+    /// Name of the network
+    network: String,
+    /// Name or id of the workload
+    workload: String,
+}
+
+/// Addresses of either kind.
+#[derive(Clone, Copy)]
+enum Block {
+    Four(Subnet),
+    Six(Subnet6),
+}
+
+impl FromStr for Block {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains(':') { text.parse().map(Self::Six) } else { text.parse().map(Self::Four) }
+    }
+}
+
+/// One of each kind at most.
+fn one_of_each<T, A, B>(
+    flag: &str,
+    all: &[T],
+    of: impl Fn(&T) -> (Option<A>, Option<B>),
+) -> Outcome<(Option<A>, Option<B>)> {
+    let mut found = (None, None);
+    for (four, six) in all.iter().map(of) {
+        if (four.is_some() && found.0.is_some()) || (six.is_some() && found.1.is_some()) {
+            let text = format!("--{flag}: one of IPv4 and one of IPv6 at most");
+            return Err(Failure::new(text).exit(Exit::Usage));
+        }
+        found = (found.0.or(four), found.1.or(six));
+    }
+    Ok(found)
 }
 
 /// Which networks.
@@ -82,6 +155,19 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
                 let locked = networks.lock().while_trying(|| format!("remove network {name:?}"))?;
                 remove(&networks, &locked, &find(&networks, name)?)
             });
+        }
+        Command::Connect(options) => {
+            let endpoint = Endpoint {
+                network: options.network.clone(),
+                aliases: options.alias.clone(),
+                ip: options.ip,
+                ip6: options.ip6,
+                mac: None,
+            };
+            connections::connect(&networks, &workloads::all(global)?, &options.workload, endpoint)?;
+        }
+        Command::Disconnect(options) => {
+            connections::disconnect(&workloads::all(global)?, &options.workload, &options.network)?;
         }
         Command::Prune => {
             let act = || "prune networks".to_owned();
@@ -119,23 +205,47 @@ pub fn find(networks: &Networks, name: &str) -> Outcome<Network> {
 }
 
 fn create(networks: &Networks, options: &CreateOptions) -> Outcome<()> {
-    if !rustix::process::geteuid().is_root() {
-        let text = format!("create network {:?}: bridges are made by root only", options.name);
-        return Err(Failure::new(text).hint("strata run --network user needs no root"));
-    }
     let pair = |entry: &String| {
         let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
         (key.to_owned(), value.to_owned())
     };
+    let (subnet, subnet6) = one_of_each("subnet", &options.subnet, |block| match block {
+        Block::Four(subnet) => (Some(*subnet), None),
+        Block::Six(subnet) => (None, Some(*subnet)),
+    })?;
+    let (gateway, gateway6): (Option<Ipv4Addr>, Option<Ipv6Addr>) =
+        one_of_each("gateway", &options.gateway, |address| match address {
+            IpAddr::V4(address) => (Some(*address), None),
+            IpAddr::V6(address) => (None, Some(*address)),
+        })?;
     let new = NewNetwork {
         name: options.name.clone(),
-        subnet: options.subnet,
-        gateway: options.gateway,
-        mtu: options.mtu,
+        subnet,
+        gateway,
+        ipv6: options.ipv6,
+        subnet6,
+        gateway6,
+        mtu: Some(options.mtu),
         internal: options.internal,
+        routed: options.no_masquerade,
         labels: options.labels.iter().map(pair).collect(),
+        options: Default::default(),
     };
-    let act = || format!("create network {:?}", options.name);
+    let network = make(networks, new)?;
+    output::write(&format!("{}\n", network.info().name))
+}
+
+/// Makes a network, and its bridge.
+///
+/// # Errors
+/// Its name or addresses are another's, or this process may not.
+pub fn make(networks: &Networks, new: NewNetwork) -> Outcome<Network> {
+    let name = new.name.clone();
+    let act = || format!("create network {name:?}");
+    if !rustix::process::geteuid().is_root() {
+        let failure = Failure::new(format!("{}: bridges are made by root only", act()));
+        return Err(failure.hint("strata run --network user needs no root"));
+    }
     let locked = networks.lock().while_trying(act)?;
     let network = networks.create(&locked, new, &bridge::routes()?).map_err(|error| {
         Failure::because(act(), error).hint("strata network ls and ip route show what is taken")
@@ -146,10 +256,19 @@ fn create(networks: &Networks, options: &CreateOptions) -> Outcome<()> {
         let _ = networks.remove(&locked, &network);
         return Err(failure);
     }
-    output::write(&format!("{}\n", network.info().name))
+    Ok(network)
 }
 
 fn remove(networks: &Networks, locked: &Locked, network: &Network) -> Outcome<()> {
+    unmake(networks, locked, network)?;
+    output::write(&format!("{}\n", network.info().name))
+}
+
+/// Removes a network that nobody is connected to, and its bridge.
+///
+/// # Errors
+/// Somebody is, or this process may not.
+pub fn unmake(networks: &Networks, locked: &Locked, network: &Network) -> Outcome<()> {
     let name = &network.info().name;
     // The bridge goes first: one that nobody knows of would stay for ever. A network in use keeps its own.
     if network.leases(locked).while_trying(|| format!("remove network {name:?}"))?.is_empty() {
@@ -157,8 +276,7 @@ fn remove(networks: &Networks, locked: &Locked, network: &Network) -> Outcome<()
     }
     networks.remove(locked, network).map_err(|error| {
         Failure::because(format!("remove network {name:?}"), error).hint("strata stop ends who uses it")
-    })?;
-    output::write(&format!("{name}\n"))
+    })
 }
 
 /// A network and who is connected.

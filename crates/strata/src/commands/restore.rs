@@ -15,6 +15,7 @@ use serde_json::Value;
 use workload::monitor::Saved;
 use workload::{Isolation, LogLimits, Restart, Wanted};
 
+use super::run::connected::Connected;
 use super::run::requests::Named;
 use super::run::session::{self, Session};
 use super::run::worker::Link;
@@ -51,12 +52,8 @@ pub struct Options {
     /// Kill the command after this time, e.g. 90s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
-    /// Let the command reach servers on this host's loopback, at 10.0.2.2, if it has a network
-    #[arg(long)]
-    host_loopback: bool,
-    /// Let a port of this host lead to one of the command's, if it has a network, e.g. 8080:80; those it had are not taken again
-    #[arg(short, long, value_name = "[HOSTIP:]HOSTPORT:PORT[/tcp|udp]", value_parser = network::check)]
-    publish: Vec<String>,
+    #[command(flatten)]
+    network: network::Flags,
     /// Keep all privileges and system calls of this process
     #[arg(long)]
     no_sandbox: bool,
@@ -78,11 +75,11 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let again = options.detach.then(|| here.clone());
     let snapshot = folder::open(&options.folder).map_err(|error| Failure::because(&act, error))?;
     let card = !snapshot.config.net.is_empty();
-    network::check_card(card, &options.publish)?;
-    let (host_loopback, publish) = (options.host_loopback, options.publish.clone());
+    network::check_card(card, &options.network.publish)?;
     let carried = Carried {
         sizing: CarriedSizing { engine, no_sandbox: options.no_sandbox },
-        network: network::Again { host_loopback, publish, card },
+        network: options.network.clone(),
+        card,
         again,
     };
     if !options.force {
@@ -106,7 +103,8 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         log: LogLimits::default(),
         health: None,
         labels: Default::default(),
-        publish: options.publish.clone(),
+        publish: options.network.publish.clone(),
+        networks: options.network.endpoints(),
         mounts: Vec::new(),
         said: None,
         stop_signal: 15,
@@ -119,6 +117,8 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     }
     let named = Named::claim(store.root(), options.name.clone(), wanted)?;
     let session = Joined {
+        root: store.root(),
+        who: (format!("run-{}", std::process::id()), named.name().to_owned()),
         hostname: as_hostname(named.name()),
         interactive: options.interactive,
         timeout: options.timeout,
@@ -136,7 +136,10 @@ struct Carried {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     again: Option<PathBuf>,
     #[serde(default)]
-    network: network::Again,
+    network: network::Flags,
+    /// Whether the machine has a card; a copy may want ports.
+    #[serde(default)]
+    card: bool,
 }
 
 /// What a workload with `options` goes on from whenever it is started; nothing if it begins with its command.
@@ -156,7 +159,10 @@ struct CarriedSizing {
 }
 
 /// How the command is joined to the caller.
-struct Joined {
+struct Joined<'a> {
+    root: &'a Path,
+    /// Id and name of the workload.
+    who: (String, String),
     hostname: String,
     interactive: bool,
     timeout: Option<Duration>,
@@ -182,8 +188,15 @@ pub fn go_on_with(root: &Path, options: Value, files: Saved, link: Link, name: &
     let snapshot = snapshot.map_err(|error| Failure::because(&act, error))?;
     snapshot.check_disks().map_err(|error| Failure::because(&act, error))?;
     let interactive = link.stdin.is_some();
-    let session =
-        Joined { hostname: as_hostname(name), interactive, timeout: None, link: Some(link), named: None };
+    let session = Joined {
+        root,
+        who: link.who.clone(),
+        hostname: as_hostname(name),
+        interactive,
+        timeout: None,
+        link: Some(link),
+        named: None,
+    };
     go_on(&carried, act, snapshot, session, started)
 }
 
@@ -191,20 +204,22 @@ fn go_on(
     Carried { sizing, network, .. }: &Carried,
     act: String,
     snapshot: Snapshot,
-    joined: Joined,
+    joined: Joined<'_>,
     started: Instant,
 ) -> Outcome {
     let wishes =
         engines::Wishes { count: tracing::enabled!(tracing::Level::INFO), ..engines::Wishes::default() };
     let engine = engines::open(&sizing.engine, wishes)?;
     let saved = command_of(&snapshot, &act)?;
-    let calls = network::calls(&snapshot.config);
+    let (id, name) = &joined.who;
+    let who = network::Who { id, name, hostname: &joined.hostname };
+    let mut connected = Connected::open(joined.root, network, who, !snapshot.config.net.is_empty())?;
     let agent = AgentSession::resume(saved.clone());
     let backends = Backends {
         console: None,
         folders: None,
         vsock: Some(agent.host()),
-        net: network::reopen(&snapshot.config, network)?,
+        net: connected.ports()?,
         confine: (!sizing.no_sandbox).then(confine::while_building),
     };
     let machine = Machine::restore(snapshot, backends, engine.as_ref());
@@ -212,6 +227,7 @@ fn go_on(
     tracing::info!("restored in {} ms", started.elapsed().as_millis());
     let session = Session {
         origin: Origin::Restored,
+        network: connected.of_guest(),
         hostname: joined.hostname,
         interactive: joined.interactive,
         tty: saved.tty,
@@ -219,7 +235,11 @@ fn go_on(
         link: joined.link,
         named: joined.named,
         enter_sandbox: &|| {
-            if sizing.no_sandbox { Ok(()) } else { confine::before_start(engine.host_requests(), calls) }
+            if sizing.no_sandbox {
+                Ok(())
+            } else {
+                confine::before_start(engine.host_requests(), connected.calls())
+            }
         },
     };
     let outcome = session::resume(agent, &machine, &saved, session, started);

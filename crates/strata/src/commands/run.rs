@@ -5,6 +5,8 @@
 //! image's read-only squashfs on a virtio disk, under an overlay in guest memory that is gone with the machine.
 
 mod bridged;
+pub mod cable;
+pub mod connected;
 pub mod container;
 mod container_network;
 mod copy_up;
@@ -36,6 +38,7 @@ use machine::snapshot::Snapshot;
 use machine::workload::{AgentSession, Origin};
 use machine::{Backends, Machine, MachineConfig};
 
+use self::connected::Connected;
 use self::volumes::Keep;
 use super::sizing::{Sizing, account, explain};
 use super::{image as images, kernel as kernels, registry};
@@ -169,7 +172,7 @@ struct Prepared {
     process: protocol::Process,
     hostname: String,
     stop_signal: String,
-    network: Option<net::nat::Config>,
+    has_card: bool,
     files: volumes::Settled,
     root_type: &'static str,
     _root: RootFile,
@@ -253,13 +256,20 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
         }
         _ => None,
     };
+    let who = link.as_ref().map(|link| link.who.clone());
+    let (id, name) = who.unwrap_or_else(|| {
+        let name = options.name.clone().unwrap_or_else(|| prepared.hostname.clone());
+        (format!("run-{}", std::process::id()), name)
+    });
+    let who = network::Who { id: &id, name: &name, hostname: &prepared.hostname };
+    let mut connected = Connected::open(store.root(), &options.network, who, prepared.has_card)?;
     let origin = if template.is_some() { Origin::Restored } else { Origin::Booted };
     let agent = AgentSession::new();
     let backends = Backends {
         console: (global.verbose >= 2).then(|| Box::new(LogWriter::new()) as Box<_>),
         vsock: Some(agent.host()),
         folders: folders::serve(&prepared.files.volumes, !options.sizing.no_sandbox)?,
-        net: prepared.network.iter().map(network::open).collect::<Outcome<_>>()?,
+        net: connected.ports()?,
         confine: options.sizing.confine(),
     };
     let machine = match template {
@@ -269,6 +279,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     tracing::info!("prepared in {} ms", started.elapsed().as_millis());
     let session = session::Session {
         origin,
+        network: connected.of_guest(),
         // That of the start.
         hostname: String::new(),
         interactive: options.interactive,
@@ -276,7 +287,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
         timeout: options.timeout,
         link,
         named,
-        enter_sandbox: &|| options.sizing.enter_sandbox(engine.as_ref(), network::calls(&prepared.config)),
+        enter_sandbox: &|| options.sizing.enter_sandbox(engine.as_ref(), connected.calls()),
     };
     let outcome = session::run(agent, &machine, &prepared, session, started);
     account(engine.name(), &machine, started);
@@ -366,9 +377,9 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     check_width(&kernel)?;
     let kernel = Arc::new(kernel);
     let root = store.root_for_vm(&image, &Bar::new()).map_err(explain)?;
-    let network = options.network.of_machine(&kernel)?;
+    let has_card = options.network.has_card(&kernel)?;
     let mut config = machine_config(&options.sizing, engine, &kernel, root.path(), verbose);
-    config.net.extend(network.as_ref().map(|_| network::card()));
+    config.net.extend(has_card.then(network::card));
     let files = options.files.settle(store, &image, Keep::Command)?;
     if files.volumes.iter().any(|volume| volume.folder().is_some()) {
         folders::check_kernel(&kernel)?;
@@ -379,7 +390,7 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
         process,
         hostname: options.hostname.clone().unwrap_or_else(|| hostname(&image)),
         stop_signal: said.stop_signal,
-        network,
+        has_card,
         files,
         root_type: root.fstype(),
         _root: root,

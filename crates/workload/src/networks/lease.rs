@@ -1,24 +1,26 @@
-//! An address of a network that a workload has.
+//! The addresses that a workload has on a network.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Locked, Network, Networks};
 use crate::error::{Error, Result};
+use crate::files::{self, Durable};
 use crate::folder::open_lock;
 
-/// Leases are some hundred bytes.
+/// Leases are some hundred bytes, and a few for each published port.
 const MAX_BYTES: u64 = 1 << 20;
+/// Addresses of IPv6 that are tried for one workload.
+const TRIES: u128 = 1 << 16;
 
 /// A port of the host that leads to one of a workload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
-    /// Of the host; all its addresses if it is 0.0.0.0.
+    /// Of the host; all its addresses, also those of IPv6, if it is 0.0.0.0.
     pub host: SocketAddrV4,
     /// Of the workload.
     pub port: u16,
@@ -26,15 +28,67 @@ pub struct Published {
     pub transport: String,
 }
 
+/// How a workload is to be connected to a network, in its description.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The network's name.
+    pub network: String,
+    /// What others on it call the workload too.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Its address, if not any.
+    #[serde(default)]
+    pub ip: Option<Ipv4Addr>,
+    /// The same of IPv6.
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
+    /// Its hardware address, if not any.
+    #[serde(default)]
+    pub mac: Option<[u8; 6]>,
+}
+
+/// What a workload wants of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewLease {
+    /// The workload's id; of one in the foreground nothing.
+    pub id: String,
+    /// Its name.
+    pub workload: String,
+    /// What it is called on the network.
+    pub names: Vec<String>,
+    /// The address, if not any.
+    pub address: Option<Ipv4Addr>,
+    /// The same of IPv6.
+    pub address6: Option<Ipv6Addr>,
+    /// Its hardware address, if not any.
+    pub mac: Option<[u8; 6]>,
+    /// Whom it asks for names that are none of the network; whom this host asks, if it says nothing.
+    pub dns: Vec<IpAddr>,
+    /// Ports of the host that lead to it.
+    pub publish: Vec<Published>,
+}
+
 /// What a workload has of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseInfo {
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, on a network that has such.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
+    /// Its hardware address.
+    #[serde(default)]
+    pub mac: [u8; 6],
+    /// The workload's id; of one in the foreground nothing.
+    #[serde(default)]
+    pub id: String,
     /// Its name.
     pub workload: String,
     /// What it is called on the network.
     pub names: Vec<String>,
+    /// Whom it asks for names that are none of the network.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
     /// The host's end of its cable.
     pub interface: String,
     /// Ports of the host that lead to it.
@@ -42,93 +96,109 @@ pub struct LeaseInfo {
     pub publish: Vec<Published>,
 }
 
-/// The address of a workload, which no other gets as long as this lives.
+/// The addresses of a workload, which no other gets as long as a process has the files.
 #[derive(Debug)]
 pub struct Lease {
-    networks: Networks,
-    network: Network,
-    info: LeaseInfo,
-    path: PathBuf,
-    /// Locked.
-    _file: File,
-}
-
-impl Lease {
     /// What the workload has.
-    #[must_use]
-    pub fn info(&self) -> &LeaseInfo {
-        &self.info
-    }
+    pub info: LeaseInfo,
+    /// Locked: that of the lease, and that of all who are connected.
+    pub files: [File; 2],
+}
 
-    /// Of which network.
-    #[must_use]
-    pub fn network(&self) -> &Network {
-        &self.network
-    }
-
-    /// Where the network is.
-    #[must_use]
-    pub fn networks(&self) -> &Networks {
-        &self.networks
+impl Networks {
+    /// Gives addresses of `network` to a workload: those it wants, or the first that are free. Waits for a server of names that is
+    /// just ending.
+    ///
+    /// # Errors
+    /// One is another's or not of this network, none is free, or a file cannot be written.
+    pub fn lease(&self, locked: &Locked, network: &Network, new: NewLease) -> Result<Lease> {
+        let others = network.leases(locked)?;
+        let address = address(network, &others, new.address)?;
+        let interface = format!("sv{:08x}{}", address.to_bits(), &network.info().id[..5]);
+        let info = LeaseInfo {
+            address,
+            address6: address6(network, &others, new.address6, address)?,
+            mac: new.mac.unwrap_or_else(|| mac(address)),
+            id: new.id,
+            workload: new.workload,
+            names: new.names,
+            dns: new.dns,
+            interface,
+            publish: new.publish,
+        };
+        let users = network.users_lock()?;
+        users.lock_shared().map_err(Error::file("lock", network.path.join("users")))?;
+        let path = network.path.join("leases").join(address.to_string());
+        let mut file = open_lock(&path)?;
+        file.lock().map_err(Error::file("lock", &path))?;
+        let bytes = serde_json::to_vec(&info).map_err(|source| Error::Json { path: path.clone(), source })?;
+        let written = file.set_len(0).and_then(|()| file.write_all(&bytes));
+        written.map_err(Error::file("write", &path))?;
+        network.settle(locked)?;
+        self.tell(network.info(), "connect", Some(&info.id));
+        Ok(Lease { info, files: [file, users] })
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
-        // What is not removed here is by whoever looks next.
-        if let Ok(locked) = self.networks.lock() {
-            let _ = fs::remove_file(&self.path);
-            let _ = self.network.write_hosts(&locked);
+fn address(network: &Network, others: &[LeaseInfo], wanted: Option<Ipv4Addr>) -> Result<Ipv4Addr> {
+    let info = network.info();
+    let is_free =
+        |address: Ipv4Addr| address != info.gateway && others.iter().all(|lease| lease.address != address);
+    match wanted {
+        Some(address) if !info.subnet.is_host(address) => {
+            let text = format!("{address} is no address of network {} ({})", info.name, info.subnet);
+            Err(Error::Refused(text))
+        }
+        Some(address) if !is_free(address) => {
+            Err(Error::Refused(format!("{address} of network {} is taken", info.name)))
+        }
+        Some(address) => Ok(address),
+        None => info.subnet.hosts().find(|address| is_free(*address)).ok_or_else(|| {
+            Error::Refused(format!("network {} ({}) has no free address", info.name, info.subnet))
+        }),
+    }
+}
+
+/// As far behind the block's first as `four` is behind that of IPv4, unless somebody wanted that for himself.
+fn address6(
+    network: &Network,
+    others: &[LeaseInfo],
+    wanted: Option<Ipv6Addr>,
+    four: Ipv4Addr,
+) -> Result<Option<Ipv6Addr>> {
+    let info = network.info();
+    let Some((subnet, gateway)) = info.six else {
+        return match wanted {
+            None => Ok(None),
+            Some(address) => {
+                Err(Error::Refused(format!("{address}: network {} has no IPv6 addresses", info.name)))
+            }
+        };
+    };
+    let is_free =
+        |address: Ipv6Addr| address != gateway && others.iter().all(|lease| lease.address6 != Some(address));
+    match wanted {
+        Some(address) if !subnet.is_host(address) => {
+            Err(Error::Refused(format!("{address} is no address of network {} ({subnet})", info.name)))
+        }
+        Some(address) if !is_free(address) => {
+            Err(Error::Refused(format!("{address} of network {} is taken", info.name)))
+        }
+        Some(address) => Ok(Some(address)),
+        None => {
+            let offset = u128::from(four.to_bits() & !info.subnet.mask());
+            let mut tries = (0..TRIES).map(|more| subnet.at(offset + more));
+            tries.find(|address| subnet.is_host(*address) && is_free(*address)).map(Some).ok_or_else(|| {
+                Error::Refused(format!("network {} ({subnet}) has no free address", info.name))
+            })
         }
     }
 }
 
-impl Networks {
-    /// Gives an address of `network` to a workload: `wanted`, or the first that is free.
-    ///
-    /// # Errors
-    /// It is another's or not of this network, no address is free, or a file cannot be written.
-    pub fn lease(
-        &self,
-        locked: &Locked,
-        network: &Network,
-        wanted: Option<Ipv4Addr>,
-        (workload, names): (&str, &[String]),
-        publish: &[Published],
-    ) -> Result<Lease> {
-        let info = network.info();
-        let taken: Vec<_> = network.leases(locked)?.into_iter().map(|lease| lease.address).collect();
-        let is_free = |address: Ipv4Addr| address != info.gateway && !taken.contains(&address);
-        let address = match wanted {
-            Some(address) if !info.subnet.is_host(address) => {
-                let text = format!("{address} is no address of network {} ({})", info.name, info.subnet);
-                return Err(Error::Refused(text));
-            }
-            Some(address) if !is_free(address) => {
-                return Err(Error::Refused(format!("{address} of network {} is taken", info.name)));
-            }
-            Some(address) => address,
-            None => info.subnet.hosts().find(|address| is_free(*address)).ok_or_else(|| {
-                Error::Refused(format!("network {} ({}) has no free address", info.name, info.subnet))
-            })?,
-        };
-        let lease = LeaseInfo {
-            address,
-            workload: workload.to_owned(),
-            names: names.to_vec(),
-            interface: format!("sv{:08x}{}", address.to_bits(), &info.id[..5]),
-            publish: publish.to_vec(),
-        };
-        let path = network.path.join("leases").join(address.to_string());
-        let mut file = open_lock(&path)?;
-        file.lock().map_err(Error::file("lock", &path))?;
-        let bytes =
-            serde_json::to_vec(&lease).map_err(|source| Error::Json { path: path.clone(), source })?;
-        let written = file.set_len(0).and_then(|()| file.write_all(&bytes));
-        written.map_err(Error::file("write", &path))?;
-        network.write_hosts(locked)?;
-        Ok(Lease { networks: self.clone(), network: network.clone(), info: lease, path, _file: file })
-    }
+/// Locally administered, of one station, and different for each address of a network.
+fn mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [2, 0x54, a, b, c, d]
 }
 
 impl Network {
@@ -157,15 +227,29 @@ impl Network {
         Ok(found)
     }
 
-    /// Workloads see this very file, so that it is written anew in its place. It is longer for a moment rather than shorter.
-    fn write_hosts(&self, locked: &Locked) -> Result<()> {
+    /// As [`Self::leases`], and writes down for those who are connected who they are.
+    ///
+    /// # Errors
+    /// As [`Self::leases`], or the folder cannot be written.
+    pub fn settle(&self, locked: &Locked) -> Result<Vec<LeaseInfo>> {
+        let leases = self.leases(locked)?;
         let mut text = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
-        for lease in self.leases(locked)? {
-            text.push_str(&format!("{} {}\n", lease.address, lease.names.join(" ")));
+        for lease in leases.iter().filter(|lease| !lease.names.is_empty()) {
+            let names = lease.names.join(" ");
+            text.push_str(&format!("{} {names}\n", lease.address));
+            if let Some(address) = lease.address6 {
+                text.push_str(&format!("{address} {names}\n"));
+            }
         }
+        // Containers see this very file, so that it is written anew in its place. It is longer for a moment rather than shorter.
         let path = self.hosts();
         let file = open_lock(&path)?;
         let written = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
-        written.map_err(Error::file("write", &path))
+        written.map_err(Error::file("write", &path))?;
+        files::replace(&self.path.join(CONNECTED), &leases, Durable::Later)?;
+        Ok(leases)
     }
 }
+
+/// The file with all leases of a network, in its folder.
+pub const CONNECTED: &str = "connected.json";

@@ -22,9 +22,8 @@ impl Subnet {
     /// The block of `prefix` bits that `address` is in.
     #[must_use]
     pub fn around(address: Ipv4Addr, prefix: u8) -> Self {
-        let prefix = prefix.min(32);
-        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-        Self { address: Ipv4Addr::from_bits(address.to_bits() & mask), prefix }
+        let block = Self { address, prefix: prefix.min(32) };
+        Self { address: Ipv4Addr::from_bits(address.to_bits() & block.mask()), ..block }
     }
 
     /// Blocks that are tried, in this order, where none is asked for.
@@ -37,6 +36,12 @@ impl Subnet {
     #[must_use]
     pub fn prefix(self) -> u8 {
         self.prefix
+    }
+
+    /// The bits that all its addresses have in common, as 1.
+    #[must_use]
+    pub fn mask(self) -> u32 {
+        u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0)
     }
 
     /// The first address that a host can have.

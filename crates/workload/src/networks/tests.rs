@@ -4,10 +4,7 @@ fn new(name: &str, subnet: Option<&str>) -> NewNetwork {
     NewNetwork {
         name: name.to_owned(),
         subnet: subnet.map(|text| text.parse().unwrap()),
-        gateway: None,
-        mtu: 1500,
-        internal: false,
-        labels: BTreeMap::new(),
+        ..NewNetwork::default()
     }
 }
 
@@ -21,7 +18,7 @@ fn open() -> (tempfile::TempDir, Networks) {
 fn a_network_gets_the_first_subnet_that_overlaps_with_nothing() {
     let (_dir, networks) = open();
     let locked = networks.lock().unwrap();
-    let routes = ["10.90.0.0/16".parse().unwrap()];
+    let routes = Taken { four: vec!["10.90.0.0/16".parse().unwrap()], six: Vec::new() };
     let one = networks.create(&locked, new("one", None), &routes).unwrap();
     let two = networks.create(&locked, new("two", None), &routes).unwrap();
     assert_eq!(
@@ -59,15 +56,49 @@ fn what_is_no_subnet_is_refused() {
     assert!(!Subnet::around(Ipv4Addr::new(192, 168, 7, 8), 32).overlaps(least));
 }
 
+fn named(address: Option<Ipv4Addr>, name: &str) -> NewLease {
+    NewLease { workload: name.to_owned(), names: vec![name.to_owned()], address, ..NewLease::default() }
+}
+
+#[test]
+fn a_network_with_ipv6_gives_both_addresses_and_each_to_one() {
+    let (_dir, networks) = open();
+    let locked = networks.lock().unwrap();
+    let wanted = NewNetwork { ipv6: true, ..new("six", Some("10.9.0.0/24")) };
+    let own = networks.create(&locked, wanted, &Taken::default()).unwrap();
+    let (subnet, gateway) = own.info().six.unwrap();
+    assert_eq!((subnet.prefix(), gateway), (64, subnet.first()));
+    let six = |text: &str| NewNetwork { subnet6: Some(text.parse().unwrap()), ..new("other", None) };
+    let overlapping = networks.create(&locked, six(&subnet.to_string()), &Taken::default()).unwrap_err();
+    assert!(overlapping.to_string().contains("of network six"), "{overlapping}");
+    let routed = Taken { four: Vec::new(), six: vec!["fd00:1::/48".parse().unwrap()] };
+    assert!(networks.create(&locked, six("fd00:1::/64"), &routed).unwrap_err().to_string().contains("route"));
+    let small = NewNetwork { mtu: Some(1000), ..six("fd00:1::/64") };
+    assert!(networks.create(&locked, small, &Taken::default()).unwrap_err().to_string().contains("1280"));
+
+    let taken = NewLease { address6: Some(subnet.at(3)), ..named(None, "first") };
+    let first = networks.lease(&locked, &own, taken.clone()).unwrap();
+    assert_eq!(first.info.address6, Some(subnet.at(3)));
+    assert!(networks.lease(&locked, &own, taken).unwrap_err().to_string().contains("taken"));
+    let second = networks.lease(&locked, &own, named(None, "second")).unwrap();
+    assert_eq!(second.info.address, Ipv4Addr::new(10, 9, 0, 3));
+    assert_eq!(second.info.address6, Some(subnet.at(4)), "the one that goes with it is another's");
+    assert_ne!(first.info.mac, second.info.mac);
+    let hosts = std::fs::read_to_string(own.hosts()).unwrap();
+    assert!(hosts.ends_with(&format!("10.9.0.3 second\n{} second\n", subnet.at(4))), "{hosts}");
+    let four = networks.create(&locked, new("four", None), &Taken::default()).unwrap();
+    let wanted = NewLease { address6: Some(gateway), ..named(None, "x") };
+    assert!(networks.lease(&locked, &four, wanted).unwrap_err().to_string().contains("no IPv6"));
+}
+
 #[test]
 fn an_address_is_one_workloads_until_it_is_given_back() {
     let (_dir, networks) = open();
     let locked = networks.lock().unwrap();
-    let network = networks.create(&locked, new("small", Some("10.9.0.0/29")), &[]).unwrap();
-    let lease =
-        |wanted, name: &str| networks.lease(&locked, &network, wanted, (name, &[name.to_owned()]), &[]);
+    let network = networks.create(&locked, new("small", Some("10.9.0.0/29")), &Taken::default()).unwrap();
+    let lease = |address, name: &str| networks.lease(&locked, &network, named(address, name));
     let first = lease(None, "first").unwrap();
-    assert_eq!(first.info().address, Ipv4Addr::new(10, 9, 0, 2));
+    assert_eq!(first.info.address, Ipv4Addr::new(10, 9, 0, 2));
     let fourth = lease(Some(Ipv4Addr::new(10, 9, 0, 4)), "fourth").unwrap();
     for (taken, why) in
         [([10, 9, 0, 4], "taken"), ([10, 9, 0, 1], "taken"), ([10, 9, 0, 7], "no address of"), ([1; 4], "no")]
@@ -84,7 +115,7 @@ fn an_address_is_one_workloads_until_it_is_given_back() {
     drop(locked);
     drop((first, more));
     let locked = networks.lock().unwrap();
-    assert_eq!(network.leases(&locked).unwrap(), [fourth.info().clone()]);
+    assert_eq!(network.settle(&locked).unwrap(), std::slice::from_ref(&fourth.info));
     let hosts = std::fs::read_to_string(network.hosts()).unwrap();
     assert!(hosts.ends_with("localhost\n10.9.0.4 fourth\n"), "{hosts}");
 }
@@ -93,7 +124,7 @@ fn an_address_is_one_workloads_until_it_is_given_back() {
 fn an_address_of_a_process_that_was_killed_is_free() {
     let (_dir, networks) = open();
     let locked = networks.lock().unwrap();
-    let network = networks.create(&locked, new("n", None), &[]).unwrap();
+    let network = networks.create(&locked, new("n", None), &Taken::default()).unwrap();
     // What is left is a file that nobody has locked.
     std::fs::write(
         network.path.join("leases").join(network.info().subnet.to_string().replace("0/24", "2")),

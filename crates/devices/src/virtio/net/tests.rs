@@ -16,7 +16,7 @@ impl Port for Cable {
     fn link(&self) -> Link {
         Link::Up
     }
-    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+    fn send(&mut self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
         self.0.send(frame).map(drop)
     }
     fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>> {

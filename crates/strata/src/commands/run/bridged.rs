@@ -1,99 +1,78 @@
-//! A container on a network with a name: a cable to the network's bridge, and an address that goes with the container.
+//! A container on networks with a name: a network namespace of its own, and a cable to each of them.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::Path;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use container::network::Namespace;
 use container::spec::{Mount, Spec};
 use container::template;
-use net::nat::Publish;
+use net::nat::{Publish, Transport};
 use rustix::net::{AddressFamily, SocketType};
-use workload::networks::{Lease, Published};
+use workload::networks::{Endpoint, NewLease, Published};
 
+use super::cable::{Cable, End};
 use super::container::explain;
-use super::container_network::{INTERFACE, RESOLV_CONF};
-use crate::bridge;
-use crate::cli::Global;
-use crate::commands::network as networks;
+use super::container_network::RESOLV_CONF;
 use crate::failure::{Failure, Outcome, While};
 
 const HOSTS: &str = "/etc/hosts";
 
-/// What a container wants of its network.
-pub struct Wanted<'a> {
-    /// The network's name.
-    pub network: &'a str,
-    /// The address, if not any.
-    pub address: Option<Ipv4Addr>,
-    /// Servers of names, if not the host's.
-    pub dns: &'a [Ipv4Addr],
-    /// Ports of the host that lead to it.
+/// What a workload wants of all its networks.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The networks, the first of which leads out.
+    pub endpoints: Vec<Endpoint>,
+    /// What is the same on each: the workload and whom it asks for names.
+    pub common: NewLease,
+    /// Ports of the host that lead to it, by the first.
     pub publish: Vec<Publish>,
-    /// The workload.
-    pub workload: &'a str,
-    /// What others call it.
-    pub names: Vec<String>,
 }
 
-/// A container's place on its network, which is another's once this is gone.
-pub struct Bridged {
-    namespace: Namespace,
-    resolv_conf: tempfile::NamedTempFile,
-    lease: Lease,
-    /// Ports of the host, so that nobody else takes them.
-    _ports: Vec<std::os::fd::OwnedFd>,
-}
-
-/// Connects a namespace for the container.
-///
-/// # Errors
-/// There is no such network, the address or a port is taken, or the host is not as it should be.
-pub fn prepare(global: &Global, wanted: &Wanted<'_>) -> Outcome<Bridged> {
-    let all = networks::open(global)?;
-    let act = || format!("connect to network {:?}", wanted.network);
-    let ports = wanted.publish.iter().map(reserve).collect::<Outcome<_>>()?;
-    let published = |publish: &Publish| Published {
-        host: publish.host,
-        port: publish.guest,
-        transport: transport(publish).to_owned(),
-    };
-    let publish: Vec<_> = wanted.publish.iter().map(published).collect();
-    let mut resolv_conf = tempfile::NamedTempFile::new().while_trying(act)?;
-    resolv_conf.write_all(resolvers(wanted.dns).as_bytes()).while_trying(act)?;
-
-    let locked = all.lock().while_trying(act)?;
-    let network = networks::find(&all, wanted.network)?;
-    let who = (wanted.workload, &*wanted.names);
-    let lease = all.lease(&locked, &network, wanted.address, who, &publish).while_trying(act)?;
-    let cleared = bridge::clear(lease.info()).while_trying(act);
-    let made = cleared.and_then(|()| cable(&lease)).and_then(|namespace| {
-        bridge::restore(network.info(), &network.leases(&locked).while_trying(act)?)?;
-        Ok(namespace)
-    });
-    // Giving the address back takes the lock.
-    drop(locked);
-    Ok(Bridged { namespace: made?, resolv_conf, lease, _ports: ports })
-}
-
-fn cable(lease: &Lease) -> Outcome<Namespace> {
-    let (info, lease) = (lease.network().info().clone(), lease.info().clone());
-    let made = Namespace::new(move || bridge::connect(INTERFACE, &info, &lease));
-    Ok(made.map_err(explain)?.0)
-}
-
-fn transport(publish: &Publish) -> &'static str {
-    match publish.transport {
-        net::nat::Transport::Tcp => "tcp",
-        net::nat::Transport::Udp => "udp",
+impl Wanted {
+    /// What is wanted of `endpoint`, to which the published ports lead if it is the `first`.
+    pub fn lease(&self, endpoint: &Endpoint, first: bool) -> NewLease {
+        let mut lease = NewLease {
+            address: endpoint.ip,
+            address6: endpoint.ip6,
+            mac: endpoint.mac,
+            ..self.common.clone()
+        };
+        for alias in endpoint.aliases.iter().rev() {
+            if !lease.names.contains(alias) {
+                lease.names.insert(0, alias.clone());
+            }
+        }
+        if first {
+            lease.publish = self.publish.iter().map(published).collect();
+        }
+        lease
     }
 }
 
-/// A socket that has the port and does nothing with it: rules lead packets elsewhere before it sees them.
-fn reserve(publish: &Publish) -> Outcome<std::os::fd::OwnedFd> {
+fn published(publish: &Publish) -> Published {
+    let transport = match publish.transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    };
+    Published { host: publish.host, port: publish.guest, transport: transport.to_owned() }
+}
+
+/// Sockets that have the ports and do nothing with them, so that nobody else takes them: rules lead packets elsewhere before
+/// a socket sees them.
+///
+/// # Errors
+/// One is taken.
+pub fn reserve(publish: &[Publish]) -> Outcome<Vec<OwnedFd>> {
+    publish.iter().map(reserve_one).collect()
+}
+
+fn reserve_one(publish: &Publish) -> Outcome<OwnedFd> {
     let kind = match publish.transport {
-        net::nat::Transport::Tcp => SocketType::STREAM,
-        net::nat::Transport::Udp => SocketType::DGRAM,
+        Transport::Tcp => SocketType::STREAM,
+        Transport::Udp => SocketType::DGRAM,
     };
     let flags = rustix::net::SocketFlags::CLOEXEC;
     let host: SocketAddrV4 = publish.host;
@@ -105,18 +84,42 @@ fn reserve(publish: &Publish) -> Outcome<std::os::fd::OwnedFd> {
     })
 }
 
-/// The text of a `resolv.conf`. What this host reaches on its loopback a container does not.
-fn resolvers(dns: &[Ipv4Addr]) -> String {
-    if !dns.is_empty() {
-        return dns.iter().map(|server| format!("nameserver {server}\n")).collect();
-    }
-    let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-    let is_for_us = |line: &&str| !line.trim_start().strip_prefix("nameserver").is_some_and(is_loopback);
-    text.lines().filter(is_for_us).map(|line| format!("{line}\n")).collect()
+/// A container's places on its networks, which are others' once this is gone.
+pub struct Bridged {
+    namespace: Namespace,
+    resolv_conf: tempfile::NamedTempFile,
+    cables: Cables,
+    hosts: PathBuf,
+    _ports: Vec<OwnedFd>,
 }
 
-fn is_loopback(server: &str) -> bool {
-    server.trim().parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+/// The cables of a container, which come and go while it runs.
+#[derive(Default)]
+pub struct Cables(Mutex<Vec<Cable>>);
+
+/// Connects a namespace for the container.
+///
+/// # Errors
+/// There is no such network, an address or a port is taken, or the host is not as it should be.
+pub fn prepare(root: &Path, wanted: &Wanted) -> Outcome<Bridged> {
+    let ports = reserve(&wanted.publish)?;
+    let (namespace, ()) = Namespace::new(|| Ok(())).map_err(explain)?;
+    let mut cables = Vec::new();
+    for endpoint in &wanted.endpoints {
+        let first = cables.is_empty();
+        let end = End::Interface { is_way_out: first };
+        let lease = wanted.lease(endpoint, first);
+        let cable = Cable::plug(root, &endpoint.network, lease, end, Some(namespace.as_fd()))?;
+        cables.push(cable);
+    }
+    let first = cables.first().ok_or_else(|| Failure::new("connect a container to no network"))?;
+    let mut resolv_conf =
+        tempfile::NamedTempFile::new().while_trying(|| format!("write what becomes {RESOLV_CONF}"))?;
+    resolv_conf
+        .write_all(first.place().resolv_conf.as_bytes())
+        .while_trying(|| format!("write what becomes {RESOLV_CONF}"))?;
+    let hosts = first.place().hosts.clone();
+    Ok(Bridged { namespace, resolv_conf, cables: Cables(Mutex::new(cables)), hosts, _ports: ports })
 }
 
 impl Bridged {
@@ -128,20 +131,43 @@ impl Bridged {
             }
         }
         spec.mounts.push(file(RESOLV_CONF, self.resolv_conf.path()));
-        spec.mounts.push(file(HOSTS, &self.lease.network().hosts()));
+        spec.mounts.push(file(HOSTS, &self.hosts));
+    }
+
+    /// Its cables.
+    pub fn cables(&self) -> &Cables {
+        &self.cables
     }
 }
 
-impl Drop for Bridged {
-    fn drop(&mut self) {
-        // The next who looks does it, if this does not.
-        let network = self.lease.network();
-        let Ok(locked) = self.lease.networks().lock() else { return };
-        let Ok(mut leases) = network.leases(&locked) else { return };
-        leases.retain(|lease| lease != self.lease.info());
-        if let Err(failure) = bridge::restore(network.info(), &leases) {
-            tracing::warn!("{failure}");
+impl Cables {
+    /// Connects the container whose first process is `pid` to another network.
+    ///
+    /// # Errors
+    /// It is connected already, or as [`prepare`].
+    pub fn connect(&self, root: &Path, wanted: &Wanted, endpoint: &Endpoint, pid: u32) -> Outcome<()> {
+        let mut cables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if cables.iter().any(|cable| cable.place().network.name == endpoint.network) {
+            return Err(Failure::new(format!("it is connected to network {} already", endpoint.network)));
         }
+        let namespace = Namespace::of(pid).map_err(explain)?;
+        let end = End::Interface { is_way_out: cables.is_empty() };
+        let lease = wanted.lease(endpoint, false);
+        let cable = Cable::plug(root, &endpoint.network, lease, end, Some(namespace.as_fd()))?;
+        cables.push(cable);
+        Ok(())
+    }
+
+    /// Takes the container off a network.
+    ///
+    /// # Errors
+    /// It is not on it.
+    pub fn disconnect(&self, network: &str) -> Outcome<()> {
+        let mut cables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = cables.iter().position(|cable| cable.place().network.name == network);
+        let found = found.ok_or_else(|| Failure::new(format!("it is not connected to network {network}")))?;
+        drop(cables.remove(found));
+        Ok(())
     }
 }
 

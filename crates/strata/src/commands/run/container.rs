@@ -3,6 +3,7 @@
 //! The root is the file the VM's disk would be, attached to a loop device and mounted under an overlay by the
 //! container's own process: both isolations see the same files, owners and modes, and the host sees no mount.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +15,9 @@ use container::{
 
 use workload::Folder;
 use workload::control::{Message, Request};
+use workload::networks::NewLease;
 
+use super::network::Who;
 use super::volumes::Keep;
 use super::worker::{Link, Reply, Target};
 use super::{Options, bridged, container_network, find, hostname, process, volumes};
@@ -171,8 +174,11 @@ struct Prepared {
     network: Option<container_network::Prepared>,
     /// Held until it has ended.
     files: volumes::Settled,
-    /// Its place on a network with a name, as long as it runs.
+    /// Its places on networks with a name, as long as it runs.
     bridged: Option<bridged::Bridged>,
+    /// The store, and what it wants of each of those.
+    root: PathBuf,
+    common: NewLease,
 }
 
 fn prepare(
@@ -191,14 +197,15 @@ fn prepare(
     let upper = upper(&image)?;
     let name = options.hostname.clone().unwrap_or_else(|| hostname(&image));
     let workload = name_of(global, options, &id)?;
-    let wanted_bridge = options.network.bridged(&workload, &name)?;
+    let who = Who { id: &id, name: &workload, hostname: &name };
+    let (wanted_bridge, common) = (options.network.wanted(who)?, options.network.common(who));
     let user = wanted.user.clone();
     let mut spec = spec(options, wanted, name)?;
     let network = options.network.config()?.map(|config| container_network::prepare(&config)).transpose()?;
     if let Some(network) = &network {
         network.add_to(&mut spec);
     }
-    let bridged = wanted_bridge.map(|wanted| bridged::prepare(global, &wanted)).transpose()?;
+    let bridged = wanted_bridge.map(|wanted| bridged::prepare(store.root(), &wanted)).transpose()?;
     if let Some(bridged) = &bridged {
         bridged.add_to(&mut spec);
     }
@@ -219,6 +226,8 @@ fn prepare(
         network,
         files,
         bridged,
+        root: store.root().to_owned(),
+        common,
     })
 }
 
@@ -231,7 +240,7 @@ fn name_of(global: &Global, options: &Options, id: &str) -> Outcome<String> {
 }
 
 fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome {
-    let Prepared { create, network, files, bridged: _bridged } = prepared;
+    let Prepared { create, network, files, bridged, root, common } = prepared;
     let signals = Signals::block().map_err(explain)?;
     let running = runtime().run(&create).map_err(explain)?;
     let _network = network.map(container_network::Prepared::carry).transpose()?;
@@ -240,7 +249,11 @@ fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome 
     let exit = match link {
         Some(link) => {
             link.started();
-            link.serve(&Contained { id: &create.id, running: &running }, attend)
+            let none = bridged::Cables::default();
+            let cables = bridged.as_ref().map_or(&none, bridged::Bridged::cables);
+            let wanted = bridged::Wanted { common, ..bridged::Wanted::default() };
+            let contained = Contained { id: &create.id, running: &running, cables, root: &root, wanted };
+            link.serve(&contained, attend)
         }
         None => attend(),
     };
@@ -260,6 +273,9 @@ fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome 
 struct Contained<'a> {
     id: &'a str,
     running: &'a Running,
+    cables: &'a bridged::Cables,
+    root: &'a Path,
+    wanted: bridged::Wanted,
 }
 
 impl Target for Contained<'_> {
@@ -269,6 +285,14 @@ impl Target for Contained<'_> {
             Request::Pause => runtime().pause(self.id),
             Request::Resume => runtime().resume(self.id),
             Request::Resize { rows, columns } => self.running.resize(rows, columns),
+            Request::Connect(endpoint) => {
+                let pid = self.running.pid().unsigned_abs();
+                let done = self.cables.connect(self.root, &self.wanted, &endpoint, pid);
+                return reply.done(done.map_err(|failure| failure.to_string()));
+            }
+            Request::Disconnect { network } => {
+                return reply.done(self.cables.disconnect(&network).map_err(|failure| failure.to_string()));
+            }
             // Who asks for another command makes it a process of its own.
             other => return reply.done(Err(format!("a container cannot do this: {other:?}"))),
         };

@@ -149,6 +149,7 @@ pub(super) fn wanted(
         health: None,
         labels: BTreeMap::new(),
         publish: options.network.publish.clone(),
+        networks: options.network.endpoints(),
         mounts: files.mounts.clone(),
         said: None,
         stop_signal: signals::number(stop_signal).unwrap_or(15),

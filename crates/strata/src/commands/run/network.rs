@@ -1,36 +1,41 @@
 //! The network of a workload's machine: what the flags say, and what becomes of it on both sides.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use image::kernels::KernelBundle;
-use machine::MachineConfig;
 use machine::config::NetConfig;
 use net::nat::{self, Config, Loopback, Nat, Publish, Transport};
+use workload::networks::{Endpoint, NewLease};
 
-use super::bridged::Wanted as Bridge;
+use super::bridged::Wanted;
 use crate::exit::Exit;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, While};
 
 /// The module without which a guest finds no card.
 pub const MODULE: &str = "virtio_net";
 /// As the guest's kernel calls the only card.
-const INTERFACE: &str = "eth0";
-/// Each machine is alone on its network, and its addresses are the same. The agent of one that is to be told from others
-/// gives its card an address of its own.
+pub const INTERFACE: &str = "eth0";
+/// Bytes of a packet at most, in user mode.
+pub const MTU: u32 = 1500;
+/// As a card comes. The agent gives it the address that the host chooses when it is connected.
 const MAC: [u8; 6] = [0x02, 0x53, 0x54, 0x52, 0, 1];
 
 /// Which network the command has.
 #[derive(Clone, Debug, Default, clap::Args, serde::Serialize, serde::Deserialize)]
 #[command(next_help_heading = "Network")]
 pub struct Flags {
-    /// What the command is connected to: none, user (what this user may connect to, but for this host's loopback), or of
-    /// containers host or a network's name [default: none, or user with --publish or --host-loopback]
+    /// What the command is connected to: none, user (what this user may connect to, but for this host's loopback), a network by
+    /// its name, or of containers host [default: none, or user with --publish or --host-loopback]
     #[arg(long, value_name = "KIND", value_parser = Kind::parse)]
     pub(super) network: Option<Kind>,
     /// Address on the network, which has a name [default: one that is free]
     #[arg(long, value_name = "ADDRESS")]
     #[serde(default)]
     ip: Option<Ipv4Addr>,
+    /// IPv6 address on the network [default: one that is free]
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(default)]
+    ip6: Option<Ipv6Addr>,
     /// What others on the network call it too
     #[arg(long, value_name = "NAME", value_parser = workload::parse_name)]
     #[serde(default)]
@@ -38,13 +43,32 @@ pub struct Flags {
     /// Server of names, on a network with a name [default: those of this host]
     #[arg(long, value_name = "ADDRESS")]
     #[serde(default)]
-    dns: Vec<Ipv4Addr>,
+    dns: Vec<IpAddr>,
     /// Let a port of this host lead to one of the command's, e.g. 8080:80 or 127.0.0.1:5353:53/udp
     #[arg(short, long, value_name = "[HOSTIP:]HOSTPORT:PORT[/tcp|udp]", value_parser = check)]
-    pub(super) publish: Vec<String>,
+    pub publish: Vec<String>,
     /// Let the command reach servers on this host's loopback, at 10.0.2.2
     #[arg(long)]
     host_loopback: bool,
+    /// Hardware address on the network. For clients of the API.
+    #[arg(skip)]
+    #[serde(default)]
+    mac: Option<[u8; 6]>,
+    /// Other networks with a name that a container is on. For clients of the API, and as `strata network connect` says.
+    #[arg(skip)]
+    #[serde(default)]
+    also: Vec<Endpoint>,
+}
+
+/// The workload that is connected.
+#[derive(Clone, Copy)]
+pub struct Who<'a> {
+    /// Its id; of one in the foreground nothing.
+    pub id: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// Its host name.
+    pub hostname: &'a str,
 }
 
 /// What a command is connected to.
@@ -107,9 +131,10 @@ impl Flags {
     /// What is asked for needs a network.
     pub fn config(&self) -> Outcome<Option<Config>> {
         let is_needed = !self.publish.is_empty() || self.host_loopback;
-        let is_addressed = self.ip.is_some() || !self.dns.is_empty() || !self.network_alias.is_empty();
+        let is_addressed =
+            self.ip.is_some() || self.ip6.is_some() || !self.dns.is_empty() || !self.network_alias.is_empty();
         if is_addressed && !matches!(self.network, Some(Kind::Named(_))) {
-            let text = "--ip, --network-alias and --dns need --network NAME";
+            let text = "--ip, --ip6, --network-alias and --dns need --network NAME";
             return Err(Failure::new(text).exit(Exit::Usage));
         }
         match &self.network {
@@ -131,9 +156,70 @@ impl Flags {
         if self.network.is_none() && !is_needed {
             return Ok(None);
         }
+        self.user_config().map(Some)
+    }
+
+    /// The network of this user, with the ports and the loopback that are asked for.
+    ///
+    /// # Errors
+    /// A port is none, or the host has no random numbers.
+    pub fn user_config(&self) -> Outcome<Config> {
         let publish = parse_all(&self.publish)?;
         let loopback = if self.host_loopback { Loopback::Allowed } else { Loopback::Refused };
-        Ok(Some(Config { guest_mac: MAC, publish, resolver: resolver(), loopback }))
+        Ok(Config { guest_mac: random_mac()?, publish, resolver: resolver(), loopback })
+    }
+
+    /// Whether there is to be nothing.
+    pub fn is_none(&self) -> bool {
+        self.network == Some(Kind::None)
+    }
+
+    /// The networks with a name that the workload is on.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let first = match &self.network {
+            Some(Kind::Named(network)) => Some(Endpoint {
+                network: network.clone(),
+                aliases: self.network_alias.clone(),
+                ip: self.ip,
+                ip6: self.ip6,
+                mac: self.mac,
+            }),
+            _ => None,
+        };
+        first.into_iter().chain(self.also.iter().cloned()).collect()
+    }
+
+    /// Makes the workload one of these networks with a name, the first of which leads out. Without any it is on none, if it was
+    /// on one with a name.
+    pub fn set_endpoints(&mut self, endpoints: Vec<Endpoint>) {
+        let mut endpoints = endpoints.into_iter();
+        let is_named = matches!(self.network, Some(Kind::Named(_)));
+        if is_named || matches!(self.network, None | Some(Kind::None)) {
+            let first = endpoints.next();
+            if is_named || first.is_some() {
+                let first = first.map(|first| {
+                    (self.network_alias, self.ip) = (first.aliases, first.ip);
+                    (self.ip6, self.mac) = (first.ip6, first.mac);
+                    Kind::Named(first.network)
+                });
+                if first.is_none() {
+                    *self = Self::default();
+                }
+                self.network = Some(first.unwrap_or(Kind::None));
+            }
+        }
+        self.also = endpoints.collect();
+    }
+
+    /// Without what only one workload can have, and with ports of its own.
+    pub fn of_a_copy(self, publish: Vec<String>) -> Self {
+        let also = self.also.into_iter().map(|endpoint| Endpoint {
+            network: endpoint.network,
+            aliases: endpoint.aliases,
+            ..Endpoint::default()
+        });
+        let also = also.collect();
+        Self { ip: None, ip6: None, mac: None, publish, also, ..self }
     }
 
     /// Whether it is the host's own.
@@ -141,39 +227,70 @@ impl Flags {
         self.network == Some(Kind::Host)
     }
 
-    /// What the container `workload` wants of the network with a name; `None` if it is on none.
+    /// What the workload wants of networks with a name; `None` if it is on none.
     ///
     /// # Errors
     /// A port is none.
-    pub fn bridged<'a>(&'a self, workload: &'a str, hostname: &str) -> Outcome<Option<Bridge<'a>>> {
-        let Some(Kind::Named(network)) = &self.network else { return Ok(None) };
-        let own = [workload, hostname].map(str::to_owned);
-        let mut names: Vec<String> = Vec::new();
-        for name in self.network_alias.iter().cloned().chain(own) {
-            if workload::parse_name(&name).is_ok() && !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        let publish = parse_all(&self.publish)?;
-        Ok(Some(Bridge { network, address: self.ip, dns: &self.dns, publish, workload, names }))
+    pub fn wanted(&self, who: Who<'_>) -> Outcome<Option<Wanted>> {
+        let endpoints = self.endpoints();
+        let publish =
+            if matches!(self.network, Some(Kind::Named(_))) { parse_all(&self.publish)? } else { Vec::new() };
+        let wanted = Wanted { endpoints, common: self.common(who), publish };
+        Ok((!wanted.endpoints.is_empty()).then_some(wanted))
     }
 
-    /// The network of a machine with `kernel`; `None` if it has none.
+    /// What it wants of each.
+    pub fn common(&self, who: Who<'_>) -> NewLease {
+        let mut names: Vec<String> = Vec::new();
+        let short = who.id.get(..12).unwrap_or_default();
+        for name in [who.name, who.hostname, short] {
+            if workload::parse_name(name).is_ok() && !names.iter().any(|other| other == name) {
+                names.push(name.to_owned());
+            }
+        }
+        NewLease {
+            id: who.id.to_owned(),
+            workload: who.name.to_owned(),
+            names,
+            dns: self.dns.clone(),
+            ..NewLease::default()
+        }
+    }
+
+    /// Whether a machine needs a card for this.
+    ///
+    /// # Errors
+    /// As [`Self::config`].
+    pub fn needs_card(&self) -> Outcome<bool> {
+        Ok(self.config()?.is_some() || !self.endpoints().is_empty())
+    }
+
+    /// Whether a machine with `kernel` has a card.
     ///
     /// # Errors
     /// As [`Self::config`], or the kernel came without the driver.
-    pub fn of_machine(&self, kernel: &KernelBundle) -> Outcome<Option<Config>> {
-        let config = self.config()?;
-        if matches!(self.network, Some(Kind::Host | Kind::Named(_))) {
-            let text = "network: machines have --network user or none; host and names are for containers";
+    pub fn has_card(&self, kernel: &KernelBundle) -> Outcome<bool> {
+        if self.is_host() {
+            let text =
+                "network: the host's own is for containers; machines have --network user or one with a name";
             return Err(Failure::new(text).exit(Exit::Usage).hint("strata run --isolation container"));
         }
-        if config.is_some() && kernel.info().absent.iter().any(|module| module == MODULE) {
+        let has_card = self.needs_card()?;
+        if has_card && kernel.info().absent.iter().any(|module| module == MODULE) {
             let text = format!("network: kernel {} came without {MODULE}", kernel.info().id);
             return Err(Failure::new(text).hint("strata kernel fetch brings one that has it"));
         }
-        Ok(config)
+        Ok(has_card)
     }
+}
+
+/// A locally administered address of one station that no other machine has.
+fn random_mac() -> Outcome<[u8; 6]> {
+    let mut mac = [0; 6];
+    let filled = rustix::rand::getrandom(&mut mac, rustix::rand::GetRandomFlags::empty());
+    filled.map_err(std::io::Error::from).while_trying(|| "make a hardware address".to_owned())?;
+    mac[0] = 2;
+    Ok(mac)
 }
 
 fn resolver() -> Option<SocketAddrV4> {
@@ -205,40 +322,6 @@ pub fn open(config: &Config) -> Outcome<Box<dyn net::Port>> {
     }
 }
 
-/// What is decided anew about the network of a machine that goes on. In the options of a workload it stands where [`Flags`]
-/// stand in those of one that began with its command, and has the same names.
-#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
-pub struct Again {
-    /// It reaches this host's loopback.
-    #[serde(default)]
-    pub host_loopback: bool,
-    /// Ports of its own: those of the machine it comes from are that one's.
-    #[serde(default)]
-    pub publish: Vec<String>,
-    /// Whether it has a card.
-    #[serde(default)]
-    pub card: bool,
-}
-
-/// Gives the options of a workload that others are copied from the ports of a copy.
-///
-/// # Errors
-/// The machine has no network.
-pub fn publish_instead(options: &mut serde_json::Value, publish: &[String]) -> Outcome<()> {
-    let network = options.get_mut("network").and_then(serde_json::Value::as_object_mut);
-    let Some(network) = network else { return check_card(false, publish) };
-    let has_card = match network.get("card") {
-        Some(card) => card.as_bool() == Some(true),
-        None => {
-            let flags = serde_json::from_value::<Flags>(network.clone().into()).unwrap_or_default();
-            flags.config()?.is_some()
-        }
-    };
-    check_card(has_card, publish)?;
-    network.insert("publish".to_owned(), publish.into());
-    Ok(())
-}
-
 /// Says that ports can be published of a machine that goes on, if any are to be.
 ///
 /// # Errors
@@ -251,32 +334,12 @@ pub fn check_card(has_card: bool, publish: &[String]) -> Outcome<()> {
     Err(Failure::new(text).exit(Exit::Usage).hint("strata run --network user makes one that has"))
 }
 
-/// The cables of a machine that goes on: connections that it had are gone.
+/// Where the cable of a machine ends that only boots, to be saved: its link is up, as that of those that go on from it.
 ///
 /// # Errors
-/// As [`open`], or it has no card to publish ports of.
-pub fn reopen(config: &MachineConfig, wanted: &Again) -> Outcome<Vec<Box<dyn net::Port>>> {
-    let publish = parse_all(&wanted.publish)?;
-    check_card(!config.net.is_empty(), &wanted.publish)?;
-    let loopback = if wanted.host_loopback { Loopback::Allowed } else { Loopback::Refused };
-    let again = Config { guest_mac: MAC, publish, resolver: resolver(), loopback };
-    config.net.iter().map(|_| open(&again)).collect()
-}
-
-/// What the sandbox must leave to a machine of `config`.
-pub fn calls(config: &MachineConfig) -> sandbox::Network {
-    if config.net.is_empty() { sandbox::Network::None } else { sandbox::Network::Sockets }
-}
-
-/// What the agent is told of it.
-pub fn of_guest() -> protocol::Network {
-    protocol::Network {
-        interface: INTERFACE.to_owned(),
-        address: nat::GUEST.octets(),
-        prefix: nat::PREFIX,
-        gateway: nat::GATEWAY.octets(),
-        resolver: nat::RESOLVER.octets(),
-    }
+/// The host has no descriptors left.
+pub fn open_for_template() -> Outcome<Box<dyn net::Port>> {
+    open(&Config { guest_mac: MAC, ..Config::default() })
 }
 
 #[cfg(test)]
@@ -290,6 +353,26 @@ mod tests {
         assert_eq!(parse("8080:80"), publish("0.0.0.0:8080", 80, Transport::Tcp));
         assert_eq!(parse("8080:80/tcp"), publish("0.0.0.0:8080", 80, Transport::Tcp));
         assert_eq!(parse("127.0.0.1:53:5353/udp"), publish("127.0.0.1:53", 5353, Transport::Udp));
+    }
+
+    #[test]
+    fn networks_come_and_go_and_the_first_leads_out() {
+        let endpoint = |network: &str| Endpoint { network: network.to_owned(), ..Endpoint::default() };
+        let mut flags = Flags { network: Some(Kind::Named("a".to_owned())), ..Flags::default() };
+        flags.publish.push("80:80".to_owned());
+        flags.also.push(Endpoint { ip: Some(Ipv4Addr::new(10, 9, 0, 9)), ..endpoint("b") });
+        let all = flags.endpoints();
+        assert_eq!(all.iter().map(|e| &*e.network).collect::<Vec<_>>(), ["a", "b"]);
+        flags.set_endpoints(all[1..].to_vec());
+        assert_eq!((flags.endpoints(), flags.ip), (all[1..].to_vec(), all[1].ip));
+        assert_eq!(flags.clone().of_a_copy(Vec::new()).endpoints(), [endpoint("b")]);
+        flags.set_endpoints(Vec::new());
+        assert!(flags.is_none() && flags.endpoints().is_empty() && flags.publish.is_empty());
+        flags.set_endpoints(all.clone());
+        assert_eq!(flags.endpoints(), all);
+        let mut user = Flags { network: Some(Kind::User), ..Flags::default() };
+        user.set_endpoints(vec![endpoint("a")]);
+        assert_eq!((user.network, user.also), (Some(Kind::User), vec![endpoint("a")]));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGINT, SIGUSR1, SIGUSR2};
 
 use super::requests::{Guest, Named};
 use super::worker::Link;
-use super::{Prepared, initrd, network, volumes};
+use super::{Prepared, initrd, volumes};
 use crate::confine;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
@@ -37,6 +37,8 @@ pub struct Session<'a> {
     pub tty: bool,
     /// Where the guest comes from.
     pub origin: Origin,
+    /// What its card is told, if it has one.
+    pub network: Option<protocol::Network>,
     /// The name that the machine is to have from now on; empty leaves it the one it has.
     pub hostname: String,
     /// When it is killed.
@@ -70,7 +72,7 @@ pub(super) fn run(
         agent,
         machine,
         start(prepared),
-        (prepared.network.is_some(), volumes::of_guest(&prepared.files.volumes)),
+        volumes::of_guest(&prepared.files.volumes),
         Some(BOOT_TIMEOUT),
         session,
         started,
@@ -111,7 +113,7 @@ pub fn resume(
     };
     // It was started long ago.
     let start = Start { root: Root::Initramfs, hostname: String::new(), process };
-    carry(agent, machine, start, (false, Vec::new()), None, session, started)?.conclude(&saved.command)
+    carry(agent, machine, start, Vec::new(), None, session, started)?.conclude(&saved.command)
 }
 
 /// What came of a command.
@@ -127,7 +129,7 @@ fn carry(
     agent: AgentSession,
     machine: &Machine,
     start: Start,
-    (has_network, volumes): (bool, Vec<protocol::Volume>),
+    volumes: Vec<protocol::Volume>,
     boot_timeout: Option<Duration>,
     mut session: Session<'_>,
     started: Instant,
@@ -142,7 +144,7 @@ fn carry(
     let mut is_running = false;
     let workload = Workload {
         start,
-        network: has_network.then(network::of_guest),
+        network: session.network.take(),
         volumes,
         streams: Streams {
             stdin: match &mut session.link {

@@ -198,11 +198,11 @@ pub fn capture(global: &Global, options: &CaptureOptions) -> Outcome {
     let mut config = super::machine_config(&options.sizing, engine.as_ref(), &kernel, &medium, 0);
     config.net.extend(options.network.then(network::card));
     config.folders = options.folders;
-    let sandboxed = network::calls(&config);
+    let sandboxed = if options.network { sandbox::Network::Sockets } else { sandbox::Network::None };
     let backends = Backends {
         vsock: Some(agent.host()),
         // The copies' links are up, so this one's is.
-        net: network::reopen(&config, &network::Again::default())?,
+        net: config.net.iter().map(|_| network::open_for_template()).collect::<Outcome<_>>()?,
         confine: options.sizing.confine(),
         console: None,
         folders: None,

@@ -32,6 +32,8 @@ pub struct Link {
     pub stdin: Option<OwnedFd>,
     /// What it goes on from, instead of its command's start.
     pub saved: Option<Saved>,
+    /// Id and name of the workload.
+    pub who: (String, String),
     /// What a machine's snapshot needs.
     pub saver: Saver,
     sender: Arc<Mutex<Sender>>,
@@ -57,9 +59,9 @@ pub fn run(global: &Global, options: &InnerOptions) -> Outcome {
         // Before anything is read from the monitor: it starts this program anew.
         container::protect()?;
     }
-    let mut link = Link::open()?;
+    let Description { id, name, wanted, .. } = folder.description();
+    let mut link = Link::open((id.clone(), name.clone()))?;
     let sender = link.sender.clone();
-    let Description { name, wanted, .. } = folder.description();
     let options = || -> Outcome<Options> { serde_json::from_value(wanted.options.clone()).while_trying(act) };
     let saved =
         link.saved.take().map_or_else(|| restore::saved_for(&wanted.options), |saved| Ok(Some(saved)));
@@ -75,7 +77,7 @@ pub fn run(global: &Global, options: &InnerOptions) -> Outcome {
 }
 
 impl Link {
-    fn open() -> Outcome<Link> {
+    fn open(who: (String, String)) -> Outcome<Link> {
         let act = || "reach the process that watches this one".to_owned();
         let wrong = || Failure::new("reach the process that watches this one: it does not say what to do");
         let socket: UnixStream = std::io::stdin().as_fd().try_clone_to_owned().while_trying(act)?.into();
@@ -91,7 +93,7 @@ impl Link {
             (false, ..) => None,
         };
         let (sender, receiver) = (Arc::new(Mutex::new(sender)), Mutex::new(receiver));
-        Ok(Link { stdin, saved, saver: Saver::open(), sender, receiver, socket: twin })
+        Ok(Link { stdin, saved, who, saver: Saver::open(), sender, receiver, socket: twin })
     }
 
     /// The command runs.

@@ -1,7 +1,4 @@
-//! A network interface of the host's kernel joined to a [`Port`]: how a container gets what a machine's card has.
-//!
-//! The interface's other end is a descriptor (tun(4), `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`), of which frames are read behind the
-//! header of a virtio card. Who made it is not known here.
+//! An interface of the host's kernel joined to a [`Port`].
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -9,14 +6,9 @@ use std::os::fd::BorrowedFd;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use crate::{Checksum, MAX_FRAME, Offloads, Port, Received};
+use super::{HEADER_BYTES, header, unfinished};
+use crate::{MAX_FRAME, Offloads, Port};
 
-/// `struct virtio_net_hdr` without its number of buffers.
-const HEADER_BYTES: usize = 10;
-const NEEDS_CHECKSUM: u8 = 1;
-const SEGMENT_TCP4: u8 = 1;
-/// Ethernet, IPv4 and TCP without options.
-const SEGMENT_HEADERS: u16 = 14 + 20 + 20;
 /// Frames in one direction before the other has its turn.
 const TURN: usize = 64;
 
@@ -56,8 +48,14 @@ pub fn join(tap: BorrowedFd<'_>, port: &mut dyn Port, end: BorrowedFd<'_>) -> io
 fn read_some(tap: BorrowedFd<'_>, port: &mut dyn Port, buffer: &mut [u8]) -> io::Result<bool> {
     for _ in 0..TURN {
         match rustix::io::read(tap, &mut *buffer) {
-            Ok(count) if count > HEADER_BYTES => port.send(&buffer[HEADER_BYTES..count])?,
-            Ok(_) => {}
+            Ok(count) => {
+                if let Some((left, frame)) =
+                    buffer[..count].split_first_chunk().filter(|(_, f)| !f.is_empty())
+                    && let Some(left) = unfinished(left)
+                {
+                    port.send(frame, left)?;
+                }
+            }
             Err(Errno::AGAIN) => return Ok(false),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -78,7 +76,8 @@ fn write_some(
             Some(count) => count,
             None => match port.receive(&mut buffer[HEADER_BYTES..])? {
                 Some(received) => {
-                    buffer[..HEADER_BYTES].copy_from_slice(&header(&received));
+                    buffer[..HEADER_BYTES]
+                        .copy_from_slice(&header(received.checksum, received.segment_bytes));
                     HEADER_BYTES + received.len
                 }
                 None => return Ok(false),
@@ -99,27 +98,14 @@ fn write_some(
     Ok(true)
 }
 
-fn header(received: &Received) -> [u8; HEADER_BYTES] {
-    let mut header = [0; HEADER_BYTES];
-    if let Checksum::Partial { start, offset } = received.checksum {
-        header[0] = NEEDS_CHECKSUM;
-        header[6..8].copy_from_slice(&start.to_ne_bytes());
-        header[8..10].copy_from_slice(&offset.to_ne_bytes());
-    }
-    if let Some(bytes) = received.segment_bytes {
-        header[1] = SEGMENT_TCP4;
-        header[2..4].copy_from_slice(&SEGMENT_HEADERS.to_ne_bytes());
-        header[4..6].copy_from_slice(&bytes.to_ne_bytes());
-    }
-    header
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
     use std::os::fd::AsFd;
 
+    use super::super::{NEEDS_CHECKSUM, SEGMENT_TCP4};
     use super::*;
+    use crate::{Checksum, Received, Unfinished};
 
     /// Sends back what it is sent, with one byte changed.
     #[derive(Default)]
@@ -132,7 +118,7 @@ mod tests {
             crate::Link::Up
         }
 
-        fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        fn send(&mut self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
             let mut frame = frame.to_vec();
             frame[0] ^= 0xff;
             self.frames.push_back(frame);
