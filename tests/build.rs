@@ -59,7 +59,7 @@ fn context(folder: &Path) {
 }
 
 /// Builds a stage with buildah, into an archive; false when buildah cannot work here.
-fn buildah(home: &Path, context: &Path, stage: &str) -> bool {
+pub fn buildah(home: &Path, context: &Path, stage: &str) -> bool {
     let policy = home.join("policy.json");
     fs::write(&policy, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).unwrap();
     let run = |arguments: &[&str]| {
@@ -73,8 +73,19 @@ fn buildah(home: &Path, context: &Path, stage: &str) -> bool {
         out.status.success()
     };
     let archive = format!("oci-archive:{}:{stage}", home.join(format!("{stage}.tar")).display());
-    run(&["bud", "--isolation", "chroot", "--format", "docker", "--target", stage, "-t", stage, "."])
-        && run(&["push", stage, &archive])
+    run(&[
+        "bud",
+        "--layers",
+        "--isolation",
+        "chroot",
+        "--format",
+        "docker",
+        "--target",
+        stage,
+        "-t",
+        stage,
+        ".",
+    ]) && run(&["push", stage, &archive])
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod bad_input;
 mod boot;
 mod build;
+mod build_commands;
 mod callers;
 mod commands;
 mod console;

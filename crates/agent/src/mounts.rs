@@ -77,9 +77,12 @@ pub fn for_processes() -> Result<(), Fault> {
     Ok(())
 }
 
-/// Directories that programs can't do without, in the root they see.
+/// Directories that programs can't do without, and their modes.
+pub const DIRECTORIES: [(&str, u32); 2] = [("/tmp", 0o1777), ("/run", 0o755)];
+
+/// Makes them in the root that programs see.
 pub fn directories() {
-    for (dir, mode) in [("/tmp", 0o1777), ("/run", 0o755)] {
+    for (dir, mode) in DIRECTORIES {
         if fs::mkdir(dir, Mode::from_raw_mode(mode)).is_ok() {
             // mkdir takes the umask and drops the sticky bit of some file systems.
             let _ = fs::chmod(dir, Mode::from_raw_mode(mode));

@@ -108,7 +108,8 @@ fn overlay(size_bytes: u64) -> Result<(), Fault> {
     mounts::mount_at("tmpfs", UPPER, "tmpfs", flags, &format!("mode=0755{size}"))?;
     files::make_dirs("/upper/data", 0o755)?;
     files::make_dirs("/upper/work", 0o755)?;
-    let layers = "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work";
+    // What is written must mean something by itself: it may become a layer of an image.
+    let layers = "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work,redirect_dir=off";
     mounts::mount_at("overlay", NEW_ROOT, "overlay", flags, layers)?;
     hold_upper()
 }

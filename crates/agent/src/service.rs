@@ -1,4 +1,5 @@
-//! What the agent's program does beside being PID 1: the files of the root as archives, and the list of processes.
+//! What the agent's program does beside being PID 1: the files of the root as archives, the list of processes, and a command of
+//! which only what it changed is wanted.
 //!
 //! The host starts it as it starts any command, by a path that no image has in its hands: `/proc/1/exe`. So it needs nothing of
 //! the image, and its streams, its end and its exit code are carried like those of any command.
@@ -8,11 +9,13 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use archive::{Request, Roots};
+use protocol::Process;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{self, AtFlags, Mode, OFlags, open};
+use rustix::process::{Pid, Signal};
 
 use crate::fault::Fault;
-use crate::{files, root, sys, user};
+use crate::{files, mounts, root, spawn, sys, user};
 
 /// What a command line that makes no sense ends with.
 const USAGE: i32 = 2;
@@ -31,6 +34,10 @@ pub fn main() -> i32 {
             None => return USAGE,
         },
         Some((&b"processes", [])) => processes().map_err(|fault| (1, fault.to_string())),
+        Some((&b"change", words)) => match parse_process(words) {
+            Some(process) => change(&process),
+            None => return USAGE,
+        },
         _ => {
             sys::complain("agent: this is PID 1 of a microVM and does nothing else\n");
             return USAGE;
@@ -39,7 +46,9 @@ pub fn main() -> i32 {
     match done {
         Ok(()) => 0,
         Err((code, text)) => {
-            sys::complain(&format!("{text}\n"));
+            if !text.is_empty() {
+                sys::complain(&format!("{text}\n"));
+            }
             code
         }
     }
@@ -50,8 +59,65 @@ fn archive(request: &Request) -> Result<(), (i32, String)> {
     let folder = files::open("/", place).map_err(|fault| (1, fault.to_string()))?;
     let owner = |name: &str| user::resolve(name).ok().map(|identity| (identity.uid, identity.gid));
     let roots = Roots { root: folder.as_fd(), upper: &upper, user: &owner };
-    let [input, output] = sys::standard_streams();
+    let [input, output, _] = sys::standard_streams();
     request.run(&roots, input, output).map_err(|error| (i32::from(error.code()), error.line(sys::errno_text)))
+}
+
+/// A command, as its words stand on a command line: user, folder, number of variables, variables, command.
+fn parse_process(words: &[&[u8]]) -> Option<Process> {
+    let text = |word: &&[u8]| core::str::from_utf8(word).ok().map(String::from);
+    let [user, cwd, count, rest @ ..] = words else { return None };
+    let (env, argv) = rest.split_at_checked(text(count)?.parse().ok()?)?;
+    let texts = |words: &[&[u8]]| words.iter().map(text).collect::<Option<Vec<String>>>();
+    let (env, argv) = (texts(env)?, texts(argv)?);
+    Some(Process { user: text(user)?, cwd: text(cwd)?, env, argv, ..Process::default() })
+}
+
+/// Runs a command to its end, its output going to standard error; then what was changed goes to standard output, as the archive
+/// of a layer. Whatever the command has left running is killed before.
+fn change(process: &Process) -> Result<(), (i32, String)> {
+    let other = |fault: Fault| (1, fault.to_string());
+    // What the root has only because it is a machine's.
+    let own: Vec<&str> = match upper() {
+        Some(upper) => mounts::DIRECTORIES
+            .into_iter()
+            .map(|(path, _)| path)
+            .filter(|path| fs::statat(&upper, &path[1..], AtFlags::SYMLINK_NOFOLLOW).is_ok())
+            .collect(),
+        None => Vec::new(),
+    };
+    match spawn::run(process).map_err(|(fault, code)| (i32::from(code), fault.to_string()))? {
+        0 => {}
+        code => return Err((code, String::new())),
+    }
+    end_others().map_err(other)?;
+    // One that is not empty is the command's.
+    for path in own {
+        let _ = fs::rmdir(path);
+    }
+    archive(&Request::Changes)
+}
+
+/// Kills all processes but PID 1 and this one.
+fn end_others() -> Result<(), Fault> {
+    let own = rustix::process::getpid();
+    for id in process_ids()?.into_iter().filter_map(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
+        if id != own && id != Pid::INIT {
+            // The kernel's own take no notice, and one may have ended meanwhile.
+            let _ = rustix::process::kill_process(id, Signal::KILL);
+        }
+    }
+    Ok(())
+}
+
+/// Ids of all processes.
+fn process_ids() -> Result<Vec<u32>, Fault> {
+    let folder = files::open("/proc", OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let entries = fs::Dir::read_from(&folder).map_err(|errno| Fault::os("read", "/proc", errno))?;
+    let name = |entry: fs::DirEntry| entry.file_name().to_str().ok()?.parse::<u32>().ok();
+    let mut ids: Vec<u32> = entries.filter_map(|entry| name(entry.ok()?)).collect();
+    ids.sort_unstable();
+    Ok(ids)
 }
 
 /// What PID 1 holds open of the root's overlay.
@@ -65,11 +131,7 @@ fn upper() -> Option<OwnedFd> {
 fn processes() -> Result<(), Fault> {
     let booted = files::read("/proc/stat")?;
     let booted = booted.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<u64>().ok());
-    let folder = files::open("/proc", OFlags::RDONLY | OFlags::DIRECTORY)?;
-    let entries = rustix::fs::Dir::read_from(&folder).map_err(|errno| Fault::os("read", "/proc", errno))?;
-    let name = |entry: rustix::fs::DirEntry| entry.file_name().to_str().ok()?.parse::<u32>().ok();
-    let mut ids: Vec<u32> = entries.filter_map(|entry| name(entry.ok()?)).collect();
-    ids.sort_unstable();
+    let ids = process_ids()?;
     let own = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
     let mut text = String::new();
     // One that ends meanwhile is gone. Those of the kernel, and this one, are nobody's.

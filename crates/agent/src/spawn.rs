@@ -83,6 +83,31 @@ pub fn spawn(process: &Process, guest: &mut dyn Guest) -> Result<Spawned, Unusab
     Ok(Spawned { pid, pumps: stdio.pumps, terminal: stdio.terminal })
 }
 
+/// Runs `process` to its end without standard input, its output going to the standard error of this one. Gives its exit code as
+/// a shell has it.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn run(process: &Process) -> Result<i32, Unusable> {
+    let other = |fault| (fault, Failure::OTHER);
+    let identity = user::resolve(&process.user).map_err(other)?;
+    let (image, file) = prepare(process, &identity)?;
+    let output =
+        || fcntl_dupfd_cloexec(sys::standard_streams()[2], 3).map_err(|errno| other(stdio_fault(errno)));
+    let child = [files::open("/dev/null", OFlags::RDONLY).map_err(other)?, output()?, output()?];
+    let pid = start(&image, &Stdio { child, pumps: Vec::new(), terminal: None }, &file)?;
+    loop {
+        match process::waitpid(Some(pid), process::WaitOptions::empty()) {
+            Err(Errno::INTR) | Ok(None) => {}
+            Ok(Some((_, status))) => {
+                let signal = status.terminating_signal().map_or(0, |signal| 128 + signal);
+                return Ok(status.exit_status().unwrap_or(signal));
+            }
+            Err(errno) => return Err(other(Fault::os("wait for", &file, errno))),
+        }
+    }
+}
+
 fn prepare(process: &Process, identity: &Identity) -> Result<(Image, String), Unusable> {
     let other = |fault| (fault, Failure::OTHER);
     let Some(name) = process.argv.first() else {

@@ -107,11 +107,11 @@ pub fn close_inherited() {
     let _ = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
 }
 
-/// Standard input and output, of a process that was started with them.
+/// Standard input, output and error, of a process that was started with them.
 #[must_use]
-pub fn standard_streams() -> [BorrowedFd<'static>; 2] {
-    // SAFETY: whoever starts a process gives it both, and nothing in this program closes them.
-    [0, 1].map(|number| unsafe { BorrowedFd::borrow_raw(number) })
+pub fn standard_streams() -> [BorrowedFd<'static>; 3] {
+    // SAFETY: whoever starts a process gives it all three, and nothing in this program closes them.
+    [0, 1, 2].map(|number| unsafe { BorrowedFd::borrow_raw(number) })
 }
 
 /// Says something where a user may see it, if there is one.

@@ -4,7 +4,7 @@
 //! to the next; what it led to is remembered under a key of all that went into it, so that it is not done again.
 //!
 //! Reading order: `source` (text to statements), `instruction` (statements to instructions), `words` (variables), `build` (the
-//! stages), `stage` (one instruction after the other), `copy` and `files` (COPY and ADD), `run` (RUN), `config`.
+//! stages), `stage` (one instruction after the other), `copy` and `files` (COPY and ADD), `run` and `stage/command` (RUN), `config`.
 //!
 //! Deliberately not here: what runs a command (see [`Runner`]), where images come from (see [`Images`]), flags, printing.
 #![forbid(unsafe_code)]
@@ -26,4 +26,4 @@ pub mod words;
 
 pub use build::{Images, Options, build};
 pub use error::{Error, Result};
-pub use run::{Run, Runner};
+pub use run::{Ended, Run, Runner};

@@ -1,28 +1,32 @@
-//! RUN: the files of a stage in a folder of the host, a command in it, and what the command changed.
+//! RUN: what becomes the root of a stage's commands, and what a command changed in it.
 //!
-//! The folder is made from the layers alone and belongs to this process. What changed is seen by comparing what the host's file
-//! system says of every file before and after; a file's change time cannot be set back by who runs in the folder.
+//! The root is a file system in a file, which is the base image's own as long as nothing but commands changed the stage's files,
+//! and what earlier commands wrote over it, a folder each. Whoever runs the commands says what one changed, as an archive.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::File;
+use std::io::Seek;
 use std::path::{Path, PathBuf};
 
-use image::{LayerWriter, NodeInfo, NodeKind, View};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+use image::{Incoming, LayerPart, RootFile, ScratchFolder};
 
-use crate::copy::Sink;
 use crate::error::{Error, Result};
-use crate::files::join;
+
+/// What earlier commands wrote is looked through folder by folder: after so many they become one file system.
+const MAX_BELOW: usize = 32;
 
 /// A command of RUN.
 #[derive(Debug)]
 pub struct Run<'a> {
-    /// The folder that is its root.
-    pub root: &'a Path,
+    /// A file that holds the file system which is its root.
+    pub file: &'a Path,
+    /// The name of that file system.
+    pub fs_type: &'a str,
+    /// What earlier commands wrote over it, the lowest first: folders that [`Ended::written`] named.
+    pub below: &'a [PathBuf],
+    /// A folder for what it writes; empty but for what earlier commands wrote.
+    pub space: &'a Path,
+    /// An empty file that is given what it changed, as an archive (OCI image specification 1.1, `layer.md`).
+    pub changes: &'a File,
     /// The command and its arguments.
     pub argv: &'a [String],
     /// `NAME=value` each.
@@ -33,193 +37,98 @@ pub struct Run<'a> {
     pub user: &'a str,
 }
 
-/// Whoever can run a command in a folder as if that were all there is: a container, or a machine.
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code. Unless it is 0, nothing needs to be said of changes.
+    pub code: u8,
+    /// The folder that later commands may have below theirs, if there is such a thing.
+    pub written: Option<PathBuf>,
+}
+
+/// Whoever can run a command in a root as if that were all there is: containers, or machines.
 pub trait Runner {
-    /// Runs the command to its end, its output going where ours goes, and gives its exit code. Nothing of it runs or is mounted
-    /// in the root afterwards.
+    /// Runs the command to its end, its output going where ours goes. Nothing of it runs or is mounted afterwards.
     ///
     /// # Errors
     /// It could not be run.
-    fn run(&self, run: &Run<'_>) -> std::result::Result<u8, Box<dyn std::error::Error + Send + Sync>>;
+    fn run(&self, run: &Run<'_>) -> std::result::Result<Ended, Box<dyn std::error::Error + Send + Sync>>;
 }
 
-/// What whoever runs commands puts into a root, and no image has: those folders are the host's kernel's, those files say where
-/// the host is.
+/// What whoever runs commands mounts in a root: the folders are the host kernel's, and no image's.
 const NOT_OF_IMAGE: [&[u8]; 3] = [b"dev", b"proc", b"sys"];
-const MOUNTED_OVER: [&[u8]; 3] = [b"etc/hostname", b"etc/hosts", b"etc/resolv.conf"];
 
-/// Writes all files of `view` into the empty folder `root`.
-///
-/// # Errors
-/// This process may not make them, or the disk is full.
-pub fn unpack(view: &View, root: &Path) -> Result<()> {
-    let mut first_names = BTreeMap::new();
-    let mut folders = Vec::new();
-    let mut todo = vec![Vec::new()];
-    while let Some(path) = todo.pop() {
-        let Some(info) = view.stat(&path) else { continue };
-        let full = root.join(OsStr::from_bytes(&path));
-        if info.kind == NodeKind::Dir {
-            if !path.is_empty() {
-                fs::create_dir(&full).map_err(Error::file("create", &full))?;
-            }
-            let names = view.list(&path).unwrap_or_default();
-            todo.extend(names.iter().rev().map(|name| join(&path, name)));
-            // Its times last, for what is put into it changes them; its owner too, who might be nobody here.
-            folders.push((full, info));
-            continue;
-        }
-        if let Some(inode) = view.shared_inode(&path) {
-            if let Some(first) = first_names.get(&inode) {
-                fs::hard_link(first, &full).map_err(Error::file("link", &full))?;
-                continue;
-            }
-            first_names.insert(inode, full.clone());
-        }
-        make(view, &path, &info, &full)?;
-        dress(&full, &info)?;
-    }
-    folders.iter().rev().try_for_each(|(full, info)| dress(full, info))
+/// The root that the commands of a stage share as long as nobody else changes its files.
+pub(crate) struct Root {
+    file: PathBuf,
+    fs_type: &'static str,
+    /// The base's own is not removed meanwhile.
+    _held: Option<RootFile>,
+    folder: ScratchFolder,
+    below: Vec<PathBuf>,
 }
 
-fn make(view: &View, path: &[u8], info: &NodeInfo, full: &Path) -> Result<()> {
-    let node = |kind: FileType, major: u32, minor: u32| {
-        let device = rustix::fs::makedev(major, minor);
-        rustix::fs::mknodat(CWD, full, kind, Mode::from_raw_mode(0o600), device).map_err(io::Error::from)
-    };
-    let made = match &info.kind {
-        NodeKind::Dir => Ok(()),
-        NodeKind::File(_) => File::create_new(full).and_then(|mut file| {
-            let mut contents = view.open(path).ok_or(io::ErrorKind::NotFound)?;
-            io::copy(&mut contents, &mut file).map(drop)
-        }),
-        NodeKind::Symlink(target) => std::os::unix::fs::symlink(OsStr::from_bytes(target), full),
-        NodeKind::Char(major, minor) => node(FileType::CharacterDevice, *major, *minor),
-        NodeKind::Block(major, minor) => node(FileType::BlockDevice, *major, *minor),
-        NodeKind::Fifo => node(FileType::Fifo, 0, 0),
-    };
-    made.map_err(Error::file("create", full))
-}
-
-/// Owner, mode, attributes and time.
-fn dress(full: &Path, info: &NodeInfo) -> Result<()> {
-    let owner = std::os::unix::fs::lchown(full, Some(info.uid), Some(info.gid));
-    owner.map_err(Error::file("give an owner to", full))?;
-    if !matches!(info.kind, NodeKind::Symlink(_)) {
-        let mode = fs::Permissions::from_mode(info.mode.into());
-        fs::set_permissions(full, mode).map_err(Error::file("change the mode of", full))?;
+impl Root {
+    /// On the root that an image has for its workloads.
+    pub(crate) fn on_image(held: RootFile, incoming: &Incoming) -> Result<Root> {
+        let (file, fs_type) = (held.path().to_owned(), held.fstype());
+        let folder = incoming.scratch_folder()?;
+        Ok(Root { file, fs_type, _held: Some(held), folder, below: Vec::new() })
     }
-    for (name, value) in &info.xattrs {
-        let set = rustix::fs::lsetxattr(full, OsStr::from_bytes(name), value, XattrFlags::empty());
-        set.map_err(|errno| Error::file("set an attribute of", full)(errno.into()))?;
+
+    /// On a squashfs that stays as it is for as long as this is used.
+    pub(crate) fn on_file(file: &Path, incoming: &Incoming) -> Result<Root> {
+        let (file, folder) = (file.to_owned(), incoming.scratch_folder()?);
+        Ok(Root { file, fs_type: image::SQUASHFS, _held: None, folder, below: Vec::new() })
     }
-    let time = Timespec { tv_sec: info.mtime as i64, tv_nsec: 0 };
-    let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(CWD, full, &times, AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(|errno| Error::file("set the time of", full)(errno.into()))
-}
 
-/// What tells that a file has changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Trace {
-    inode: u64,
-    changed: (i64, i64),
-    mode: u32,
-    is_dir: bool,
-}
+    /// Whether one more command may run on what earlier ones wrote.
+    pub(crate) fn has_room(&self) -> bool {
+        self.below.len() < MAX_BELOW
+    }
 
-/// How a folder was.
-#[derive(Debug)]
-pub struct Snapshot(BTreeMap<Vec<u8>, Trace>);
-
-impl Snapshot {
-    /// Looks at every file below `root`.
-    ///
-    /// # Errors
-    /// A folder cannot be read.
-    pub fn take(root: &Path) -> Result<Snapshot> {
-        let mut found = BTreeMap::new();
-        let mut todo = vec![Vec::new()];
-        while let Some(folder) = todo.pop() {
-            let full = root.join(OsStr::from_bytes(&folder));
-            for entry in fs::read_dir(&full).map_err(Error::file("list", &full))? {
-                let entry = entry.map_err(Error::file("list", &full))?;
-                let path = join(&folder, &entry.file_name().into_vec());
-                let meta =
-                    fs::symlink_metadata(entry.path()).map_err(Error::file("look at", entry.path()))?;
-                let changed = (meta.ctime(), meta.ctime_nsec());
-                let trace = Trace { inode: meta.ino(), changed, mode: meta.mode(), is_dir: meta.is_dir() };
-                if meta.is_dir() {
-                    todo.push(path.clone());
-                }
-                found.insert(path, trace);
-            }
+    /// Runs a command. Gives the layer of what it changed, unless it changed nothing, and whether later commands may use this.
+    pub(crate) fn run(
+        &mut self,
+        runner: &dyn Runner,
+        (argv, env): (&[String], &[String]),
+        (cwd, user): (&str, &str),
+        (incoming, latest): (&Incoming, Option<u64>),
+    ) -> Result<(Option<LayerPart>, bool)> {
+        let act = || self.folder.path().join("changes");
+        let options = File::options().read(true).write(true).create(true).truncate(true).open(act());
+        let mut changes = options.map_err(Error::file("create", act()))?;
+        let space = self.folder.path().join("written");
+        std::fs::create_dir_all(&space).map_err(Error::file("create", &space))?;
+        let (file, fs_type, below) = (self.file.as_path(), self.fs_type, self.below.as_slice());
+        let run = Run { file, fs_type, below, space: &space, changes: &changes, argv, env, cwd, user };
+        let outside = |source| Error::Outside { act: format!("run {:?}", argv.join(" ")), source };
+        let ended = runner.run(&run).map_err(outside)?;
+        if ended.code != 0 {
+            return Err(Error::Command(ended.code));
         }
-        Ok(Snapshot(found))
+        changes.rewind().map_err(Error::file("read", act()))?;
+        let layer = incoming.layer_of_changes(&changes, |path| !is_of_host(path), latest)?;
+        let lasts = ended.written.is_some();
+        self.below.extend(ended.written);
+        Ok((layer, lasts))
     }
-
-    /// Writes what is different now into a layer.
-    ///
-    /// # Errors
-    /// Files cannot be read, or the store cannot be written.
-    pub fn write_changes(&self, root: &Path, latest: Option<u64>, layer: &mut LayerWriter) -> Result<()> {
-        let now = Snapshot::take(root)?;
-        let mut links: BTreeMap<(u64, u64), Vec<u8>> = BTreeMap::new();
-        let mut gone: Option<&Vec<u8>> = None;
-        for (path, before) in &self.0 {
-            // What lies in a folder that is gone goes with it.
-            let inside =
-                gone.is_some_and(|gone| path.starts_with(gone) && path.get(gone.len()) == Some(&b'/'));
-            let after = now.0.get(path);
-            let replaced = after.is_some_and(|after| before.is_dir && !after.is_dir);
-            if !inside && after.is_none() && !is_of_host(path) {
-                layer.whiteout(path).map_err(Error::layer(path))?;
-            }
-            if !inside && (after.is_none() || replaced) {
-                gone = Some(path);
-            }
-        }
-        for (path, after) in &now.0 {
-            if self.0.get(path) == Some(after) || is_of_host(path) {
-                continue;
-            }
-            let full: PathBuf = root.join(OsStr::from_bytes(path));
-            let meta = fs::symlink_metadata(&full).map_err(Error::file("look at", &full))?;
-            if !self.0.contains_key(path) && MOUNTED_OVER.contains(&path.as_slice()) && meta.len() == 0 {
-                continue;
-            }
-            let info = crate::files::host_info(&full, &meta).map_err(Error::file("look at", &full))?;
-            let Some(mut info) = info else { continue };
-            info.mtime = info.mtime.min(latest.unwrap_or(u64::MAX));
-            write(path, &full, &meta, &info, layer, &mut links)?;
-        }
-        Ok(())
-    }
-}
-
-fn write(
-    path: &[u8],
-    full: &Path,
-    meta: &fs::Metadata,
-    info: &NodeInfo,
-    layer: &mut LayerWriter,
-    links: &mut BTreeMap<(u64, u64), Vec<u8>>,
-) -> Result<()> {
-    if meta.is_file() && meta.nlink() > 1 {
-        if let Some(first) = links.get(&(meta.dev(), meta.ino())) {
-            return layer.hard_link(path, first, info).map_err(Error::layer(path));
-        }
-        links.insert((meta.dev(), meta.ino()), path.to_vec());
-    }
-    if meta.is_file() {
-        let mut file = File::open(full).map_err(Error::file("open", full))?;
-        return Sink::add(layer, path, info, &mut file).map_err(Error::layer(path));
-    }
-    Sink::add(layer, path, info, &mut io::empty()).map_err(Error::layer(path))
 }
 
 fn is_of_host(path: &[u8]) -> bool {
     NOT_OF_IMAGE
         .iter()
         .any(|top| path == *top || (path.starts_with(top) && path.get(top.len()) == Some(&b'/')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_host;
+
+    #[test]
+    fn folders_of_the_kernel_are_no_images() {
+        assert!(
+            is_of_host(b"dev") && is_of_host(b"proc/1") && !is_of_host(b"device") && !is_of_host(b"a/dev")
+        );
+    }
 }

@@ -3,11 +3,13 @@
 //! Every instruction has a key: a digest of the key before it and of all that went into it (words with variables expanded,
 //! fingerprints of files, variables a command can see). Under that key the store remembers the image it led to.
 
-use std::cell::OnceCell;
+mod command;
+
+use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::io;
 
-use image::{Digest, LayerPart, NodeInfo, NodeKind, Reference, View};
+use image::{Digest, Image, LayerPart, NodeInfo, NodeKind, Reference, View};
 use serde_json::Value;
 
 use crate::build::{Shared, absolute};
@@ -15,8 +17,8 @@ use crate::config::Config;
 use crate::copy::{Changes, Copying, Fingerprint, Sink};
 use crate::error::{Error, Result};
 use crate::files::{Files, split_last};
-use crate::instruction::{Command, Copy, Instruction, List, parse_one};
-use crate::run::{Run, Snapshot, unpack};
+use crate::instruction::{Copy, Instruction, List, parse_one};
+use crate::run::Root;
 use crate::source::{Heredoc, Statement};
 use crate::{users, words};
 
@@ -50,7 +52,14 @@ pub(crate) struct Stage<'a> {
     own_cmd: bool,
     /// What the last instruction led to.
     digest: Option<Digest>,
+    /// The files as they are now, once somebody looked at them.
     view: OnceCell<View>,
+    /// Those before the last layers.
+    older: Cell<Option<View>>,
+    /// The image it began with, if it did with one.
+    base: Option<Image>,
+    /// Where commands run, until something else changes the files.
+    root: Cell<Option<Root>>,
 }
 
 /// What an instruction made.
@@ -75,6 +84,9 @@ impl<'a> Stage<'a> {
             own_cmd: false,
             digest: None,
             view: OnceCell::new(),
+            older: Cell::new(None),
+            base: None,
+            root: Cell::new(None),
         };
         if base == "scratch" {
             return Ok(stage);
@@ -95,6 +107,7 @@ impl<'a> Stage<'a> {
         stage.layers = image.layer_parts()?;
         stage.key = Digest::of(format!("from {}", image.digest()).as_bytes());
         stage.digest = Some(image.digest());
+        stage.base = Some(image);
         Ok(stage)
     }
 
@@ -110,6 +123,9 @@ impl<'a> Stage<'a> {
             own_cmd: false,
             digest: self.digest,
             view: OnceCell::new(),
+            older: Cell::new(None),
+            base: None,
+            root: Cell::new(None),
         })
     }
 
@@ -153,8 +169,27 @@ impl<'a> Stage<'a> {
         let new = || self.shared.incoming.add_image(&self.config.to_bytes(), &self.layers);
         let digest = self.digest.map_or_else(new, Ok)?;
         let image = self.shared.incoming.image(&digest, &self.shared.name)?;
-        let made = self.shared.store.view(&image, self.shared.progress)?;
+        let (store, progress) = (self.shared.store, self.shared.progress);
+        let made = match self.older.take() {
+            Some(mut view) => {
+                // It may be what the root's file is of.
+                self.root.set(None);
+                store.extend_view(&mut view, &image, progress)?;
+                view
+            }
+            None => store.view(&image, progress)?,
+        };
         Ok(self.view.get_or_init(|| made))
+    }
+
+    /// The stage has these layers from now on.
+    fn set_layers(&mut self, layers: Vec<LayerPart>) {
+        if layers == self.layers {
+            return;
+        }
+        let older = self.view.take().or_else(|| self.older.take());
+        self.older.set(older.filter(|_| layers.starts_with(&self.layers)));
+        self.layers = layers;
     }
 
     fn variable(&self, name: &str) -> Option<String> {
@@ -198,11 +233,9 @@ impl<'a> Stage<'a> {
         if let Some(image) = known.filter(|_| !self.shared.options.no_cache) {
             let value: Value = image::document::parse(image.config_bytes())
                 .map_err(|error| Error::Invalid(format!("a remembered config: {error}")))?;
-            let layers = image.layer_parts()?;
-            if layers != self.layers {
-                self.view = OnceCell::new();
-            }
-            (self.config, self.layers) = (Config::of(value), layers);
+            self.set_layers(image.layer_parts()?);
+            self.config = Config::of(value);
+            self.root.set(None);
             self.own_cmd |= matches!(step, Instruction::Cmd(_));
             self.digest = Some(image.digest());
             self.shared.progress.note(&format!("[{}] {}: as before", self.label, text.trim()));
@@ -213,8 +246,7 @@ impl<'a> Stage<'a> {
         let by = format!("{} {}", statement.keyword, statement.rest.trim());
         self.config.note(&created, &by, matches!(made, Made::Config));
         if let Made::Layer(layer) = made {
-            self.layers.push(layer);
-            self.view = OnceCell::new();
+            self.set_layers(self.layers.iter().cloned().chain([layer]).collect());
         }
         let digest = self.shared.incoming.add_image(&self.config.to_bytes(), &self.layers)?;
         self.shared.incoming.remember(&self.key, &digest)?;
@@ -333,6 +365,7 @@ impl<'a> Stage<'a> {
             Instruction::Copy(copy) => {
                 let mut layer = self.shared.incoming.layer_writer()?;
                 self.copy(copy, &work, &mut layer, find)?;
+                self.root.set(None);
                 return Ok(Made::Layer(layer.finish()?));
             }
             Instruction::Arg(_) | Instruction::From { .. } => {}
@@ -351,7 +384,11 @@ impl<'a> Stage<'a> {
         let changes = self.changes(&Work::default());
         Copying::new(self.view()?, &mut layer, changes).make_folder(path.as_bytes())?;
         self.config.set_workdir(&path);
-        if layer.entries() == 0 { Ok(Made::Config) } else { Ok(Made::Layer(layer.finish()?)) }
+        if layer.entries() == 0 {
+            return Ok(Made::Config);
+        }
+        self.root.set(None);
+        Ok(Made::Layer(layer.finish()?))
     }
 
     /// COPY and ADD, into whatever takes the entries.
@@ -432,45 +469,6 @@ impl<'a> Stage<'a> {
         }
         words::expand_heredoc(&heredoc.text, self.shared.escape, &|name: &str| self.variable(name))
             .map_err(Error::Invalid)
-    }
-
-    fn run(&mut self, command: &Command, heredocs: &[Heredoc], env: &[String]) -> Result<Made> {
-        let argv = self.run_words(command, heredocs)?;
-        let scratch = self.shared.incoming.scratch_folder()?;
-        let root = scratch.path().join("root");
-        std::fs::create_dir(&root).map_err(Error::file("create", &root))?;
-        unpack(self.view()?, &root)?;
-        let before = Snapshot::take(&root)?;
-        let (cwd, user) = (self.config.workdir(), self.config.user());
-        let run = Run { root: &root, argv: &argv, env, cwd: &cwd, user: &user };
-        let outside = |source| Error::Outside { act: format!("run {:?}", argv.join(" ")), source };
-        match self.shared.runner.run(&run).map_err(outside)? {
-            0 => {}
-            code => return Err(Error::Command(code)),
-        }
-        let mut layer = self.shared.incoming.layer_writer()?;
-        before.write_changes(&root, self.shared.epoch, &mut layer)?;
-        if layer.entries() == 0 { Ok(Made::Config) } else { Ok(Made::Layer(layer.finish()?)) }
-    }
-
-    /// A line with here-documents is the shell's whole; one that is nothing but a here-document is that document.
-    fn run_words(&self, command: &Command, heredocs: &[Heredoc]) -> Result<Vec<String>> {
-        let (Command::Shell(line), false) = (command, heredocs.is_empty()) else {
-            return Ok(self.config.words(command));
-        };
-        let alone = heredocs.len() == 1 && names_heredoc(line, &heredocs[0]);
-        let script = if alone {
-            if heredocs[0].text.starts_with("#!") {
-                return Err(Error::Invalid(
-                    "a here-document with its own interpreter is not supported".to_owned(),
-                ));
-            }
-            heredocs[0].text.clone()
-        } else {
-            let end = |heredoc: &Heredoc| format!("{}{}\n", heredoc.text, heredoc.name);
-            format!("{line}\n{}", heredocs.iter().map(end).collect::<String>())
-        };
-        Ok(self.config.words(&Command::Shell(script)))
     }
 }
 

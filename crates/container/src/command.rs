@@ -1,4 +1,4 @@
-//! One command in a folder that holds a root file system: what building images needs.
+//! One command in the root of an image, and what it writes there: what building images needs.
 
 use std::path::PathBuf;
 
@@ -23,8 +23,8 @@ pub enum Network {
 /// there, or runs this in a process that has them.
 #[derive(Clone, Debug)]
 pub struct Command {
-    /// The folder that becomes `/`. It is written to.
-    pub root: PathBuf,
+    /// What becomes `/`.
+    pub root: Root,
     /// The command and its arguments.
     pub args: Vec<String>,
     /// Its whole environment, `NAME=value`.
@@ -48,12 +48,12 @@ pub struct Command {
 impl Command {
     /// Runs it to its end, with the capabilities and the filter of system calls that containers have by default, and
     /// removes all that was made for it. Signals are not passed on: those of a terminal reach it by themselves only if
-    /// it is in the foreground.
+    /// it is in the foreground. It is killed if the calling thread ends before it.
     ///
     /// # Errors
     /// It cannot be run; [`crate::Error::Command`] if that is the command's own fault.
     pub fn run(&self) -> Result<Exit> {
-        let options = CreateOptions::new(&self.id, self.source());
+        let options = CreateOptions { tied: true, ..CreateOptions::new(&self.id, self.source()) };
         let running = Runtime::new(&self.state).run(&options)?;
         let exit = running.wait();
         running.delete()?;
@@ -77,7 +77,7 @@ impl Command {
                 capabilities: Some(template::capabilities(&names)),
                 ..Process::default()
             }),
-            root: Some(spec::Root { path: self.root.clone(), readonly: false }),
+            root: Some(spec::Root::default()),
             hostname: Some(self.hostname.clone()).filter(|name| !name.is_empty()),
             mounts,
             linux: Some(Linux {
@@ -90,6 +90,6 @@ impl Command {
             }),
             ..Spec::default()
         };
-        Source::Config { spec: Box::new(spec), root: Root::Folder, user: Some(self.user.clone()) }
+        Source::Config { spec: Box::new(spec), root: self.root.clone(), user: Some(self.user.clone()) }
     }
 }

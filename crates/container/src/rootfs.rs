@@ -27,6 +27,8 @@ pub enum Root {
         file: PathBuf,
         /// Its file system.
         fs_type: String,
+        /// What earlier containers wrote to it: their upper folders, the lowest first, which stay as they are.
+        below: Vec<PathBuf>,
         /// Where what is written goes.
         upper: Upper,
     },
@@ -96,9 +98,9 @@ pub fn open(root: &Root, lower: Option<&OwnedFd>, path: &Path, propagation: Opti
                 | OpenTreeFlags::AT_RECURSIVE;
             open_tree(CWD, path, flags).during(act)?
         }
-        Root::Image { upper, .. } => {
+        Root::Image { upper, below, .. } => {
             let lower = lower.ok_or_else(|| Error::refused("root", "its image is not mounted"))?;
-            overlay(lower, upper, path)?
+            overlay(lower, below, upper, path)?
         }
     };
     if paths::file_type(made.as_fd()).during(act)? != FileType::Directory {
@@ -130,13 +132,13 @@ pub fn lower(root: &Root) -> Result<Option<OwnedFd>> {
 /// The layers of an image's root, attached nowhere.
 pub(crate) fn detached(root: &Root, lower: Option<&OwnedFd>, scratch: &Path) -> Result<OwnedFd> {
     match (root, lower) {
-        (Root::Image { upper, .. }, Some(lower)) => overlay(lower, upper, scratch),
+        (Root::Image { upper, below, .. }, Some(lower)) => overlay(lower, below, upper, scratch),
         _ => Err(Error::refused("root", "it is no image's")),
     }
 }
 
-/// A detached overlay over an image's file system.
-fn overlay(lower: &OwnedFd, upper: &Upper, scratch: &Path) -> Result<OwnedFd> {
+/// A detached overlay over an image's file system, and over what was written to it before.
+fn overlay(lower: &OwnedFd, below: &[PathBuf], upper: &Upper, scratch: &Path) -> Result<OwnedFd> {
     let act = || "mount the layers of the root".to_owned();
     let place = |path: &Path| {
         rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())
@@ -163,16 +165,30 @@ fn overlay(lower: &OwnedFd, upper: &Upper, scratch: &Path) -> Result<OwnedFd> {
     make(&upper_path, 0o755)?;
     make(&work_path, 0o755)?;
     like_root(lower, &upper_path).during(act)?;
+    // An option has 255 bytes at most: names that are short, and seen from the scratch folder.
+    let mut layers = String::new();
+    for (number, folder) in below.iter().enumerate() {
+        rustix::fs::symlink(folder, scratch.join(number.to_string())).during(act)?;
+        layers.insert_str(0, &format!("{number}:"));
+    }
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let options = MountOptions {
         values: vec![
-            ("lowerdir".into(), text(&lower_path)),
+            ("lowerdir".into(), layers + "lower"),
             ("upperdir".into(), text(&upper_path)),
             ("workdir".into(), text(&work_path)),
+            // What is written must mean something by itself.
+            ("redirect_dir".into(), "off".into()),
+            ("metacopy".into(), "off".into()),
         ],
         ..MountOptions::default()
     };
-    mounts::file_system("overlay", Some("strata"), &options).during(|| "mount the overlay".to_owned())
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+    let here = rustix::fs::open(".", flags, Mode::empty()).during(act)?;
+    rustix::process::chdir(scratch).during(act)?;
+    let made = mounts::file_system("overlay", Some("strata"), &options);
+    rustix::process::fchdir(&here).during(act)?;
+    made.during(|| "mount the overlay".to_owned())
 }
 
 /// The overlay's root looks as its upper folder does: owner and mode are those of the image's root.

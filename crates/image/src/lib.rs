@@ -51,7 +51,7 @@ pub use layers::{LayerPart, LayerWriter};
 pub use platform::Platform;
 pub use progress::{NoProgress, Part, Progress};
 pub use reference::Reference;
-pub use root::RootFile;
+pub use root::{RootFile, SQUASHFS};
 pub use store::{Checked, Collected, Incoming, Keeper, PartialBlob, Problem, Pruned, ScratchFolder, Store};
 pub use tar::TarError;
 pub use view::{Missing, NodeInfo, NodeKind, View};

@@ -21,6 +21,9 @@ use crate::store::Store;
 use crate::tar::{Reader, TarError};
 use crate::{MAX_LAYER_BYTES, digest_of};
 
+/// The name of the file system of roots, as `mount -t` wants it.
+pub const SQUASHFS: &str = "squashfs";
+
 /// What a root file's name ends with; the number is the version of how trees become files.
 pub(crate) const ROOT_SUFFIX: &str = "-v2.squashfs";
 
@@ -50,7 +53,7 @@ impl RootFile {
 
     /// The name of the file system, as `mount -t` wants it.
     pub fn fstype(&self) -> &'static str {
-        "squashfs"
+        SQUASHFS
     }
 }
 
@@ -91,7 +94,7 @@ impl Store {
             self.apply_layer(image, number, &mut tree, &mut data, progress)?;
         }
         progress.step("write the root file system");
-        let size = squashfs::finish(&tree, data)?;
+        let size = squashfs::finish(&tree, &mut data)?;
         seal::seal(&temp.file, size).map_err(Error::file("write", temp.path()))?;
         temp.publish(path)?;
         Ok(())

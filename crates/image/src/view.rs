@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use crate::digest::HashReader;
 use crate::error::{Error, Result};
@@ -13,7 +14,7 @@ use crate::image::Image;
 use crate::layers::{self, ApplyError, Body, NodeId, ROOT, Tree, XattrKind};
 use crate::path::{self, Step, components};
 use crate::progress::Progress;
-use crate::squashfs::{BLOCK_BYTES, DataWriter, FileData};
+use crate::squashfs::{self, BLOCK_BYTES, DataWriter, FileData};
 use crate::store::Store;
 use crate::tar::{Reader, TarError};
 use crate::{MAX_LAYER_BYTES, compression};
@@ -24,7 +25,7 @@ pub struct View {
     data: DataWriter,
     file: File,
     layers: u32,
-    _temp: TempFile,
+    temp: TempFile,
 }
 
 /// What a name leads to.
@@ -68,12 +69,21 @@ impl Store {
     /// A layer is missing, corrupt, or no sane archive; the store cannot be written.
     pub fn view(&self, image: &Image, progress: &dyn Progress) -> Result<View> {
         let mut view = self.empty_view()?;
-        for number in 0..image.manifest().layers().len() {
+        self.extend_view(&mut view, image, progress)?;
+        Ok(view)
+    }
+
+    /// Puts those layers of `image` that `view` does not have on top of it; those that it has are the image's first.
+    ///
+    /// # Errors
+    /// As [`Store::view`]; the view is of no use then.
+    pub fn extend_view(&self, view: &mut View, image: &Image, progress: &dyn Progress) -> Result<()> {
+        for number in view.layers as usize..image.manifest().layers().len() {
             self.apply_layer(image, number, &mut view.tree, &mut view.data, progress)?;
             view.layers += 1;
         }
         view.data.file()?;
-        Ok(view)
+        Ok(())
     }
 
     /// The files of a tar archive, plain or compressed; `what` is its name for errors.
@@ -90,7 +100,7 @@ impl Store {
         let temp = self.scratch.file()?;
         let clone = || temp.file.try_clone().map_err(Error::file("open", temp.path()));
         let data = DataWriter::new(clone()?, temp.path().to_path_buf())?;
-        Ok(View { tree: Tree::new(), data, file: clone()?, layers: 0, _temp: temp })
+        Ok(View { tree: Tree::new(), data, file: clone()?, layers: 0, temp })
     }
 }
 
@@ -109,6 +119,19 @@ impl View {
         self.layers += 1;
         self.data.file()?;
         Ok(())
+    }
+
+    /// The files as a squashfs in a file, which is there until the view goes or a layer comes on top.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn file_system(&mut self) -> Result<&Path> {
+        let end = self.data.position();
+        squashfs::finish(&self.tree, &mut self.data)?;
+        self.data.rewind(end)?;
+        // Still nobody sweeps it, and a machine may have it for a disk.
+        self.temp.file.lock_shared().map_err(Error::file("lock", self.temp.path()))?;
+        Ok(self.temp.path())
     }
 
     /// The path without symbolic links that `path` leads to, without a slash in front; empty for the root. Nothing when there is
@@ -249,7 +272,7 @@ mod tests {
     use super::*;
     use crate::NoProgress;
     use crate::tar::testing::Tar;
-    use crate::testing::{noise, temp_store};
+    use crate::testing::{noise, reference, temp_store};
 
     #[test]
     fn files_are_read_as_they_are() {
@@ -270,6 +293,30 @@ mod tests {
         assert_eq!(view.shared_inode(b"hard"), view.shared_inode(b"d/large"));
         assert_eq!(view.shared_inode(b"empty"), None);
         assert_eq!(view.stat(b"l").unwrap().kind, NodeKind::Symlink(b"/d/../d".to_vec()));
+    }
+
+    #[test]
+    fn layers_come_on_top_of_a_view_that_was_a_file_system() {
+        let temp = temp_store();
+        let text = noise(300_000);
+        let base = temp.import("t", &Tar::new().file("a", &text).end()).unwrap();
+        let mut view = temp.store.view(&base, &NoProgress).unwrap();
+        let first = std::fs::read(view.file_system().unwrap()).unwrap();
+        let kept = temp.store.root_for_vm(&base, &NoProgress).unwrap();
+        // The kept one has a seal behind it.
+        assert!(std::fs::read(kept.path()).unwrap().starts_with(&first));
+        let incoming = temp.store.incoming().unwrap();
+        let more = Tar::new().file("b", &text[..200_000]).end();
+        let mut layers = base.layer_parts().unwrap();
+        layers.push(incoming.layer_of(&more[..]).unwrap());
+        let digest = incoming.add_image(base.config_bytes(), &layers).unwrap();
+        let image = incoming.commit(&reference("more"), &digest).unwrap();
+        temp.store.extend_view(&mut view, &image, &NoProgress).unwrap();
+        assert!(view.read(b"a", 1 << 20).unwrap().unwrap() == text);
+        assert!(view.read(b"b", 1 << 20).unwrap().unwrap() == text[..200_000]);
+        let whole = std::fs::read(view.file_system().unwrap()).unwrap();
+        let kept = temp.store.root_for_vm(&image, &NoProgress).unwrap();
+        assert!(std::fs::read(kept.path()).unwrap().starts_with(&whole));
     }
 
     #[test]

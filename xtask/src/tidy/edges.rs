@@ -33,7 +33,7 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
     ("api", &["archive", "image", "registry", "workload"], &[]),
     ("image", &[], &[]),
     ("registry", &["image"], &[]),
-    ("build", &["image"], &[]),
+    ("build", &["image"], &["archive", "container"]),
     ("machine", &["arch", "devices", "disk", "engine", "fuse", "memory", "net", "protocol", "state"], &[]),
     ("devices", &["disk", "fuse", "memory", "net", "state"], &[]),
     ("disk", &[], &[]),

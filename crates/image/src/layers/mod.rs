@@ -4,6 +4,7 @@
 //! image: `..` stops at the image's root, absolute paths and symlinks in a path start from it, as in a chroot.
 
 mod apply;
+mod changes;
 #[cfg(test)]
 mod tests;
 mod tree;

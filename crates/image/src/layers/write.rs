@@ -4,6 +4,7 @@
 //! only where something does not fit (IEEE Std 1003.1-2008); whiteouts as OCI image specification 1.1, `layer.md`, has them.
 
 use std::io::{self, Read, Write};
+use std::path::Path;
 
 use crate::MAX_LAYER_BYTES;
 use crate::archive::GZIP_LEVEL;
@@ -53,7 +54,7 @@ impl Incoming {
     /// It cannot be read, is larger than a layer may be, or the store cannot be written.
     pub fn layer_of(&self, archive: impl Read) -> Result<LayerPart> {
         let mut layer = self.layer_writer()?;
-        let path = layer.out.get_ref().get_ref().path().to_path_buf();
+        let path = layer.path().to_path_buf();
         let copied = io::copy(&mut archive.take(MAX_LAYER_BYTES), &mut layer.out);
         match copied.map_err(Error::file("write", path.clone()))? {
             MAX_LAYER_BYTES => Err(Error::file("write", path)(io::ErrorKind::FileTooLarge.into())),
@@ -63,6 +64,11 @@ impl Incoming {
 }
 
 impl LayerWriter {
+    /// Where it is being written, for messages.
+    pub(crate) fn path(&self) -> &Path {
+        self.out.get_ref().get_ref().path()
+    }
+
     /// Entries so far.
     pub fn entries(&self) -> u64 {
         self.entries
@@ -114,7 +120,7 @@ impl LayerWriter {
     /// # Errors
     /// The store cannot be written.
     pub fn finish(mut self) -> Result<LayerPart> {
-        let path = self.out.get_ref().get_ref().path().to_path_buf();
+        let path = self.path().to_path_buf();
         self.out.write_all(&[0; 1024]).map_err(Error::file("write", path))?;
         self.close()
     }

@@ -61,6 +61,18 @@ impl DataWriter {
         Ok(())
     }
 
+    /// Where the next contents go.
+    pub(crate) fn position(&self) -> u64 {
+        self.pos
+    }
+
+    /// Goes back to `position`: what comes next replaces the tables that were written there.
+    pub(crate) fn rewind(&mut self, position: u64) -> Result<()> {
+        self.out.seek(SeekFrom::Start(position)).map_err(Error::file("seek in", &self.path))?;
+        self.pos = position;
+        Ok(())
+    }
+
     /// The file, for messages.
     pub(super) fn path(&self) -> PathBuf {
         self.path.clone()

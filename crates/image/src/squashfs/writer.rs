@@ -21,16 +21,16 @@ const FLAGS: u16 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 8 | 1 << 11;
 const FLAG_NO_XATTRS: u16 = 1 << 9;
 
 /// Writes the tables for `tree` after the file contents in `out`. Gives the size of the file in bytes.
-pub(crate) fn finish(tree: &Tree, mut out: DataWriter) -> Result<u64> {
+pub(crate) fn finish(tree: &Tree, out: &mut DataWriter) -> Result<u64> {
     let mut tables = Tables::new(tree);
     tables.write_all()?;
     let inode_table = out.pos;
     out.write(&tables.inodes.stored())?;
     let dir_table = out.pos;
     out.write(&tables.dirs.stored())?;
-    let id_table = write_ids(&mut out, &tables.ids.list)?;
+    let id_table = write_ids(out, &tables.ids.list)?;
     let sets = tree.xattr_sets();
-    let xattr_table = if sets.is_empty() { NO_TABLE } else { xattr::write(&mut out, sets)? };
+    let xattr_table = if sets.is_empty() { NO_TABLE } else { xattr::write(out, sets)? };
     let used = out.pos;
     let flags = if sets.is_empty() { FLAGS | FLAG_NO_XATTRS } else { FLAGS };
     let root = tables.places[ROOT as usize].ok_or_else(too_large)?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
 use archive::Request;
-use build::{Images, Run, Runner};
+use build::{Ended, Images, Run, Runner};
 use clap::Args;
 use image::{Digest, Image, Incoming, Reference, Store};
 use serde_json::{Value, json};
@@ -311,7 +311,7 @@ impl Images for One<'_> {
 struct NoCommands;
 
 impl Runner for NoCommands {
-    fn run(&self, _run: &Run<'_>) -> Result<u8, Box<dyn Error + Send + Sync>> {
+    fn run(&self, _run: &Run<'_>) -> Result<Ended, Box<dyn Error + Send + Sync>> {
         Err("commit runs no commands".into())
     }
 }

@@ -30,7 +30,7 @@ const READ_ONLY: u8 = 4;
 /// What this ends with where nothing is kept of a workload that does not run.
 const AT_REST: u8 = 5;
 /// Where an overlay cannot have its upper folder: on another one.
-const OVERLAYFS: i64 = 0x794c_7630;
+pub const OVERLAYFS: i64 = 0x794c_7630;
 
 /// The words of [`Request`].
 #[derive(Args)]
@@ -213,7 +213,7 @@ fn in_container_at_rest(
     let scratch = upper.join("mount");
     std::fs::create_dir_all(&scratch).while_trying(|| format!("make {}", scratch.display()))?;
     let (file, fs_type) = (lower.path().to_owned(), lower.fstype().to_owned());
-    let root = Root::Image { file, fs_type, upper: Upper::Folder(upper) };
+    let root = Root::Image { file, fs_type, below: Vec::new(), upper: Upper::Folder(upper) };
     let root = container::rest::mount(&root, &scratch).map_err(containers::explain)?;
     in_root(folder, &root, request, input)
 }

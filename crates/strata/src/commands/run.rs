@@ -26,7 +26,7 @@ pub mod update;
 pub mod volumes;
 pub mod worker;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,13 +37,14 @@ use machine::config::{DiskConfig, Source, VsockConfig};
 use machine::snapshot::Snapshot;
 use machine::workload::{AgentSession, Origin};
 use machine::{Backends, Machine, MachineConfig};
+use rustix::process::Signal;
 
 use self::connected::Connected;
 use self::volumes::Keep;
 use super::sizing::{Sizing, account, explain};
 use super::{image as images, kernel as kernels, registry};
 use crate::cli::Global;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, While};
 use crate::progress::Bar;
 use crate::size::parse_duration;
 use crate::terminal::LogWriter;
@@ -124,9 +125,13 @@ pub struct Options {
     #[command(flatten)]
     health: health::Flags,
     /// The manifest that the name meant when the workload was made: what it runs whenever it is started.
-    #[arg(skip)]
+    #[arg(long = "image-digest", hide = true)]
     #[serde(default)]
     digest: Option<String>,
+    /// A squashfs that is the root of a machine instead of the image's: that of a build.
+    #[arg(long, hide = true, value_name = "FILE")]
+    #[serde(skip)]
+    root_file: Option<PathBuf>,
     /// Name of the image
     image: String,
     /// The command and its arguments
@@ -175,7 +180,7 @@ struct Prepared {
     has_card: bool,
     files: volumes::Settled,
     root_type: &'static str,
-    _root: RootFile,
+    _root: Option<RootFile>,
     kernel: Arc<KernelBundle>,
 }
 
@@ -195,6 +200,11 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     }
     if options.isolation == Isolation::Container {
         return container::run(global, options);
+    }
+    if options.root_file.is_some() {
+        // The build that this is for may be killed.
+        let act = || "end with the build".to_owned();
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).while_trying(act)?;
     }
     run_here(global, options, None)
 }
@@ -278,6 +288,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     };
     tracing::info!("prepared in {} ms", started.elapsed().as_millis());
     let session = session::Session {
+        has_identity: options.root_file.is_none(),
         origin,
         network: connected.of_guest(),
         // That of the start.
@@ -376,9 +387,14 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     let kernel = store.kernel(options.kernel.as_deref()).map_err(|error| explain_kernel(options, error))?;
     check_width(&kernel)?;
     let kernel = Arc::new(kernel);
-    let root = store.root_for_vm(&image, &Bar::new()).map_err(explain)?;
+    let root = match &options.root_file {
+        Some(_) => None,
+        None => Some(store.root_for_vm(&image, &Bar::new()).map_err(explain)?),
+    };
+    let root_path = options.root_file.as_deref().or_else(|| root.as_ref().map(RootFile::path));
+    let root_path = root_path.expect("it is one or the other");
     let has_card = options.network.has_card(&kernel)?;
-    let mut config = machine_config(&options.sizing, engine, &kernel, root.path(), verbose);
+    let mut config = machine_config(&options.sizing, engine, &kernel, root_path, verbose);
     config.net.extend(has_card.then(network::card));
     let files = options.files.settle(store, &image, Keep::Command)?;
     if files.volumes.iter().any(|volume| volume.folder().is_some()) {
@@ -392,7 +408,7 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
         stop_signal: said.stop_signal,
         has_card,
         files,
-        root_type: root.fstype(),
+        root_type: root.as_ref().map_or(image::SQUASHFS, RootFile::fstype),
         _root: root,
         kernel,
     })

@@ -2,6 +2,9 @@
 
 mod traffic;
 
+use std::io::IsTerminal;
+use std::time::Duration;
+
 use api::Process;
 use clap::Args;
 use serde_json::json;
@@ -20,16 +23,27 @@ pub use traffic::traffic;
 
 /// The kernel tells times in hundredths of a second, whatever its clock (USER_HZ).
 const MS_PER_TICK: u64 = 10;
+/// How often figures are shown anew.
+const REFRESH: Duration = Duration::from_secs(1);
+/// What makes a terminal forget what it shows.
+const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// Show what workloads take of the host
 ///
 /// MEMORY is what is in memory, OWN what of it no other process shares, RETURNED what the guest has given back since it was
-/// started because it did not use it. For a container it is what its control group counts.
+/// started because it did not use it. For a container it is what its control group counts. On a terminal the figures are shown
+/// anew each second, until Ctrl-C.
 #[derive(Args)]
 pub struct StatsOptions {
-    /// Write JSON
+    /// Show the figures of this moment alone
+    #[arg(long)]
+    no_stream: bool,
+    /// Write JSON, of this moment alone
     #[arg(long)]
     json: bool,
+    /// Names or ids of workloads [default: all that run]
+    #[arg(value_name = "WORKLOAD")]
+    workloads: Vec<String>,
 }
 
 /// Show the processes of a workload
@@ -155,38 +169,81 @@ fn process(pid: i32, booted: u64) -> Option<Process> {
     Some(Process { pid, ppid, uid, started_ms, cpu_ms: ticks * MS_PER_TICK, command: command.join(" ") })
 }
 
+/// A line of `strata stats`.
+struct Row {
+    name: String,
+    usage: Usage,
+    own: Option<u64>,
+    returned: Option<u64>,
+}
+
 /// `strata stats`
 ///
 /// # Errors
-/// The workloads cannot be read.
+/// The workloads cannot be read, or one that was named does not run.
 pub fn stats(global: &Global, options: &StatsOptions) -> Outcome {
     let mut rows = Vec::new();
-    for folder in all(global)?.list().while_trying(|| "list the workloads".to_owned())? {
-        let Some(usage) = usage(&folder) else { continue };
-        let asked = Client::connect(&folder).and_then(|mut client| client.ask(&Request::Stats, &[]));
-        let returned = match asked {
-            Ok(Answer::Stats { returned_bytes, .. }) => returned_bytes,
-            _ => None,
-        };
-        rows.push((folder.description().name.clone(), usage, own_bytes(&folder), returned));
+    for name in &options.workloads {
+        let folder = find(global, name)?;
+        let status = state(&folder)?.status;
+        rows.push(row_of(&folder).ok_or_else(|| Failure::new(format!("stats {name}: it is {status}")))?);
+    }
+    if options.workloads.is_empty() {
+        rows = running(global, options)?;
     }
     if options.json {
-        let row = |(name, usage, own, returned): &(String, Usage, Option<u64>, Option<u64>)| {
+        let row = |row: &Row| {
             json!({
-                "name": name,
-                "cpu_ms": usage.cpu_ns / 1_000_000,
-                "memory_bytes": usage.memory_bytes,
-                "own_memory_bytes": own,
-                "returned_bytes": returned,
-                "pids": usage.pids,
+                "name": row.name,
+                "cpu_ms": row.usage.cpu_ns / 1_000_000,
+                "memory_bytes": row.usage.memory_bytes,
+                "own_memory_bytes": row.own,
+                "returned_bytes": row.returned,
+                "pids": row.usage.pids,
             })
         };
         output::json(&json!(rows.iter().map(row).collect::<Vec<_>>()))?;
         return Ok(Exit::Success);
     }
+    if options.no_stream || !std::io::stdout().is_terminal() {
+        table(rows).print()?;
+        return Ok(Exit::Success);
+    }
+    // Until none of those that were named is left, or whoever looks has seen enough.
+    while options.workloads.is_empty() || !rows.is_empty() {
+        output::write(CLEAR)?;
+        table(rows).print()?;
+        std::thread::sleep(REFRESH);
+        rows = running(global, options)?;
+    }
+    Ok(Exit::Success)
+}
+
+/// Those of the wanted ones that run.
+fn running(global: &Global, options: &StatsOptions) -> Outcome<Vec<Row>> {
+    let all = all(global)?;
+    let folders = if options.workloads.is_empty() {
+        all.list().while_trying(|| "list the workloads".to_owned())?
+    } else {
+        options.workloads.iter().filter_map(|name| all.find(name).ok()).collect()
+    };
+    Ok(folders.iter().filter_map(row_of).collect())
+}
+
+fn row_of(folder: &Folder) -> Option<Row> {
+    let usage = usage(folder)?;
+    let asked = Client::connect(folder).and_then(|mut client| client.ask(&Request::Stats, &[]));
+    let returned = match asked {
+        Ok(Answer::Stats { returned_bytes, .. }) => returned_bytes,
+        _ => None,
+    };
+    Some(Row { name: folder.description().name.clone(), usage, own: own_bytes(folder), returned })
+}
+
+fn table(rows: Vec<Row>) -> Table {
     let mut table = Table::new(&["NAME", "CPU TIME", "MEMORY", "OWN", "RETURNED"]);
     let bytes = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), output::bytes);
-    for (name, usage, own, returned) in rows {
+    for Row { name, usage, own, returned } in rows {
         table.row(vec![
             name,
             seconds(usage.cpu_ns / 1_000_000),
@@ -195,8 +252,7 @@ pub fn stats(global: &Global, options: &StatsOptions) -> Outcome {
             bytes(returned),
         ]);
     }
-    table.print()?;
-    Ok(Exit::Success)
+    table
 }
 
 fn seconds(ms: u64) -> String {

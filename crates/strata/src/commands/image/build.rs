@@ -1,23 +1,25 @@
 //! `strata image build`: an image made by a Containerfile.
 
+mod containers;
+mod machines;
+
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use build::{Images, Run, Runner};
+use build::{Images, Runner};
 use clap::Args;
-use container::Exit as Ended;
-use container::command::{Command, Network};
-use container::template;
 use image::{Image, Reference, Store};
 
+use self::containers::InContainers;
+use self::machines::InMachines;
 use super::{explain, parse};
 use crate::commands::registry;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 use crate::output;
 use crate::progress::Bar;
+use crate::size::parse_size;
 
 #[derive(Args)]
 pub struct BuildOptions {
@@ -39,8 +41,23 @@ pub struct BuildOptions {
     /// Do again what was done before
     #[arg(long)]
     no_cache: bool,
+    /// What stands between the commands of RUN and this host: container needs root, vm does not
+    #[arg(long, value_enum, default_value_t = Isolation::Container, value_name = "KIND")]
+    isolation: Isolation,
+    /// Memory of the machine of a RUN with --isolation vm; what it writes has to fit into half of it
+    #[arg(long, default_value = "1G", value_name = "SIZE", value_parser = parse_size)]
+    memory: u64,
     /// Folder that COPY and ADD take files from
     context: PathBuf,
+}
+
+/// What a command of RUN runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Isolation {
+    /// Namespaces and filters of this host's kernel, on its network
+    Container,
+    /// A virtual machine for each command, with a network as of run --network user
+    Vm,
 }
 
 /// Builds an image; its digest goes to standard output.
@@ -58,8 +75,13 @@ pub fn build(store: &Store, options: &BuildOptions) -> Outcome<()> {
         target: options.target.clone(),
         no_cache: options.no_cache,
     };
+    let machines = InMachines { store, memory: options.memory };
+    let runner: &dyn Runner = match options.isolation {
+        Isolation::Container => &InContainers,
+        Isolation::Vm => &machines,
+    };
     let bar = Bar::new();
-    let built = build::build(store, &wanted, &FromStore(store), &InContainers, &bar);
+    let built = build::build(store, &wanted, &FromStore(store), runner, &bar);
     drop(bar);
     let digest = built.map_err(|error| {
         let failure = Failure::because(format!("build {}", options.context.display()), error);
@@ -110,46 +132,6 @@ impl Images for FromStore<'_> {
             found => {
                 Ok(found.map_err(|error| explain(format!("use {name}"), name.name(), error).to_string())?)
             }
-        }
-    }
-}
-
-/// Containers on this host's kernel and network; what the commands say goes to standard error, for the digest goes to
-/// standard output.
-struct InContainers;
-
-impl Runner for InContainers {
-    fn run(&self, run: &Run<'_>) -> Result<u8, Box<dyn Error + Send + Sync>> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(
-                "RUN needs root on this host: commands run in a container, as the image's own users".into()
-            );
-        }
-        const RESOLVER: &str = "/etc/resolv.conf";
-        let resolver = template::mount(RESOLVER, "bind", RESOLVER, "bind,ro");
-        let mounts = Path::new(RESOLVER).exists().then_some(resolver);
-        let command = Command {
-            root: run.root.to_owned(),
-            args: run.argv.to_vec(),
-            env: run.env.to_vec(),
-            cwd: run.cwd.to_owned(),
-            user: run.user.to_owned(),
-            network: Network::Host,
-            hostname: String::new(),
-            mounts: mounts.into_iter().collect(),
-            state: PathBuf::from("/run/strata/build"),
-            id: format!("build-{}-{}", std::process::id(), container::state::now()),
-        };
-        let (input, output) =
-            (File::open("/dev/null")?, rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?);
-        rustix::stdio::dup2_stdin(&input)?;
-        rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
-        let ended = command.run();
-        rustix::stdio::dup2_stdout(&output)?;
-        match ended {
-            Ok(Ended::Code(code)) => Ok(code),
-            Ok(Ended::Signal(signal)) => Ok(128 + signal),
-            Err(error) => Err(error.chain().into()),
         }
     }
 }

@@ -216,7 +216,8 @@ fn prepare(
     let keep = if options.container.read_only { Keep::CommandOnReadOnlyRoot } else { Keep::Command };
     let files = options.files.settle(&store, &image, keep)?;
     spec.mounts.extend(volumes::mounts(&files.volumes));
-    let root = Root::Image { file: root.path().to_owned(), fs_type: root.fstype().to_owned(), upper };
+    let (file, fs_type) = (root.path().to_owned(), root.fstype().to_owned());
+    let root = Root::Image { file, fs_type, below: Vec::new(), upper };
     let source = Source::Config { spec: Box::new(spec), root, user: Some(user) };
     if options.container.privileged {
         tracing::warn!("--privileged: root in this container can do what root can do on this host");

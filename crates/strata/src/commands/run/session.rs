@@ -41,6 +41,8 @@ pub struct Session<'a> {
     pub network: Option<protocol::Network>,
     /// The name that the machine is to have from now on; empty leaves it the one it has.
     pub hostname: String,
+    /// Whether it gets a machine id: not that of a build, for it would be in the image.
+    pub has_identity: bool,
     /// When it is killed.
     pub timeout: Option<Duration>,
     /// The monitor, of a workload in the background.
@@ -156,7 +158,10 @@ fn carry(
             stderr: duplicate(&io::stderr(), "standard error")?,
         },
         origin: session.origin,
-        identity: Some(new_identity(session.hostname).while_trying(|| "make a machine id".to_owned())?),
+        identity: session
+            .has_identity
+            .then(|| new_identity(session.hostname).while_trying(|| "make a machine id".to_owned()))
+            .transpose()?,
         boot_timeout,
         timeout: session.timeout,
         progress: &mut |progress| {

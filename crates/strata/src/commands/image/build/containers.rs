@@ -1,0 +1,97 @@
+//! What runs the commands of a build: containers on this host's kernel and network.
+
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use archive::{Request, Roots};
+use build::{Ended, Run, Runner};
+use container::command::{Command, Network};
+use container::{Exit, Root, Runtime, Upper, rest, template};
+
+use crate::commands::files::OVERLAYFS;
+
+/// Where containers of builds have their states.
+const STATES: &str = "/run/strata/build";
+
+/// Commands run in containers; what they say goes to standard error, for the digest goes to standard output.
+pub struct InContainers;
+
+impl Runner for InContainers {
+    fn run(&self, run: &Run<'_>) -> Result<Ended, Box<dyn Error + Send + Sync>> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(
+                "RUN needs root on this host: commands run in a container, as the image's own users".into()
+            );
+        }
+        bury();
+        if rustix::fs::statfs(run.space)?.f_type == OVERLAYFS {
+            rest::memory(run.space).map_err(|error| error.chain())?;
+        }
+        let upper = run.space.join(run.below.len().to_string());
+        std::fs::create_dir(&upper)?;
+        let code = command(run, &upper)?.shell_code();
+        let written = upper.join("upper");
+        if code == 0 {
+            write_changes(&written, run.changes)?;
+        }
+        Ok(Ended { code, written: Some(written) })
+    }
+}
+
+/// Runs the command with our standard error for its output.
+fn command(run: &Run<'_>, upper: &Path) -> Result<Exit, Box<dyn Error + Send + Sync>> {
+    const RESOLVER: &str = "/etc/resolv.conf";
+    let resolver = template::mount(RESOLVER, "bind", RESOLVER, "bind,ro");
+    let mounts = Path::new(RESOLVER).exists().then_some(resolver);
+    let command = Command {
+        root: Root::Image {
+            file: run.file.to_owned(),
+            fs_type: run.fs_type.to_owned(),
+            below: run.below.to_vec(),
+            upper: Upper::Folder(upper.to_owned()),
+        },
+        args: run.argv.to_vec(),
+        env: run.env.to_vec(),
+        cwd: run.cwd.to_owned(),
+        user: run.user.to_owned(),
+        network: Network::Host,
+        hostname: String::new(),
+        mounts: mounts.into_iter().collect(),
+        state: PathBuf::from(STATES),
+        id: format!("build-{}-{}", std::process::id(), container::state::now()),
+    };
+    let (input, output) =
+        (File::open("/dev/null")?, rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?);
+    rustix::stdio::dup2_stdin(&input)?;
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+    let ended = command.run();
+    rustix::stdio::dup2_stdout(&output)?;
+    Ok(ended.map_err(|error| error.chain())?)
+}
+
+/// What an upper folder says, as the archive of a layer.
+fn write_changes(upper: &Path, changes: &File) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let folder: OwnedFd = File::open(upper)?.into();
+    let upper = || folder.try_clone().ok();
+    let roots = Roots { root: folder.as_fd(), upper: &upper, user: &|_| None };
+    let null = File::open("/dev/null")?;
+    let text = |error: archive::Error| error.line(|errno| io::Error::from(errno).to_string());
+    Request::Changes.run(&roots, null.as_fd(), changes.as_fd()).map_err(|error| text(error).into())
+}
+
+/// Removes what builds that were killed have left: states and control groups, for their containers died with them.
+fn bury() {
+    let runtime = Runtime::new(STATES);
+    let left = std::fs::read_dir(STATES).into_iter().flatten().flatten();
+    for id in left.filter_map(|entry| entry.file_name().into_string().ok()) {
+        let maker = id.strip_prefix("build-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if maker.is_some_and(|maker| !Path::new(&format!("/proc/{maker}")).exists())
+            && let Err(error) = runtime.delete(&id, true)
+        {
+            tracing::debug!("remove what is left of {id}: {}", error.chain());
+        }
+    }
+}
