@@ -57,6 +57,7 @@ mod x87;
 use std::io::{self, Write};
 use std::mem::offset_of;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use iced_x86::{Encoder, InstructionInfoFactory};
 
@@ -325,6 +326,8 @@ impl Site {
 #[derive(Default)]
 struct Sites {
     chunks: Vec<Vec<Site>>,
+    /// How many of the chunks are in use; the others wait, for to give them back takes the host milliseconds.
+    used: usize,
 }
 
 impl Sites {
@@ -332,11 +335,20 @@ impl Sites {
 
     /// A chunk with room for `count` more sites.
     fn room(&mut self, count: usize) -> &mut Vec<Site> {
-        let full = self.chunks.last().is_none_or(|chunk| chunk.capacity() - chunk.len() < count);
-        if full {
-            self.chunks.push(Vec::with_capacity(Self::CHUNK.max(count)));
+        let fits = |chunk: &Vec<Site>| chunk.capacity() - chunk.len() >= count;
+        if !self.chunks[..self.used].last().is_some_and(fits) {
+            if !self.chunks.get(self.used).is_some_and(fits) {
+                self.chunks.insert(self.used, Vec::with_capacity(Self::CHUNK.max(count)));
+            }
+            self.used += 1;
         }
-        self.chunks.last_mut().expect("just made")
+        &mut self.chunks[self.used - 1]
+    }
+
+    /// Forgets all, and keeps the memory.
+    fn clear(&mut self) {
+        self.chunks[..self.used].iter_mut().for_each(Vec::clear);
+        self.used = 0;
     }
 }
 
@@ -349,6 +361,8 @@ struct Counters {
     resumed: u64,
     /// How often all translations were thrown away.
     clears: u64,
+    /// What the longest of these took.
+    longest_clear: Duration,
     /// Guest instructions that translated code executed, handlers included; if it counts.
     executed: u64,
 }
@@ -432,7 +446,7 @@ impl Jit {
 
     /// What has been counted.
     pub(super) fn statistics(&self) -> engine::Translation {
-        let Counters { left, resumed, clears, executed } = self.counters;
+        let Counters { left, resumed, clears, longest_clear, executed } = self.counters;
         let left = |kind: Kind| left[kind as usize];
         engine::Translation {
             instructions: executed,
@@ -441,6 +455,7 @@ impl Jit {
             unknown: left(Kind::Link) + left(Kind::Jump),
             attention: left(Kind::Leave),
             clears,
+            longest_clear,
             compared: self.in_step.compared,
         }
     }
@@ -481,9 +496,14 @@ impl Jit {
     pub(super) fn clear(&mut self) {
         self.forget_jumps();
         self.area.clear();
-        self.sites = Sites::default();
+        self.sites.clear();
         self.in_step.clear();
+    }
+
+    /// Notes that all translations, and what they were made of, were thrown away in `took`.
+    pub(super) fn note_clear(&mut self, took: Duration) {
         self.counters.clears += 1;
+        self.counters.longest_clear = self.counters.longest_clear.max(took);
     }
 
     /// Forgets all jumps through the tables.
