@@ -47,6 +47,7 @@ mod plan;
 mod returns;
 pub mod rewrite;
 pub mod run;
+mod sites;
 pub mod stress;
 mod strings;
 pub mod stubs;
@@ -71,6 +72,7 @@ use group::GROUPS;
 use jumps::{Jump, Jumps};
 use lockstep::InStep;
 use returns::ReturnStack;
+use sites::Sites;
 use stress::Stress;
 use stubs::Stubs;
 
@@ -319,36 +321,6 @@ impl Site {
             block: std::ptr::null(),
             op: std::ptr::null(),
         }
-    }
-}
-
-/// Sites in chunks, so that their addresses stay.
-#[derive(Default)]
-struct Sites {
-    chunks: Vec<Vec<Site>>,
-    /// How many of the chunks are in use; the others wait, for to give them back takes the host milliseconds.
-    used: usize,
-}
-
-impl Sites {
-    const CHUNK: usize = 1024;
-
-    /// A chunk with room for `count` more sites.
-    fn room(&mut self, count: usize) -> &mut Vec<Site> {
-        let fits = |chunk: &Vec<Site>| chunk.capacity() - chunk.len() >= count;
-        if !self.chunks[..self.used].last().is_some_and(fits) {
-            if !self.chunks.get(self.used).is_some_and(fits) {
-                self.chunks.insert(self.used, Vec::with_capacity(Self::CHUNK.max(count)));
-            }
-            self.used += 1;
-        }
-        &mut self.chunks[self.used - 1]
-    }
-
-    /// Forgets all, and keeps the memory.
-    fn clear(&mut self) {
-        self.chunks[..self.used].iter_mut().for_each(Vec::clear);
-        self.used = 0;
     }
 }
 
