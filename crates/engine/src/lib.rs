@@ -13,6 +13,7 @@ pub mod doorbells;
 pub mod signal;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arch::x86::CpuState;
 use arch::x86::cpuid::{CpuModel, FeatureSet};
@@ -156,6 +157,8 @@ pub struct Translation {
     pub attention: u64,
     /// How often all translations were thrown away.
     pub clears: u64,
+    /// How long the longest of these stopped the vCPU.
+    pub longest_clear: Duration,
     /// Executions of blocks that were repeated another way and compared, where that was asked for.
     pub compared: u64,
 }

@@ -131,6 +131,10 @@ pub fn account(engine: &str, machine: &Machine, started: Instant) {
              code not known, {attention} for attention; {} clears",
             sum(|t| t.clears)
         );
+        let longest = vcpus.iter().map(|vcpu| vcpu.translation.longest_clear).max().unwrap_or_default();
+        if !longest.is_zero() {
+            line += &format!(", the longest {:.2} ms", longest.as_secs_f64() * 1e3);
+        }
         let compared = sum(|t| t.compared);
         if compared != 0 {
             line += &format!("; {compared} blocks compared");

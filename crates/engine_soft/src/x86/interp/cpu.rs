@@ -4,6 +4,7 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use arch::x86::cpuid::{CpuModel, CpuidContext};
 use arch::x86::{CpuState, Exception, Rflags, Segment, SegmentRegister};
@@ -347,10 +348,12 @@ impl Cpu {
 
     /// Empties the arena, and with it everything that leads into it. Only between blocks.
     pub(super) fn forget_blocks(&mut self) {
+        let began = Instant::now();
         self.cache.clear();
         self.current = NO_BLOCK;
         if let Some(jit) = self.jit.as_mut() {
             jit.clear();
+            jit.note_clear(began.elapsed());
         }
     }
 

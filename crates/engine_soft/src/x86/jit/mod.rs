@@ -47,6 +47,7 @@ mod plan;
 mod returns;
 pub mod rewrite;
 pub mod run;
+mod sites;
 pub mod stress;
 mod strings;
 pub mod stubs;
@@ -57,6 +58,7 @@ mod x87;
 use std::io::{self, Write};
 use std::mem::offset_of;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use iced_x86::{Encoder, InstructionInfoFactory};
 
@@ -70,6 +72,7 @@ use group::GROUPS;
 use jumps::{Jump, Jumps};
 use lockstep::InStep;
 use returns::ReturnStack;
+use sites::Sites;
 use stress::Stress;
 use stubs::Stubs;
 
@@ -321,25 +324,6 @@ impl Site {
     }
 }
 
-/// Sites in chunks, so that their addresses stay.
-#[derive(Default)]
-struct Sites {
-    chunks: Vec<Vec<Site>>,
-}
-
-impl Sites {
-    const CHUNK: usize = 1024;
-
-    /// A chunk with room for `count` more sites.
-    fn room(&mut self, count: usize) -> &mut Vec<Site> {
-        let full = self.chunks.last().is_none_or(|chunk| chunk.capacity() - chunk.len() < count);
-        if full {
-            self.chunks.push(Vec::with_capacity(Self::CHUNK.max(count)));
-        }
-        self.chunks.last_mut().expect("just made")
-    }
-}
-
 /// What is counted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counters {
@@ -349,6 +333,8 @@ struct Counters {
     resumed: u64,
     /// How often all translations were thrown away.
     clears: u64,
+    /// What the longest of these took.
+    longest_clear: Duration,
     /// Guest instructions that translated code executed, handlers included; if it counts.
     executed: u64,
 }
@@ -432,7 +418,7 @@ impl Jit {
 
     /// What has been counted.
     pub(super) fn statistics(&self) -> engine::Translation {
-        let Counters { left, resumed, clears, executed } = self.counters;
+        let Counters { left, resumed, clears, longest_clear, executed } = self.counters;
         let left = |kind: Kind| left[kind as usize];
         engine::Translation {
             instructions: executed,
@@ -441,6 +427,7 @@ impl Jit {
             unknown: left(Kind::Link) + left(Kind::Jump),
             attention: left(Kind::Leave),
             clears,
+            longest_clear,
             compared: self.in_step.compared,
         }
     }
@@ -481,9 +468,14 @@ impl Jit {
     pub(super) fn clear(&mut self) {
         self.forget_jumps();
         self.area.clear();
-        self.sites = Sites::default();
+        self.sites.clear();
         self.in_step.clear();
+    }
+
+    /// Notes that all translations, and what they were made of, were thrown away in `took`.
+    pub(super) fn note_clear(&mut self, took: Duration) {
         self.counters.clears += 1;
+        self.counters.longest_clear = self.counters.longest_clear.max(took);
     }
 
     /// Forgets all jumps through the tables.
