@@ -20,9 +20,10 @@ fn guest_programs_go_on_under_kvm_and_under_the_others() {
     };
     let is_real = matches!(kvm.probe(), Ok(Pace::Real { .. }));
     let jit = Translator::default();
-    let engines: Vec<&dyn Engine> = vec![&Interpreter, &kvm, &jit];
+    // KVM makes the machine: the clock of its APIC timers is its own, which the others take, and not every TSC is a multiple of.
+    let engines: Vec<&dyn Engine> = vec![&kvm, &Interpreter, &jit];
     for name in ["calls", "exceptions", "smc"] {
-        let (ended, turns) = runner::outcome_in_turns(&engines, name, 1, runner::First::Runs, 7);
+        let (ended, turns) = runner::outcome_in_turns(&engines, name, 1, runner::First::Rests, 7);
         let reason = ended.event.as_ref().map(ToString::to_string).unwrap_or_default();
         if reason.contains(GAVE_UP) {
             println!("skipped: {name} after {turns} turns: {reason}");

@@ -99,7 +99,8 @@ static u32 legacy(void) {
     u32 ascii, flags, kept, pushed = 0xbeef;
     __asm__ volatile("mov $0x0938, %%eax; add $0x0605, %%ax; aaa; aad; add $1, %%al; das; daa; pushf; pop %1; mov %%eax, %0"
                      : "=r"(ascii), "=r"(flags)::"eax", "cc");
-    __asm__ volatile("pushf; pop %%eax; xor $0x200ad5, %%eax; push %%eax; popf; pushf; pop %0; xor $0x200ad5, %%eax; push %%eax; popf"
+    // From flags that all processors agree about: DAA leaves OF undefined.
+    __asm__ volatile("cmp %%eax, %%eax; pushf; pop %%eax; xor $0x200ad5, %%eax; push %%eax; popf; pushf; pop %0; xor $0x200ad5, %%eax; push %%eax; popf"
                      : "=r"(kept)::"eax", "cc");
     __asm__ volatile("pusha; xor %%edi, %%edi; popa" : "+D"(pushed)::"cc", "memory");
     __asm__ volatile("mov $3, %%ecx; xor %%eax, %%eax; 1: add %%ecx, %%eax; loop 1b; into; inc %%eax; jecxz 2f; ud2; 2:"

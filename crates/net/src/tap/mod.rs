@@ -2,7 +2,7 @@
 //! which frames are read behind the header of a virtio card. Who made one is not known here.
 //!
 //! [`Tap`] is a machine's cable that ends in one: frames go between card and kernel as they are, with checksums and
-//! segmentation left to whoever can do them. [`join`] is how a container gets what a machine's card has.
+//! segmentation left to whoever can do them. [`join()`] is how a container gets what a machine's card has.
 
 mod join;
 
