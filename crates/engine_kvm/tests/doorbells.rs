@@ -1,17 +1,19 @@
 //! Stores that are told by eventfd: those of the value that was named, at the place that was named, and no others.
 
-use std::sync::{Arc, Mutex};
+mod support;
+
+use std::sync::Arc;
 
 use arch::x86::cpuid::CpuModel;
 use arch::x86::{CpuState, Segment, SegmentRegister};
-use engine::{Bus, BusResult, Engine, Exit, MsrResult, NoDevices, VcpuSignal, VmConfig};
+use engine::{Engine, Exit, VcpuSignal, VmConfig};
 use engine_kvm::Kvm;
 use memory::GuestRam;
 use rustix::event::{EventfdFlags, eventfd};
+use support::{END, Noting};
 
 const CODE: u64 = 0x1000;
 const BELL: u64 = 0x9_0050;
-const END: u16 = 0x81;
 
 /// Real mode: stores 1, 2 and 1 at [`BELL`], 1 behind it, and ends at port [`END`].
 #[rustfmt::skip]
@@ -23,45 +25,6 @@ const PROGRAM: &[u8] = &[
     0x66, 0xa3, 0x54, 0,                                        // mov [0x54], eax
     0xe6, END as u8,                                            // out END, al
 ];
-
-/// Notes what is stored.
-#[derive(Default)]
-struct Noting(Mutex<Vec<(u64, Vec<u8>)>>);
-
-impl Bus for Noting {
-    fn port_read(&self, vcpu: u32, port: u16, data: &mut [u8]) -> BusResult {
-        NoDevices.port_read(vcpu, port, data)
-    }
-    fn port_write(&self, _: u32, port: u16, _: &[u8]) -> BusResult {
-        if port == END { BusResult::Stop } else { BusResult::Done }
-    }
-    fn mmio_read(&self, vcpu: u32, gpa: u64, data: &mut [u8]) -> BusResult {
-        NoDevices.mmio_read(vcpu, gpa, data)
-    }
-    fn mmio_write(&self, _: u32, gpa: u64, data: &[u8]) -> BusResult {
-        self.0.lock().unwrap().push((gpa, data.to_vec()));
-        BusResult::Done
-    }
-    fn msr_read(&self, vcpu: u32, index: u32) -> MsrResult {
-        NoDevices.msr_read(vcpu, index)
-    }
-    fn msr_write(&self, vcpu: u32, index: u32, value: u64) -> MsrResult {
-        NoDevices.msr_write(vcpu, index, value)
-    }
-    fn interrupt_pending(&self, _: u32) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&self, _: u32) -> Option<u8> {
-        None
-    }
-    fn task_priority(&self, _: u32) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: u32, _: u8) {}
-    fn hypercall(&self, _: u32, _: u64, _: [u64; 4]) -> u64 {
-        0
-    }
-}
 
 #[test]
 fn a_store_to_a_doorbell_is_counted_and_all_others_come_to_the_bus() {

@@ -1,58 +1,24 @@
 //! What an exit costs outside of KVM_RUN: the same guest run by the engine, and by a loop that does nothing else.
 // UNSAFETY: gives memory to a guest of its own.
 
+mod support;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arch::x86::cpuid::CpuModel;
 use arch::x86::{CpuState, SegmentRegister};
-use engine::{Bus, BusResult, Engine, Exit, MsrResult, NoDevices, VcpuSignal, VmConfig};
+use engine::{Engine, Exit, VcpuSignal, VmConfig};
 use engine_kvm::Kvm;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VcpuExit;
 use memory::GuestRam;
+use support::{END, Noting};
 
 const EXITS: u16 = 50_000;
 const CODE: u64 = 0x1000;
 /// `mov cx, EXITS; out 0x80, al; loop -4; out 0x81, al`.
 const PROGRAM: [u8; 9] = [0xb9, EXITS as u8, (EXITS >> 8) as u8, 0xe6, 0x80, 0xe2, 0xfc, 0xe6, 0x81];
-const END: u16 = 0x81;
-
-struct EndsAtPort;
-
-impl Bus for EndsAtPort {
-    fn port_read(&self, vcpu: u32, port: u16, data: &mut [u8]) -> BusResult {
-        NoDevices.port_read(vcpu, port, data)
-    }
-    fn port_write(&self, _: u32, port: u16, _: &[u8]) -> BusResult {
-        if port == END { BusResult::Stop } else { BusResult::Done }
-    }
-    fn mmio_read(&self, vcpu: u32, gpa: u64, data: &mut [u8]) -> BusResult {
-        NoDevices.mmio_read(vcpu, gpa, data)
-    }
-    fn mmio_write(&self, vcpu: u32, gpa: u64, data: &[u8]) -> BusResult {
-        NoDevices.mmio_write(vcpu, gpa, data)
-    }
-    fn msr_read(&self, vcpu: u32, index: u32) -> MsrResult {
-        NoDevices.msr_read(vcpu, index)
-    }
-    fn msr_write(&self, vcpu: u32, index: u32, value: u64) -> MsrResult {
-        NoDevices.msr_write(vcpu, index, value)
-    }
-    fn interrupt_pending(&self, _: u32) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&self, _: u32) -> Option<u8> {
-        None
-    }
-    fn task_priority(&self, _: u32) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: u32, _: u8) {}
-    fn hypercall(&self, _: u32, _: u64, _: [u64; 4]) -> u64 {
-        0
-    }
-}
 
 fn ram() -> Arc<GuestRam> {
     let ram = GuestRam::new(&[(0, 0x10_0000)]).unwrap();
@@ -64,7 +30,7 @@ fn by_the_engine(kvm: &Kvm) -> Duration {
     let model = CpuModel::best(|model| !kvm.missing_for(model).is_empty());
     let config = VmConfig {
         ram: ram(),
-        bus: Arc::new(EndsAtPort),
+        bus: Arc::new(Noting::default()),
         cpu_model: Arc::new(CpuModel::named(model).unwrap()),
         vcpu_count: 1,
         tsc_khz: 1_000_000,

@@ -115,19 +115,10 @@ mod tests {
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use super::super::ram::tests::contents;
     use super::*;
 
     const RANGES: [Range; 2] = [(0, 24 << 20), (1 << 32, (3 << 20) + 0x5000)];
-
-    fn contents(ram: &GuestRam) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for (start, len) in ram.ranges() {
-            let at = bytes.len();
-            bytes.resize(at + len as usize, 0);
-            ram.read(start, &mut bytes[at..]).unwrap();
-        }
-        bytes
-    }
 
     /// Writes, clears and gives back pages all over until told to stop.
     fn scribble(ram: &GuestRam, stop: &AtomicBool, began: &Barrier) {

@@ -380,7 +380,7 @@ pub fn check(file: &File, state: &RamState) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
@@ -397,7 +397,8 @@ mod tests {
         ram
     }
 
-    fn contents(ram: &GuestRam) -> Vec<u8> {
+    /// All bytes of it.
+    pub fn contents(ram: &GuestRam) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (start, len) in ram.ranges() {
             let at = bytes.len();

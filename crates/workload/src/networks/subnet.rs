@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,22 @@ impl Subnet {
     }
 }
 
+/// The address and the prefix of `text`, which is to be a `kind`.
+pub(super) fn split<A: FromStr>(
+    text: &str,
+    kind: &str,
+    prefixes: RangeInclusive<u8>,
+) -> Result<(A, u8), String> {
+    let both = text
+        .split_once('/')
+        .and_then(|(address, prefix)| Some((address.parse::<A>().ok()?, prefix.parse::<u8>().ok()?)));
+    let (address, prefix) = both.ok_or_else(|| format!("{text:?} is no {kind}"))?;
+    if !prefixes.contains(&prefix) {
+        return Err(format!("{text:?}: the prefix is from {} to {}", prefixes.start(), prefixes.end()));
+    }
+    Ok((address, prefix))
+}
+
 impl fmt::Display for Subnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix)
@@ -97,13 +114,8 @@ impl FromStr for Subnet {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no IPv4 subnet such as 10.90.0.0/24");
-        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
-        let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
-        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
-        if !(MIN_PREFIX..=MAX_PREFIX).contains(&prefix) {
-            return Err(format!("{text:?}: the prefix is from {MIN_PREFIX} to {MAX_PREFIX}"));
-        }
+        let (address, prefix): (Ipv4Addr, u8) =
+            split(text, "IPv4 subnet such as 10.90.0.0/24", MIN_PREFIX..=MAX_PREFIX)?;
         let subnet = Self::around(address, prefix);
         if subnet.address != address {
             return Err(format!("{text:?} has bits behind its prefix: {subnet}?"));

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::subnet;
+
 /// Enough for every address that an IPv4 block of a network may have.
 const MAX_PREFIX: u8 = 104;
 const MIN_PREFIX: u8 = 8;
@@ -94,13 +96,8 @@ impl FromStr for Subnet6 {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no IPv6 subnet such as fd00:1::/64");
-        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
-        let address: Ipv6Addr = address.parse().map_err(|_| wrong())?;
-        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
-        if !(MIN_PREFIX..=MAX_PREFIX).contains(&prefix) {
-            return Err(format!("{text:?}: the prefix is from {MIN_PREFIX} to {MAX_PREFIX}"));
-        }
+        let (address, prefix): (Ipv6Addr, u8) =
+            subnet::split(text, "IPv6 subnet such as fd00:1::/64", MIN_PREFIX..=MAX_PREFIX)?;
         let subnet = Self::around(address, prefix);
         if subnet.address != address {
             return Err(format!("{text:?} has bits behind its prefix: {subnet}?"));

@@ -34,7 +34,7 @@ impl Connected {
     pub fn open(root: &Path, flags: &Flags, who: Who<'_>, has_card: bool) -> Outcome<Self> {
         let wanted = flags.wanted(who)?;
         if !has_card {
-            if wanted.is_some() || flags.config()?.is_some() {
+            if wanted.is_some() || flags.is_user()? {
                 return Err(Failure::new("connect the machine: it has no network card").exit(Exit::Usage));
             }
             return Ok(Self::None);

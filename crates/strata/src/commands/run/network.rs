@@ -125,11 +125,19 @@ fn parse(text: &str) -> Result<Publish, String> {
 }
 
 impl Flags {
-    /// The network; `None` if there is none.
+    /// The network of this user; `None` if it is none or another.
     ///
     /// # Errors
-    /// What is asked for needs a network.
+    /// As [`Self::is_user`] and [`Self::user_config`].
     pub fn config(&self) -> Outcome<Option<Config>> {
+        if self.is_user()? { self.user_config().map(Some) } else { Ok(None) }
+    }
+
+    /// Whether it is the network of this user.
+    ///
+    /// # Errors
+    /// What is asked for needs a network, or another one, or a port is none.
+    pub fn is_user(&self) -> Outcome<bool> {
         let is_needed = !self.publish.is_empty() || self.host_loopback;
         let is_addressed =
             self.ip.is_some() || self.ip6.is_some() || !self.dns.is_empty() || !self.network_alias.is_empty();
@@ -146,17 +154,15 @@ impl Flags {
                 let text = "--host-loopback is of --network user";
                 return Err(Failure::new(text).exit(Exit::Usage));
             }
-            Some(Kind::Host | Kind::Named(_)) => return Ok(None),
+            Some(Kind::Host | Kind::Named(_)) => return Ok(false),
             Some(Kind::None | Kind::User) | None => {}
         }
         if self.network == Some(Kind::None) {
             let text = "--publish and --host-loopback need a network, and --network none is none";
-            return if is_needed { Err(Failure::new(text).exit(Exit::Usage)) } else { Ok(None) };
+            return if is_needed { Err(Failure::new(text).exit(Exit::Usage)) } else { Ok(false) };
         }
-        if self.network.is_none() && !is_needed {
-            return Ok(None);
-        }
-        self.user_config().map(Some)
+        parse_all(&self.publish)?;
+        Ok(self.network.is_some() || is_needed)
     }
 
     /// The network of this user, with the ports and the loopback that are asked for.
@@ -260,15 +266,15 @@ impl Flags {
     /// Whether a machine needs a card for this.
     ///
     /// # Errors
-    /// As [`Self::config`].
+    /// As [`Self::is_user`].
     pub fn needs_card(&self) -> Outcome<bool> {
-        Ok(self.config()?.is_some() || !self.endpoints().is_empty())
+        Ok(self.is_user()? || !self.endpoints().is_empty())
     }
 
     /// Whether a machine with `kernel` has a card.
     ///
     /// # Errors
-    /// As [`Self::config`], or the kernel came without the driver.
+    /// As [`Self::is_user`], or the kernel came without the driver.
     pub fn has_card(&self, kernel: &KernelBundle) -> Outcome<bool> {
         if self.is_host() {
             let text =
