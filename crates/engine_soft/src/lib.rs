@@ -90,7 +90,7 @@ impl SoftVm {
         config.cpu_model = Arc::new(model);
         let shared = Arc::new(Shared::new(config.vcpu_count));
         let watching = shared.clone();
-        let watcher: CodeWatcher = Arc::new(move || watching.code_changed_by_device());
+        let watcher: CodeWatcher = Arc::new(move |page| watching.code_changed_by_device(page.addr()));
         config.ram.watch_code(&watcher);
         Ok(Box::new(Self { engine, config, translator, shared }))
     }

@@ -213,6 +213,18 @@ impl GuestRam {
         }
     }
 
+    /// Tells who watches code that some in the page `gfn` was overwritten: for whoever learned it from
+    /// [`PageInfo::note_write`] and has no vCPU of its own to tell.
+    #[cold]
+    pub fn tell_of_code(&self, gfn: u64) {
+        if let (Some(page), Some(region)) =
+            (self.page(gfn), self.backend.find_region(GuestAddress(gfn << PAGE_SHIFT)))
+        {
+            let mapping: &vm_memory::MmapRegion<PageTracker> = region;
+            mapping.bitmap().tell_watcher(page.info);
+        }
+    }
+
     /// Says that all of `len` bytes at `gpa` are about to be written: the host gives their memory at once, instead
     /// of by a page fault for each 4 KiB. What cannot be had is no error. Not for memory that may stay untouched.
     ///
@@ -377,7 +389,7 @@ mod tests {
         let ram = GuestRam::new(&[(0, 0x4000), (0x1_0000_0000, 0x2000)]).unwrap();
         let told = Arc::new(AtomicU32::new(0));
         let count = told.clone();
-        let watcher: CodeWatcher = Arc::new(move || _ = count.fetch_add(1, Ordering::SeqCst));
+        let watcher: CodeWatcher = Arc::new(move |_| _ = count.fetch_add(1, Ordering::SeqCst));
         ram.watch_code(&watcher);
         ram.write(0x1000, &[0; 64]).unwrap();
         assert_eq!(told.load(Ordering::SeqCst), 0, "no code there");
@@ -387,9 +399,11 @@ mod tests {
         ram.write(0x1030, &[0; 8]).unwrap();
         assert_eq!(told.load(Ordering::SeqCst), 0, "beside it");
         ram.write(0x1000, &[0; 0x2000]).unwrap();
-        assert_eq!(told.load(Ordering::SeqCst), 1, "two pages by one write");
+        assert_eq!(told.load(Ordering::SeqCst), 2, "two pages by one write");
         ram.write(0x1_0000_0040, &[0]).unwrap();
-        assert_eq!(told.load(Ordering::SeqCst), 2, "another region");
+        assert_eq!(told.load(Ordering::SeqCst), 3, "another region");
+        ram.tell_of_code(3);
+        assert_eq!(told.load(Ordering::SeqCst), 4, "by whoever notes writes");
     }
 
     #[test]

@@ -132,8 +132,8 @@ fn lines(offset: usize, len: usize) -> u64 {
     (u64::MAX >> (63 - (last - first))) << first
 }
 
-/// Called after a device has overwritten code, by the thread that did.
-pub type CodeWatcher = Arc<dyn Fn() + Send + Sync>;
+/// Called after a device has overwritten code in a page, by the thread that did, with what is known of the page.
+pub type CodeWatcher = Arc<dyn Fn(*const PageInfo) + Send + Sync>;
 
 /// The pages of one region, as the bitmap `vm-memory` marks writes in.
 #[derive(Default)]
@@ -160,10 +160,11 @@ impl PageTracker {
         *self.watcher.write().unwrap_or_else(PoisonError::into_inner) = Some(watcher);
     }
 
+    /// Tells who watches that code in `page` was overwritten.
     #[cold]
-    fn tell_watcher(&self) {
+    pub(crate) fn tell_watcher(&self, page: &PageInfo) {
         if let Some(watcher) = &*self.watcher.read().unwrap_or_else(PoisonError::into_inner) {
-            watcher();
+            watcher(page);
         }
     }
 }
@@ -187,9 +188,9 @@ impl PageTracker {
     /// only read, so that a table of pages that were never touched stays untouched itself.
     pub(crate) fn note_discard(&self, offset: usize, len: usize) {
         let pages = &self.pages[offset >> PAGE_SHIFT..(offset + len) >> PAGE_SHIFT];
-        let stale = pages.iter().filter(|page| page.holds_code());
-        if stale.map(PageInfo::start_code_generation).count() > 0 {
-            self.tell_watcher();
+        for page in pages.iter().filter(|page| page.holds_code()) {
+            page.start_code_generation();
+            self.tell_watcher(page);
         }
     }
 }
@@ -198,15 +199,14 @@ impl Bitmap for PageTracker {
     fn mark_dirty(&self, offset: usize, len: usize) {
         let end = offset.saturating_add(len).min(self.pages.len() << PAGE_SHIFT);
         let mut at = offset;
-        let mut hit = false;
         while at < end {
             let in_page = at & (PAGE_SIZE - 1);
             let count = (end - at).min(PAGE_SIZE - in_page);
-            hit |= self.pages[at >> PAGE_SHIFT].note_write(in_page, count);
+            let page = &self.pages[at >> PAGE_SHIFT];
+            if page.note_write(in_page, count) {
+                self.tell_watcher(page);
+            }
             at += count;
-        }
-        if hit {
-            self.tell_watcher();
         }
     }
 

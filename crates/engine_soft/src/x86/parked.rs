@@ -65,6 +65,11 @@ impl<T> Parked<T> {
         }
     }
 
+    /// Forgets the values that `keep` does not hold for.
+    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        self.sets.iter_mut().for_each(|(_, set)| set.retain(&mut keep));
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         while let Some((_, set)) = self.sets.pop() {

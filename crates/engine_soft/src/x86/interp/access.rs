@@ -137,7 +137,7 @@ impl Cpu {
             // SAFETY: the access is inside this RAM page.
             unsafe { exchange_loop(host, &mut change) };
             let hit = info.note_write((linear & !PAGE_MASK) as usize, T::SIZE);
-            self.after_code_write(hit);
+            self.after_code_write(hit, info);
             return self.watch(linear, T::SIZE, Intent::Write);
         }
         let shared = self.shared.clone();
@@ -156,7 +156,7 @@ impl Cpu {
             // SAFETY: 16 bytes aligned to 16 are inside the page, which is page-aligned in the host.
             let found = unsafe { host_compare_exchange16(host, expected, new) };
             let hit = info.note_write((linear & !PAGE_MASK) as usize, 16);
-            self.after_code_write(hit);
+            self.after_code_write(hit, info);
             return Ok(found);
         }
         let mut bytes = [0; 16];
@@ -201,7 +201,7 @@ impl Cpu {
             // SAFETY: the access is inside this RAM page.
             unsafe { host_store(host, value) };
             let hit = info.note_write((linear & !PAGE_MASK) as usize, T::SIZE);
-            self.after_code_write(hit);
+            self.after_code_write(hit, info);
             return self.watch(linear, T::SIZE, Intent::Write);
         }
         self.store_bytes(linear, &value.zero_extend().to_le_bytes()[..T::SIZE])
@@ -268,7 +268,7 @@ impl Cpu {
                     // SAFETY: `count` bytes from `host` stay inside the page.
                     unsafe { copy_to_guest(host, piece) };
                     let hit = info.note_write((at & !PAGE_MASK) as usize, count);
-                    self.after_code_write(hit);
+                    self.after_code_write(hit, info);
                 }
                 Place::Bus(gpa) => self.bus_store(gpa, piece),
             }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use arch::x86::cpuid::{CpuModel, CpuidContext};
 use arch::x86::{CpuState, Exception, Rflags, Segment, SegmentRegister};
 use engine::{Bus, Exit, Statistics, VcpuSignal, VmConfig};
-use memory::GuestRam;
+use memory::{GuestRam, PageInfo};
 
 use super::cache::{ARENA_BYTES, BlockCache, TRANSLATOR_ARENA_BYTES};
 use super::op::{Block, Flow, NO_BLOCK, Op};
@@ -186,6 +186,9 @@ impl Cpu {
         let place = std::ptr::from_mut(&mut *cpu);
         let no_returns = cpu.jit.as_ref().map_or(0, |jit| jit.empty_returns());
         cpu.frame.attach(place, no_returns);
+        if let Some(jit) = &cpu.jit {
+            cpu.signal.set_hook(jit.hook());
+        }
         cpu.mode_changed();
         cpu
     }
@@ -295,10 +298,6 @@ impl Cpu {
         if self.alignment_checks {
             self.mmu.forget_known();
         }
-        let narrow = self.mode & mode::BITS != 2;
-        if let Some(jit) = &self.jit {
-            self.frame.set_jumps(jit.jump_table(self.view == View::User, narrow));
-        }
         self.tlb = if self.alignment_checks { self.never_hits.as_ptr() } else { self.mmu.view(self.view) };
         self.update_jump_key();
     }
@@ -359,10 +358,13 @@ impl Cpu {
 
     /// After a store that hit decoded code: the rest of the running block may be stale, so it ends here.
     #[inline]
-    pub(super) fn after_code_write(&mut self, hit: bool) {
+    pub(super) fn after_code_write(&mut self, hit: bool, page: *const PageInfo) {
         if hit {
             self.frame.code_written = true;
-            self.shared.code_changed(self.index);
+            if let Some(jit) = self.jit.as_mut() {
+                jit.forget_code(page.addr());
+            }
+            self.shared.code_changed(self.index, page.addr());
             self.abandon_block();
         }
     }

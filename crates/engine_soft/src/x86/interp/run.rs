@@ -18,6 +18,7 @@ use engine::{Exit, Request};
 use super::cpu::{Cpu, Fault, mode};
 use super::decode;
 use super::op::{Block, Flow, NO_BLOCK, Op, address};
+use super::shared::Changed;
 use crate::x86::jit::run::{GsBase, Outcome};
 use crate::x86::mmu::View;
 use crate::x86::system::debug;
@@ -72,6 +73,18 @@ impl Cpu {
     pub(super) fn service_engine_request(&mut self) {
         if self.signal.take(Request::ENGINE) {
             self.answer_revocation();
+            self.forget_changed_code();
+        }
+    }
+
+    /// Forgets jumps to code that somebody else has overwritten.
+    fn forget_changed_code(&mut self) {
+        let changed = self.shared.take_changed_code(self.index);
+        let Some(jit) = self.jit.as_mut() else { return };
+        match changed {
+            Changed::Nothing => {}
+            Changed::Pages(pages) => pages.into_iter().for_each(|page| jit.forget_code(page)),
+            Changed::Many => jit.forget_jumps(),
         }
     }
 

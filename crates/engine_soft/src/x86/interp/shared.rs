@@ -7,7 +7,7 @@
 //! other.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use engine::{Request, VcpuSignal};
 
@@ -18,6 +18,34 @@ struct Slot {
     signal: OnceLock<Arc<VcpuSignal>>,
     running: AtomicBool,
     revocation: AtomicBool,
+    /// Whether `changed` says anything.
+    code_changed: AtomicBool,
+    changed: Mutex<Changed>,
+}
+
+/// The pages, by the addresses of what is known of them, in which code was overwritten.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub enum Changed {
+    /// None.
+    #[default]
+    Nothing,
+    /// These.
+    Pages(Vec<usize>),
+    /// More than are worth a list.
+    Many,
+}
+
+impl Changed {
+    const MAX_PAGES: usize = 32;
+
+    fn add(&mut self, page: usize) {
+        match self {
+            Self::Nothing => *self = Self::Pages(vec![page]),
+            Self::Pages(pages) if pages.contains(&page) => {}
+            Self::Pages(pages) if pages.len() < Self::MAX_PAGES => pages.push(page),
+            Self::Pages(_) | Self::Many => *self = Self::Many,
+        }
+    }
 }
 
 impl Slot {
@@ -28,6 +56,12 @@ impl Slot {
         {
             signal.post(Request::ENGINE);
         }
+    }
+
+    fn code_changed(&self, page: usize) {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).add(page);
+        self.code_changed.store(true, Ordering::SeqCst);
+        self.post_if_running();
     }
 }
 
@@ -58,11 +92,11 @@ impl Shared {
         assert!(self.slots[index as usize].signal.set(signal).is_ok(), "each vCPU is made once");
     }
 
-    /// vCPU `index` begins to run guest code; pending revocations are posted to it again.
+    /// vCPU `index` begins to run guest code; what it was asked for meanwhile is posted to it again.
     pub fn enter(&self, index: u32) {
         let slot = &self.slots[index as usize];
         slot.running.store(true, Ordering::SeqCst);
-        if slot.revocation.load(Ordering::SeqCst)
+        if (slot.revocation.load(Ordering::SeqCst) || slot.code_changed.load(Ordering::SeqCst))
             && let Some(signal) = slot.signal.get()
         {
             signal.post(Request::ENGINE);
@@ -82,15 +116,24 @@ impl Shared {
         }
     }
 
-    /// Code was overwritten by `from`: the others leave what they run of it at their next boundary. One that does
-    /// not run looks its code up, and sees the new generation, when it does again.
-    pub fn code_changed(&self, from: u32) {
-        self.others(from).for_each(|(_, slot)| slot.post_if_running());
+    /// Code was overwritten by `from` in the page that `page` is the address of what is known of: the others leave what they
+    /// run of it at their next boundary. One that does not run learns it before it does again.
+    pub fn code_changed(&self, from: u32, page: usize) {
+        self.others(from).for_each(|(_, slot)| slot.code_changed(page));
     }
 
     /// Code was overwritten by a device: as [`Self::code_changed`], for all.
-    pub fn code_changed_by_device(&self) {
-        self.slots.iter().for_each(Slot::post_if_running);
+    pub fn code_changed_by_device(&self, page: usize) {
+        self.slots.iter().for_each(|slot| slot.code_changed(page));
+    }
+
+    /// In which pages code was overwritten since vCPU `index` asked last.
+    pub fn take_changed_code(&self, index: u32) -> Changed {
+        let slot = &self.slots[index as usize];
+        if !slot.code_changed.swap(false, Ordering::SeqCst) {
+            return Changed::Nothing;
+        }
+        std::mem::take(&mut *slot.changed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether no running vCPU but `from` has yet to answer.

@@ -38,7 +38,7 @@ impl Translation<'_> {
     /// The linear address of the memory operand of `size` bytes, into S0. Destroys S1, and EFLAGS where FS or GS is
     /// involved. To `miss` if only the interpreter can tell whether the segment allows it.
     pub(super) fn write_operand_address(&mut self, instruction: &Instruction, size: u32, miss: Label) {
-        self.write_effective_address(instruction, S0);
+        self.write_effective_address(instruction, self.word(), S0);
         let segment = instruction.memory_segment();
         if !matches!(segment, Register::FS | Register::GS) {
             return;
@@ -53,14 +53,13 @@ impl Translation<'_> {
         self.asm.alu_load(self.word(), Alu::Add, S0, segment_base(segment));
     }
 
-    /// Base + index * scale + displacement, into `to`. Destroys both scratch registers, keeps EFLAGS.
-    fn write_effective_address(&mut self, instruction: &Instruction, to: Reg) {
+    /// Base + index * scale + displacement, cut to `width`, into `to`. Destroys both scratch registers, keeps EFLAGS.
+    fn write_effective_address(&mut self, instruction: &Instruction, width: Size, to: Reg) {
         let base = instruction.memory_base();
         let displacement = instruction.memory_displacement64() as i32;
-        let word = self.word();
         if base == Register::RIP {
             self.asm.load(Size::Qword, S0, frame(offset_of!(Frame, page)));
-            self.asm.lea(Size::Qword, to, Mem::Base(S0, displacement));
+            self.asm.lea(width, to, Mem::Base(S0, displacement));
             return;
         }
         let index = instruction.memory_index();
@@ -69,8 +68,8 @@ impl Translation<'_> {
         let index = (index != Register::None).then(|| self.in_host(index, S1));
         let address = match (base, index) {
             (Some(base), None) if displacement == 0 => {
-                if base != to || self.narrow {
-                    self.asm.mov(word, to, base);
+                if base != to || width == Size::Dword {
+                    self.asm.mov(width, to, base);
                 }
                 return;
             }
@@ -79,7 +78,7 @@ impl Translation<'_> {
             (None, Some(index)) => Mem::Scaled(index, scale, displacement),
             (None, None) => Mem::Absolute(displacement),
         };
-        self.asm.lea(word, to, address);
+        self.asm.lea(width, to, address);
     }
 
     /// The host register with the value of a guest register: its own, or `scratch` after a load.
@@ -126,23 +125,16 @@ impl Translation<'_> {
     pub(super) fn write_address(&mut self, i: usize) {
         let instruction = self.instructions[i];
         let to = instruction.op0_register();
-        let host = host_of(number(to));
-        match (host, to.size()) {
-            (Some(host), 8) => self.write_effective_address(&instruction, host),
-            (Some(host), 4) => {
-                self.write_effective_address(&instruction, S0);
-                self.asm.mov(Size::Dword, host, S0);
-            }
-            (Some(host), _) => {
-                self.write_effective_address(&instruction, S0);
+        let width = if to.size() == 8 { Size::Qword } else { Size::Dword };
+        match host_of(number(to)) {
+            Some(host) if to.size() > 2 => self.write_effective_address(&instruction, width, host),
+            Some(host) => {
+                self.write_effective_address(&instruction, width, S0);
                 self.asm.mov(Size::Word, host, S0);
             }
-            (None, size) => {
-                self.write_effective_address(&instruction, S0);
-                if size == 4 {
-                    self.asm.mov(Size::Dword, S0, S0);
-                }
-                let size = if size == 2 { Size::Word } else { Size::Qword };
+            None => {
+                self.write_effective_address(&instruction, width, S0);
+                let size = if to.size() == 2 { Size::Word } else { Size::Qword };
                 self.asm.store(size, gpr(number(to)), S0);
             }
         }

@@ -161,7 +161,7 @@ impl Translation<'_> {
         }
         let live = self.live_at(target);
         let from = self.instructions.get(last).map_or(i64::MAX, |i| i.ip() as i64);
-        if target <= from && from != i64::MAX {
+        if from != i64::MAX && self.may_close_loop(last, target) {
             self.write_poll(last, target, live);
         }
         self.need_host(live);
@@ -179,12 +179,17 @@ impl Translation<'_> {
         self.cold.push(Cold::Exit { label: unknown, site, save });
     }
 
+    /// Whether a jump of instruction `i` to `target` may be the only one of a loop that leads back, but for those inside
+    /// this unit.
+    fn may_close_loop(&self, i: usize, target: i64) -> bool {
+        i > self.jumps_back || target <= self.instructions[i].ip() as i64
+    }
+
     /// Leaves for Rust if somebody wants attention; every loop passes one of these or a look-up.
     fn write_poll(&mut self, last: usize, target: i64, live: u32) {
         self.save_flags(live);
         self.place.host = false;
-        self.asm.load_immediate(S0, self.signal);
-        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S0, 0), 0);
+        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Absolute(self.attention), 0);
         let wanted = self.asm.label();
         self.asm.jump_if(Condition::NE, wanted);
         let site = self.site(Kind::Leave, last, target as i32);
@@ -213,12 +218,11 @@ impl Translation<'_> {
     /// Goes to `taken` if `condition` holds.
     fn write_taken(&mut self, last: usize, condition: Condition, taken: i64) {
         self.need_host(self.live[last]);
-        let backward = taken <= self.instructions[last].ip() as i64;
         if !self.is_linked(taken) {
             let label = self.asm.label();
             self.asm.jump_if(condition, label);
             self.cold.push(Cold::FarJump { label, last, target: taken, save: !self.place.saved });
-        } else if backward {
+        } else if self.may_close_loop(last, taken) {
             let skip = self.asm.label();
             self.asm.jump_if(condition.inverse(), skip);
             let place = self.place;
@@ -260,8 +264,7 @@ impl Translation<'_> {
         if !self.is_linked(next) {
             return self.write_lookup(last, 0, Way::Jump);
         }
-        self.asm.alu_immediate(Size::Qword, Alu::And, S0, -4096);
-        self.asm.store(Size::Qword, frame(offset_of!(Frame, page)), S0);
+        self.write_page_of_target();
         // What was called may have left the vector registers to Rust.
         let vectors = std::mem::replace(&mut self.vectors, Vectors::NONE);
         self.write_direct(last, next, 1, 0);
@@ -366,17 +369,33 @@ impl Translation<'_> {
     /// The same where S0 is `target`, relative to the page: at once to the entry that has it where the page is mapped
     /// now.
     fn write_lookup_of(&mut self, last: usize, target: i64, moved: i32, way: Way) {
-        let (unknown, other, found) = (self.asm.label(), self.asm.label(), self.asm.label());
+        let (unknown, other) = (self.asm.label(), self.asm.label());
         self.write_attention(way, unknown);
         let there = self.linear.wrapping_add_signed(target);
         let slot = Jump::slot(if self.narrow { there & 0xffff_ffff } else { there });
-        self.asm.load_immediate(S1, self.jumps + (slot * size_of::<Jump>()) as u64);
-        self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(S1, offset_of!(Jump, linear) as i32));
-        self.asm.jump_if(Condition::NE, other);
-        self.asm.bind(found);
-        self.write_found(way);
+        let entry = (slot * size_of::<Jump>()) as i32;
+        let field = |field: usize| Mem::Absolute(self.jumps + entry + field as i32);
+        let (linear, code) = (field(offset_of!(Jump, linear)), field(offset_of!(Jump, code)));
+        match way {
+            Way::Jump => {
+                self.asm.alu_load(Size::Qword, Alu::Cmp, S0, linear);
+                self.asm.jump_if(Condition::NE, other);
+                self.write_page_of_target();
+                self.asm.jump_indirect(code);
+                self.cold.push(Cold::OtherJump { label: other, unknown, found: None });
+            }
+            Way::Call => {
+                // The call is the same one for every entry, for the sake of where it returns to.
+                let found = self.asm.label();
+                self.asm.load_immediate(S1, entry as u64);
+                self.asm.alu_load(Size::Qword, Alu::Cmp, S0, linear);
+                self.asm.jump_if(Condition::NE, other);
+                self.asm.bind(found);
+                self.write_found(way);
+                self.cold.push(Cold::OtherJump { label: other, unknown, found: Some(found) });
+            }
+        }
         self.cold_unknown_target(last, moved, unknown);
-        self.cold.push(Cold::OtherJump { label: other, unknown, found });
     }
 
     /// To `unknown` if somebody wants attention; every loop passes one of these or a poll.
@@ -385,22 +404,24 @@ impl Translation<'_> {
             // Fills the stack of returns, so no loop of calls goes unnoticed.
             Way::Call => self.write_call_limit(unknown),
             Way::Jump => {
-                self.asm.load_immediate(S1, self.signal);
-                self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S1, 0), 0);
+                self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Absolute(self.attention), 0);
                 self.asm.jump_if(Condition::NE, unknown);
             }
         }
     }
 
-    /// The entry of the linear address in S0 into S1; to `unknown` if there is none.
+    /// A field of the entry which S1 is the offset of.
+    fn entry(&self, field: usize) -> Mem {
+        Mem::Base(S1, self.jumps + field as i32)
+    }
+
+    /// The offset of the entry of the linear address in S0 into S1; to `unknown` if there is none.
     fn write_find_jump(&mut self, unknown: Label) {
-        self.asm.mov(Size::Dword, S1, S0);
-        self.asm.shr(Size::Dword, S1, 12);
-        self.asm.alu(Size::Dword, Alu::Xor, S1, S0);
-        self.asm.alu_immediate(Size::Dword, Alu::And, S1, JUMP_ENTRIES as i32 - 1);
-        self.asm.shl(Size::Dword, S1, size_of::<Jump>().trailing_zeros() as u8);
-        self.asm.alu_load(Size::Qword, Alu::Add, S1, frame(offset_of!(Frame, jumps)));
-        self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(S1, offset_of!(Jump, linear) as i32));
+        const SIZE: u32 = size_of::<Jump>() as u32;
+        self.asm.multiply(Size::Dword, S1, S0, Jump::FACTOR as i32);
+        self.asm.shr(Size::Dword, S1, (32 - (JUMP_ENTRIES as u32 * SIZE).trailing_zeros()) as u8);
+        self.asm.alu_immediate(Size::Dword, Alu::And, S1, -(SIZE as i32));
+        self.asm.alu_load(Size::Qword, Alu::Cmp, S0, self.entry(offset_of!(Jump, linear)));
         let (second, found) = (self.asm.label(), self.asm.label());
         self.asm.jump_if(Condition::NE, second);
         self.asm.bind(found);
@@ -411,16 +432,21 @@ impl Translation<'_> {
     pub(super) fn write_second_jump(&mut self, label: Label, unknown: Label, found: Label) {
         self.asm.bind(label);
         self.asm.alu_immediate(Size::Qword, Alu::Xor, S1, size_of::<Jump>() as i32);
-        self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(S1, offset_of!(Jump, linear) as i32));
+        self.asm.alu_load(Size::Qword, Alu::Cmp, S0, self.entry(offset_of!(Jump, linear)));
         self.asm.jump_if(Condition::NE, unknown);
         self.asm.jump(found);
     }
 
-    /// Goes where the entry in S1, of the address in S0, leads.
-    fn write_found(&mut self, way: Way) {
+    /// The page of the address in S0 is the one that runs.
+    fn write_page_of_target(&mut self) {
         self.asm.alu_immediate(Size::Qword, Alu::And, S0, -4096);
         self.asm.store(Size::Qword, frame(offset_of!(Frame, page)), S0);
-        let code = Mem::Base(S1, offset_of!(Jump, code) as i32);
+    }
+
+    /// Goes where the entry in S1, of the address in S0, leads.
+    fn write_found(&mut self, way: Way) {
+        self.write_page_of_target();
+        let code = self.entry(offset_of!(Jump, code));
         match way {
             Way::Jump => self.asm.jump_indirect(code),
             Way::Call => self.asm.call_indirect(code),
@@ -433,11 +459,15 @@ impl Translation<'_> {
         self.cold.push(Cold::UnknownTarget { label, site });
     }
 
-    /// At `label`: the address in S0 is not in the entry where it was expected.
-    pub(super) fn write_other_jump(&mut self, label: Label, unknown: Label, found: Label) {
+    /// At `label`: the address in S0 is not in the entry where it was expected; perhaps in another, which is then gone to
+    /// from `found`, or here.
+    pub(super) fn write_other_jump(&mut self, label: Label, unknown: Label, found: Option<Label>) {
         self.asm.bind(label);
         self.write_find_jump(unknown);
-        self.asm.jump(found);
+        match found {
+            Some(found) => self.asm.jump(found),
+            None => self.write_found(Way::Jump),
+        }
     }
 }
 

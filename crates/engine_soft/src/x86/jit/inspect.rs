@@ -31,7 +31,8 @@ use crate::x86::mmu::{Intent, View};
 const STUBS: Stubs = Stubs { enter: 0x1000, slow: 0x1100, leave: 0x1200, bottom: 0x1300 };
 const ADDRESS: u64 = 0x2000;
 /// Where the jump table is said to be.
-const JUMPS: u64 = 0x10_0000_0000;
+const JUMPS: i32 = 0x1000_0000;
+const ATTENTION: i32 = 0x2000_0000;
 /// Where the views of the TLB are said to be.
 const VIEWS: [u64; 2] = [0x20_0000_0000, 0x20_0001_0000];
 /// No address beyond is physical memory to a vCPU without paging.
@@ -160,7 +161,6 @@ impl Inspector {
         }
         let (start, user) = ((gpa - base) as u32, privilege == Privilege::User);
         let pieces = [Piece { block, ops, start }];
-        let signal = std::ptr::from_ref(self.cpu.signal.word()) as u64;
         let narrow = self.narrow;
         let linear_page = linear & !0xfff;
         let views = (!user).then_some(VIEWS);
@@ -173,7 +173,7 @@ impl Inspector {
             narrow,
             jumps: JUMPS,
             views,
-            signal,
+            attention: ATTENTION,
         };
         let len = u64::from(block.len);
         let Some((mut text, starts)) = self.translation(&source, None, detail) else {
@@ -237,13 +237,20 @@ impl Places<'_> {
             names.data.insert(std::ptr::from_ref(site) as u64, text);
         }
         let block = self.source.pieces[0].block;
-        let second = block.second().map(|second| (second.info, "generation of the next page"));
-        for (info, name) in [Some((block.info, "generation")), second].into_iter().flatten() {
+        let infos = block
+            .second()
+            .map(|second| [(block.info, "generation"), (second.info, "generation of the next page")]);
+        for (info, name) in infos.into_iter().flatten() {
             // SAFETY: page information lives as long as guest RAM, which the vCPU holds.
             let counter = PageInfo::code_generation_counter(unsafe { &*info });
             names.data.insert(std::ptr::from_ref(counter) as u64, name.to_owned());
         }
-        names.data.insert(self.source.signal, "signal".to_owned());
+        let cells = [
+            (self.source.attention, "attention"),
+            (self.source.jumps, "jumps"),
+            (self.source.jumps + 8, "jumps.code"),
+        ];
+        names.data.extend(cells.map(|(address, name)| (address as u64, name.to_owned())));
         names
     }
 

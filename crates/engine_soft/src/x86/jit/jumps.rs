@@ -1,10 +1,13 @@
 //! Where jumps to other pages and indirect ones go: a table for each privilege, looked up by generated code.
-// UNSAFETY: takes zeroed memory as a table of addresses.
+//!
+//! Code behind an entry is as fresh as when it was entered: whoever hears that code of a page was overwritten forgets the
+//! jumps to it before the next one ([`Jumps::forget_code`]), so a block need not look whether it is stale.
 
-use std::ops::{Index, IndexMut};
+use std::io;
 
 use arch::x86::paging::PAGE_SHIFT;
 
+use super::low::Low;
 use crate::x86::listed::Listed;
 use crate::x86::parked::Parked;
 use crate::x86::regions::Regions;
@@ -32,49 +35,18 @@ impl Jump {
     /// The entry where `linear` is looked for first; the other one is its neighbour, the number with the lowest bit
     /// inverted.
     pub(super) const fn slot(linear: u64) -> usize {
-        (linear as u32 ^ linear as u32 >> 12) as usize & (JUMP_ENTRIES - 1)
+        ((linear as u32).wrapping_mul(Self::FACTOR) >> (32 - JUMP_ENTRIES.trailing_zeros())) as usize
     }
-}
 
-/// [`JUMP_ENTRIES`] entries. The allocator clears what it aligns, and so touches all of it: this aligns itself.
-struct Entries {
-    memory: Box<[Jump]>,
-    /// The first entry, at an address that neighbours differ from in one bit only.
-    first: usize,
-}
-
-impl Entries {
-    /// A multiple of what two neighbours take, and a line of a cache.
-    const ALIGN: usize = 64;
-
-    fn new() -> Self {
-        let memory = Box::<[Jump]>::new_zeroed_slice(JUMP_ENTRIES + Self::ALIGN / size_of::<Jump>());
-        // SAFETY: two integers, for which zeros are values.
-        let memory = unsafe { memory.assume_init() };
-        let first = memory.as_ptr().addr().wrapping_neg() % Self::ALIGN / size_of::<Jump>();
-        let mut entries = Self { memory, first };
-        (0..2).for_each(|slot| entries[slot] = Jump::none(slot));
-        entries
-    }
-}
-
-impl Index<usize> for Entries {
-    type Output = Jump;
-
-    fn index(&self, slot: usize) -> &Jump {
-        &self.memory[self.first..][..JUMP_ENTRIES][slot]
-    }
-}
-
-impl IndexMut<usize> for Entries {
-    fn index_mut(&mut self, slot: usize) -> &mut Jump {
-        &mut self.memory[self.first..][..JUMP_ENTRIES][slot]
-    }
+    /// What an address is multiplied by to find its entry: the top bits of the product are its number.
+    pub(super) const FACTOR: u32 = 0x9e37_79b9;
 }
 
 /// The jump table of a privilege.
 pub(super) struct Jumps {
-    entries: Entries,
+    entries: Low<[Jump; JUMP_ENTRIES]>,
+    /// Which page, by the address of what is known of it, the code of an entry was made from.
+    sources: Box<[usize]>,
     /// Which entries lead to pages that are the same in all address spaces.
     global: Box<[bool; JUMP_ENTRIES]>,
     /// Entries in use, so that forgetting them touches only those: their code is known, if not where it belongs.
@@ -83,32 +55,41 @@ pub(super) struct Jumps {
     local: Listed<JUMP_ENTRIES>,
     /// Pages that jumps lead to, and whether some are global.
     pages: Regions,
+    /// Pages that code behind jumps was made from, those parked included.
+    source_pages: Regions,
     has_global: bool,
     /// Jumps of other address spaces, with their entries.
-    parked: Parked<(u16, Jump)>,
+    parked: Parked<(u16, Jump, usize)>,
     /// The PCID that jumps are of, if that is known.
     pcid: Option<u16>,
 }
 
 impl Jumps {
     /// Without any.
-    pub(super) fn new() -> Self {
-        Self {
-            entries: Entries::new(),
+    ///
+    /// # Errors
+    /// If the host has no memory where generated code can name it.
+    pub(super) fn new() -> io::Result<Self> {
+        let mut entries = Low::<[Jump; JUMP_ENTRIES]>::new()?;
+        (0..2).for_each(|slot| entries[slot] = Jump::none(slot));
+        Ok(Self {
+            entries,
+            sources: vec![0; JUMP_ENTRIES].into_boxed_slice(),
             global: Box::new([false; JUMP_ENTRIES]),
             filled: Vec::new(),
             local: Listed::default(),
             pages: Regions::default(),
+            source_pages: Regions::default(),
             has_global: false,
             parked: Parked::default(),
             pcid: None,
-        }
+        })
     }
 
     /// Forgets all jumps.
     pub(super) fn forget_all(&mut self) {
         self.forget_local();
-        (self.pages, self.has_global) = (Regions::default(), false);
+        (self.pages, self.source_pages, self.has_global) = (Regions::default(), Regions::default(), false);
         for slot in self.filled.drain(..).map(usize::from) {
             self.entries[slot] = Jump::none(slot);
         }
@@ -138,6 +119,23 @@ impl Jumps {
         });
     }
 
+    /// Forgets the jumps, those parked included, to code made from the page that `source` is the address of what is known of.
+    pub(super) fn forget_code(&mut self, source: usize) {
+        if !self.source_pages.has(source as u64) {
+            return;
+        }
+        let (entries, sources) = (&mut self.entries, &self.sources);
+        self.filled.retain(|slot| {
+            let slot = usize::from(*slot);
+            let gone = sources[slot] == source;
+            if gone {
+                entries[slot] = Jump::none(slot);
+            }
+            !gone
+        });
+        self.parked.retain(|(_, _, from)| *from != source);
+    }
+
     /// Forgets what is parked for `pcid`, which is not the current one.
     pub(super) fn forget_other(&mut self, pcid: u16) {
         self.parked.forget(pcid);
@@ -159,27 +157,27 @@ impl Jumps {
         }
         let set = parked.take(pcid);
         if keep {
-            set.iter().for_each(|(slot, jump)| self.enter(usize::from(*slot), *jump, false));
+            set.iter().for_each(|(slot, jump, source)| self.enter(usize::from(*slot), *jump, *source, false));
         }
         parked.recycle(set);
         self.parked = parked;
     }
 
     /// Forgets the jumps that are not global, and hands them out.
-    fn take_local(&mut self) -> impl Iterator<Item = (u16, Jump)> {
-        let (entries, global) = (&mut self.entries, &self.global);
+    fn take_local(&mut self) -> impl Iterator<Item = (u16, Jump, usize)> {
+        let (entries, global, sources) = (&mut self.entries, &self.global, &self.sources);
         self.local.drain().filter(|slot| !global[*slot]).filter_map(|slot| {
             let nowhere = Jump::none(slot).linear;
             let jump = entries[slot];
             // Keeps its code, by which it is known to be on the list of filled entries.
             entries[slot].linear = nowhere;
-            (jump.linear != nowhere).then_some((slot as u16, jump))
+            (jump.linear != nowhere).then_some((slot as u16, jump, sources[slot]))
         })
     }
 
-    /// Its first entry, which stays where it is.
-    pub(super) fn table(&self) -> *const Jump {
-        &raw const self.entries[0]
+    /// The address of its first entry, which stays where it is.
+    pub(super) fn table(&self) -> i32 {
+        self.entries.address()
     }
 
     /// Where the code for `linear` is entered.
@@ -189,23 +187,25 @@ impl Jumps {
         jumps.into_iter().find(|jump| jump.linear == linear).map(|jump| jump.code)
     }
 
-    /// Lets jumps to `linear` go to `code`.
-    pub(super) fn remember(&mut self, linear: u64, code: u64, global: bool) {
+    /// Lets jumps to `linear` go to `code`, which was made from the page that `source` is the address of what is known of.
+    pub(super) fn remember(&mut self, linear: u64, code: u64, source: usize, global: bool) {
         let slot = Jump::slot(linear);
         let before = self.entries[slot];
         if before.linear != Jump::none(slot).linear && before.linear != linear {
             // Two that are needed in turn do not drive each other out.
-            self.enter(slot ^ 1, before, self.global[slot]);
+            self.enter(slot ^ 1, before, self.sources[slot], self.global[slot]);
         }
-        self.enter(slot, Jump { linear, code }, global);
+        self.enter(slot, Jump { linear, code }, source, global);
     }
 
-    fn enter(&mut self, slot: usize, jump: Jump, global: bool) {
+    fn enter(&mut self, slot: usize, jump: Jump, source: usize, global: bool) {
         if self.entries[slot].code == 0 {
             self.filled.push(slot as u16);
         }
         self.entries[slot] = jump;
+        self.sources[slot] = source;
         self.global[slot] = global;
+        self.source_pages.add(source as u64);
         self.pages.add(jump.linear >> PAGE_SHIFT);
         self.pages.add(jump.linear.wrapping_add(LONGEST) >> PAGE_SHIFT);
         self.has_global |= global;
@@ -228,8 +228,8 @@ mod tests {
 
     #[test]
     fn an_untouched_table_has_unused_entries_at_an_address_that_code_can_count_on() {
-        let jumps = Jumps::new();
-        assert_eq!(jumps.table().addr() % Entries::ALIGN, 0);
+        let jumps = Jumps::new().unwrap();
+        assert_eq!(jumps.table() % 64, 0);
         for slot in 0..JUMP_ENTRIES {
             let (found, none) = (jumps.entries[slot], Jump::none(slot));
             assert_eq!((found.linear, found.code), (none.linear, none.code));
@@ -238,34 +238,52 @@ mod tests {
 
     #[test]
     fn two_jumps_of_one_entry_are_both_remembered_and_forgotten() {
-        let mut jumps = Jumps::new();
-        let (one, other) = (0xffff_ffff_8106_ad90, 0xffff_ffff_8127_af80);
+        let mut jumps = Jumps::new().unwrap();
+        let one = 0xffff_ffff_8106_ad90;
         let slot = Jump::slot(one);
-        assert_eq!(Jump::slot(other), slot);
-        jumps.remember(one, 1, true);
-        jumps.remember(other, 2, false);
+        let other = (1..).map(|n| one + 16 * n).find(|other| Jump::slot(*other) == slot).unwrap();
+        jumps.remember(one, 1, 0x1000 * 1, true);
+        jumps.remember(other, 2, 0x1000 * 2, false);
         assert_eq!((jumps.entries[slot].linear, jumps.entries[slot ^ 1].linear), (other, one));
         assert_eq!((jumps.find(one), jumps.find(other), jumps.find(one + 1)), (Some(1), Some(2), None));
         jumps.forget_local();
         assert_eq!((jumps.find(one), jumps.find(other)), (Some(1), None));
         jumps.forget_region(one, 12);
         assert_eq!(jumps.find(one), None);
-        jumps.remember(one, 3, true);
+        jumps.remember(one, 3, 0x1000 * 3, true);
         jumps.forget_all();
         assert_eq!(jumps.find(one), None);
         assert!(jumps.filled.is_empty());
     }
 
     #[test]
+    fn jumps_to_code_of_a_page_are_forgotten_wherever_they_are() {
+        let mut jumps = Jumps::new().unwrap();
+        let (gone, kept) = (0x5000, 0x6000);
+        jumps.switch(1, false);
+        jumps.remember(0x40_1000, 2, gone, false);
+        jumps.remember(0x40_2000, 3, kept, false);
+        jumps.switch(2, true);
+        jumps.remember(0x40_1000, 4, gone, false);
+        jumps.remember(0xffff_ffff_8106_ad90, 5, gone, true);
+        jumps.forget_code(0x7000);
+        assert_eq!(jumps.find(0x40_1000), Some(4));
+        jumps.forget_code(gone);
+        assert_eq!([0x40_1000, 0xffff_ffff_8106_ad90].map(|linear| jumps.find(linear)), [None; 2]);
+        jumps.switch(1, true);
+        assert_eq!([0x40_1000, 0x40_2000].map(|linear| jumps.find(linear)), [None, Some(3)]);
+    }
+
+    #[test]
     fn jumps_come_back_with_their_address_space_if_it_is_kept() {
-        let mut jumps = Jumps::new();
+        let mut jumps = Jumps::new().unwrap();
         let (shared, own) = (0xffff_ffff_8106_ad90, 0x40_1000);
         jumps.switch(1, false);
-        jumps.remember(shared, 1, true);
-        jumps.remember(own, 2, false);
+        jumps.remember(shared, 1, 0x1000 * 1, true);
+        jumps.remember(own, 2, 0x1000 * 2, false);
         jumps.switch(2, true);
         assert_eq!((jumps.find(shared), jumps.find(own)), (Some(1), None));
-        jumps.remember(own, 3, false);
+        jumps.remember(own, 3, 0x1000 * 3, false);
         jumps.switch(1, true);
         assert_eq!(jumps.find(own), Some(2));
         jumps.forget_other(2);
@@ -277,9 +295,9 @@ mod tests {
 
     #[test]
     fn the_same_address_space_loaded_anew_keeps_its_jumps_if_asked_to() {
-        let mut jumps = Jumps::new();
+        let mut jumps = Jumps::new().unwrap();
         jumps.switch(1, false);
-        jumps.remember(0x40_1000, 2, false);
+        jumps.remember(0x40_1000, 2, 0x1000 * 2, false);
         jumps.switch(1, true);
         assert_eq!(jumps.find(0x40_1000), Some(2));
         jumps.switch(1, false);

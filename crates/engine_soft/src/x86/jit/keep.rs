@@ -24,7 +24,7 @@ pub(super) enum Cold {
     /// At `label`: the address in S0 is not in the entry in S1; see `write_second_jump`.
     SecondJump { label: Label, unknown: Label, found: Label },
     /// At `label`: the entry that a jump to a known place expected has another; see `write_other_jump`.
-    OtherJump { label: Label, unknown: Label, found: Label },
+    OtherJump { label: Label, unknown: Label, found: Option<Label> },
     /// At `label`: leave with the site and the address in S0.
     UnknownTarget { label: Label, site: usize },
     /// At `label`: an access that is not in the known page.

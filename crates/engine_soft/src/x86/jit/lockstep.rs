@@ -51,6 +51,14 @@ pub(super) struct Unit {
 }
 
 impl Unit {
+    /// Whether a block that ended as `flow` says is followed by the next, which begins with instruction number `next`.
+    fn goes_on(&self, next: usize, flow: Flow) -> bool {
+        let Some(end) = self.instructions.get(..next + 1).and_then(|all| all.get(next - 1)) else {
+            return false;
+        };
+        flow == if end.is_jmp_short_or_near() { Flow::Taken } else { Flow::FellThrough }
+    }
+
     /// Whether a block but the first begins at `rip`: variants of a block end with it.
     fn has_block_at(&self, rip: u64) -> bool {
         let mut first = 0;
@@ -287,14 +295,17 @@ impl Cpu {
         }
         self.mmu.frozen = true;
         self.current = std::ptr::null();
-        let mut executed = 0;
-        let mut blocks = unit.blocks.iter().peekable();
+        let (mut executed, mut behind) = (0, 0);
+        let mut blocks = unit.blocks.iter();
         let (flow, op) = loop {
             let block = *blocks.next().expect("a unit has blocks, and the last one ends it");
             // SAFETY: what a unit was made of is in the arena as long as the unit is remembered.
-            let (flow, op) = unsafe { self.run_block(&*block) };
+            let block = unsafe { &*block };
+            // SAFETY: as above.
+            let (flow, op) = unsafe { self.run_block(block) };
             executed += usize::from(op.position) + usize::from(!matches!(flow, Flow::Fault | Flow::Retry));
-            if flow != Flow::FellThrough || blocks.peek().is_none() {
+            behind += block.instructions() as usize;
+            if !unit.goes_on(behind, flow) {
                 break (flow, std::ptr::from_ref(op));
             }
             self.keep_stage(executed);

@@ -21,11 +21,12 @@
 //! entry, in handlers and in Rust they are in [`Cpu::flags`].
 //!
 //! # Why a block may run
-//! The outer entry compares the page's code generation. The inner one is reached only from code of the same
-//! page: all of it goes stale at once, and whoever overwrites code asks running vCPUs to leave their blocks.
+//! Whoever overwrites code asks running vCPUs to leave their blocks, and to forget the jumps that lead to code of that page
+//! before they enter others: all of it goes stale at once. Rust looks whether a block is fresh before it enters it, and so
+//! does the outer entry of the only blocks that depend on two pages.
 //! Behind the inner entry's check that vector registers are loaded is the *ready* one, for blocks that have them.
 //!
-//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `jumps`, `finished`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `jumps`, `low`, `finished`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 //! What it makes is shown by [`listing`], `names` and [`inspect`], and put to the test by [`stress`] and `lockstep`.
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
@@ -41,6 +42,7 @@ mod jumps;
 mod keep;
 pub mod listing;
 pub(super) mod lockstep;
+mod low;
 mod names;
 mod operand;
 mod plan;
@@ -57,6 +59,7 @@ mod x87;
 
 use std::io::{self, Write};
 use std::mem::offset_of;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -69,8 +72,9 @@ use super::known::Known;
 use super::mmu::Mmu;
 use finished::Spare;
 use group::GROUPS;
-use jumps::{Jump, Jumps};
+use jumps::Jumps;
 use lockstep::InStep;
+use low::Low;
 use returns::ReturnStack;
 use sites::Sites;
 use stress::Stress;
@@ -146,8 +150,6 @@ pub struct Frame {
     cpu: *mut Cpu,
     /// Linear address of the page the running block is in.
     pub page: u64,
-    /// The jump table of the current privilege.
-    jumps: *const Jump,
     /// The host's stack pointer inside generated code.
     host_stack: u64,
     /// What the groups of the running block add to their addresses.
@@ -214,7 +216,6 @@ impl Default for Frame {
         Self {
             cpu: std::ptr::null_mut(),
             page: 0,
-            jumps: std::ptr::null(),
             host_stack: 0,
             addends: [0; GROUPS],
             returns: 0,
@@ -248,11 +249,6 @@ impl Frame {
     pub fn forget_returns(&mut self) {
         self.returns = self.no_returns;
     }
-
-    /// Jumps go through `table` from now on.
-    pub(super) fn set_jumps(&mut self, table: *const Jump) {
-        self.jumps = table;
-    }
 }
 
 /// Why translated code calls or returns to Rust.
@@ -267,7 +263,7 @@ pub(super) enum Kind {
     Link,
     /// The jump table does not know `Frame::target`.
     Jump,
-    /// Somebody wants the vCPU's attention; or the block is stale.
+    /// Somebody wants the vCPU's attention; or the block, one in two pages, is stale.
     Leave,
     /// See that the TLB has the page at `register` + `distance` for loads, then resume.
     Fill,
@@ -347,6 +343,8 @@ pub struct Jit {
     stubs: Stubs,
     sites: Sites,
     returns: ReturnStack,
+    /// Not zero as soon as the vCPU's signal has a request: what generated code polls.
+    attention: Arc<Low<AtomicU32>>,
     /// Where the bottom of `returns` leads to: a jump to wherever.
     _lost: Box<Site>,
     /// `[kernel, user]`
@@ -405,8 +403,9 @@ impl Jit {
             stubs,
             sites: Sites::default(),
             returns: ReturnStack::new(stubs.bottom, config.stress),
+            attention: Arc::new(Low::new()?),
             _lost: lost,
-            jumps: [Jumps::new(), Jumps::new()],
+            jumps: [Jumps::new()?, Jumps::new()?],
             narrow_jumps: None,
             kernel_below: false,
             tools: Tools::new(),
@@ -514,27 +513,38 @@ impl Jit {
         }
     }
 
-    /// The jump table for user or kernel code, `narrow` if of 32 bits, which stays where it is; null if there is none.
-    pub(super) fn jump_table(&self, user: bool, narrow: bool) -> *const Jump {
-        let tables = if narrow { self.narrow_jumps.as_ref() } else { Some(&self.jumps) };
-        tables.map_or(std::ptr::null(), |tables| tables[usize::from(user)].table())
+    /// Forgets the jumps to code made from the page that `source` is the address of what is known of.
+    pub(super) fn forget_code(&mut self, source: usize) {
+        self.all_jumps().for_each(|jumps| jumps.forget_code(source));
     }
 
-    /// The same, made now if need be.
-    fn jumps_of(&mut self, user: bool, narrow: bool) -> &mut Jumps {
-        let tables = match narrow {
-            true => self.narrow_jumps.get_or_insert_with(|| [Jumps::new(), Jumps::new()]),
-            false => &mut self.jumps,
-        };
-        &mut tables[usize::from(user)]
-    }
-
-    /// Lets jumps to `linear` go straight to `code`.
-    fn remember(&mut self, (user, narrow): (bool, bool), linear: u64, code: u64, global: bool) {
-        if narrow {
-            return self.jumps_of(user, narrow).remember(linear, code, global);
+    /// The jump table for user or kernel code, `narrow` if of 32 bits. `None` if the host has no memory for it.
+    fn jumps_of(&mut self, user: bool, narrow: bool) -> Option<&mut Jumps> {
+        if narrow && self.narrow_jumps.is_none() {
+            self.narrow_jumps = Some([Jumps::new().ok()?, Jumps::new().ok()?]);
         }
-        self.kernel_below |= !user && linear >> 63 == 0;
-        self.jumps[usize::from(user)].remember(linear, code, global);
+        let tables = if narrow { self.narrow_jumps.as_mut()? } else { &mut self.jumps };
+        Some(&mut tables[usize::from(user)])
+    }
+
+    /// Lets jumps to `linear` go straight to `code`, which was made from `source`.
+    fn remember(
+        &mut self,
+        (user, narrow): (bool, bool),
+        linear: u64,
+        code: u64,
+        source: usize,
+        global: bool,
+    ) {
+        self.kernel_below |= !user && !narrow && linear >> 63 == 0;
+        if let Some(jumps) = self.jumps_of(user, narrow) {
+            jumps.remember(linear, code, source, global);
+        }
+    }
+
+    /// What sees to it that generated code notices a request of the vCPU's signal.
+    pub(super) fn hook(&self) -> Box<dyn Fn() + Send + Sync> {
+        let attention = self.attention.clone();
+        Box::new(move || attention.store(1, Ordering::SeqCst))
     }
 }

@@ -47,7 +47,6 @@ const CELLS: &[Cells] = &[
     ("instructions", offset_of!(Cpu, counters) + offset_of!(Statistics, instructions), 1, 8),
     ("frame.cpu", FRAME + offset_of!(Frame, cpu), 1, 8),
     ("frame.page", FRAME + offset_of!(Frame, page), 1, 8),
-    ("frame.jumps", FRAME + offset_of!(Frame, jumps), 1, 8),
     ("frame.host_stack", FRAME + offset_of!(Frame, host_stack), 1, 8),
     ("frame.addends", FRAME + offset_of!(Frame, addends), GROUPS, 8),
     ("frame.returns", FRAME + offset_of!(Frame, returns), 1, 8),
@@ -110,7 +109,7 @@ fn cell(offset: usize) -> Option<String> {
 /// Names of one listing.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// Of host addresses that are loaded into the scratch registers: sites, counters and signals.
+    /// Of host addresses that are loaded into the scratch registers, or named by instructions: sites, counters and tables.
     pub(super) data: HashMap<u64, String>,
     /// Of host addresses that are jumped to: stubs and places in the code.
     pub(super) code: HashMap<u64, String>,
@@ -164,6 +163,9 @@ impl SymbolResolver for Resolver {
             OpKind::Memory if instruction.memory_segment() == Register::GS => {
                 let offset = usize::try_from(address).ok()?;
                 Some(named(&cell(offset).unwrap_or_else(|| format!("unnamed+{offset:#x}"))))
+            }
+            OpKind::Memory if matches!(instruction.memory_base(), Register::None | Register::R11) => {
+                self.0.data.get(&address).map(named)
             }
             _ => None,
         }

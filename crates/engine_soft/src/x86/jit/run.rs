@@ -2,6 +2,7 @@
 // UNSAFETY: jumps into generated code, follows the sites and blocks it names, and sets the GS base it uses.
 
 use std::arch::asm;
+use std::sync::atomic::Ordering;
 
 use arch::x86::Exception;
 use arch::x86::cpuid::Feature;
@@ -92,6 +93,11 @@ impl Cpu {
             self.signal.post(Request::INTERRUPT);
         }
         let enter = jit.stubs.enter;
+        // In this order: who posts a request sets it first, and then draws attention to it.
+        jit.attention.store(0, Ordering::SeqCst);
+        if self.signal.is_pending() {
+            jit.attention.store(1, Ordering::SeqCst);
+        }
         self.frame.page = self.state.rip & !0xfff;
         self.frame.code_written = false;
         self.current = std::ptr::null();
@@ -242,13 +248,12 @@ impl Cpu {
             extend(&mut pieces, &bytes, narrow, jit.threshold());
         }
         let ops = pieces.iter().map(|piece| piece.ops.len()).sum();
-        let (address, jumps) = (jit.area.next_address(), jit.jumps_of(user, narrow).table() as u64);
-        self.frame.set_jumps(jumps as *const _);
+        let (address, jumps) = (jit.area.next_address(), jit.jumps_of(user, narrow)?.table());
         let sites = jit.sites.room(translate::max_sites(ops));
         let first = sites.len();
         let tools = &mut jit.tools;
         let how = (address, jit.config);
-        let (linear, signal) = (self.frame.page, std::ptr::from_ref(self.signal.word()) as u64);
+        let (linear, attention) = (self.frame.page, jit.attention.address());
         let (page, views) = (&bytes[..], self.views_of(user));
         let source = translate::Source {
             pieces: &pieces,
@@ -259,7 +264,7 @@ impl Cpu {
             narrow,
             jumps,
             views,
-            signal,
+            attention,
         };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run(variant_from)?;
@@ -336,7 +341,7 @@ impl Cpu {
             return;
         }
         match from {
-            None => jit.remember((user, narrow), linear, code.outer, global),
+            None => jit.remember((user, narrow), linear, code.outer, next.info.addr(), global),
             Some((block, successor)) => {
                 // SAFETY: as above.
                 let block = unsafe { &*block };
@@ -416,32 +421,40 @@ fn piece(block: &Block, start: u32) -> Piece<'_> {
     Piece { block, ops, start }
 }
 
-/// Adds to a unit the blocks behind it that are reached where its conditional jumps are not taken, while they are
-/// warm too.
+/// Adds to a unit the blocks that execution goes on with where its conditional jumps are not taken, and those that its
+/// other jumps lead to, while they are warm too. The latter are code a second time, so they are to be short.
 fn extend(pieces: &mut Vec<Piece<'_>>, page: &[u8], narrow: bool, threshold: u32) {
     const MAX_OPS: usize = 48;
+    const MAX_JOINED: usize = 12;
     loop {
         let last = &pieces[pieces.len() - 1];
-        let Some(jump) = last.ops.last() else { return };
-        let at = last.start as usize + usize::from(jump.offset);
-        let next = last.start + u32::from(last.block.len);
-        if next as usize >= page.len() || !is_conditional(&page[at..next as usize], narrow) {
+        let Some((next, link)) = continuation(last, page, narrow) else { return };
+        // SAFETY: links lead to blocks of the same arena contents.
+        let Some(block) = (unsafe { last.block.links[link].as_ref() }) else { return };
+        let length: usize = pieces.iter().map(|piece| piece.ops.len()).sum();
+        let room = length + usize::from(block.count) <= MAX_OPS
+            && (link == 1 || usize::from(block.count) <= MAX_JOINED);
+        if !room || block.straddles() || !block.is_fresh() || block.heat.get() < threshold / 2 {
             return;
         }
-        // SAFETY: links lead to blocks of the same arena contents.
-        let Some(block) = (unsafe { last.block.links[1].as_ref() }) else { return };
-        let length: usize = pieces.iter().map(|piece| piece.ops.len()).sum();
-        let room = length + usize::from(block.count) <= MAX_OPS;
-        if !room || block.straddles() || !block.is_fresh() || block.heat.get() < threshold / 2 {
+        if pieces.iter().any(|piece| piece.start == next) {
             return;
         }
         pieces.push(piece(block, next));
     }
 }
 
-fn is_conditional(bytes: &[u8], narrow: bool) -> bool {
+/// Where in its page execution goes on after `last` in the same unit, and by which link.
+fn continuation(last: &Piece<'_>, page: &[u8], narrow: bool) -> Option<(u32, usize)> {
+    let at = last.start as usize + usize::from(last.ops.last()?.offset);
+    let behind = last.start as usize + usize::from(last.block.len);
     let bits = if narrow { 32 } else { 64 };
-    Decoder::new(bits, bytes, DecoderOptions::NONE).decode().is_jcc_short_or_near()
+    let jump = Decoder::with_ip(bits, page.get(at..behind)?, at as u64, DecoderOptions::NONE).decode();
+    if jump.is_jcc_short_or_near() {
+        return (behind < page.len()).then_some((behind as u32, 1));
+    }
+    let target = u32::try_from(jump.near_branch_target()).ok()?;
+    (jump.is_jmp_short_or_near() && (target as usize) < page.len()).then_some((target, 0))
 }
 
 impl Jit {

@@ -53,8 +53,7 @@ impl Translation<'_> {
         let hint = Mem::Field(offset_of!(Cpu, interrupt_hint) as i32);
         self.asm.alu_memory_immediate(Size::Byte, Alu::Cmp, hint, 0);
         self.asm.jump_if(Condition::NE, other);
-        self.asm.load_immediate(S0, self.signal);
-        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S0, 0), 0);
+        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Absolute(self.attention), 0);
         self.asm.jump_if(Condition::NE, other);
         let rflags = state(offset_of!(CpuState, rflags));
         self.asm.alu_memory_immediate(Size::Dword, Alu::Or, rflags, Rflags::IF.bits() as i32);

@@ -4,7 +4,7 @@
 use std::mem::offset_of;
 
 use engine::Statistics;
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 use memory::PageInfo;
 
 use super::asm::{Alu, Asm, Condition, Label, Mem, Size};
@@ -50,11 +50,11 @@ pub(super) struct Translation<'a> {
     /// Whether it is code of 32 bits: addresses are too, and the stack has slots of four bytes.
     pub(super) narrow: bool,
     /// Host address of the jump table for that.
-    pub(super) jumps: u64,
+    pub(super) jumps: i32,
     /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
     pub(super) views: Option<[u64; 2]>,
-    /// Host address of the word of pending requests.
-    pub(super) signal: u64,
+    /// Host address of the word that asks for attention.
+    pub(super) attention: i32,
     pub(super) instructions: Vec<Instruction>,
     pub(super) plans: Vec<Plan>,
     pub(super) groups: Groups,
@@ -71,6 +71,8 @@ pub(super) struct Translation<'a> {
     pub(super) addend: Option<Mem>,
     /// The group, the offset in it and the alignment of an access that is known to be aligned.
     pub(super) aligned: Option<(usize, i32, u32)>,
+    /// The first instruction that jumps back to another block of the unit.
+    pub(super) jumps_back: usize,
     /// Vector registers the rest of the block needs.
     pub(super) vectors: u8,
     /// The page is noted as that of the last x87 instruction.
@@ -91,8 +93,8 @@ pub(super) struct Piece<'a> {
     pub(super) start: u32,
 }
 
-/// What is translated: a unit of one block, or of several of which each ends in a conditional jump and is followed
-/// by the next where that is not taken.
+/// What is translated: a unit of one block, or of several, one after the other: each but the last ends in a conditional
+/// jump and is followed by the next where that is not taken, or in a jump to the next.
 pub(super) struct Source<'a> {
     pub(super) pieces: &'a [Piece<'a>],
     /// The bytes of the page.
@@ -106,11 +108,11 @@ pub(super) struct Source<'a> {
     /// Whether it is code of 32 bits, in flat segments (`mode::FLAT32`), or of 64.
     pub(super) narrow: bool,
     /// Host address of the jump table for that.
-    pub(super) jumps: u64,
+    pub(super) jumps: i32,
     /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
     pub(super) views: Option<[u64; 2]>,
-    /// Host address of the vCPU's word of pending requests.
-    pub(super) signal: u64,
+    /// Host address of the word that asks for the vCPU's attention.
+    pub(super) attention: i32,
 }
 
 /// Sites a block of `ops` operations may need.
@@ -127,20 +129,18 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { pieces, page, tail, linear, user, narrow, jumps, views, signal } = *source;
-        let (first, last) = (&pieces[0], &pieces[pieces.len() - 1]);
-        let start = first.start;
-        let end = (last.start as usize + usize::from(last.block.len)).min(page.len());
-        let bytes = [&page[start as usize..end], tail].concat();
-        // Addresses relative to the page: targets and operands come out independent of where it is mapped.
-        let bits = if narrow { 32 } else { 64 };
-        let decoder = Decoder::with_ip(bits, &bytes, u64::from(start), DecoderOptions::NONE);
+        let Source { pieces, page, tail, linear, user, narrow, jumps, views, attention } = *source;
         let mut spare = std::mem::take(&mut tools.spare);
         spare.asm.restart(address);
         spare.instructions.clear();
-        spare.instructions.extend(decoder);
         spare.piece_of.clear();
+        // Addresses relative to the page: targets and operands come out independent of where it is mapped.
+        let bits = if narrow { 32 } else { 64 };
         for (n, piece) in (0..).zip(pieces) {
+            let start = piece.start as usize;
+            let end = (start + usize::from(piece.block.len)).min(page.len());
+            let bytes = [&page[start..end], tail].concat();
+            spare.instructions.extend(Decoder::with_ip(bits, &bytes, start as u64, DecoderOptions::NONE));
             spare.piece_of.extend(piece.ops.iter().map(|_| n));
         }
         spare.plans.clear();
@@ -162,7 +162,7 @@ impl<'a> Translation<'a> {
             narrow,
             jumps,
             views,
-            signal,
+            attention,
             instructions: spare.instructions,
             plans: spare.plans,
             groups: Groups::default(),
@@ -174,6 +174,7 @@ impl<'a> Translation<'a> {
             strided: 0,
             addend: None,
             aligned: None,
+            jumps_back: usize::MAX,
             vectors: Vectors::NONE,
             x87_page_noted: false,
             cold: spare.cold,
@@ -308,7 +309,11 @@ impl<'a> Translation<'a> {
     fn plan(&mut self) {
         let last = self.ops.len() - 1;
         for i in 0..last {
-            let plan = if self.begins_piece(i + 1) { Plan::SideExit } else { self.plan_of(i) };
+            let plan = match self.instructions[i].mnemonic() {
+                Mnemonic::Jmp if self.begins_piece(i + 1) => self.plan_of_join(i),
+                _ if self.begins_piece(i + 1) => Plan::SideExit,
+                _ => self.plan_of(i),
+            };
             let needed = match plan {
                 Plan::Native { vectors, .. } => vectors,
                 Plan::LoadControlWord(_) => Vectors::X87,
@@ -355,6 +360,14 @@ impl<'a> Translation<'a> {
         }
     }
 
+    /// The plan of a jump to the next block of the unit.
+    fn plan_of_join(&mut self, i: usize) -> Plan {
+        if self.instructions[i + 1].ip() <= self.instructions[i].ip() {
+            self.jumps_back = self.jumps_back.min(i);
+        }
+        Plan::Nothing
+    }
+
     fn plan_of(&mut self, i: usize) -> Plan {
         let op = self.ops[i];
         let instruction = &self.instructions[i];
@@ -366,12 +379,12 @@ impl<'a> Translation<'a> {
         plan_of_plain(instruction, self.narrow, self.tools)
     }
 
-    /// From Rust and from other pages: the flags are saved, the code may be stale.
+    /// From Rust and from other pages: the flags are saved. A block in two pages may be stale.
     fn write_outer_entry(&mut self) {
         let block = self.pieces[0].block;
-        let second = block.second().map(|second| (second.info, second.generation));
+        let Some(second) = block.second() else { return };
         let stale = self.asm.label();
-        for (info, generation) in [Some((block.info, block.generation)), second].into_iter().flatten() {
+        for (info, generation) in [(block.info, block.generation), (second.info, second.generation)] {
             // SAFETY: page information lives as long as guest RAM, which the engine holds.
             let counter = PageInfo::code_generation_counter(unsafe { &*info });
             self.asm.load_immediate(S0, std::ptr::from_ref(counter) as u64);

@@ -307,6 +307,12 @@ impl Asm {
         self.encode(size, None, &[(op as u8) << 3 | 3], to.0, Operand::Memory(from));
     }
 
+    /// `imul to, from, value`
+    pub fn multiply(&mut self, size: Size, to: Reg, from: Reg, value: i32) {
+        self.encode(size, None, &[0x69], to.0, Operand::Register(from));
+        self.dword(value);
+    }
+
     /// `op to, value`
     pub fn alu_immediate(&mut self, size: Size, op: Alu, to: Reg, value: i32) {
         self.alu_value(size, op, Operand::Register(to), value);
