@@ -20,8 +20,9 @@ use super::parked::Parked;
 use super::regions::Regions;
 use super::walk::Walk;
 
-/// Entries a view of the TLB has; a power of two.
-pub const TLB_ENTRIES: usize = 1024;
+/// Entries a view of the TLB has; a power of two. With a quarter of them, programs that walk through 16 MiB would find none of
+/// their pages; those not used cost nothing.
+pub const TLB_ENTRIES: usize = 4096;
 const EXEC_ENTRIES: usize = 512;
 /// A tag no page-aligned address equals.
 const NO_CODE: u64 = 1;
@@ -81,10 +82,15 @@ pub struct TlbEntry {
 }
 
 /// A tag that nothing looked up in `slot` matches: neither the first nor the last byte of an access that begins in
-/// a page of that slot is in a page of this one.
+/// a page of that slot is in a page of this one. But for two slots it is zero, so that a table is made by clearing memory.
 const fn invalid(slot: usize) -> u64 {
-    ((slot ^ (TLB_ENTRIES / 2)) as u64) << PAGE_SHIFT
+    match slot {
+        0 | LAST_SLOT => (TLB_ENTRIES as u64 / 2) << PAGE_SHIFT,
+        _ => 0,
+    }
 }
+
+const LAST_SLOT: usize = TLB_ENTRIES - 1;
 
 impl TlbEntry {
     /// An entry that never matches in `slot`.
@@ -94,14 +100,8 @@ impl TlbEntry {
 
     /// A view that never hits.
     pub fn empty_view() -> Box<[Self; TLB_ENTRIES]> {
-        boxed((0..TLB_ENTRIES).map(Self::empty))
+        tables::empty_view()
     }
-}
-
-/// As many values as there are, put where they stay: an array that is made first is on the stack, which keeps the memory.
-pub(super) fn boxed<T, const N: usize>(values: impl Iterator<Item = T>) -> Box<[T; N]> {
-    let Ok(array) = values.collect::<Box<[T]>>().try_into() else { unreachable!("as many as there are") };
-    array
 }
 
 /// One page's translation for instruction fetches.

@@ -200,6 +200,10 @@ impl Cpu {
         {
             // SAFETY: the access is inside this RAM page.
             unsafe { host_store(host, value) };
+            if self.tlb_entry(linear).write == linear & PAGE_MASK {
+                // Found for stores of any kind now, like this one: there is no code in it, and no need for a fence to see that.
+                return Ok(());
+            }
             let hit = info.note_write((linear & !PAGE_MASK) as usize, T::SIZE);
             self.after_code_write(hit, info);
             return self.watch(linear, T::SIZE, Intent::Write);

@@ -11,7 +11,6 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::mem::{align_of, size_of};
 
 use super::op::{Block, NO_BLOCK, Op};
-use crate::x86::mmu::boxed;
 
 /// Bytes of decoded code a vCPU keeps before it starts over. About 60,000 instructions.
 pub const ARENA_BYTES: usize = 4 << 20;
@@ -161,4 +160,10 @@ fn slot(linear: u64) -> usize {
 
 fn key(gpa: u64, mode: u64) -> u64 {
     gpa << 5 | mode
+}
+
+/// As many values as there are, put where they stay: an array that is made first is on the stack, which keeps the memory.
+fn boxed<T, const N: usize>(values: impl Iterator<Item = T>) -> Box<[T; N]> {
+    let Ok(array) = values.collect::<Box<[T]>>().try_into() else { unreachable!("as many as there are") };
+    array
 }
