@@ -77,7 +77,7 @@ impl VcpuSignal {
         self.requests.load(Ordering::Relaxed) != 0
     }
 
-    /// The request word, for engines that poll it from generated code.
+    /// The request word.
     pub fn word(&self) -> &AtomicU32 {
         &self.requests
     }
@@ -101,7 +101,7 @@ impl VcpuSignal {
         self.sleeping.store(false, Ordering::SeqCst);
     }
 
-    /// Lets an engine whose vCPUs do not poll (KVM) be told of new requests. At most once.
+    /// Lets an engine be told of new requests, after they are set: its vCPUs do not look at the word. At most once.
     pub fn set_hook(&self, hook: Box<dyn Fn() + Send + Sync>) {
         assert!(self.hook.set(hook).is_ok(), "the engine sets its hook once");
     }

@@ -231,10 +231,9 @@ impl Walk<'_> {
     }
 
     fn note(&self, gpa: u64, len: usize) {
-        if let Some(page) = self.ram.page(gpa >> PAGE_SHIFT) {
-            if page.info.note_write((gpa & !PAGE_MASK) as usize, len) {
-                self.ram.tell_of_code(gpa >> PAGE_SHIFT);
-            }
+        let Some(page) = self.ram.page(gpa >> PAGE_SHIFT) else { return };
+        if page.info.note_write((gpa & !PAGE_MASK) as usize, len) {
+            self.ram.tell_of_code(gpa >> PAGE_SHIFT);
         }
     }
 }

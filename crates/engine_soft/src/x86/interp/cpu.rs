@@ -183,14 +183,19 @@ impl Cpu {
             trial: None,
             turn,
         });
-        let place = std::ptr::from_mut(&mut *cpu);
-        let no_returns = cpu.jit.as_ref().map_or(0, |jit| jit.empty_returns());
-        cpu.frame.attach(place, no_returns);
-        if let Some(jit) = &cpu.jit {
-            cpu.signal.set_hook(jit.hook());
-        }
+        cpu.attach_translator();
         cpu.mode_changed();
         cpu
+    }
+
+    /// Lets generated code find the vCPU, which will not move, and its requests.
+    fn attach_translator(&mut self) {
+        let place = std::ptr::from_mut(self);
+        let no_returns = self.jit.as_ref().map_or(0, |jit| jit.empty_returns());
+        self.frame.attach(place, no_returns);
+        if let Some(jit) = &self.jit {
+            self.signal.set_hook(jit.hook());
+        }
     }
 
     /// The register at byte offset `offset` of the Cpu.

@@ -18,6 +18,7 @@ use iced_x86::{Instruction, OpKind, Register};
 
 use super::Frame;
 use super::asm::{Alu, Condition, Label, Mem, RBP, Reg, Size};
+use super::held;
 use super::plan::Operand;
 use super::rewrite::{GUEST_RSP, S0, S1, host_of, number};
 use super::stubs::{frame, gpr};
@@ -64,8 +65,13 @@ impl Translation<'_> {
         }
         let index = instruction.memory_index();
         let scale = instruction.memory_index_scale().trailing_zeros() as u8;
+        let held = self.held();
         let base = (base != Register::None).then(|| self.in_host(base, S0));
-        let index = (index != Register::None).then(|| self.in_host(index, S1));
+        let index = (index != Register::None).then(|| match base {
+            // Not where the base has just been loaded.
+            Some(base) if base != S0 && held[0] == Some(number(index)) => S0,
+            _ => self.in_host(index, S1),
+        });
         let address = match (base, index) {
             (Some(base), None) if displacement == 0 => {
                 if base != to || width == Size::Dword {
@@ -84,7 +90,11 @@ impl Translation<'_> {
     /// The host register with the value of a guest register: its own, or `scratch` after a load.
     pub(super) fn in_host(&mut self, register: Register, scratch: Reg) -> Reg {
         let number = number(register);
+        let held = self.held()[held::place(scratch)] == Some(number);
         host_of(number).unwrap_or_else(|| {
+            if held {
+                return scratch;
+            }
             if scratch == S1 {
                 self.addend = None;
             }
@@ -136,6 +146,9 @@ impl Translation<'_> {
                 self.write_effective_address(&instruction, width, S0);
                 let size = if to.size() == 2 { Size::Word } else { Size::Qword };
                 self.asm.store(size, gpr(number(to)), S0);
+                if size == Size::Qword {
+                    self.hold([Some(number(to)), None]);
+                }
             }
         }
     }

@@ -242,7 +242,7 @@ mod tests {
         let one = 0xffff_ffff_8106_ad90;
         let slot = Jump::slot(one);
         let other = (1..).map(|n| one + 16 * n).find(|other| Jump::slot(*other) == slot).unwrap();
-        jumps.remember(one, 1, 0x1000 * 1, true);
+        jumps.remember(one, 1, 0x1000, true);
         jumps.remember(other, 2, 0x1000 * 2, false);
         assert_eq!((jumps.entries[slot].linear, jumps.entries[slot ^ 1].linear), (other, one));
         assert_eq!((jumps.find(one), jumps.find(other), jumps.find(one + 1)), (Some(1), Some(2), None));
@@ -279,7 +279,7 @@ mod tests {
         let mut jumps = Jumps::new().unwrap();
         let (shared, own) = (0xffff_ffff_8106_ad90, 0x40_1000);
         jumps.switch(1, false);
-        jumps.remember(shared, 1, 0x1000 * 1, true);
+        jumps.remember(shared, 1, 0x1000, true);
         jumps.remember(own, 2, 0x1000 * 2, false);
         jumps.switch(2, true);
         assert_eq!((jumps.find(shared), jumps.find(own)), (Some(1), None));

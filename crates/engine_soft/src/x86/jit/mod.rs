@@ -22,11 +22,10 @@
 //!
 //! # Why a block may run
 //! Whoever overwrites code asks running vCPUs to leave their blocks, and to forget the jumps that lead to code of that page
-//! before they enter others: all of it goes stale at once. Rust looks whether a block is fresh before it enters it, and so
-//! does the outer entry of the only blocks that depend on two pages.
+//! before they enter others. Rust looks whether a block is fresh before it enters it; of two pages, so does its outer entry.
 //! Behind the inner entry's check that vector registers are loaded is the *ready* one, for blocks that have them.
 //!
-//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `jumps`, `low`, `finished`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `held`, `jumps`, `low`, `finished`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 //! What it makes is shown by [`listing`], `names` and [`inspect`], and put to the test by [`stress`] and `lockstep`.
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
@@ -37,6 +36,7 @@ mod divide;
 mod finished;
 pub mod flags;
 mod group;
+mod held;
 pub mod inspect;
 mod jumps;
 mod keep;

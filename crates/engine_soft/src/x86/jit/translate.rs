@@ -11,6 +11,7 @@ use super::asm::{Alu, Asm, Condition, Label, Mem, Size};
 use super::finished::{Finished, Spare};
 use super::flags::{ALL, Effect, Peek};
 use super::group::Groups;
+use super::held::{self, Held};
 use super::keep::Cold;
 use super::listing::{Mark, Stretch};
 use super::plan::{Plan, plan_of_plain, plan_of_thunk};
@@ -69,6 +70,8 @@ pub(super) struct Translation<'a> {
     pub(super) strided: u16,
     /// The addend of a group that S1 has.
     pub(super) addend: Option<Mem>,
+    /// What the scratch registers hold otherwise.
+    pub(super) held: Held,
     /// The group, the offset in it and the alignment of an access that is known to be aligned.
     pub(super) aligned: Option<(usize, i32, u32)>,
     /// The first instruction that jumps back to another block of the unit.
@@ -173,6 +176,7 @@ impl<'a> Translation<'a> {
             place: Place { host: true, saved: false },
             strided: 0,
             addend: None,
+            held: Held::default(),
             aligned: None,
             jumps_back: usize::MAX,
             vectors: Vectors::NONE,
@@ -490,7 +494,7 @@ impl<'a> Translation<'a> {
     /// An instruction between registers.
     fn write_native(&mut self, i: usize) {
         let instruction = rewrite::widened(&self.instructions[i]);
-        let Some(made) = rewrite::registers(&instruction, &mut self.tools.info, &[S0, S1]) else {
+        let Some(made) = self.on_scratch_registers(&instruction) else {
             return self.write_handler(i);
         };
         let at = instruction.ip() as usize;
@@ -508,13 +512,16 @@ impl<'a> Translation<'a> {
         if effect.reads != 0 || effect.keeps_some(self.live[i + 1]) {
             self.need_host(self.live[i]);
         }
+        let mut held = self.held();
         for Borrowed { guest, host, read, .. } in made.borrowed.iter().flatten() {
             if *host == S1 {
                 self.addend = None;
             }
-            if *read {
+            let holder = &mut held[held::place(*host)];
+            if *read && *holder != Some(*guest) {
                 self.asm.load(Size::Qword, *host, gpr(*guest));
             }
+            *holder = Some(*guest);
         }
         self.asm.raw(bytes);
         for Borrowed { guest, host, written, .. } in made.borrowed.iter().flatten() {
@@ -522,6 +529,7 @@ impl<'a> Translation<'a> {
                 self.asm.store(Size::Qword, gpr(*guest), *host);
             }
         }
+        self.hold(held);
         self.flags_after(effect);
         self.note_x87(i);
     }

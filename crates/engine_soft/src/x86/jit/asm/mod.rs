@@ -103,6 +103,8 @@ pub struct Asm {
     bytes: Vec<u8>,
     base: u64,
     labels: Vec<u32>,
+    /// Where one was bound last.
+    bound: u32,
     /// Places of 32-bit displacements, relative to their end, and what they lead to.
     fixups: Vec<(u32, Label)>,
 }
@@ -110,7 +112,7 @@ pub struct Asm {
 impl Asm {
     /// Nothing yet, for host address `base`.
     pub fn new(base: u64) -> Self {
-        Self { bytes: Vec::with_capacity(2048), base, labels: Vec::new(), fixups: Vec::new() }
+        Self { bytes: Vec::with_capacity(2048), base, labels: Vec::new(), bound: 0, fixups: Vec::new() }
     }
 
     /// Starts over for host address `base`, in the memory of what was written before.
@@ -118,6 +120,7 @@ impl Asm {
         self.bytes.clear();
         self.labels.clear();
         self.fixups.clear();
+        self.bound = 0;
         self.base = base;
     }
 
@@ -139,7 +142,13 @@ impl Asm {
 
     /// Binds `label` here.
     pub fn bind(&mut self, label: Label) {
-        self.labels[label.0 as usize] = self.position();
+        self.bound = self.position();
+        self.labels[label.0 as usize] = self.bound;
+    }
+
+    /// Whether a label is bound here.
+    pub fn is_label_here(&self) -> bool {
+        self.bound == self.position()
     }
 
     /// Where `label` was bound.
@@ -239,13 +248,8 @@ impl Asm {
 
     /// `mov to, from`
     pub fn mov(&mut self, size: Size, to: Reg, from: Reg) {
-        self.encode(
-            size,
-            None,
-            &[if size == Size::Byte { 0x8a } else { 0x8b }],
-            to.0,
-            Operand::Register(from),
-        );
+        let opcode = if size == Size::Byte { 0x8a } else { 0x8b };
+        self.encode(size, None, &[opcode], to.0, Operand::Register(from));
     }
 
     /// `mov to, [from]`; 32 bits and wider (narrower loads: `movzx`).
