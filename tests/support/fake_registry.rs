@@ -46,7 +46,7 @@ pub enum Reply {
     /// Bytes as they are; then nothing more, until the client leaves or the server ends.
     Stall(Vec<u8>),
     /// Whatever the function does with the connection.
-    Stream(Box<dyn FnOnce(&mut TcpStream) + Send>),
+    Stream(Act),
 }
 
 impl Reply {
@@ -150,6 +150,10 @@ impl Contents {
 
 type Script = dyn Fn(&Request) -> Option<Reply> + Send + Sync;
 
+/// What a test does with a connection in place of an answer.
+pub type Act = Box<dyn FnOnce(&mut TcpStream) + Send>;
+type Early = dyn Fn(&Request) -> Option<Act> + Send + Sync;
+
 /// A registry that runs.
 pub struct FakeRegistry {
     pub domain: String,
@@ -164,10 +168,20 @@ impl FakeRegistry {
         contents: Contents,
         script: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static,
     ) -> Self {
+        Self::start_early(contents, |_| None, script)
+    }
+
+    /// The same, but what `early` says of a request it does before the request's body is read. Of the little that the kernel
+    /// takes meanwhile the body is more.
+    pub fn start_early(
+        contents: Contents,
+        early: impl Fn(&Request) -> Option<Act> + Send + Sync + 'static,
+        script: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let domain = listener.local_addr().unwrap().to_string();
         let (asked, over) = (Arc::<Mutex<Vec<Request>>>::default(), Arc::new(AtomicBool::new(false)));
-        let script: Arc<Script> = Arc::new(script);
+        let (early, script): (Arc<Early>, Arc<Script>) = (Arc::new(early), Arc::new(script));
         let (heard, ended, contents) = (asked.clone(), over.clone(), Arc::new(contents));
         let thread = std::thread::spawn(move || {
             let mut open = Vec::new();
@@ -177,8 +191,9 @@ impl FakeRegistry {
                 }
                 let stream = stream.unwrap();
                 open.push(stream.try_clone().unwrap());
-                let (heard, script, contents) = (heard.clone(), script.clone(), contents.clone());
-                std::thread::spawn(move || serve(stream, &heard, &*script, &contents));
+                let (heard, contents) = (heard.clone(), contents.clone());
+                let (early, script) = (early.clone(), script.clone());
+                std::thread::spawn(move || serve(stream, &heard, &*early, &*script, &contents));
             }
             // Whoever stalls is let go.
             open.iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
@@ -207,12 +222,31 @@ impl Drop for FakeRegistry {
     }
 }
 
-fn serve(mut stream: TcpStream, asked: &Mutex<Vec<Request>>, script: &Script, contents: &Contents) {
-    let Some(request) = read_request(&stream) else {
+fn serve(
+    mut stream: TcpStream,
+    asked: &Mutex<Vec<Request>>,
+    early: &Early,
+    script: &Script,
+    contents: &Contents,
+) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let Some(mut request) = read_head(&mut reader) else {
         // The list of open connections holds it as well.
         let _ = stream.shutdown(Shutdown::Both);
         return;
     };
+    if let Some(act) = early(&request) {
+        asked.lock().unwrap().push(request);
+        act(&mut stream);
+        let _ = stream.shutdown(Shutdown::Both);
+        return;
+    }
+    let length = request.header("content-length").parse().unwrap_or(0);
+    request.body = vec![0; length];
+    if reader.read_exact(&mut request.body).is_err() {
+        let _ = stream.shutdown(Shutdown::Both);
+        return;
+    }
     asked.lock().unwrap().push(request.clone());
     let reply = script(&request).unwrap_or_else(|| contents.answer(&request));
     // Clients of liars leave early: that is no failure of the test.
@@ -246,9 +280,8 @@ fn serve(mut stream: TcpStream, asked: &Mutex<Vec<Request>>, script: &Script, co
     let _ = std::io::copy(&mut stream, &mut std::io::sink());
 }
 
-/// Nothing when what comes is not HTTP: a client that tries TLS first.
-fn read_request(stream: &TcpStream) -> Option<Request> {
-    let mut reader = BufReader::new(stream);
+/// A request without its body. Nothing when what comes is not HTTP: a client that tries TLS first.
+fn read_head(reader: &mut BufReader<TcpStream>) -> Option<Request> {
     if reader.fill_buf().ok()?.first()? == &0x16 {
         return None;
     }
@@ -265,8 +298,5 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
             None => break,
         };
     }
-    let length = headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    Some(Request { method, path, headers, body })
+    Some(Request { method, path, headers, body: Vec::new() })
 }

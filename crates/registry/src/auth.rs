@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn passwords_do_not_leave_tls_for_a_token() {
-        let http = Http::new("reg.example", Trust::Verify, http::Timeouts::default());
+        let http = Http::new("reg.example", Trust::Verify, crate::Timeouts::default());
         let base: Uri = "https://reg.example/v2/".parse().unwrap();
         let auth = Auth::new("reg.example", Trust::Verify, Credentials::password("a", "b").ok());
         for realm in ["http://127.0.0.1:1/token", "ftp://x/", "/token", "", "https://"] {

@@ -11,7 +11,8 @@ use ureq::http::{HeaderValue, Method, StatusCode, Uri};
 use crate::auth::{Auth, Scope};
 use crate::credentials::Credentials;
 use crate::error::{Cause, Result, While};
-use crate::http::{self, Call, Http, Payload, Response, Timeouts};
+use crate::http::{self, Call, Http, Payload, Response};
+use crate::timeouts::Timeouts;
 use crate::trust::Trust;
 
 /// The registry of names without a host, and where its protocol is spoken.
@@ -69,8 +70,14 @@ impl Client {
 
     fn ping(&self) -> std::result::Result<(), Cause> {
         let response = self.http.send(Call::new(Method::GET, self.base.clone()))?;
+        let other = http::elsewhere(&response).map(http::host_of);
         match response.status() {
             StatusCode::OK => Ok(()),
+            // Credentials are for the registry that was named: nobody else says where they go.
+            StatusCode::UNAUTHORIZED if other.is_some() => Err(http::protocol(
+                &self.base,
+                format!("it leads to {}, which wants credentials", other.unwrap_or_default()),
+            )),
             StatusCode::UNAUTHORIZED if self.auth.take_challenge(&response) => Ok(()),
             StatusCode::UNAUTHORIZED => Err(http::protocol(
                 &self.base,
@@ -116,7 +123,7 @@ impl Client {
             return self.http.send(call);
         }
         let first = self.auth.header(&self.http, &self.base, scope, None)?;
-        let Call { method, url, headers, payload, long } = call;
+        let Call { method, url, headers, payload, kind } = call;
         // What can be sent a second time.
         let again = match &payload {
             Payload::None => Some(None),
@@ -126,10 +133,13 @@ impl Client {
         let signed = |header: Option<&HeaderValue>, payload| {
             let mut headers = headers.clone();
             headers.extend(header.map(|header| (AUTHORIZATION, header.clone())));
-            Call { method: method.clone(), url: url.clone(), headers, payload, long }
+            Call { method: method.clone(), url: url.clone(), headers, payload, kind }
+        };
+        let refused = |response: &Response| {
+            response.status() == StatusCode::UNAUTHORIZED && http::elsewhere(response).is_none()
         };
         let response = self.http.send(signed(first.as_ref(), payload))?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        if !refused(&response) {
             return Ok(response);
         }
         // A token that has ended, or one that was for less than this.
@@ -147,7 +157,7 @@ impl Client {
         };
         let payload = bytes.map_or(Payload::None, Payload::Bytes);
         let response = self.http.send(signed(second.as_ref(), payload))?;
-        if response.status() == StatusCode::UNAUTHORIZED {
+        if refused(&response) {
             return Err(self.auth.unauthorized(response));
         }
         Ok(response)
@@ -156,6 +166,7 @@ impl Client {
     /// The cause that an answer of an unexpected status is, for a request about an image.
     pub(crate) fn status(&self, url: &Uri, response: Response) -> Cause {
         match response.status() {
+            _ if http::elsewhere(&response).is_some() => http::status(url, response),
             StatusCode::NOT_FOUND => {
                 Cause::NotFound { host: self.domain.clone(), message: http::message(response) }
             }

@@ -13,7 +13,8 @@ use ureq::http::{Method, StatusCode, Uri};
 use crate::auth::Scope;
 use crate::client::Client;
 use crate::error::Cause;
-use crate::http::{self, Call, Response, Stall, Timeouts};
+use crate::http::{self, Call, Response, Stall};
+use crate::timeouts::{Kind, Timeouts};
 use crate::work::Patience;
 
 /// Read and written in pieces of this size.
@@ -75,8 +76,13 @@ impl Wanted<'_> {
     }
 
     fn attempt(&self, blob: &mut PartialBlob, part: &mut dyn Part) -> Result<(), Cause> {
+        // Nobody waits any more for what would be tried again.
+        if self.called_off.load(Ordering::Relaxed) {
+            return Err(Cause::CalledOff);
+        }
         let url = self.client.url(&format!("{}/blobs/{}", self.repository, self.digest));
-        let mut call = Call::new(Method::GET, url.clone()).long();
+        let kind = Kind::Blob(blob.size() - blob.have());
+        let mut call = Call::new(Method::GET, url.clone()).kind(kind);
         // The digest is that of the bytes as they are.
         call = call.header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if blob.have() > 0 {
@@ -113,6 +119,7 @@ impl Wanted<'_> {
     ) -> Result<(), Cause> {
         let http = &self.client.http;
         let slowest = http.timeouts.slowest;
+        let limits = http.timeouts.limits(Kind::Blob(blob.size() - blob.have()));
         let mut reader =
             Watched { inner: response.into_body().into_reader(), since: Instant::now(), came: 0, slowest };
         let mut buffer = vec![0; BUFFER_BYTES];
@@ -124,7 +131,7 @@ impl Wanted<'_> {
                 Ok(0) => return Err(self.broke_off(url, blob)),
                 Ok(count) => count,
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(e) => return Err(http.explain_io(url, e)),
+                Err(e) => return Err(http.explain_io(url, limits, e)),
             };
             if count as u64 > blob.size() - blob.have() {
                 return Err(http::protocol(

@@ -5,7 +5,7 @@
 //! the host they were for, and nothing leaves TLS once it is in it.
 
 use std::io::{self, Read};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use ureq::http::uri::{Authority, PathAndQuery, Scheme};
@@ -13,6 +13,7 @@ use ureq::http::{Method, Request, StatusCode, Uri};
 use ureq::{Agent, AsSendBody, Body, SendBody, Timeout};
 
 use crate::error::{Cause, shown};
+use crate::timeouts::{Kind, Limits, Timeouts};
 use crate::trust::{self, Trust};
 
 pub(crate) type Response = ureq::http::Response<Body>;
@@ -26,43 +27,17 @@ const MAX_ERROR_BYTES: u64 = 16 << 10;
 /// The longest a registry may make us wait before the next attempt.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// How long to wait for what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// For a connection, TLS included.
-    pub connect: Duration,
-    /// For the next bytes, once there is a connection.
-    pub idle: Duration,
-    /// For the whole of a small document.
-    pub document: Duration,
-    /// For the answer to a request that makes the registry work: the end of an upload.
-    pub commit: Duration,
-    /// Within this time a download must bring [`Timeouts::SLOWEST_BYTES`].
-    pub slowest: Duration,
-    /// Before the second attempt; doubled before each further one.
-    pub backoff: Duration,
-    /// How often the same thing is tried in vain.
-    pub attempts: u32,
-}
+/// When the text of an answer that only says what went wrong must be here: it is not waited for as long as a blob is.
+#[derive(Debug, Clone, Copy)]
+struct Deadline(Instant);
 
-impl Timeouts {
-    /// What a download must bring in the time of [`Timeouts::slowest`]. Attack: a byte now and then, for ever.
-    pub const SLOWEST_BYTES: u64 = 16 << 10;
-}
+/// Who gave an answer that came by a redirect, where it is not the host that was asked.
+#[derive(Debug, Clone)]
+struct Elsewhere(Uri);
 
-impl Default for Timeouts {
-    fn default() -> Self {
-        let s = Duration::from_secs;
-        Timeouts {
-            connect: s(20),
-            idle: s(30),
-            document: s(60),
-            commit: s(300),
-            slowest: s(60),
-            backoff: Duration::from_millis(500),
-            attempts: 5,
-        }
-    }
+/// The host that answered in place of the one that was asked, if another did. What it wants to be told is not its to ask for.
+pub(crate) fn elsewhere(response: &Response) -> Option<&Uri> {
+    response.extensions().get::<Elsewhere>().map(|elsewhere| &elsewhere.0)
 }
 
 /// What is sent with a request.
@@ -79,13 +54,12 @@ pub(crate) struct Call<'a> {
     pub(crate) url: Uri,
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) payload: Payload<'a>,
-    /// The answer is the content of a blob, or comes after work of the registry: no limit for the whole of it.
-    pub(crate) long: bool,
+    pub(crate) kind: Kind,
 }
 
 impl Call<'static> {
     pub(crate) fn new(method: Method, url: Uri) -> Self {
-        Call { method, url, headers: Vec::new(), payload: Payload::None, long: false }
+        Call { method, url, headers: Vec::new(), payload: Payload::None, kind: Kind::Document }
     }
 }
 
@@ -95,12 +69,12 @@ impl<'a> Call<'a> {
         self
     }
 
-    pub(crate) fn long(self) -> Self {
-        Call { long: true, ..self }
+    pub(crate) fn kind(self, kind: Kind) -> Self {
+        Call { kind, ..self }
     }
 
     pub(crate) fn payload<'b>(self, payload: Payload<'b>) -> Call<'b> {
-        Call { payload, method: self.method, url: self.url, headers: self.headers, long: self.long }
+        Call { payload, method: self.method, url: self.url, headers: self.headers, kind: self.kind }
     }
 }
 
@@ -132,10 +106,14 @@ impl Http {
     /// Sends a request and follows where its answer leads. Any status is an answer.
     pub(crate) fn send(&self, mut call: Call<'_>) -> Result<Response, Cause> {
         let follows = matches!(call.method, Method::GET | Method::HEAD);
+        let mut asked_elsewhere = false;
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.send_once(&mut call)?;
+            let mut response = self.send_once(&mut call)?;
             let moved = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             if !moved {
+                if asked_elsewhere {
+                    response.extensions_mut().insert(Elsewhere(call.url));
+                }
                 return Ok(response);
             }
             let next = location(&call.url, &response)?;
@@ -146,6 +124,7 @@ impl Http {
             self.check_redirect(&call.url, &next)?;
             if call.url.authority() != next.authority() || call.url.scheme() != next.scheme() {
                 call.headers.retain(|(name, _)| *name != AUTHORIZATION);
+                asked_elsewhere = true;
             }
             call.url = next;
         }
@@ -168,19 +147,19 @@ impl Http {
         for (name, value) in &call.headers {
             request = request.header(name, value);
         }
-        let (url, long) = (call.url.clone(), call.long);
+        let (url, limits) = (call.url.clone(), self.timeouts.limits(call.kind));
         match &mut call.payload {
             Payload::None if matches!(call.method, Method::GET | Method::HEAD) => {
-                self.run(&url, long, request.body(()))
+                self.run(&url, limits, request.body(()))
             }
-            Payload::None => self.run(&url, long, request.header(CONTENT_LENGTH, 0).body(())),
+            Payload::None => self.run(&url, limits, request.header(CONTENT_LENGTH, 0).body(())),
             Payload::Bytes(bytes) => {
                 let request = request.header(CONTENT_LENGTH, bytes.len());
-                self.run(&url, long, request.body(*bytes))
+                self.run(&url, limits, request.body(*bytes))
             }
             Payload::Stream(reader, length) => {
                 let request = request.header(CONTENT_LENGTH, *length);
-                self.run(&url, long, request.body(SendBody::from_reader(&mut **reader)))
+                self.run(&url, limits, request.body(SendBody::from_reader(&mut **reader)))
             }
         }
     }
@@ -188,44 +167,45 @@ impl Http {
     fn run<S: AsSendBody>(
         &self,
         url: &Uri,
-        long: bool,
+        limits: Limits,
         request: ureq::http::Result<Request<S>>,
     ) -> Result<Response, Cause> {
         let request = request.map_err(|e| protocol(url, e.to_string()))?;
-        let whole = (!long).then_some(self.timeouts.document);
-        let is_get = request.method() == Method::GET;
-        let idle = if long && !is_get { self.timeouts.commit } else { self.timeouts.idle };
         let request = self
             .agent
             .configure_request(request)
             // None for the whole call: looking up a name would need a thread that outlives it.
-            .timeout_send_body(whole)
-            .timeout_recv_response(whole)
-            .timeout_recv_body(whole)
-            .timeout_per_read(Some(idle))
+            .timeout_send_body(Some(limits.send))
+            .timeout_recv_response(Some(limits.response))
+            .timeout_recv_body(Some(limits.body))
+            .timeout_per_read(Some(limits.idle))
             .allow_non_standard_methods(true)
             .build();
-        self.agent.run(request).map_err(|error| match error {
+        let mut response = self.agent.run(request).map_err(|error| match error {
             ureq::Error::Timeout(Timeout::PerRead) => {
-                Cause::Stalled { host: host_of(url), what: "no answer", after: idle }
+                Cause::Stalled { host: host_of(url), what: "no answer", after: limits.idle }
             }
-            error => self.explain(url, error),
-        })
+            error => self.explain(url, limits, error),
+        })?;
+        response.extensions_mut().insert(Deadline(Instant::now() + self.timeouts.document));
+        Ok(response)
     }
 
     /// What an error of the client means.
-    pub(crate) fn explain(&self, url: &Uri, error: ureq::Error) -> Cause {
+    fn explain(&self, url: &Uri, limits: Limits, error: ureq::Error) -> Cause {
         let host = host_of(url);
         let stalled = |what, after| Cause::Stalled { host: host_of(url), what, after };
         match error {
-            ureq::Error::Io(source) => self.explain_io(url, source),
+            ureq::Error::Io(source) => self.explain_io(url, limits, source),
             ureq::Error::HostNotFound => {
                 Cause::Lookup { host, source: io::Error::new(io::ErrorKind::NotFound, "no address") }
             }
             ureq::Error::Timeout(Timeout::Connect) => stalled("no connection", self.timeouts.connect),
-            ureq::Error::Timeout(Timeout::PerRead) => stalled("no more data", self.timeouts.idle),
+            ureq::Error::Timeout(Timeout::PerRead) => stalled("no more data", limits.idle),
             ureq::Error::Timeout(Timeout::PerWrite) => stalled("it takes no more data", self.timeouts.idle),
-            ureq::Error::Timeout(_) => stalled("not all of the answer", self.timeouts.document),
+            ureq::Error::Timeout(Timeout::SendBody) => stalled("it takes not all of the data", limits.send),
+            ureq::Error::Timeout(Timeout::RecvResponse) => stalled("no whole answer", limits.response),
+            ureq::Error::Timeout(_) => stalled("not all of the answer", limits.body),
             ureq::Error::Tls(reason) => Cause::Tls { host, reason: reason.to_string() },
             ureq::Error::Rustls(error) => Cause::Tls { host, reason: error.to_string() },
             ureq::Error::ConnectProxyFailed(reason) => Cause::Connection {
@@ -243,12 +223,12 @@ impl Http {
     }
 
     /// What an error while reading an answer means.
-    pub(crate) fn explain_io(&self, url: &Uri, error: io::Error) -> Cause {
+    pub(crate) fn explain_io(&self, url: &Uri, limits: Limits, error: io::Error) -> Cause {
         let host = host_of(url);
         // The client wraps its own errors in those of the system.
         let error = match ureq::Error::from(error) {
             ureq::Error::Io(error) => error,
-            other => return self.explain(url, other),
+            other => return self.explain(url, limits, other),
         };
         if let Some(inner) = error.get_ref() {
             if let Some(stall) = inner.downcast_ref::<Stall>() {
@@ -318,7 +298,8 @@ pub(crate) fn status(url: &Uri, response: Response) -> Cause {
         Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
     });
     let status = response.status().as_u16();
-    Cause::Status { host: host_of(url), status, message: message(response), retry_after }
+    let host = host_of(elsewhere(&response).unwrap_or(url));
+    Cause::Status { host, status, message: message(response), retry_after }
 }
 
 /// What an answer says about its status: the messages of the registry's errors (OCI distribution specification 1.1, "Error
@@ -339,9 +320,7 @@ pub(crate) fn message(response: Response) -> String {
         message: String,
     }
     let status = response.status();
-    let mut bytes = Vec::new();
-    // An answer that breaks off says less, no more.
-    let _ = response.into_body().into_reader().take(MAX_ERROR_BYTES).read_to_end(&mut bytes);
+    let bytes = said_in_time(response);
     let said = match serde_json::from_slice::<Errors>(&bytes) {
         Ok(Errors { errors, details }) => {
             let texts = errors.into_iter().map(|e| if e.message.is_empty() { e.code } else { e.message });
@@ -354,6 +333,20 @@ pub(crate) fn message(response: Response) -> String {
         ("", _) => String::new(),
         (said, _) => format!(": {}", shown(said)),
     }
+}
+
+/// As much of an answer's text as came: one that breaks off or drips says less, no more.
+fn said_in_time(response: Response) -> Vec<u8> {
+    let deadline = response.extensions().get::<Deadline>().map(|deadline| deadline.0);
+    let mut reader = response.into_body().into_reader().take(MAX_ERROR_BYTES);
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(count @ 1..) = reader.read(&mut buffer) {
+        bytes.extend_from_slice(&buffer[..count]);
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            break;
+        }
+    }
+    bytes
 }
 
 /// The whole of a small answer.
@@ -369,7 +362,8 @@ pub(crate) fn read_document(
     }
     let mut bytes = Vec::new();
     let mut reader = response.into_body().into_reader().take(limit + 1);
-    reader.read_to_end(&mut bytes).map_err(|e| http.explain_io(url, e))?;
+    let limits = http.timeouts.limits(Kind::Document);
+    reader.read_to_end(&mut bytes).map_err(|e| http.explain_io(url, limits, e))?;
     if bytes.len() as u64 > limit {
         return Err(too_large());
     }

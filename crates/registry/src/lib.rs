@@ -2,7 +2,7 @@
 //!
 //! [`pull()`] brings an image into an [`image::Store`], [`push()`] takes one out of it, [`login()`] checks credentials, [`CredentialFile`] is where they are kept.
 //!
-//! Reading order: `client` (one registry), `auth` and `challenge` (who asks), `http` (time-outs, redirects), `manifest` (what is
+//! Reading order: `client` (one registry), `auth` and `challenge` (who asks), `http` (redirects, errors) and `timeouts`, `manifest` (what is
 //! taken for an image), `pull` and `download` (streams that are counted, hashed and taken up again), `push` and `upload`,
 //! `credentials`.
 //!
@@ -22,6 +22,7 @@ mod http;
 mod manifest;
 mod pull;
 mod push;
+mod timeouts;
 mod trust;
 mod upload;
 mod work;
@@ -31,10 +32,10 @@ use image::Platform;
 pub use challenge::Challenge;
 pub use credentials::{CredentialFile, Credentials};
 pub use error::{Cause, Error, Result};
-pub use http::Timeouts;
 pub use manifest::{Manifest, parse_config};
 pub use pull::{Pulled, pull};
 pub use push::{Pushed, push};
+pub use timeouts::Timeouts;
 pub use trust::Trust;
 
 use client::Client;

@@ -15,6 +15,7 @@ use crate::auth::Scope;
 use crate::client::Client;
 use crate::error::Cause;
 use crate::http::{self, Call, Payload, Response};
+use crate::timeouts::Kind;
 use crate::work::Patience;
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
@@ -52,6 +53,23 @@ struct Session {
     chunk: u64,
 }
 
+/// Attempts that are counted until one of them gets further than all before it. A registry that takes pieces and forgets
+/// them would never end otherwise, in one upload or in one after the other.
+struct Effort {
+    patience: Patience,
+    /// The most bytes that the registry ever had.
+    best: u64,
+}
+
+impl Effort {
+    fn reached(&mut self, sent: u64) {
+        if sent > self.best {
+            self.best = sent;
+            self.patience.renew();
+        }
+    }
+}
+
 /// What came of the attempt to send pieces.
 enum Pieces {
     Done,
@@ -64,24 +82,34 @@ type Outcome<T> = Result<T, Cause>;
 impl Outgoing<'_> {
     /// Sees to it that the registry has the blob, whose bytes are those of `file`.
     pub(crate) fn send(&self, file: &mut File, part: &mut dyn Part) -> Outcome<Arrived> {
-        let mut patience = Patience::new(self.client.http.timeouts);
+        let mut effort = Effort { patience: Patience::new(self.client.http.timeouts), best: 0 };
         let mut in_pieces = true;
         loop {
-            match self.attempt(file, part, &mut in_pieces) {
+            match self.attempt(file, part, &mut effort, &mut in_pieces) {
                 Ok(arrived) => return Ok(arrived),
-                Err(cause) => patience.wait(cause)?,
+                Err(cause) => effort.patience.wait(cause)?,
             }
         }
     }
 
-    fn attempt(&self, file: &mut File, part: &mut dyn Part, in_pieces: &mut bool) -> Outcome<Arrived> {
+    fn attempt(
+        &self,
+        file: &mut File,
+        part: &mut dyn Part,
+        effort: &mut Effort,
+        in_pieces: &mut bool,
+    ) -> Outcome<Arrived> {
+        // Nobody waits any more for what would be tried again.
+        if self.called_off.load(Ordering::Relaxed) {
+            return Err(Cause::CalledOff);
+        }
         // Also after a failure: the end of the last attempt may have arrived, and its answer not.
         if self.exists()? {
             return Ok(Arrived::Present);
         }
         let Some(session) = self.begin(self.mount_from.as_deref())? else { return Ok(Arrived::Mounted) };
         if *in_pieces && self.size > session.chunk {
-            match self.send_pieces(session, file, part)? {
+            match self.send_pieces(session, file, part, effort)? {
                 Pieces::Done => return Ok(Arrived::Sent),
                 Pieces::Refused => *in_pieces = false,
             }
@@ -136,34 +164,36 @@ impl Outgoing<'_> {
     fn send_whole(&self, session: &Session, file: &mut File, part: &mut dyn Part) -> Outcome<Arrived> {
         let url = with_digest(&session.location, &self.digest)?;
         let mut source = self.source(file, part, 0, self.size)?;
-        let call = Call::new(Method::PUT, url.clone()).long().header(CONTENT_TYPE, OCTETS);
+        let call =
+            Call::new(Method::PUT, url.clone()).kind(Kind::Upload(self.size)).header(CONTENT_TYPE, OCTETS);
         let call = call.payload(Payload::Stream(&mut source, self.size));
         let sent = self.client.call(self.scope, call);
         self.check_end(&url, source.explain(sent)?)
     }
 
-    fn send_pieces(&self, session: Session, file: &mut File, part: &mut dyn Part) -> Outcome<Pieces> {
+    fn send_pieces(
+        &self,
+        session: Session,
+        file: &mut File,
+        part: &mut dyn Part,
+        effort: &mut Effort,
+    ) -> Outcome<Pieces> {
         let Session { mut location, chunk } = session;
-        let mut patience = Patience::new(self.client.http.timeouts);
-        // A registry that takes pieces and forgets them would never end.
-        let (mut sent, mut best) = (0, 0);
+        let mut sent = 0;
         while sent < self.size {
             let end = self.size.min(sent + chunk);
             match self.send_piece(&location, file, part, sent, end) {
                 Ok(Some(next)) => {
                     location = next;
                     sent = end;
-                    if sent > best {
-                        best = sent;
-                        patience.renew();
-                    }
+                    effort.reached(sent);
                 }
                 Ok(None) if sent == 0 => return Ok(Pieces::Refused),
                 Ok(None) => {
                     return Err(http::protocol(&location, format!("it refuses the bytes from {sent} on")));
                 }
                 Err(cause) => {
-                    patience.wait(cause)?;
+                    effort.patience.wait(cause)?;
                     // A piece counts when the registry says that it has it.
                     (location, sent) = self.progress_of(&location)?;
                     part.bytes(sent);
@@ -171,7 +201,8 @@ impl Outgoing<'_> {
             }
         }
         let url = with_digest(&location, &self.digest)?;
-        let response = self.client.call(self.scope, Call::new(Method::PUT, url.clone()).long())?;
+        let response =
+            self.client.call(self.scope, Call::new(Method::PUT, url.clone()).kind(Kind::Upload(0)))?;
         self.check_end(&url, response).map(|_| Pieces::Done)
     }
 
@@ -186,7 +217,9 @@ impl Outgoing<'_> {
     ) -> Outcome<Option<Uri>> {
         let range = HeaderValue::from_str(&format!("{start}-{}", end - 1)).expect("numbers are a header");
         let mut source = self.source(file, part, start, end - start)?;
-        let call = Call::new(Method::PATCH, location.clone()).long().header(CONTENT_TYPE, OCTETS);
+        let call = Call::new(Method::PATCH, location.clone())
+            .kind(Kind::Upload(end - start))
+            .header(CONTENT_TYPE, OCTETS);
         let call = call.header(CONTENT_RANGE, range).payload(Payload::Stream(&mut source, end - start));
         let sent = self.client.call(self.scope, call);
         let response = source.explain(sent)?;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Cause, Result};
-use crate::http::Timeouts;
+use crate::timeouts::Timeouts;
 
 /// Does `act` for every item, on `threads` threads. The first failure calls off the rest: `act` is given the flag that says
 /// so, and the failure is what comes back.

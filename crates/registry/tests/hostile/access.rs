@@ -63,6 +63,67 @@ fn credentials_stay_with_the_registry() {
     assert!(registry.asked()[0].header("authorization").is_empty());
 }
 
+/// A host that wants credentials, and a place for tokens that would take them. Neither ever hears one.
+fn greedy() -> (FakeRegistry, FakeRegistry) {
+    let tokens = FakeRegistry::start(Contents::default(), |_| Some(Reply::ok(r#"{"token":"t"}"#)));
+    let challenge = format!("Bearer realm=\"http://{}/token\"", tokens.domain);
+    let host = FakeRegistry::start(Contents::default(), move |_| Some(unauthorized(&challenge)));
+    (host, tokens)
+}
+
+#[test]
+fn a_host_that_a_redirect_leads_to_cannot_ask_for_credentials() {
+    for moved in ["/v2/", "/manifests/", "/blobs/"] {
+        let (host, tokens) = greedy();
+        let target = format!("http://{}/x", host.domain);
+        let registry = FakeRegistry::start(contents(), move |request| {
+            if request.path.contains(moved) && (moved != "/v2/" || request.path == moved) {
+                return Some(Reply::redirect(target.clone()));
+            }
+            (request.header("authorization") != BASIC).then(|| unauthorized("Basic realm=\"x\""))
+        });
+        let temp = Temp::new();
+        let message = temp.pull_with(&registry, "app", &as_user()).unwrap_err();
+        assert!(message.contains(&host.domain) && message.lines().count() == 1, "{message}");
+        temp.assert_untouched();
+        assert!(host.asked().iter().all(|request| request.header("authorization").is_empty()));
+        assert_eq!(tokens.asked().len(), 0, "{moved}");
+    }
+}
+
+#[test]
+fn tokens_and_uploads_leave_no_credentials_elsewhere() {
+    // The place for tokens leads elsewhere.
+    let (host, _tokens) = greedy();
+    let target = format!("http://{}/token", host.domain);
+    let (registry, tokens) = with_tokens(move |_| Reply::redirect(target.clone()), |_| false);
+    let temp = Temp::new();
+    assert!(temp.pull_with(&registry, "app", &as_user()).is_err());
+    assert_eq!(tokens.asked()[0].header("authorization"), BASIC);
+    let heard = host.asked();
+    assert!(!heard.is_empty() && heard.iter().all(|request| request.header("authorization").is_empty()));
+    // An upload goes on elsewhere.
+    let elsewhere = FakeRegistry::start(Contents::default(), |_| Some(Reply::status(201)));
+    let location = format!("http://{}/upload?state=x", elsewhere.domain);
+    let registry = FakeRegistry::start(contents(), move |request| {
+        if request.header("authorization") != BASIC {
+            return Some(unauthorized("Basic realm=\"x\""));
+        }
+        match request.method.as_str() {
+            "HEAD" => Some(Reply::status(404)),
+            "POST" => Some(Reply::status(202).with("Location", location.clone())),
+            "PUT" => Some(Reply::status(201)),
+            _ => None,
+        }
+    });
+    temp.pull_with(&registry, "app", &as_user()).unwrap();
+    let name = format!("{}/app", registry.domain).parse().unwrap();
+    registry::push(&temp.store, &name, &as_user(), &image::NoProgress).unwrap();
+    let heard = elsewhere.asked();
+    assert_eq!(heard.iter().filter(|request| request.method == "PUT").count(), 2);
+    assert!(heard.iter().all(|request| request.header("authorization").is_empty()));
+}
+
 #[test]
 fn missing_and_wrong_credentials_are_told_apart() {
     let script = |request: &Request| {

@@ -7,6 +7,7 @@ mod fake_registry;
 mod access;
 mod blobs;
 mod documents;
+mod silence;
 mod uploads;
 
 use std::error::Error as _;
