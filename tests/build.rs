@@ -185,33 +185,3 @@ fn what_run_writes_is_in_the_image_under_both_isolations() {
     fs::write(dir.path().join("Containerfile"), failed).unwrap();
     program(&["image", "build", "."]).expect_failure(125, &["Containerfile:2: RUN exit 3"]);
 }
-
-#[test]
-fn a_full_disk_in_the_middle_of_a_build_leaves_the_store_as_it_was() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = dir.path().join("store");
-    fs::create_dir(&store).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=6m", "none"]).arg(&store).output();
-    if !mounted.is_ok_and(|output| output.status.success()) {
-        println!("skipped: no small file system can be mounted here");
-        return;
-    }
-    fs::write(dir.path().join("small"), "x").unwrap();
-    fs::write(dir.path().join("large"), crate::support::noise(9 << 20)).unwrap();
-    fs::write(dir.path().join("Containerfile"), "FROM scratch\nCOPY small /\nCOPY large /\n").unwrap();
-    let program = |arguments: &[&str]| {
-        let mut command = strata();
-        command.env("STRATA_ROOT", &store).args(arguments).current_dir(dir.path());
-        finish(command)
-    };
-    let built = program(&["image", "build", "-t", "built", "."]);
-    let listed = program(&["image", "ls", "--quiet"]);
-    let checked = program(&["check", "--store"]);
-    // There is room for what fits.
-    fs::write(dir.path().join("large"), "y").unwrap();
-    let again = program(&["image", "build", "-t", "built", "."]);
-    let unmounted = Command::new("umount").arg(&store).status().unwrap();
-    assert!(unmounted.success());
-    built.expect_failure(125, &["Containerfile:3", "No space left on device"]);
-    assert_eq!((listed.stdout.as_str(), checked.code(), again.code()), ("", 0, 0), "{checked:?} {again:?}");
-}

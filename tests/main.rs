@@ -22,6 +22,7 @@ mod docker_limits;
 mod escape;
 mod files;
 mod fork;
+mod full_disk;
 mod interrupted;
 mod kernels;
 mod kvm;

@@ -5,6 +5,7 @@
 
 use serde::de::{Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, Error as _};
 use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 /// Values in one document: a descriptor has about five, the largest indexes of real images some thousands. Attack: a
 /// document of millions of empty objects, which become gigabytes.
@@ -18,7 +19,25 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let mut left = MAX_VALUES;
     Counter(&mut left).deserialize(&mut reader)?;
-    serde_json::from_slice(bytes)
+    serde_json::from_slice(bytes).or_else(|error| {
+        let mut value: Value = serde_json::from_slice(bytes)?;
+        fill_lists(&mut value);
+        // What is wrong otherwise is said with its place.
+        serde_json::from_value(value).map_err(|_| error)
+    })
+}
+
+/// Lists that writers in Go call `null` when nothing is in them: buildah of an image without a layer.
+const LISTS: [&str; 4] = ["layers", "manifests", "history", "diff_ids"];
+
+fn fill_lists(value: &mut Value) {
+    for (key, value) in value.as_object_mut().into_iter().flatten() {
+        if value.is_null() && LISTS.contains(&key.as_str()) {
+            *value = Value::Array(Vec::new());
+        } else if key == "rootfs" {
+            fill_lists(value);
+        }
+    }
 }
 
 /// Counts down one value and all in it.
@@ -92,6 +111,15 @@ impl<'d> Deserialize<'d> for Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_nothing_may_be_null() {
+        let text = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":null},"history":null}"#;
+        let config: oci_spec::image::ImageConfiguration = parse(text).unwrap();
+        assert!(config.rootfs().diff_ids().is_empty());
+        let wrong = parse::<oci_spec::image::ImageConfiguration>(br#"{"architecture":null}"#).unwrap_err();
+        assert!(wrong.to_string().contains("line 1"), "{wrong}");
+    }
 
     #[test]
     fn values_are_counted_wherever_they_are() {
