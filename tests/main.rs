@@ -8,6 +8,7 @@ mod bad_input;
 mod boot;
 mod build;
 mod build_commands;
+mod builds;
 mod callers;
 mod commands;
 mod console;

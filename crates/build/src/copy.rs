@@ -104,12 +104,14 @@ pub struct Copying<'a> {
     changes: Changes,
     /// Folders this COPY has made.
     made: HashSet<Vec<u8>>,
+    /// What comes keeps its owner and mode whatever was asked for.
+    unpacks: bool,
 }
 
 impl<'a> Copying<'a> {
     /// Into `stage`, whose files are looked at; entries go to `sink`.
     pub fn new(stage: &'a View, sink: &'a mut dyn Sink, changes: Changes) -> Self {
-        Copying { stage, sink, changes, made: HashSet::new() }
+        Copying { stage, sink, changes, made: HashSet::new(), unpacks: false }
     }
 
     /// Copies what lies at `source`, a path without links, to `dest`; `into` when that is a folder whatever it looks like.
@@ -152,6 +154,19 @@ impl<'a> Copying<'a> {
             return Err(invalid(&target, "is a folder, and a file is copied there"));
         }
         self.file(files, source, info, &target, &mut HashMap::new())
+    }
+
+    /// Copies all of an archive to the folder `dest`. Of owner and mode that are asked for only folders which are made on the
+    /// way see anything: what is in the archive has its own.
+    ///
+    /// # Errors
+    /// As [`Self::copy`].
+    pub fn unpack(&mut self, archive: &dyn Files, dest: &[u8]) -> Result<()> {
+        self.make_folder(dest)?;
+        self.unpacks = true;
+        let done = self.copy(archive, b"", b"", dest, true);
+        self.unpacks = false;
+        done
     }
 
     /// Puts bytes where a file shall be.
@@ -278,10 +293,11 @@ impl<'a> Copying<'a> {
     }
 
     fn changed(&self, mut info: NodeInfo) -> NodeInfo {
-        if let Some((uid, gid)) = self.changes.owner {
+        let asked = if self.unpacks { Changes::default() } else { self.changes };
+        if let Some((uid, gid)) = asked.owner {
             (info.uid, info.gid) = (uid, gid);
         }
-        if let (Some(mode), false) = (self.changes.mode, matches!(info.kind, NodeKind::Symlink(_))) {
+        if let (Some(mode), false) = (asked.mode, matches!(info.kind, NodeKind::Symlink(_))) {
             info.mode = mode;
         }
         info.mtime = info.mtime.min(self.changes.latest.unwrap_or(u64::MAX));

@@ -224,7 +224,8 @@ impl<'a> Stage<'a> {
         let text = format!("{} {}", statement.keyword, statement.rest.lines().next().unwrap_or_default());
         self.shared.progress.step(&format!("[{}] {}", self.label, text.trim()));
         if let Instruction::Arg(text) = step {
-            return self.declare(text);
+            // What it comes to counts where it is used; that it stands there is a step of the image's history.
+            self.declare(text)?;
         }
         let work = self.prepare(step, find)?;
         let input = format!("{}\n{}\n{}", self.key, statement.keyword, work.input);
@@ -450,7 +451,7 @@ impl<'a> Stage<'a> {
             if copy.unpacks && is_archive(files, &real)? {
                 match self.shared.store.view_archive(files.open(&real)?, source) {
                     Ok(archive) => {
-                        copying.copy(&archive, b"", b"", dest.as_bytes(), true)?;
+                        copying.unpack(&archive, dest.as_bytes())?;
                         continue;
                     }
                     // Compressed, and not an archive: a file like others.

@@ -207,7 +207,7 @@ fn the_config_says_what_the_file_says() {
     });
     assert_eq!(*inner, want);
     assert_eq!(config["author"], "me");
-    assert_eq!(image.history().len(), 15);
+    assert_eq!(image.history().len(), 17);
     // Who builds on it does what it wants of them, and loses a command that was its entrypoint's.
     bench.store.tag(&"built".parse().unwrap(), &"base".parse().unwrap()).unwrap();
     bench.write("a", "1");

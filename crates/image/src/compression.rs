@@ -1,7 +1,7 @@
-//! Compressed streams, told apart by their first bytes: gzip (RFC 1952), zstd (RFC 8878), xz.
+//! Compressed streams, told apart by their first bytes: gzip (RFC 1952), zstd (RFC 8878), xz, bzip2.
 //!
 //! The memory a stream can make its decoder take is bounded: a zstd window of 128 MiB (`zstd --ultra -22`), 128 MiB for xz
-//! (`xz -9` needs 65). Not supported, with a clear error: bzip2, lzma-alone, lz4.
+//! (`xz -9` needs 65); bzip2 never needs more than 4 MiB. Not supported, with a clear error: lzma-alone, lz4.
 
 use std::io::{self, BufReader, Cursor, Read};
 
@@ -16,6 +16,7 @@ pub(crate) enum Compression {
     Gzip,
     Zstd,
     Xz,
+    Bzip2,
 }
 
 impl Compression {
@@ -28,7 +29,7 @@ impl Compression {
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Ok(Compression::Xz),
             // A skippable zstd frame, as pzstd and estargz-like tools write first.
             [low, 0x2a, 0x4d, 0x18, ..] if low & 0xf0 == 0x50 => Ok(Compression::Zstd),
-            [b'B', b'Z', b'h', ..] => unsupported("bzip2 compression"),
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Ok(Compression::Bzip2),
             [0x04, 0x22, 0x4d, 0x18, ..] => unsupported("lz4 compression"),
             _ => Ok(Compression::None),
         }
@@ -57,6 +58,7 @@ pub(crate) fn decoder<'a>(kind: Compression, reader: impl Read + 'a) -> io::Resu
             decoder.window_log_max(ZSTD_WINDOW_LOG)?;
             Box::new(decoder)
         }
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(whole)),
         Compression::Xz => {
             let flags = liblzma::stream::CONCATENATED;
             let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY_BYTES, flags)?;
@@ -71,7 +73,7 @@ pub(crate) fn decode<'a>(reader: impl Read + 'a) -> io::Result<(Compression, Box
     Ok((kind, decoder(kind, whole)?))
 }
 
-/// Decompresses a stream of gzip, zstd or xz; any other is as it is.
+/// Decompresses a stream of gzip, zstd, xz or bzip2; any other is as it is.
 ///
 /// # Errors
 /// It is compressed by something else, or cannot be read.
@@ -115,7 +117,11 @@ mod tests {
         xz.write_all(b"hello").unwrap();
         let xz = xz.finish().unwrap();
         round(Compression::Xz, &xz);
-        for whole in [gz, zst, xz] {
+        let mut bz = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bz.write_all(b"hello").unwrap();
+        let bz = bz.finish().unwrap();
+        round(Compression::Bzip2, &bz);
+        for whole in [gz, zst, xz, bz] {
             let (_, mut reader) = decode(&whole[..whole.len() - 4]).unwrap();
             assert!(reader.read_to_end(&mut Vec::new()).is_err(), "a truncated stream passed");
         }
@@ -123,7 +129,7 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_says_so() {
-        assert!(decode(&b"BZh91AY"[..]).is_err());
+        assert!(decode(&[0x04, 0x22, 0x4d, 0x18, 0x64][..]).is_err());
         assert!(decode(&b""[..]).is_ok());
         assert!(read_limited(io::repeat(0), 100).is_err());
     }

@@ -27,14 +27,15 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     })
 }
 
-/// Lists that writers in Go call `null` when nothing is in them: buildah of an image without a layer.
+/// Lists that writers in Go call `null`, or leave out, when nothing is in them: those of an image without a layer.
 const LISTS: [&str; 4] = ["layers", "manifests", "history", "diff_ids"];
 
 fn fill_lists(value: &mut Value) {
     for (key, value) in value.as_object_mut().into_iter().flatten() {
         if value.is_null() && LISTS.contains(&key.as_str()) {
             *value = Value::Array(Vec::new());
-        } else if key == "rootfs" {
+        } else if let (true, Some(rootfs)) = (key == "rootfs", value.as_object_mut()) {
+            rootfs.entry("diff_ids").or_insert(Value::Null);
             fill_lists(value);
         }
     }
@@ -114,9 +115,11 @@ mod tests {
 
     #[test]
     fn lists_of_nothing_may_be_null() {
-        let text = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":null},"history":null}"#;
-        let config: oci_spec::image::ImageConfiguration = parse(text).unwrap();
-        assert!(config.rootfs().diff_ids().is_empty());
+        for rootfs in [r#"{"type":"layers","diff_ids":null}"#, r#"{"type":"layers"}"#] {
+            let text = format!(r#"{{"architecture":"amd64","os":"linux","rootfs":{rootfs},"history":null}}"#);
+            let config: oci_spec::image::ImageConfiguration = parse(text.as_bytes()).unwrap();
+            assert!(config.rootfs().diff_ids().is_empty());
+        }
         let wrong = parse::<oci_spec::image::ImageConfiguration>(br#"{"architecture":null}"#).unwrap_err();
         assert!(wrong.to_string().contains("line 1"), "{wrong}");
     }

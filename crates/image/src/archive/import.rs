@@ -85,7 +85,7 @@ impl Store {
                 };
                 (media_type, tee.end(checked))
             }
-            Compression::None | Compression::Xz => {
+            Compression::None | Compression::Xz | Compression::Bzip2 => {
                 ("application/vnd.oci.image.layer.v1.tar+gzip", recompress(kind, raw, &mut blob))
             }
         };

@@ -70,7 +70,7 @@ pub struct BootstrapOptions {
 
 #[derive(Args)]
 pub struct ImportOptions {
-    /// Tar archive of a root file system, as it is or compressed with gzip, xz or zstd
+    /// Tar archive of a root file system, as it is or compressed with gzip, zstd, xz or bzip2
     rootfs: PathBuf,
     /// Name for the image
     name: String,
