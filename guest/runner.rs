@@ -235,7 +235,8 @@ pub fn end_of_load(engines: &[&dyn Engine], turns: u32, seed: u64) -> (Left, u32
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
     let mut config = machine(engines, "load", 1);
-    config.disks = vec![DiskConfig { path: disk.clone(), read_only: false, serial: String::new() }];
+    config.disks =
+        vec![DiskConfig { path: disk.clone(), read_only: false, serial: String::new(), rate: None }];
     std::fs::write(&disk, (0..256 << 10).map(|at: u32| (at * 7 + at / 251) as u8).collect::<Vec<_>>())
         .unwrap();
     let console = Console::default();

@@ -31,6 +31,7 @@ mod legacy_programs;
 mod named_networks;
 mod named_volumes;
 mod network;
+mod rates;
 mod registry;
 mod run;
 mod sandbox;

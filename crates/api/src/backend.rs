@@ -144,8 +144,35 @@ pub struct Creation {
     pub mounts: Vec<Mount>,
     /// Workloads whose volumes it sees too, by name or id; `:ro` behind one that it may not change.
     pub volumes_from: Vec<String>,
+    /// What a container may do with disks of this host.
+    pub throttles: Vec<Throttle>,
     /// The client's own description.
     pub said: serde_json::Value,
+}
+
+/// Most that is done with a disk of this host in a second.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Throttle {
+    /// What is counted.
+    pub of: Throttled,
+    /// The disk's node.
+    pub path: String,
+    /// How much.
+    pub rate: u64,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Throttled {
+    /// Bytes read.
+    ReadBytes,
+    /// Bytes written.
+    WriteBytes,
+    /// Reading requests.
+    Reads,
+    /// Writing requests.
+    Writes,
 }
 
 /// What a workload is connected to.

@@ -36,7 +36,7 @@ mod tls;
 
 pub use backend::{
     Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Limit, Limits, Network, Process, Refusal,
-    RefusalKind, Usage,
+    RefusalKind, Throttle, Throttled, Usage,
 };
 pub use error::ApiError;
 pub use listen::Listen;

@@ -3,7 +3,7 @@
 //! A device gets lines, memory, a clock and a back end; never the machine, never an engine.
 //!
 //! Reading order: [`device`] (what every device offers), [`irq`] (lines and MSIs), [`bus`] (address
-//! decoding), then the device classes: `chipset`, `serial`, `virtio`, `acpi`.
+//! decoding), then the device classes: `chipset`, `serial`, `virtio`, `acpi`; and [`rate`], what holds one of them to a rate.
 #![forbid(unsafe_code)]
 
 pub mod acpi;
@@ -11,6 +11,7 @@ pub mod bus;
 pub mod chipset;
 pub mod device;
 pub mod irq;
+pub mod rate;
 pub mod serial;
 pub mod timer;
 pub mod virtio;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arch::x86::cpuid::CpuModel;
+pub use devices::rate::{Bucket, Limits, MAX_TOKENS};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -119,6 +120,9 @@ pub struct DiskConfig {
     /// What the guest reads as the serial number, at most 20 bytes of ASCII.
     #[serde(default)]
     pub serial: String,
+    /// What the guest may move at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Limits>,
 }
 
 /// One virtio network port. Without a back end the link is down.
@@ -127,6 +131,19 @@ pub struct DiskConfig {
 pub struct NetConfig {
     /// The MAC address; bit 0 of the first byte must be clear (no multicast).
     pub mac: [u8; 6],
+    /// What the guest may receive at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_rate: Option<Limits>,
+    /// What the guest may send at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_rate: Option<Limits>,
+}
+
+impl NetConfig {
+    /// A port with address `mac` and no limits.
+    pub fn new(mac: [u8; 6]) -> Self {
+        Self { mac, rx_rate: None, tx_rate: None }
+    }
 }
 
 /// The vsock device.
@@ -242,12 +259,15 @@ impl MachineConfig {
                 let reason = format!("serial {:?} is not at most 20 bytes of ASCII", disk.serial);
                 return fail(format!("disk {index}"), reason);
             }
+            check_rate(disk.rate, &format!("disk {index} rate"))?;
         }
         for (index, port) in self.net.iter().enumerate() {
             if port.mac[0] & 1 != 0 || port.mac == [0; 6] {
                 let reason = "the MAC address is multicast or zero".to_owned();
                 return fail(format!("net {index}"), reason);
             }
+            check_rate(port.rx_rate, &format!("net {index} rx_rate"))?;
+            check_rate(port.tx_rate, &format!("net {index} tx_rate"))?;
         }
         if let Some(vsock) = &self.vsock
             && (vsock.guest_cid < 3 || vsock.guest_cid == u32::MAX)
@@ -259,6 +279,11 @@ impl MachineConfig {
         }
         Ok(())
     }
+}
+
+fn check_rate(limits: Option<Limits>, field: &str) -> Result<(), Error> {
+    let bad = |reason| Error::Config { field: field.to_owned(), reason };
+    limits.map_or(Ok(()), |limits| limits.check()).map_err(bad)
 }
 
 impl Source {
@@ -302,8 +327,16 @@ mod tests {
         assert_eq!(field_of(|c| c.memory_bytes += 1), "memory");
         assert_eq!(field_of(|c| c.boot.cmdline = "a\nb".into()), "cmdline");
         assert_eq!(field_of(|c| c.vsock = Some(VsockConfig { guest_cid: 2 })), "vsock");
-        assert_eq!(field_of(|c| c.net.push(NetConfig { mac: [1, 0, 0, 0, 0, 1] })), "net 0");
-        let disk = DiskConfig { path: "d".into(), read_only: false, serial: "x".repeat(21) };
+        assert_eq!(field_of(|c| c.net.push(NetConfig::new([1, 0, 0, 0, 0, 1]))), "net 0");
+        let never = Bucket { size: 1, one_time_burst: 0, refill_time_ms: 0 };
+        let rate = Some(Limits { bandwidth: Some(never), ops: None });
+        assert_eq!(
+            field_of(|c| c.net.push(NetConfig { rx_rate: rate, ..NetConfig::new([2; 6]) })),
+            "net 0 rx_rate"
+        );
+        let disk = DiskConfig { path: "d".into(), read_only: false, serial: "x".into(), rate };
+        assert_eq!(field_of(|c| c.disks.push(disk.clone())), "disk 0 rate");
+        let disk = DiskConfig { serial: "x".repeat(21), ..disk };
         assert_eq!(field_of(|c| c.disks.push(disk.clone())), "disk 0");
         assert_eq!(field_of(|c| c.disks = vec![disk.clone(); MAX_DEVICES + 1]), "disks");
     }

@@ -10,13 +10,14 @@ use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use bollard_stubs::models::{
     ContainerCreateBody, HealthConfig, HostConfig, PortMap, RestartPolicy, RestartPolicyNameEnum,
+    ThrottleDevice,
 };
 use serde_json::json;
 use workload::{HealthCheck, HealthTest, Isolation, Restart};
 
 use super::params::Params;
 use super::{App, exec, images, json, volumes};
-use crate::backend::{Creation, Limit, Network};
+use crate::backend::{Creation, Limit, Network, Throttle, Throttled};
 use crate::error::{ApiError, Result};
 
 /// The runtime that makes a container a machine of its own.
@@ -59,15 +60,12 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
     let mounts = volumes::wanted(&host, body.volumes.as_deref().unwrap_or_default())?;
     let image = body.image.filter(|image| !image.is_empty());
     let image = image.ok_or_else(|| ApiError::bad("No image was specified"))?;
-    let isolation = match host.runtime.as_deref().unwrap_or_default() {
-        "" | CONTAINER => Isolation::Container,
-        VM => Isolation::Vm,
-        other => {
-            return Err(ApiError::bad(format!(
-                "unknown or invalid runtime name: {other}; there are {CONTAINER} and {VM}"
-            )));
-        }
-    };
+    let isolation = isolation(host.runtime.as_deref().unwrap_or_default())?;
+    let throttles = throttles(&host)?;
+    if isolation == Isolation::Vm && !throttles.is_empty() {
+        let text = "HostConfig.BlkioDevice…: a microVM has no disk of this host; strata run has --disk-rate";
+        return Err(ApiError::not_offered(text));
+    }
     let list = Option::unwrap_or_default;
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let positive =
@@ -113,8 +111,43 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         publish: publish(&host.port_bindings.unwrap_or_default())?,
         mounts,
         volumes_from: list(host.volumes_from),
+        throttles,
         said,
     })
+}
+
+/// Limits of disks of this host. 0 is none, as docker has it.
+fn throttles(host: &HostConfig) -> Result<Vec<Throttle>> {
+    let lists: [(&str, Throttled, &Option<Vec<ThrottleDevice>>); 4] = [
+        ("BlkioDeviceReadBps", Throttled::ReadBytes, &host.blkio_device_read_bps),
+        ("BlkioDeviceWriteBps", Throttled::WriteBytes, &host.blkio_device_write_bps),
+        ("BlkioDeviceReadIOps", Throttled::Reads, &host.blkio_device_read_iops),
+        ("BlkioDeviceWriteIOps", Throttled::Writes, &host.blkio_device_write_iops),
+    ];
+    let mut all = Vec::new();
+    for (name, of, list) in lists {
+        for device in list.iter().flatten() {
+            let path = device.path.clone().filter(|path| path.starts_with('/'));
+            let path = path.ok_or_else(|| ApiError::bad(format!("HostConfig.{name}: no path of a disk")))?;
+            let rate = u64::try_from(device.rate.unwrap_or_default());
+            let rate = rate.map_err(|_| ApiError::bad(format!("HostConfig.{name}: a rate below 0")))?;
+            if rate != 0 {
+                all.push(Throttle { of, path, rate });
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn isolation(runtime: &str) -> Result<Isolation> {
+    match runtime {
+        "" | CONTAINER => Ok(Isolation::Container),
+        VM => Ok(Isolation::Vm),
+        other => {
+            let text = format!("unknown or invalid runtime name: {other}; there are {CONTAINER} and {VM}");
+            Err(ApiError::bad(text))
+        }
+    }
 }
 
 /// Docker gives a number, or a quota in a period.
@@ -164,6 +197,7 @@ fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
         ("CpuRealtimePeriod", number(host.cpu_realtime_period, &[])),
         ("CpuRealtimeRuntime", number(host.cpu_realtime_runtime, &[])),
         ("BlkioWeight", host.blkio_weight.is_some_and(|weight| weight != 0)),
+        ("BlkioWeightDevice", some(&host.blkio_weight_device)),
         ("ShmSize", number(host.shm_size, &[64 << 20])),
         ("OomScoreAdj", number(host.oom_score_adj, &[])),
         ("MemoryReservation", number(host.memory_reservation, &[])),
@@ -328,6 +362,21 @@ mod tests {
         }
         assert_eq!(refused(json!({"RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": -1}})).0, 400);
         assert_eq!(of(json!({})).unwrap_err().status.as_u16(), 400);
+    }
+
+    #[test]
+    fn rates_of_disks_are_a_containers() {
+        let rate = json!([{"Path": "/dev/sda", "Rate": 1000}]);
+        let made =
+            of(json!({"Image": "x", "HostConfig": {"BlkioDeviceReadBps": rate, "BlkioDeviceWriteIOps": rate,
+            "BlkioDeviceWriteBps": [{"Path": "/dev/sda", "Rate": 0}]}}));
+        let row = |of| Throttle { of, path: "/dev/sda".to_owned(), rate: 1000 };
+        assert_eq!(made.unwrap().throttles, [row(Throttled::ReadBytes), row(Throttled::Writes)]);
+        let refused =
+            |host: serde_json::Value| of(json!({"Image": "x", "HostConfig": host})).unwrap_err().status;
+        assert_eq!(refused(json!({"BlkioDeviceReadBps": rate, "Runtime": VM})), 501);
+        assert_eq!(refused(json!({"BlkioDeviceReadBps": [{"Path": "sda", "Rate": 1}]})), 400);
+        assert_eq!(refused(json!({"BlkioDeviceReadBps": [{"Path": "/dev/sda", "Rate": -1}]})), 400);
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! Reads that the host has in its page cache are served on the notifying vCPU: a copy of a few microseconds
 //! against some fifty to wake another core. Everything else is done in order by the device's thread.
 //!
+//! With a rate limit ([`crate::rate`]) a request that has to wait stays the next one, and those behind it stay in the ring; the
+//! thread sleeps until its time has come. Requests of every kind are operations; what is read and written are bytes.
+//!
 //! A drive without a medium, saved, may come back with one: a disk of no bytes is exchanged for any other of the same access,
 //! and the driver is told of the new size by a configuration change.
 //!
@@ -12,6 +15,7 @@ mod request;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use disk::{Access, Disk, SECTOR_SIZE};
 use serde::{Deserialize, Serialize};
@@ -22,9 +26,11 @@ use self::request::{Outcome, Request};
 use super::doorbell::Doorbell;
 use super::worker::Worker;
 use super::{Chain, DeviceType, QueueProgress, Signals, VirtioDevice, Virtqueue, read_config_bytes};
+use crate::rate::{LevelsState, RateLimiter};
 
 const KIND: &str = "virtio-blk";
-const VERSION: u32 = 1;
+/// Version 1 had no levels of a rate limit.
+const VERSION: u32 = 2;
 
 const QUEUE_SIZE: u16 = 256;
 /// Data segments per request: the ring less header and status.
@@ -61,13 +67,30 @@ struct Shared {
 struct Core {
     signals: Option<Arc<Signals>>,
     queue: Option<Virtqueue>,
-    /// A request that was taken but has to wait for the thread.
-    parked: Option<Chain>,
+    /// A request that was taken but has to wait, for the thread or for its time.
+    parked: Option<Taken>,
+    limiter: Option<RateLimiter>,
     /// Without VIRTIO_BLK_F_FLUSH a completed write is durable (section 5.2.6.2).
     write_through: bool,
     buffer: Vec<u8>,
     /// The driver knows another size and has to hear of this one.
     resized: bool,
+}
+
+/// A request that was taken from the ring.
+struct Taken {
+    chain: Chain,
+    /// It has cost what the rate limit makes it cost.
+    is_paid: bool,
+}
+
+/// What became of it.
+enum Served {
+    Done,
+    /// It needs the thread.
+    Parked,
+    /// Its time comes then.
+    Limited(Duration),
 }
 
 /// Whether whoever processes the queue may wait for the disk.
@@ -82,6 +105,8 @@ enum Patience {
 struct BlockState {
     size_bytes: u64,
     read_only: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rate: Option<LevelsState>,
 }
 
 impl Block {
@@ -100,11 +125,19 @@ impl Block {
         Self { shared: Arc::new(shared), worker: Worker::default() }
     }
 
+    /// The same, held to what `limiter` allows.
+    #[must_use]
+    pub fn limited(self, limiter: Option<RateLimiter>) -> Self {
+        self.shared.lock().limiter = limiter;
+        self
+    }
+
     fn start_thread(&mut self) {
         let shared = Arc::clone(&self.shared);
         let work = move || {
-            while shared.doorbell.wait() {
-                shared.lock().process(&shared, Patience::Wait);
+            let mut patience = None;
+            while shared.doorbell.wait(patience) {
+                patience = shared.lock().process(&shared, Patience::Wait);
             }
         };
         self.worker.start("virtio-blk", work);
@@ -136,7 +169,8 @@ impl Block {
 
     fn state(&self) -> BlockState {
         let disk = &self.shared.disk;
-        BlockState { size_bytes: disk.size_bytes(), read_only: disk.access() == Access::ReadOnly }
+        let rate = self.shared.lock().limiter.as_mut().map(RateLimiter::save);
+        BlockState { size_bytes: disk.size_bytes(), read_only: disk.access() == Access::ReadOnly, rate }
     }
 }
 
@@ -162,14 +196,17 @@ impl Shared {
 }
 
 impl Core {
-    /// Serves requests until none are left, `patience` is at its end, or someone else wants the queue.
-    fn process(&mut self, shared: &Shared, patience: Patience) {
-        let Some(mut queue) = self.queue.take() else { return };
+    /// Serves requests until none are left, `patience` is at its end, or someone else wants the queue. How long the next one
+    /// has to wait, if the rate limit says so.
+    fn process(&mut self, shared: &Shared, patience: Patience) -> Option<Duration> {
+        let mut queue = self.queue.take()?;
         queue.disable_notifications();
         let mut unsignalled_bytes = 0;
         let mut served = 0;
+        let mut wait = None;
         loop {
-            let Some(chain) = self.parked.take().or_else(|| queue.pop()) else {
+            let popped = || queue.pop().map(|chain| Taken { chain, is_paid: false });
+            let Some(taken) = self.parked.take().or_else(popped) else {
                 if queue.enable_notifications() {
                     continue;
                 }
@@ -178,7 +215,7 @@ impl Core {
             // A vCPU serves one round; a ring that other vCPUs refill without end is the thread's affair.
             let patience_left = patience == Patience::Wait || served < queue.size();
             if !patience_left || (shared.yield_core.load(Ordering::Relaxed) && patience == Patience::Wait) {
-                self.parked = Some(chain);
+                self.parked = Some(taken);
                 shared.doorbell.ring();
                 break;
             }
@@ -186,39 +223,45 @@ impl Core {
                 queue.signal();
                 unsignalled_bytes = 0;
             }
-            unsignalled_bytes += chain.readable() + chain.writable();
+            unsignalled_bytes += taken.chain.readable() + taken.chain.writable();
             served += 1;
-            if !self.serve(shared, &mut queue, chain, patience) {
-                shared.doorbell.ring();
-                break;
+            match self.serve(shared, &mut queue, taken, patience) {
+                Served::Done => continue,
+                Served::Parked => shared.doorbell.ring(),
+                Served::Limited(time) => wait = Some(time),
             }
+            break;
         }
         queue.signal();
         self.queue = Some(queue);
+        wait
     }
 
-    /// Serves one request; `false` if it was parked because it takes more patience.
-    fn serve(
-        &mut self,
-        shared: &Shared,
-        queue: &mut Virtqueue,
-        mut chain: Chain,
-        patience: Patience,
-    ) -> bool {
+    /// Serves one request, or parks it.
+    fn serve(&mut self, shared: &Shared, queue: &mut Virtqueue, taken: Taken, patience: Patience) -> Served {
+        let Taken { mut chain, mut is_paid } = taken;
         let writable = chain.writable() as u32;
         let Some(mut request) = Request::parse(&mut chain) else {
             if let Some(signals) = &self.signals {
                 signals.needs_reset("block request without header or status");
             }
-            return true;
+            return Served::Done;
         };
+        if let (false, Some(limiter)) = (is_paid, &mut self.limiter) {
+            if let Err(wait) = limiter.pay(request.data_bytes(&chain)) {
+                chain.rewind();
+                self.parked = Some(Taken { chain, is_paid });
+                return Served::Limited(wait);
+            }
+            is_paid = true;
+        }
         request.write_through = self.write_through;
         match request.run_cached(shared, &mut chain, &mut self.buffer) {
             Outcome::Done(status) => request.finish(&mut chain, status),
             Outcome::WouldWait if patience == Patience::DoNotWait => {
                 chain.rewind();
-                self.parked = Some(chain);
-                return false;
+                self.parked = Some(Taken { chain, is_paid });
+                return Served::Parked;
             }
             Outcome::WouldWait => {
                 queue.signal();
@@ -227,7 +270,7 @@ impl Core {
             }
         }
         queue.complete(&chain, writable);
-        true
+        Served::Done
     }
 }
 
@@ -281,15 +324,24 @@ impl VirtioDevice for Block {
     fn stop_queue(&mut self, _index: usize) -> Option<QueueProgress> {
         let mut core = self.shared.lock_soon();
         let mut queue = core.queue.take()?;
-        if let Some(chain) = core.parked.take() {
-            core.serve(&self.shared, &mut queue, chain, Patience::Wait);
+        if let Some(taken) = core.parked.take()
+            && let Served::Limited(_) = core.serve(&self.shared, &mut queue, taken, Patience::Wait)
+        {
+            // It was not begun, and whoever goes on with the queue finds it where it was.
+            core.parked = None;
+            queue.undo_pop();
         }
         Some(queue.stop())
     }
 
     fn notify(&mut self, _index: usize) {
         match self.shared.core.try_lock() {
-            Ok(mut core) => core.process(&self.shared, Patience::DoNotWait),
+            Ok(mut core) => {
+                if core.process(&self.shared, Patience::DoNotWait).is_some() {
+                    // So that the thread learns when to go on.
+                    self.shared.doorbell.ring();
+                }
+            }
             // Busy: whoever holds it may have looked at the ring before this request came.
             Err(_) => self.shared.doorbell.ring(),
         }
@@ -302,8 +354,8 @@ impl VirtioDevice for Block {
     }
 
     fn restore(&mut self, section: &Section) -> Result<(), state::Error> {
-        let saved: BlockState = section.decode(KIND, VERSION)?;
-        let BlockState { size_bytes, read_only } = self.state();
+        let saved: BlockState = section.decode_any(KIND, 1..=VERSION)?;
+        let BlockState { size_bytes, read_only, rate: _ } = self.state();
         let inserted = saved.size_bytes == 0 && size_bytes != 0;
         if (saved.size_bytes != size_bytes && !inserted) || saved.read_only != read_only {
             let reason = format!(
@@ -312,10 +364,16 @@ impl VirtioDevice for Block {
             );
             return Err(state::Error::Malformed { kind: KIND, reason });
         }
-        self.shared.lock_soon().resized = inserted;
+        let mut core = self.shared.lock_soon();
+        core.resized = inserted;
+        if let (Some(limiter), Some(levels)) = (&mut core.limiter, saved.rate) {
+            limiter.restore(levels);
+        }
         Ok(())
     }
 }
 
+#[cfg(test)]
+mod rate_tests;
 #[cfg(test)]
 mod tests;

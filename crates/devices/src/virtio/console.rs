@@ -125,7 +125,7 @@ impl Shared {
     /// printed is lost, as on a line with no terminal.
     fn write_out(&self, mut writer: Box<dyn Write + Send>) {
         let mut broken = false;
-        while self.doorbell.wait() {
+        while self.doorbell.wait(None) {
             loop {
                 let output = {
                     let mut core = self.lock();

@@ -116,7 +116,7 @@ impl Fs {
         let shared = Arc::clone(&self.shared);
         let work = move || {
             let mut ready = Vec::new();
-            while shared.poller.wait(&mut ready) {
+            while shared.poller.wait(&mut ready, None) {
                 let mut core = shared.lock();
                 core.take_answers();
                 core.take_requests(Patience::Wait);

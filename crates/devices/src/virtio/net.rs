@@ -7,14 +7,19 @@
 //! Checksums and the segmentation of TCP over IPv4 are offered whatever the cable ends in, so that a saved card fits any
 //! port: ports take unfinished frames, and are told what the guest takes.
 //!
+//! With rate limits ([`crate::rate`]), one for each direction, a frame that has to wait stays where it is, the guest's in its
+//! ring and one for it held, with what the port has behind it; the thread sleeps until its time has come.
+//!
 //! Known omissions: segmentation of IPv6 and UDP, VLAN filter, multiple queues, announcements, RSS.
 
 mod filter;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use net::{Checksum, Link, MAX_FRAME, Offloads, Port, Received, Unfinished};
+use serde::{Deserialize, Serialize};
 use state::Section;
 use virtio_bindings::virtio_net as vnet;
 
@@ -22,11 +27,13 @@ use self::filter::{Filter, MAX_TABLE};
 use super::poller::{Interest, Poller};
 use super::worker::Worker;
 use super::{Chain, DeviceType, QueueProgress, Signals, VirtioDevice, Virtqueue, read_config_bytes};
+use crate::rate::{LevelsState, RateLimiter};
 
 pub use self::filter::Mac;
 
 const KIND: &str = "virtio-net";
-const VERSION: u32 = 1;
+/// Version 1 was the filter alone.
+const VERSION: u32 = 2;
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -76,7 +83,38 @@ struct Core {
     /// A received frame: the first bytes of `frame`, if there is one.
     frame: Vec<u8>,
     held: Option<Received>,
+    /// It has cost what the rate limit makes it cost.
+    held_is_paid: bool,
     outgoing: Vec<u8>,
+    rx_limiter: Option<RateLimiter>,
+    tx_limiter: Option<RateLimiter>,
+}
+
+/// How a round of a ring ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    /// There is nothing to do until somebody says so.
+    Idle,
+    /// There may be more.
+    More,
+    /// The next frame's time comes then.
+    Limited(Duration),
+}
+
+/// Saved form.
+#[derive(Serialize, Deserialize)]
+struct NetState {
+    filter: Filter,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rx_rate: Option<LevelsState>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tx_rate: Option<LevelsState>,
+}
+
+impl From<Filter> for NetState {
+    fn from(filter: Filter) -> Self {
+        Self { filter, rx_rate: None, tx_rate: None }
+    }
 }
 
 impl Net {
@@ -102,19 +140,32 @@ impl Net {
             control: None,
             frame: vec![0; MAX_FRAME],
             held: None,
+            held_is_paid: false,
             outgoing: vec![0; MAX_FRAME],
+            rx_limiter: None,
+            tx_limiter: None,
         };
         Ok(Self { shared: Arc::new(Shared { core: Mutex::new(core), poller }), worker: Worker::default() })
+    }
+
+    /// The same, held to what the limiters allow: `rx` what the guest receives, `tx` what it sends.
+    #[must_use]
+    pub fn limited(self, rx: Option<RateLimiter>, tx: Option<RateLimiter>) -> Self {
+        let mut core = self.shared.lock();
+        (core.rx_limiter, core.tx_limiter) = (rx, tx);
+        drop(core);
+        self
     }
 
     fn start_thread(&mut self) {
         let shared = Arc::clone(&self.shared);
         let work = move || {
             let mut ready = Vec::new();
-            while shared.poller.wait(&mut ready) {
+            let mut patience = None;
+            while shared.poller.wait(&mut ready, patience) {
                 let mut core = shared.lock();
                 core.check_link();
-                shared.carry_on(&mut core);
+                patience = shared.carry_on(&mut core);
             }
         };
         self.worker.start("virtio-net", work);
@@ -133,12 +184,19 @@ impl Shared {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One bounded round; what is left is the thread's.
-    fn carry_on(&self, core: &mut Core) {
-        let more_tx = core.send_frames();
-        let more_rx = core.receive_frames();
-        let more_control = core.serve_control();
-        if more_tx || more_rx || more_control {
+    /// One bounded round; what is left is the thread's. How long the next frame has to wait, if a rate limit says so.
+    fn carry_on(&self, core: &mut Core) -> Option<Duration> {
+        let rounds = [core.send_frames(), core.receive_frames(), core.serve_control()];
+        if rounds.contains(&Round::More) {
+            self.poller.wake();
+        }
+        let wait = |round| if let Round::Limited(time) = round { Some(time) } else { None };
+        rounds.into_iter().filter_map(wait).min()
+    }
+
+    /// The same on another thread than the device's, which then learns when to go on.
+    fn carry_on_here(&self, core: &mut Core) {
+        if self.carry_on(core).is_some() {
             self.poller.wake();
         }
     }
@@ -154,24 +212,30 @@ impl Core {
         }
     }
 
-    fn send_frames(&mut self) -> bool {
-        let Some(mut tx) = self.tx.take() else { return false };
+    fn send_frames(&mut self) -> Round {
+        let Some(mut tx) = self.tx.take() else { return Round::Idle };
         tx.disable_notifications();
-        let mut more = true;
+        let mut round = Round::More;
         for _ in 0..tx.size() * ROUNDS {
             let Some(mut chain) = tx.pop() else {
                 if tx.enable_notifications() {
                     continue;
                 }
-                more = false;
+                round = Round::Idle;
                 break;
             };
+            let len = chain.readable().saturating_sub(HEADER_BYTES);
+            if let Some(Err(wait)) = self.tx_limiter.as_mut().map(|limiter| limiter.pay(len)) {
+                tx.undo_pop();
+                round = Round::Limited(wait);
+                break;
+            }
             self.send(&mut chain);
             tx.complete(&chain, 0);
         }
         tx.signal();
         self.tx = Some(tx);
-        more
+        round
     }
 
     /// Sends one frame. One that no frame can be, or that asks for an offload we do not offer, is dropped.
@@ -195,24 +259,37 @@ impl Core {
         }
     }
 
-    fn receive_frames(&mut self) -> bool {
-        let Some(mut rx) = self.rx.take() else { return false };
+    fn receive_frames(&mut self) -> Round {
+        let Some(mut rx) = self.rx.take() else { return Round::Idle };
         rx.disable_notifications();
-        let mut more = true;
+        let mut round = Round::More;
         for _ in 0..rx.size() * ROUNDS {
             if !self.hold_frame() {
-                more = false;
+                round = Round::Idle;
+                break;
+            }
+            if let Err(wait) = self.pay_for_held() {
+                round = Round::Limited(wait);
                 break;
             }
             if !self.deliver(&mut rx) {
-                more = false;
+                round = Round::Idle;
                 break;
             }
             self.held = None;
         }
         rx.signal();
         self.rx = Some(rx);
-        more
+        round
+    }
+
+    /// Once for each frame, however often it is tried to deliver it.
+    fn pay_for_held(&mut self) -> Result<(), Duration> {
+        if let (Some(held), Some(limiter), false) = (self.held, &mut self.rx_limiter, self.held_is_paid) {
+            limiter.pay(held.len)?;
+        }
+        self.held_is_paid = true;
+        Ok(())
     }
 
     /// Makes sure that a frame for the guest is held, if the port has one.
@@ -230,6 +307,7 @@ impl Core {
             let destination = self.frame[..received.len].first_chunk();
             if received.len >= MIN_FRAME && destination.is_some_and(|mac| self.filter.accepts(mac)) {
                 self.held = Some(received);
+                self.held_is_paid = false;
             }
         }
         true
@@ -273,15 +351,15 @@ impl Core {
         true
     }
 
-    fn serve_control(&mut self) -> bool {
-        let Some(mut control) = self.control.take() else { return false };
-        let mut more = true;
+    fn serve_control(&mut self) -> Round {
+        let Some(mut control) = self.control.take() else { return Round::Idle };
+        let mut round = Round::More;
         for _ in 0..control.size() {
             let Some(mut chain) = control.pop() else {
                 if control.enable_notifications() {
                     continue;
                 }
-                more = false;
+                round = Round::Idle;
                 break;
             };
             let done = match chain.read_array() {
@@ -294,7 +372,7 @@ impl Core {
         }
         control.signal();
         self.control = Some(control);
-        more
+        round
     }
 }
 
@@ -390,7 +468,7 @@ impl VirtioDevice for Net {
             TX => core.tx = Some(queue),
             _ => core.control = Some(queue),
         }
-        self.shared.carry_on(&mut core);
+        self.shared.carry_on_here(&mut core);
     }
 
     fn stop_queue(&mut self, index: usize) -> Option<QueueProgress> {
@@ -405,7 +483,7 @@ impl VirtioDevice for Net {
 
     fn notify(&mut self, _index: usize) {
         match self.shared.core.try_lock() {
-            Ok(mut core) => self.shared.carry_on(&mut core),
+            Ok(mut core) => self.shared.carry_on_here(&mut core),
             Err(_) => self.shared.poller.wake(),
         }
     }
@@ -418,20 +496,35 @@ impl VirtioDevice for Net {
     }
 
     fn save(&self) -> Result<Section, state::Error> {
-        Section::encode(KIND, VERSION, &self.shared.lock().filter)
+        let mut core = self.shared.lock();
+        let filter = core.filter.clone();
+        let rx_rate = core.rx_limiter.as_mut().map(RateLimiter::save);
+        let tx_rate = core.tx_limiter.as_mut().map(RateLimiter::save);
+        Section::encode(KIND, VERSION, &NetState { filter, rx_rate, tx_rate })
     }
 
     fn restore(&mut self, section: &Section) -> Result<(), state::Error> {
-        let filter: Filter = section.decode(KIND, VERSION)?;
+        let NetState { filter, rx_rate, tx_rate } = match section.version {
+            1 => section.decode::<Filter>(KIND, 1)?.into(),
+            _ => section.decode(KIND, VERSION)?,
+        };
         if filter.unicast.addresses.len() > MAX_TABLE || filter.multicast.addresses.len() > MAX_TABLE {
             return Err(state::Error::Malformed { kind: KIND, reason: "address table is too long".into() });
         }
         let mut core = self.shared.lock();
         core.filter = filter;
         core.held = None;
+        let Core { rx_limiter, tx_limiter, .. } = &mut *core;
+        for (limiter, levels) in [(rx_limiter, rx_rate), (tx_limiter, tx_rate)] {
+            if let (Some(limiter), Some(levels)) = (limiter, levels) {
+                limiter.restore(levels);
+            }
+        }
         Ok(())
     }
 }
 
+#[cfg(test)]
+mod rate_tests;
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 pub(super) use rustix::event::epoll::EventFlags as Interest;
 
@@ -57,11 +58,14 @@ impl Poller {
         self.wake();
     }
 
-    /// Waits until woken or a source is ready, and puts the ready ones into `ready`. `false` when closed.
-    pub fn wait(&self, ready: &mut Vec<Ready>) -> bool {
+    /// Waits until woken, a source is ready or `patience` is at its end, and puts the ready ones into `ready`. `false` when
+    /// closed.
+    pub fn wait(&self, ready: &mut Vec<Ready>, patience: Option<Duration>) -> bool {
         ready.clear();
+        // One that no clock can show is for ever.
+        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
         let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), patience.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
                 tracing::error!(%error, "wait for device events");

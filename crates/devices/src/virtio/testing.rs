@@ -8,7 +8,7 @@ use memory::GuestRam;
 use virtio_bindings::virtio_mmio as reg;
 
 use super::{MmioTransport, VirtioDevice, features};
-use crate::device::{Device, MmioDevice};
+use crate::device::{Clock, Device, MmioDevice};
 use crate::irq::{InterruptController, IrqLine};
 
 pub const RAM_BYTES: u64 = 32 << 20;
@@ -287,6 +287,25 @@ pub fn wait_for<T>(mut poll: impl FnMut() -> Option<T>) -> T {
         }
         assert!(start.elapsed() < Duration::from_secs(60), "nothing happens");
         std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// A clock of this host, for devices whose threads sleep by it.
+pub struct HostClock(Instant);
+
+impl HostClock {
+    pub fn start() -> Arc<dyn Clock> {
+        Arc::new(Self(Instant::now()))
+    }
+}
+
+impl Clock for HostClock {
+    fn now(&self) -> u64 {
+        self.0.elapsed().as_nanos() as u64
+    }
+
+    fn wall_clock(&self) -> u64 {
+        self.now()
     }
 }
 

@@ -11,6 +11,7 @@ use devices::chipset::{
     ApicBus, BoardPorts, DualPic, GenerationId, I8042, InterruptRouter, Pit, PowerManagement, Rtc, i8042,
     ioapic, pic, pit, pm, ports, rtc,
 };
+use devices::rate::RateLimiter;
 use devices::serial::{SerialInput, Uart16550, uart16550};
 use devices::virtio::{self, BalloonHandle, MmioSlot, MmioTransport, VirtioDevice, VsockHost};
 use devices::{BusBuilder, Clock, DeviceId, InterruptController, IrqLine, SharedDevice, TimerId};
@@ -427,7 +428,8 @@ impl Maker {
         for (index, disk) in config.disks.iter().enumerate() {
             let access = if disk.read_only { disk::Access::ReadOnly } else { disk::Access::ReadWrite };
             let opened = disk::open(&disk.path, disk::OpenOptions { access })?;
-            let block = virtio::Block::new(opened, &disk.serial);
+            let limiter = RateLimiter::new(disk.rate, &as_clock(&self.clock));
+            let block = virtio::Block::new(opened, &disk.serial).limited(limiter);
             self.add_virtio_device(format!("disk{index}"), Box::new(block))?;
         }
         for (index, port) in config.net.iter().enumerate() {
@@ -435,6 +437,8 @@ impl Maker {
             let end = ends.next().unwrap_or_else(|| Box::new(net::Unplugged));
             let card = virtio::Net::new(end, port.mac)
                 .map_err(|source| Error::Device { name: name.clone(), source: source.into() })?;
+            let limiter = |limits| RateLimiter::new(limits, &as_clock(&self.clock));
+            let card = card.limited(limiter(port.rx_rate), limiter(port.tx_rate));
             self.add_virtio_device(name, Box::new(card))?;
         }
         if config.rng {

@@ -4,7 +4,7 @@ use std::io::{Read, Seek};
 use std::path::Path;
 
 use super::*;
-use crate::config::{ConsoleConfig, DiskConfig, NetConfig, VsockConfig};
+use crate::config::{Bucket, ConsoleConfig, DiskConfig, Limits, NetConfig, VsockConfig};
 use crate::testing::{self, FakeEngine, Script};
 use crate::{Backends, Machine};
 
@@ -13,7 +13,7 @@ const DISK_BYTES: u64 = 1 << 20;
 fn disk(folder: &Path) -> DiskConfig {
     let path = folder.join("disk");
     File::create(&path).unwrap().set_len(DISK_BYTES).unwrap();
-    DiskConfig { path, read_only: false, serial: "root".to_owned() }
+    DiskConfig { path, read_only: false, serial: "root".to_owned(), rate: None }
 }
 
 /// One of every device there is.
@@ -22,7 +22,7 @@ fn full(folder: &Path) -> MachineConfig {
     config.cpus = 2;
     config.console = ConsoleConfig::Both;
     config.disks = vec![disk(folder)];
-    config.net = vec![NetConfig { mac: [2, 0, 0, 0, 0, 1] }];
+    config.net = vec![NetConfig::new([2, 0, 0, 0, 0, 1])];
     config.vsock = Some(VsockConfig::default());
     config.balloon = true;
     config.generation_id = true;
@@ -304,45 +304,66 @@ fn restored_and_stopped_again_and_again_leaves_nothing() {
     assert!(after.0 < before.0 + cycles && after.1 < before.1 + cycles && after.2 < before.2 + cycles);
 }
 
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/snapshot-1");
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+/// A golden snapshot, on this host.
+fn golden(name: &str, folder: &Path) -> Snapshot {
+    let state = std::fs::read(format!("{GOLDEN}/{name}/state")).unwrap();
+    let mut ram = tempfile::tempfile().unwrap();
+    zstd::stream::copy_decode(File::open(format!("{GOLDEN}/{name}/ram.zst")).unwrap(), &mut ram).unwrap();
+    let mut snapshot = read(&state, &ram).unwrap();
+    // The host that wrote it had another TSC.
+    snapshot.clocks.tsc_khz = crate::tsc::host_tsc_khz();
+    let rate = snapshot.config.disks[0].rate;
+    snapshot.config.disks = vec![DiskConfig { rate, ..disk(folder) }];
+    snapshot
+}
 
 /// Snapshots of this format stay readable for ever; what a later version changes is read into the new form.
 #[test]
-fn the_golden_snapshot_of_format_1_is_read_and_runs() {
-    let state = std::fs::read(format!("{GOLDEN}/state")).unwrap();
-    let mut ram = tempfile::tempfile().unwrap();
-    zstd::stream::copy_decode(File::open(format!("{GOLDEN}/ram.zst")).unwrap(), &mut ram).unwrap();
-    let mut snapshot = read(&state, &ram).unwrap();
-    assert_eq!((snapshot.header.board.as_str(), snapshot.config.cpus), ("microvm", 2));
-    // The host that wrote it had another TSC.
-    snapshot.clocks.tsc_khz = crate::tsc::host_tsc_khz();
-    let folder = tempfile::tempdir().unwrap();
-    snapshot.config.disks = vec![disk(folder.path())];
-    let machine = Machine::restore(snapshot, Backends::default(), &busy()).unwrap();
-    let archive = machine.capture().unwrap();
-    assert_eq!(vcpu(&archive, 0).gpr, std::array::from_fn(|i| 0x1111 * i as u64));
-    assert!(vcpu(&archive, 1).events.waits_for_start_up);
-    let mut kvm_clock = [0; 4];
-    machine.ram().read(0x8000, &mut kvm_clock).unwrap();
-    assert_ne!(kvm_clock, [0; 4], "its memory is there");
-    machine.start();
-    machine.pause();
+fn the_golden_snapshots_of_format_1_are_read_and_run() {
+    for name in ["snapshot-1", "snapshot-1-rates"] {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = golden(name, folder.path());
+        assert_eq!((snapshot.header.board.as_str(), snapshot.config.cpus), ("microvm", 2));
+        let (disk, net) = (&snapshot.config.disks[0], &snapshot.config.net[0]);
+        let expected = (name == "snapshot-1-rates").then(rates);
+        assert_eq!((disk.rate, net.rx_rate, net.tx_rate), (expected, expected, expected));
+        let machine = Machine::restore(snapshot, Backends::default(), &busy()).unwrap();
+        let archive = machine.capture().unwrap();
+        assert_eq!(vcpu(&archive, 0).gpr, std::array::from_fn(|i| 0x1111 * i as u64));
+        assert!(vcpu(&archive, 1).events.waits_for_start_up);
+        let mut kvm_clock = [0; 4];
+        machine.ram().read(0x8000, &mut kvm_clock).unwrap();
+        assert_ne!(kvm_clock, [0; 4], "its memory is there");
+        machine.start();
+        machine.pause();
+    }
+}
+
+fn rates() -> Limits {
+    let bucket = |size| Some(Bucket { size, one_time_burst: 7, refill_time_ms: 1000 });
+    Limits { bandwidth: bucket(1 << 20), ops: bucket(100) }
 }
 
 #[test]
-#[ignore = "writes the golden snapshot of a new format, once"]
+#[ignore = "writes the golden snapshot of a new version of something, once"]
 fn write_the_golden_snapshot() {
+    let place = format!("{GOLDEN}/snapshot-1-rates");
     let folder = tempfile::tempdir().unwrap();
-    let (state, mut ram) = files(&paused(&full(folder.path())));
+    let mut config = full(folder.path());
+    config.disks[0].rate = Some(rates());
+    config.net[0] = NetConfig { rx_rate: Some(rates()), tx_rate: Some(rates()), ..config.net[0].clone() };
+    let (state, mut ram) = files(&paused(&config));
     let mut archive = Archive::parse(&state).unwrap();
     // Nothing of this host.
     let mut config: MachineConfig = take(&mut archive, path::CONFIG, CONFIG).unwrap();
     config.disks[0].path = "/disk".into();
     archive.put(path::CONFIG, encode(path::CONFIG, CONFIG, &config).unwrap());
-    std::fs::create_dir_all(GOLDEN).unwrap();
-    std::fs::write(format!("{GOLDEN}/state"), archive.to_bytes()).unwrap();
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::write(format!("{place}/state"), archive.to_bytes()).unwrap();
     ram.rewind().unwrap();
-    zstd::stream::copy_encode(&ram, File::create(format!("{GOLDEN}/ram.zst")).unwrap(), 19).unwrap();
+    zstd::stream::copy_encode(&ram, File::create(format!("{place}/ram.zst")).unwrap(), 19).unwrap();
 }
 
 /// What a pause, a fork and a restore of a machine of 512 MiB with 100 MiB touched cost, on a scripted engine.

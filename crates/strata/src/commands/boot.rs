@@ -49,7 +49,7 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
     if path.is_empty() {
         return Err("a disk is a file, e.g. disk.img or disk.img,ro".to_owned());
     }
-    Ok(DiskConfig { path: path.into(), read_only, serial: String::new() })
+    Ok(DiskConfig { path: path.into(), read_only, serial: String::new(), rate: None })
 }
 
 /// Boots it, and waits until it ends or the user leaves.

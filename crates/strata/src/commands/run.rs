@@ -19,6 +19,7 @@ mod health;
 pub mod initrd;
 mod mount_flags;
 pub mod network;
+mod rates;
 pub mod requests;
 pub mod session;
 pub mod template;
@@ -71,6 +72,9 @@ pub struct Options {
     #[command(flatten)]
     #[serde(default)]
     files: volumes::Flags,
+    #[command(flatten)]
+    #[serde(default)]
+    rates: rates::Flags,
     #[command(flatten)]
     container: container::Flags,
     /// Kernel to boot, by its id [default: the one that `strata kernel ls` marks]
@@ -220,6 +224,7 @@ impl Options {
                 let failure = Failure::new(format!("run with {flag}: a microVM has no such thing"));
                 Err(failure.exit(exit::Exit::Usage).hint("add --isolation container"))
             }
+            _ if self.isolation == Isolation::Container => self.rates.check_container(),
             _ => Ok(()),
         }
     }
@@ -347,6 +352,8 @@ fn restore(
     options: &Options,
 ) -> Outcome<Machine> {
     template.config.disks.clone_from(&prepared.config.disks);
+    // The same cards, with their limits.
+    template.config.net.clone_from(&prepared.config.net);
     Machine::restore(template, backends, engine).map_err(|error| {
         let hint = "strata templates rm --all removes the templates; --start cold uses none";
         Failure::because(format!("run {:?} from a template", options.image), error).hint(hint)
@@ -396,6 +403,7 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     let has_card = options.network.has_card(&kernel)?;
     let mut config = machine_config(&options.sizing, engine, &kernel, root_path, verbose);
     config.net.extend(has_card.then(network::card));
+    options.rates.apply(&mut config)?;
     let files = options.files.settle(store, &image, Keep::Command)?;
     if files.volumes.iter().any(|volume| volume.folder().is_some()) {
         folders::check_kernel(&kernel)?;
@@ -425,7 +433,8 @@ fn machine_config(
     let path = kernel.vmlinux_path().unwrap_or_else(|| kernel.kernel_path());
     let mut config = sizing.machine(Source::File(path), engine);
     config.boot.cmdline = command_line(verbose);
-    config.disks = vec![DiskConfig { path: root.to_owned(), read_only: true, serial: "root".to_owned() }];
+    config.disks =
+        vec![DiskConfig { path: root.to_owned(), read_only: true, serial: "root".to_owned(), rate: None }];
     config.vsock = Some(VsockConfig::default());
     config.balloon = true;
     config.generation_id = true;

@@ -44,6 +44,15 @@ impl Request {
         })
     }
 
+    /// Bytes of the disk that it reads or writes.
+    pub fn data_bytes(&self, chain: &Chain) -> usize {
+        match self.kind {
+            blk::VIRTIO_BLK_T_IN => self.data_in,
+            blk::VIRTIO_BLK_T_OUT => chain.readable(),
+            _ => 0,
+        }
+    }
+
     /// Serves the request if that takes no waiting.
     pub fn run_cached(&self, shared: &Shared, chain: &mut Chain, buffer: &mut Vec<u8>) -> Outcome {
         match self.kind {

@@ -6,7 +6,7 @@ use super::*;
 use crate::device::Device;
 
 const CONTROL: usize = 2;
-const MAC: Mac = [2, 0, 0, 0, 0, 1];
+pub(super) const MAC: Mac = [2, 0, 0, 0, 0, 1];
 const STATUS: u64 = DATA + 0x800;
 
 /// A cable with a datagram socket at the other end.
@@ -32,13 +32,17 @@ impl Port for Cable {
 }
 
 fn card(features: u64) -> (Rig, UnixDatagram) {
+    card_with(features, |card| card)
+}
+
+pub(super) fn card_with(features: u64, change: impl FnOnce(Net) -> Net) -> (Rig, UnixDatagram) {
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
     let net = Net::new(Box::new(Cable(theirs)), MAC).unwrap();
-    (Rig::live_with(Box::new(net), features), ours)
+    (Rig::live_with(Box::new(change(net)), features), ours)
 }
 
-fn frame(destination: Mac, len: usize) -> Vec<u8> {
+pub(super) fn frame(destination: Mac, len: usize) -> Vec<u8> {
     let mut frame: Vec<u8> = (0..len).map(|i| (i * 3) as u8).collect();
     frame[..6].copy_from_slice(&destination);
     frame

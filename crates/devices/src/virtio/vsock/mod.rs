@@ -129,7 +129,7 @@ impl Vsock {
         let shared = Arc::clone(&self.shared);
         let work = move || {
             let mut ready = Vec::new();
-            while shared.poller.wait(&mut ready) {
+            while shared.poller.wait(&mut ready, None) {
                 let mut muxer = shared.lock();
                 for event in ready.drain(..) {
                     muxer.socket_ready(event);

@@ -201,6 +201,9 @@ fn prepare(
     let (wanted_bridge, common) = (options.network.wanted(who)?, options.network.common(who));
     let user = wanted.user.clone();
     let mut spec = spec(options, wanted, name)?;
+    if let Some(resources) = spec.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
+        resources.block_io = options.rates.block_io(store.root())?;
+    }
     let network = options.network.config()?.map(|config| container_network::prepare(&config)).transpose()?;
     if let Some(network) = &network {
         network.add_to(&mut spec);

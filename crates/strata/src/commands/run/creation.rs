@@ -64,6 +64,7 @@ fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
         Network::Default | Network::User => Some(network::Kind::User),
     };
     options.files.mounts.clone_from(&creation.mounts);
+    options.rates.throttle(&creation.throttles);
     // A container has all of the host that nobody takes from it.
     let all = std::thread::available_parallelism().map_or(1, usize::from) as u64 * 1000;
     if is_container {

@@ -310,7 +310,7 @@ fn resolver() -> Option<SocketAddrV4> {
 
 /// The card of a machine that has a network.
 pub fn card() -> NetConfig {
-    NetConfig { mac: MAC }
+    NetConfig::new(MAC)
 }
 
 /// Where its cable ends.

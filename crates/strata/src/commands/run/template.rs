@@ -89,7 +89,7 @@ fn key(config: &MachineConfig, kernel: &KernelBundle, engine: &dyn Engine) -> St
         config.cpus,
         config.memory_bytes,
         config.cpu_model,
-        config.net,
+        config.net.iter().map(|card| card.mac).collect::<Vec<_>>(),
         config.folders,
         config.boot.cmdline,
         engine.apic_timer_hz(),
