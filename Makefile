@@ -34,7 +34,8 @@ PACKAGES_RUN := gcc libc6-dev mmdebstrap
 PACKAGES_TEST := $(PACKAGES_RUN) g++ git buildah busybox-static chromium docker-registry iproute2 nftables openssl podman skopeo
 # In the guest, from the host's package sources.
 PACKAGES_SOAK := bc bison bzip2 flex gcc libc6-dev libelf-dev libssl-dev linux-source make xz-utils
-PACKAGES_BENCH := $(PACKAGES_TEST) crun qemu-system-x86
+# virtiofsd is a part of qemu-system-common, or a package of its own that the other replaces.
+PACKAGES_BENCH := $(PACKAGES_TEST) aardvark-dns crun netavark qemu-system-x86 qemu-system-common
 PACKAGES_FUZZ := $(PACKAGES_RUN) g++
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
@@ -119,6 +120,9 @@ bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_F
 	$(CARGO) xtask copies --store $(ASSETS)/store --strata $(STRATA)
 	$(CARGO) xtask containers --store $(ASSETS)/store --strata $(STRATA)
 	$(CARGO) xtask pulls --strata $(STRATA)
+	$(CARGO) xtask folders --store $(ASSETS)/store --strata $(STRATA)
+	$(CARGO) xtask nets --store $(ASSETS)/store --strata $(STRATA)
+	$(CARGO) xtask docker --store $(ASSETS)/store --strata $(STRATA)
 
 # Every target runs, whatever the others find. What was found before is run first, until it is mended.
 fuzz: packages-fuzz ## Run every fuzz target for FUZZ_SECONDS each; what is found stays below target/fuzz

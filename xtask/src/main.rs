@@ -1,8 +1,8 @@
-//! The project's own tools: `cargo xtask tidy`, `bless`, `bench`, `containers`, `copies`, `pulls` and `soak`.
+//! The project's own tools: `cargo xtask tidy`, `bless`, `bench`, `containers`, `copies`, `docker`, `folders`, `nets`, `pulls` and `soak`.
 //!
 //! Reading order: [`tidy`], the rules of the house that no compiler checks; [`bless`], golden files; [`mod@bench`],
 //! macro benchmarks beside other virtual machines on the same host; [`mod@containers`], beside other runtimes; [`mod@copies`], copies of a
-//! machine; [`mod@pulls`], images from a registry; [`mod@soak`], an hour of mixed load.
+//! machine; [`mod@folders`] and [`mod@nets`], what machines move; [`mod@docker`], docker's client; [`mod@pulls`], images from a registry; [`mod@soak`], an hour of mixed load.
 //!
 //! Deliberately absent: anything a user of Strata needs.
 #![forbid(unsafe_code)]
@@ -11,6 +11,11 @@ mod bench;
 mod bless;
 mod containers;
 mod copies;
+mod docker;
+mod folders;
+mod nets;
+mod peers;
+mod podman;
 mod program;
 mod pulls;
 mod soak;
@@ -41,6 +46,12 @@ enum Command {
     Containers(containers::Options),
     /// Measure copies of a running machine: time, and memory that nobody shares
     Copies(copies::Options),
+    /// Measure what docker's client waits for, against `strata serve` and podman
+    Docker(docker::Options),
+    /// Measure folders and disks of machines, beside QEMU
+    Folders(folders::Options),
+    /// Measure networks of machines and containers, beside QEMU and podman
+    Nets(nets::Options),
     /// Measure pulls from a registry on this host, beside skopeo
     Pulls(pulls::Options),
     /// Run an hour of mixed load in a guest, and compare and watch it
@@ -55,6 +66,9 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&top, options),
         Command::Containers(options) => containers::run(&options),
         Command::Copies(options) => copies::run(&options),
+        Command::Docker(options) => docker::run(&top, &options),
+        Command::Folders(options) => folders::run(&top, &options),
+        Command::Nets(options) => nets::run(&top, &options),
         Command::Pulls(options) => pulls::run(&options),
         Command::Soak(options) => soak::run(&top, options),
     };

@@ -51,17 +51,26 @@ pub fn strata_run(engine: &str, options: &Options) -> Command {
 /// the microvm has no timer that would give one, and the guest waits for ever: on a busy host, every other
 /// time. So it is told the frequency, which under TCG is the host's.
 pub fn qemu(guest: &Guest, options: &Options, errand: Errand<'_>) -> Command {
+    let mut command = qemu_machine(errand.vcpus);
+    command.arg("-kernel").arg(&guest.kernel).arg("-initrd").arg(&guest.initrd);
+    command.arg("-append").arg(qemu_append(&append(options, errand)));
+    command
+}
+
+/// The machine alone, without kernel and devices.
+pub fn qemu_machine(vcpus: u32) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-M", "microvm"]);
-    command.args(["-m", &MEMORY_MIB.to_string(), "-smp", &errand.vcpus.to_string()]);
+    command.args(["-m", &MEMORY_MIB.to_string(), "-smp", &vcpus.to_string()]);
     command.args(["-nodefaults", "-nic", "none", "-display", "none", "-serial", "stdio", "-no-reboot"]);
-    command.arg("-kernel").arg(&guest.kernel).arg("-initrd").arg(&guest.initrd);
-    let mut append = append(options, errand);
-    if let Some(khz) = tsc_khz(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) {
-        append.push_str(&format!(" tsc_early_khz={khz}"));
-    }
-    command.arg("-append").arg(append);
     command
+}
+
+/// The command line with the word more.
+pub fn qemu_append(append: &str) -> String {
+    let khz = tsc_khz(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
+    // At the head: what follows `--` is for PID 1.
+    khz.map_or_else(|| append.to_owned(), |khz| format!("tsc_early_khz={khz} {append}"))
 }
 
 /// Linux's BogoMIPS are the TSC's frequency in another unit, where there is a TSC.

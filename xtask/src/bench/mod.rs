@@ -5,7 +5,7 @@
 //! [`contenders`]; [`session`], one guest's errand; [`figures`]; [`report`].
 
 mod classes;
-mod contenders;
+pub(crate) mod contenders;
 mod figures;
 mod native;
 pub(crate) mod overhead;
@@ -20,6 +20,7 @@ use classes::{BOOT, FIRST_LINE, PARALLEL};
 use contenders::Errand;
 use figures::{Contender, Row, Run, Value};
 use prepare::Guest;
+pub(crate) use report::machine;
 use session::Patience;
 
 /// What to measure.

@@ -243,7 +243,7 @@ fn tsv(rounds: &[Vec<Run>]) -> String {
     text
 }
 
-fn machine(kernel: &str) -> String {
+pub(crate) fn machine(kernel: &str) -> String {
     let said = |program: &str, argument: &str| {
         let output = Command::new(program).arg(argument).output();
         let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
