@@ -30,6 +30,7 @@ mod kvm;
 mod legacy_programs;
 mod named_networks;
 mod named_volumes;
+mod names;
 mod network;
 mod rates;
 mod registry;

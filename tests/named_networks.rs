@@ -8,13 +8,14 @@ use std::process::Command;
 use crate::support::{Ended, assets, finish, run, start, with_assets};
 
 /// A network, which is gone when the test is.
-struct Network {
-    name: String,
-    subnet: String,
-    bridge: String,
+pub struct Network {
+    pub name: String,
+    pub id: String,
+    pub subnet: String,
+    pub bridge: String,
 }
 
-fn network(arguments: &[&str]) -> Ended {
+pub fn network(arguments: &[&str]) -> Ended {
     let mut command = with_assets().unwrap();
     command.arg("network").args(arguments);
     finish(command)
@@ -22,7 +23,7 @@ fn network(arguments: &[&str]) -> Ended {
 
 impl Network {
     /// Nothing, and a line that says so, where none can be made.
-    fn new(purpose: &str, flags: &[&str]) -> Option<Self> {
+    pub fn new(purpose: &str, flags: &[&str]) -> Option<Self> {
         assets()?;
         let has_nft = Command::new("nft").arg("--version").output().is_ok();
         if !rustix::process::geteuid().is_root() || !has_nft {
@@ -35,38 +36,38 @@ impl Network {
         let described = network(&["inspect", &name]).stdout;
         let described: serde_json::Value = serde_json::from_str(&described).unwrap();
         let text = |key: &str| described[0][key].as_str().unwrap().to_owned();
-        Some(Self { name, subnet: text("subnet"), bridge: text("bridge") })
+        Some(Self { name, id: text("id"), subnet: text("subnet"), bridge: text("bridge") })
     }
 
-    fn run(&self, flags: &[&str], script: &str) -> Command {
+    pub fn run(&self, flags: &[&str], script: &str) -> Command {
         self.run_in("container", flags, script)
     }
 
-    fn run_in(&self, isolation: &str, flags: &[&str], script: &str) -> Command {
+    pub fn run_in(&self, isolation: &str, flags: &[&str], script: &str) -> Command {
         let own = ["--isolation", isolation, "--network", &self.name];
         run(&[&own, flags, &["debian", "--", "bash", "-c", script]].concat()).unwrap()
     }
 
     /// The address with this last number.
-    fn address(&self, last: u8) -> String {
+    pub fn address(&self, last: u8) -> String {
         self.subnet.replace(".0/24", &format!(".{last}"))
     }
 
     /// The workloads that are connected.
-    fn connected(&self) -> serde_json::Value {
+    pub fn connected(&self) -> serde_json::Value {
         let described = network(&["inspect", &self.name]).stdout;
         serde_json::from_str::<serde_json::Value>(&described).unwrap()[0]["connected"].clone()
     }
 
     /// The network's rules, as the kernel has them.
-    fn rules(&self) -> String {
+    pub fn rules(&self) -> String {
         let listed = Command::new("nft").args(["list", "table", "inet", &self.bridge]).output().unwrap();
         String::from_utf8_lossy(&listed.stdout).into_owned()
     }
 }
 
 /// What a process that was killed had is given back by another, in its own time.
-fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + crate::support::PATIENCE;
     while !is() {
         assert!(std::time::Instant::now() < deadline, "{what} never came");

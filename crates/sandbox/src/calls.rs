@@ -77,14 +77,16 @@ const FCNTLS: &[u64] = &[
 pub(crate) fn filters(requests: &[u64], network: Network) -> Result<Vec<BpfProgram>, Error> {
     let error = |source| Error::Filter { arch: ARCH, source };
     let arch = TargetArch::try_from(ARCH).map_err(error)?;
-    let compile = |rules: Rules, otherwise, listed| -> Result<BpfProgram, BackendError> {
-        SeccompFilter::new(rules, otherwise, listed, arch)?.try_into()
-    };
+    pair(arch, allowed(requests, network)).map_err(error)
+}
+
+/// What is [`absent`], and after it what is allowed.
+fn pair(arch: TargetArch, allowed: Result<Rules, BackendError>) -> Result<Vec<BpfProgram>, BackendError> {
     let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
-    let absent = absent().and_then(|rules| compile(rules, SeccompAction::Allow, no_such_call));
-    let allowed = allowed(requests, network)
-        .and_then(|rules| compile(rules, SeccompAction::Trap, SeccompAction::Allow));
-    Ok(vec![absent.map_err(error)?, allowed.map_err(error)?])
+    let absent = SeccompFilter::new(absent()?, SeccompAction::Allow, no_such_call, arch)?.try_into()?;
+    let allowed =
+        SeccompFilter::new(allowed?, SeccompAction::Trap, SeccompAction::Allow, arch)?.try_into()?;
+    Ok(vec![absent, allowed])
 }
 
 /// Answered as by a kernel that does not have them. The flags of clone3 lie in memory, where no filter sees them; the C
@@ -139,6 +141,74 @@ pub(crate) fn folders(changing: bool) -> Result<BpfProgram, Error> {
     compile().map_err(error)
 }
 
+/// Of a server of names: sockets over IP, files that are read, and a thread that waits for the end.
+#[rustfmt::skip]
+const NAMES: &[i64] = &[
+    libc::SYS_bind, libc::SYS_connect, libc::SYS_accept4, libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_sendmsg,
+    libc::SYS_recvmsg, libc::SYS_shutdown, libc::SYS_getsockopt, libc::SYS_getsockname, libc::SYS_getpeername,
+    libc::SYS_epoll_create1, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2, libc::SYS_eventfd2,
+    libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_close, libc::SYS_lseek,
+    libc::SYS_newfstatat, libc::SYS_fstat, libc::SYS_statx, libc::SYS_getdents64, libc::SYS_flock, libc::SYS_dup3,
+    // Threads, memory, time, and the end.
+    libc::SYS_futex, libc::SYS_clone, libc::SYS_clone3, libc::SYS_set_robust_list, libc::SYS_rseq, libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity, libc::SYS_gettid, libc::SYS_getpid, libc::SYS_exit, libc::SYS_exit_group,
+    libc::SYS_restart_syscall, libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack, libc::SYS_brk, libc::SYS_madvise, libc::SYS_mremap, libc::SYS_munmap, libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep, libc::SYS_getrandom,
+];
+
+/// The filters of a server of names.
+///
+/// # Errors
+/// As [`filters`].
+pub(crate) fn names() -> Result<Vec<BpfProgram>, Error> {
+    let error = |source| Error::Filter { arch: ARCH, source };
+    let arch = TargetArch::try_from(ARCH).map_err(error)?;
+    let rules = || -> Result<Rules, BackendError> {
+        let mut rules: Rules = NAMES.iter().map(|number| (*number, Vec::new())).collect();
+        // Other words for epoll_pwait without a mask and dup3 without flags, where there are such.
+        #[cfg(target_arch = "x86_64")]
+        rules.extend([(libc::SYS_epoll_wait, Vec::new()), (libc::SYS_dup2, Vec::new())]);
+        let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+        rules.insert(libc::SYS_mmap, vec![rule(2, no_exec.clone(), 0)?]);
+        rules.insert(libc::SYS_mprotect, vec![rule(2, no_exec, 0)?]);
+        let written = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
+        rules
+            .insert(libc::SYS_openat, vec![rule(2, SeccompCmpOp::MaskedEq(written), libc::O_RDONLY as u64)?]);
+        rules.insert(libc::SYS_socket, sockets(&[libc::AF_INET, libc::AF_INET6])?);
+        rules.insert(libc::SYS_socketpair, pairs()?);
+        rules.insert(libc::SYS_ioctl, vec![rule(1, SeccompCmpOp::Eq, libc::FIONBIO)?]);
+        let requests = FCNTLS.iter().map(|request| rule(1, SeccompCmpOp::Eq, *request));
+        rules.insert(libc::SYS_fcntl, requests.collect::<Result<_, _>>()?);
+        rules.insert(libc::SYS_prctl, vec![rule(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?]);
+        rules.insert(libc::SYS_tgkill, vec![rule(0, SeccompCmpOp::Eq, u64::from(std::process::id()))?]);
+        Ok(rules)
+    };
+    pair(arch, rules()).map_err(error)
+}
+
+/// Pairs of streams, which stay connected to each other, also where `connect` is allowed.
+fn pairs() -> Result<Vec<SeccompRule>, BackendError> {
+    let family = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
+    let kind = SeccompCmpOp::MaskedEq(SOCKET_TYPE);
+    let stream = SeccompCondition::new(1, SeccompCmpArgLen::Dword, kind, libc::SOCK_STREAM as u64)?;
+    Ok(vec![SeccompRule::new(vec![family, stream])?])
+}
+
+/// Streams and datagrams of these families; no raw sockets, and no sockets of files.
+fn sockets(families: &[i32]) -> Result<Vec<SeccompRule>, BackendError> {
+    let mut rules = Vec::new();
+    for family in families {
+        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+            let family = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *family as u64)?;
+            let masked = SeccompCmpOp::MaskedEq(SOCKET_TYPE);
+            let kind = SeccompCondition::new(1, SeccompCmpArgLen::Dword, masked, kind as u64)?;
+            rules.push(SeccompRule::new(vec![family, kind])?);
+        }
+    }
+    Ok(rules)
+}
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 fn allowed(engine: &[u64], network: Network) -> Result<Rules, BackendError> {
@@ -147,11 +217,7 @@ fn allowed(engine: &[u64], network: Network) -> Result<Rules, BackendError> {
     let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     rules.insert(libc::SYS_mmap, vec![rule(2, no_exec.clone(), 0)?]);
     rules.insert(libc::SYS_mprotect, vec![rule(2, no_exec, 0)?]);
-    // Pairs of streams, which stay connected to each other, also where `connect` is allowed.
-    let unix = SeccompCondition::new(0, SeccompCmpArgLen::Dword, is.clone(), libc::AF_UNIX as u64)?;
-    let kind = SeccompCmpOp::MaskedEq(SOCKET_TYPE);
-    let stream = SeccompCondition::new(1, SeccompCmpArgLen::Dword, kind, libc::SOCK_STREAM as u64)?;
-    rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(vec![unix, stream])?]);
+    rules.insert(libc::SYS_socketpair, pairs()?);
     rules.insert(libc::SYS_prctl, vec![rule(0, is.clone(), libc::PR_SET_NAME as u64)?]);
     // For abort(), and to get a vCPU out of the host's kernel; no other process.
     rules.insert(libc::SYS_tgkill, vec![rule(0, is.clone(), u64::from(std::process::id()))?]);
@@ -163,15 +229,7 @@ fn allowed(engine: &[u64], network: Network) -> Result<Rules, BackendError> {
     let mut options = vec![timeout(libc::SO_RCVTIMEO)?, timeout(libc::SO_SNDTIMEO)?];
     if network == Network::Sockets {
         rules.extend(NETWORK.iter().map(|number| (*number, Vec::new())));
-        // Streams and datagrams over IPv4; no raw sockets, and no sockets of files.
-        let mut sockets = Vec::new();
-        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
-            let family = SeccompCondition::new(0, SeccompCmpArgLen::Dword, is.clone(), libc::AF_INET as u64)?;
-            let masked = SeccompCmpOp::MaskedEq(SOCKET_TYPE);
-            let kind = SeccompCondition::new(1, SeccompCmpArgLen::Dword, masked, kind as u64)?;
-            sockets.push(SeccompRule::new(vec![family, kind])?);
-        }
-        rules.insert(libc::SYS_socket, sockets);
+        rules.insert(libc::SYS_socket, sockets(&[libc::AF_INET])?);
         let tcp = SeccompCondition::new(1, SeccompCmpArgLen::Dword, is.clone(), libc::IPPROTO_TCP as u64)?;
         let no_delay =
             SeccompCondition::new(2, SeccompCmpArgLen::Dword, is.clone(), libc::TCP_NODELAY as u64)?;

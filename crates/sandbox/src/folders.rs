@@ -1,5 +1,6 @@
 //! What the process that serves folders to a guest gives up: it sees nothing but those folders, as mounts that are attached
-//! nowhere, has the capabilities that other people's files need and no more, and makes the system calls that files need.
+//! nowhere, has the capabilities that other people's files need and no more, and makes the system calls that files need. One
+//! that serves names sees the folder where they are written down, has no capability, and makes those that sockets need.
 // UNSAFETY: leaves the mount name space of its parent, which has no safe name.
 #![expect(
     unsafe_code,
@@ -70,11 +71,35 @@ pub fn confine_server(
     };
     fchdir(&descriptors).map_err(failed("enter /proc/self/fd"))?;
     rustix::process::umask(Mode::empty());
-    privileges::keep_privileges(if geteuid().is_root() { KEPT } else { CapabilitySet::empty() })?;
-    let filter = calls::folders(changing)?;
-    violation::handle(on_violation).map_err(Error::Handler)?;
-    seccompiler::apply_filter(&filter).map_err(Error::Install)?;
+    let kept = if geteuid().is_root() { KEPT } else { CapabilitySet::empty() };
+    give_up(kept, &[calls::folders(changing)?], on_violation)?;
     Ok(Folders { files, descriptors })
+}
+
+/// Confines this process, which is root's and has one thread, to reading below `folder` and to sockets over IP: a server of
+/// names. Anything else is told to `on_violation`, as in [`forbid_system_calls`](crate::forbid_system_calls).
+///
+/// # Errors
+/// The folder is not there, or the host refuses.
+pub fn confine_names(folder: &Path, on_violation: fn(&Violation) -> i32) -> Result<OwnedFd, Error> {
+    let path = fs::canonicalize(folder).map_err(|source| {
+        let act = format!("find {}", folder.display());
+        Error::Root { act, source }
+    })?;
+    leave()?;
+    let (_, mut files) = in_a_root_of_its_own(std::slice::from_ref(&path))?;
+    give_up(CapabilitySet::empty(), &calls::names()?, on_violation)?;
+    Ok(files.remove(0))
+}
+
+fn give_up(
+    kept: CapabilitySet,
+    filters: &[seccompiler::BpfProgram],
+    on_violation: fn(&Violation) -> i32,
+) -> Result<(), Error> {
+    privileges::keep_privileges(kept)?;
+    violation::handle(on_violation).map_err(Error::Handler)?;
+    filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter)).map_err(Error::Install)
 }
 
 /// A mount name space of its own, in a user name space where that needs one.

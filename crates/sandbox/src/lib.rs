@@ -16,7 +16,7 @@ mod names;
 mod privileges;
 mod violation;
 
-pub use folders::{Folders, confine_server};
+pub use folders::{Folders, confine_names, confine_server};
 pub use memory::give_back_memory;
 pub use privileges::drop_privileges;
 pub use violation::{Violation, on_lost_memory};

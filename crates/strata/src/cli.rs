@@ -112,6 +112,9 @@ pub enum Command {
     /// Keep a workload's cable to a network
     #[command(hide = true)]
     Cable,
+    /// Serve the names of a network
+    #[command(hide = true)]
+    ServeNames(network::names::ServeOptions),
     /// Write the manual pages
     #[command(hide = true)]
     Man(man::Options),

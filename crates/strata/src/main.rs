@@ -88,6 +88,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Worker(options) => commands::run::work(&cli.global, options),
         Command::ServeFolders(options) => commands::run::folders::run(options),
         Command::Cable => commands::run::cable::keep(&cli.global),
+        Command::ServeNames(options) => commands::network::names::serve(&cli.global, options),
         Command::Snapshot(options) => commands::snapshot::run(&cli.global, options),
         Command::Snapshots(command) => commands::snapshots::run(&cli.global, command),
         Command::Fork(options) => commands::fork::run(&cli.global, options),

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::{self, Durable};
-use crate::folder::{Folder, Workloads};
+use crate::folder::{Folder, Workloads, parse_name};
 use crate::mount::Mount;
-use crate::networks::Endpoint;
+use crate::networks::{Endpoint, Networks};
 
 /// The version of [`Description`] that this build writes and reads.
 pub(crate) const VERSION: u32 = 1;
@@ -83,6 +83,26 @@ impl Wanted {
 }
 
 impl Workloads {
+    /// Gives a workload another name, also on the networks it is on. Who watches it goes on with the old one in its messages.
+    ///
+    /// # Errors
+    /// The name is none or another's, or the folder cannot be written.
+    pub fn rename(&self, folder: &Folder, name: String) -> Result<()> {
+        let lock = self.lock()?;
+        let name = parse_name(&name).map_err(|reason| Error::BadName { name, reason })?;
+        self.check_free(&name)?;
+        let old = folder.description();
+        let description = Description { name, ..old.clone() };
+        files::replace(&folder.path().join("workload.json"), &description, Durable::Now)?;
+        Folder::open(folder.path())?.tell("rename", &[("oldName", old.name.clone())]);
+        // Those of networks are never waited for with this one.
+        drop(lock);
+        match self.dir.parent().filter(|_| !description.wanted.networks.is_empty()) {
+            Some(root) => Networks::open(root)?.rename(&old.id, &old.name, &description.name),
+            None => Ok(()),
+        }
+    }
+
     /// Decides something else about a workload. Whoever watches it has been told some of it already.
     ///
     /// # Errors

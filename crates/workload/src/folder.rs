@@ -169,26 +169,11 @@ impl Workloads {
     }
 
     /// Refuses a name that another workload has. The lock is held.
-    fn check_free(&self, name: &str) -> Result<()> {
+    pub(crate) fn check_free(&self, name: &str) -> Result<()> {
         match self.list()?.into_iter().find(|folder| folder.description.name == name) {
             Some(other) => Err(Error::NameTaken { name: name.to_owned(), id: other.description.id }),
             None => Ok(()),
         }
-    }
-
-    /// Gives a workload another name. Who watches it goes on with the old one in its messages.
-    ///
-    /// # Errors
-    /// The name is none or another's, or the folder cannot be written.
-    pub fn rename(&self, folder: &Folder, name: String) -> Result<()> {
-        let _lock = self.lock()?;
-        let name = parse_name(&name).map_err(|reason| Error::BadName { name, reason })?;
-        self.check_free(&name)?;
-        let description = Description { name, ..folder.description.clone() };
-        files::replace(&folder.path.join("workload.json"), &description, Durable::Now)?;
-        let renamed = Folder { path: folder.path.clone(), description };
-        renamed.tell("rename", &[("oldName", folder.description.name.clone())]);
-        Ok(())
     }
 
     /// Removes a workload that does not run, and all it wrote.

@@ -5,8 +5,7 @@
 //!   lock               held while a network, or an address of one, is given or taken away
 //!   <name>/
 //!     network.json     what it is: a NetworkInfo, written once
-//!     hosts            names and addresses of all that are connected, as hosts(5): seen by each container
-//!     connected.json   the same with all else that is known of them: for the server of names
+//!     connected.json   all that are connected, with their names and addresses: for the server of names
 //!     leases/ADDRESS   a Lease, locked by the process that runs the workload as long as that lives
 //!     users            locked, shared, by the same; alone by the server of names when it ends
 //!     names            locked by the server of names
@@ -165,12 +164,6 @@ impl Network {
         &self.info
     }
 
-    /// The file with the names of all that are connected.
-    #[must_use]
-    pub fn hosts(&self) -> PathBuf {
-        self.path.join("hosts")
-    }
-
     /// The file whose lock the server of names holds.
     ///
     /// # Errors
@@ -302,7 +295,7 @@ impl Networks {
     /// Forgets a network that nobody is connected to.
     ///
     /// # Errors
-    /// Somebody is connected, or the folder cannot be removed.
+    /// Somebody is connected, or the folder cannot be removed. Waits for a server of names that is just ending.
     pub fn remove(&self, locked: &Locked, network: &Network) -> Result<()> {
         let users = network.leases(locked)?;
         if !users.is_empty() {
@@ -310,6 +303,9 @@ impl Networks {
             let text = format!("network {} is in use by {}", network.info.name, names.join(", "));
             return Err(Error::Refused(text));
         }
+        // Its addresses may be another network's in a moment.
+        let names = network.path.join("names");
+        network.names_lock()?.lock().map_err(Error::file("lock", names))?;
         let temp = self.dir.join(format!("{UNFINISHED}{}", network.info.name));
         let _ = fs::remove_dir_all(&temp);
         fs::rename(&network.path, &temp).map_err(Error::file("remove", &network.path))?;

@@ -1,6 +1,7 @@
 //! `strata network …`: networks that workloads are connected to by name.
 
 pub mod connections;
+pub mod names;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;

@@ -21,6 +21,7 @@ mod mount_flags;
 pub mod network;
 mod rates;
 pub mod requests;
+mod resolving;
 pub mod session;
 pub mod template;
 pub mod update;

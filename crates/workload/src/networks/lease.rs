@@ -62,8 +62,14 @@ pub struct NewLease {
     pub address6: Option<Ipv6Addr>,
     /// Its hardware address, if not any.
     pub mac: Option<[u8; 6]>,
-    /// Whom it asks for names that are none of the network; whom this host asks, if it says nothing.
+    /// Who is asked for names that are none of the network; whom this host asks, if it says nothing.
     pub dns: Vec<IpAddr>,
+    /// Domains in which names are looked for; this host's, if it says nothing.
+    #[serde(default)]
+    pub search: Vec<String>,
+    /// Options of its resolver; this host's, if it says nothing.
+    #[serde(default)]
+    pub dns_options: Vec<String>,
     /// Ports of the host that lead to it.
     pub publish: Vec<Published>,
 }
@@ -86,7 +92,7 @@ pub struct LeaseInfo {
     pub workload: String,
     /// What it is called on the network.
     pub names: Vec<String>,
-    /// Whom it asks for names that are none of the network.
+    /// Who is asked for names that are none of the network.
     #[serde(default)]
     pub dns: Vec<IpAddr>,
     /// The host's end of its cable.
@@ -201,6 +207,33 @@ fn mac(address: Ipv4Addr) -> [u8; 6] {
     [2, 0x54, a, b, c, d]
 }
 
+impl Networks {
+    /// Has a workload that was given another name called so on all its networks. Its other names stay.
+    ///
+    /// # Errors
+    /// The folder of a network cannot be written.
+    pub fn rename(&self, id: &str, old: &str, new: &str) -> Result<()> {
+        let locked = self.lock()?;
+        for network in self.list()? {
+            let leases = network.leases(&locked)?;
+            let Some(mut lease) = leases.into_iter().find(|lease| lease.id == id) else { continue };
+            lease.workload = new.to_owned();
+            lease.names.retain(|name| name != old && name != new);
+            lease.names.push(new.to_owned());
+            let path = network.path.join("leases").join(lease.address.to_string());
+            let file = open_lock(&path)?;
+            let json = |source| Error::Json { path: path.clone(), source };
+            let mut bytes = serde_json::to_vec(&lease).map_err(json)?;
+            // In one piece: whoever is killed meanwhile leaves the old or the new. White space at the end is none of it.
+            let length = file.metadata().map_err(Error::file("look at", &path))?.len();
+            bytes.resize(bytes.len().max(usize::try_from(length).unwrap_or_default()), b' ');
+            file.write_all_at(&bytes, 0).map_err(Error::file("write", &path))?;
+            network.settle(&locked)?;
+        }
+        Ok(())
+    }
+}
+
 impl Network {
     /// What workloads have of it, by address. Forgets what those had that are no more.
     ///
@@ -233,19 +266,6 @@ impl Network {
     /// As [`Self::leases`], or the folder cannot be written.
     pub fn settle(&self, locked: &Locked) -> Result<Vec<LeaseInfo>> {
         let leases = self.leases(locked)?;
-        let mut text = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
-        for lease in leases.iter().filter(|lease| !lease.names.is_empty()) {
-            let names = lease.names.join(" ");
-            text.push_str(&format!("{} {names}\n", lease.address));
-            if let Some(address) = lease.address6 {
-                text.push_str(&format!("{address} {names}\n"));
-            }
-        }
-        // Containers see this very file, so that it is written anew in its place. It is longer for a moment rather than shorter.
-        let path = self.hosts();
-        let file = open_lock(&path)?;
-        let written = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
-        written.map_err(Error::file("write", &path))?;
         files::replace(&self.path.join(CONNECTED), &leases, Durable::Later)?;
         Ok(leases)
     }

@@ -60,6 +60,40 @@ fn named(address: Option<Ipv4Addr>, name: &str) -> NewLease {
     NewLease { workload: name.to_owned(), names: vec![name.to_owned()], address, ..NewLease::default() }
 }
 
+/// Who is on it, as the server of names reads it.
+fn connected(network: &Network) -> Vec<LeaseInfo> {
+    files::read(&network.path.join(CONNECTED)).unwrap()
+}
+
+#[test]
+fn a_workload_with_another_name_is_called_so_on_all_its_networks() {
+    let (_dir, networks) = open();
+    let locked = networks.lock().unwrap();
+    let all = ["a", "b"].map(|name| networks.create(&locked, new(name, None), &Taken::default()).unwrap());
+    let id = "0".repeat(64);
+    let long = "a-name-that-is-longer".to_owned();
+    let wanted = |network: &Network| NewLease {
+        id: id.clone(),
+        names: vec!["alias".to_owned(), long.clone()],
+        workload: format!("{long}{}", network.info().name),
+        ..NewLease::default()
+    };
+    let _leases = all.each_ref().map(|network| networks.lease(&locked, network, wanted(network)).unwrap());
+    let other = networks.lease(&locked, &all[0], named(None, &long)).unwrap();
+    drop(locked);
+    networks.rename(&id, &long, "new").unwrap();
+    for network in &all {
+        let lease = &connected(network)[0];
+        assert_eq!(
+            (&*lease.workload, &lease.names[..]),
+            ("new", &["alias".to_owned(), "new".to_owned()][..])
+        );
+        let locked = networks.lock().unwrap();
+        assert_eq!(network.leases(&locked).unwrap(), connected(network), "and it is so for good");
+    }
+    assert_eq!(connected(&all[0])[1], other.info, "another's name is its own");
+}
+
 #[test]
 fn a_network_with_ipv6_gives_both_addresses_and_each_to_one() {
     let (_dir, networks) = open();
@@ -84,8 +118,7 @@ fn a_network_with_ipv6_gives_both_addresses_and_each_to_one() {
     assert_eq!(second.info.address, Ipv4Addr::new(10, 9, 0, 3));
     assert_eq!(second.info.address6, Some(subnet.at(4)), "the one that goes with it is another's");
     assert_ne!(first.info.mac, second.info.mac);
-    let hosts = std::fs::read_to_string(own.hosts()).unwrap();
-    assert!(hosts.ends_with(&format!("10.9.0.3 second\n{} second\n", subnet.at(4))), "{hosts}");
+    assert_eq!(connected(&own)[1], second.info);
     let four = networks.create(&locked, new("four", None), &Taken::default()).unwrap();
     let wanted = NewLease { address6: Some(gateway), ..named(None, "x") };
     assert!(networks.lease(&locked, &four, wanted).unwrap_err().to_string().contains("no IPv6"));
@@ -106,8 +139,7 @@ fn an_address_is_one_workloads_until_it_is_given_back() {
         let refused = lease(Some(taken.into()), "other").unwrap_err().to_string();
         assert!(refused.contains(why), "{refused}");
     }
-    let hosts = std::fs::read_to_string(network.hosts()).unwrap();
-    assert!(hosts.ends_with("10.9.0.2 first\n10.9.0.4 fourth\n"), "{hosts}");
+    assert_eq!(connected(&network), [first.info.clone(), fourth.info.clone()]);
     let more: Vec<_> = (0..3).map(|_| lease(None, "more").unwrap()).collect();
     assert!(lease(None, "late").unwrap_err().to_string().contains("no free address"));
     assert!(networks.remove(&locked, &network).unwrap_err().to_string().contains("in use by first"));
@@ -116,8 +148,7 @@ fn an_address_is_one_workloads_until_it_is_given_back() {
     drop((first, more));
     let locked = networks.lock().unwrap();
     assert_eq!(network.settle(&locked).unwrap(), std::slice::from_ref(&fourth.info));
-    let hosts = std::fs::read_to_string(network.hosts()).unwrap();
-    assert!(hosts.ends_with("localhost\n10.9.0.4 fourth\n"), "{hosts}");
+    assert_eq!(connected(&network), std::slice::from_ref(&fourth.info));
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! A container on networks with a name: a network namespace of its own, and a cable to each of them.
 
-use std::io::Write;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use container::network::Namespace;
@@ -15,10 +14,8 @@ use workload::networks::{Endpoint, NewLease, Published};
 
 use super::cable::{Cable, End};
 use super::container::explain;
-use super::container_network::RESOLV_CONF;
-use crate::failure::{Failure, Outcome, While};
-
-const HOSTS: &str = "/etc/hosts";
+use super::resolving::{Files, HOSTS, RESOLV_CONF};
+use crate::failure::{Failure, Outcome};
 
 /// What a workload wants of all its networks.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +26,8 @@ pub struct Wanted {
     pub common: NewLease,
     /// Ports of the host that lead to it, by the first.
     pub publish: Vec<Publish>,
+    /// What it calls itself.
+    pub hostname: String,
 }
 
 impl Wanted {
@@ -87,15 +86,17 @@ fn reserve_one(publish: &Publish) -> Outcome<OwnedFd> {
 /// A container's places on its networks, which are others' once this is gone.
 pub struct Bridged {
     namespace: Namespace,
-    resolv_conf: tempfile::NamedTempFile,
     cables: Cables,
-    hosts: PathBuf,
     _ports: Vec<OwnedFd>,
 }
 
 /// The cables of a container, which come and go while it runs.
 #[derive(Default)]
-pub struct Cables(Mutex<Vec<Cable>>);
+pub struct Cables {
+    plugged: Mutex<Vec<Cable>>,
+    /// What changes with them; nothing, if the container has those of its image.
+    files: Option<Files>,
+}
 
 /// Connects a namespace for the container.
 ///
@@ -112,14 +113,13 @@ pub fn prepare(root: &Path, wanted: &Wanted) -> Outcome<Bridged> {
         let cable = Cable::plug(root, &endpoint.network, lease, end, Some(namespace.as_fd()))?;
         cables.push(cable);
     }
-    let first = cables.first().ok_or_else(|| Failure::new("connect a container to no network"))?;
-    let mut resolv_conf =
-        tempfile::NamedTempFile::new().while_trying(|| format!("write what becomes {RESOLV_CONF}"))?;
-    resolv_conf
-        .write_all(first.place().resolv_conf.as_bytes())
-        .while_trying(|| format!("write what becomes {RESOLV_CONF}"))?;
-    let hosts = first.place().hosts.clone();
-    Ok(Bridged { namespace, resolv_conf, cables: Cables(Mutex::new(cables)), hosts, _ports: ports })
+    if cables.is_empty() {
+        return Err(Failure::new("connect a container to no network"));
+    }
+    let places: Vec<_> = cables.iter().map(Cable::place).collect();
+    let files = Some(Files::of_networks(&wanted.hostname, &places)?);
+    let cables = Cables { plugged: Mutex::new(cables), files };
+    Ok(Bridged { namespace, cables, _ports: ports })
 }
 
 impl Bridged {
@@ -130,8 +130,7 @@ impl Bridged {
                 namespace.path = Some(self.namespace.path());
             }
         }
-        spec.mounts.push(file(RESOLV_CONF, self.resolv_conf.path()));
-        spec.mounts.push(file(HOSTS, &self.hosts));
+        spec.mounts.extend(self.cables.files.iter().flat_map(Files::mounts));
     }
 
     /// Its cables.
@@ -141,12 +140,17 @@ impl Bridged {
 }
 
 impl Cables {
+    /// None yet, of a container with these files.
+    pub fn none(files: Option<Files>) -> Self {
+        Self { plugged: Mutex::default(), files }
+    }
+
     /// Connects the container whose first process is `pid` to another network.
     ///
     /// # Errors
     /// It is connected already, or as [`prepare`].
     pub fn connect(&self, root: &Path, wanted: &Wanted, endpoint: &Endpoint, pid: u32) -> Outcome<()> {
-        let mut cables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cables = self.plugged.lock().unwrap_or_else(PoisonError::into_inner);
         if cables.iter().any(|cable| cable.place().network.name == endpoint.network) {
             return Err(Failure::new(format!("it is connected to network {} already", endpoint.network)));
         }
@@ -155,7 +159,7 @@ impl Cables {
         let lease = wanted.lease(endpoint, false);
         let cable = Cable::plug(root, &endpoint.network, lease, end, Some(namespace.as_fd()))?;
         cables.push(cable);
-        Ok(())
+        self.tell(&cables)
     }
 
     /// Takes the container off a network.
@@ -163,11 +167,17 @@ impl Cables {
     /// # Errors
     /// It is not on it.
     pub fn disconnect(&self, network: &str) -> Outcome<()> {
-        let mut cables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cables = self.plugged.lock().unwrap_or_else(PoisonError::into_inner);
         let found = cables.iter().position(|cable| cable.place().network.name == network);
         let found = found.ok_or_else(|| Failure::new(format!("it is not connected to network {network}")))?;
         drop(cables.remove(found));
-        Ok(())
+        self.tell(&cables)
+    }
+
+    /// Has the container ask those whom it can reach.
+    fn tell(&self, cables: &[Cable]) -> Outcome<()> {
+        let places: Vec<_> = cables.iter().map(Cable::place).collect();
+        self.files.as_ref().map_or(Ok(()), |files| files.update(&places))
     }
 }
 

@@ -17,7 +17,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use container::network::Namespace;
@@ -26,9 +26,10 @@ use workload::control::{self, Receiver, Sender};
 use workload::networks::{Lease, LeaseInfo, Locked, Network, NetworkInfo, Networks, NewLease};
 
 use super::container::explain;
+use super::resolving::{self, RESOLV_CONF};
 use crate::bridge;
 use crate::cli::Global;
-use crate::commands::network as networks;
+use crate::commands::network::{self as networks, names};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::store;
@@ -60,10 +61,8 @@ pub struct Place {
     pub network: NetworkInfo,
     /// What the workload has of it.
     pub lease: LeaseInfo,
-    /// The text of its `/etc/resolv.conf`.
-    pub resolv_conf: String,
-    /// The host's file that becomes a container's `/etc/hosts`.
-    pub hosts: PathBuf,
+    /// What its `/etc/resolv.conf` says behind the servers.
+    pub resolving: String,
 }
 
 /// What a keeper says.
@@ -165,7 +164,8 @@ pub fn keep(global: &Global) -> Outcome {
     let (network, end) = (message.body.network.clone(), message.body.end);
     let made = make(global, message.body, message.fds.into_iter().next());
     let (lease, info) = match made {
-        Ok((place, files)) => {
+        Ok(Made { place, files, network, served }) => {
+            names::stand_by(&store::root(global)?, network, served);
             let kept = (place.lease.clone(), place.network.clone());
             tell(&mut sender, Answer::Plugged(Box::new(place)), &files);
             kept
@@ -194,14 +194,26 @@ fn wait(receiver: &mut Receiver) {
     while let Ok(Some(_)) = receiver.receive::<serde_json::Value>() {}
 }
 
+/// A cable that is plugged in, for its holder.
+struct Made {
+    place: Place,
+    files: Vec<OwnedFd>,
+    network: Network,
+    /// The server of names, if this process started it.
+    served: Option<names::Started>,
+}
+
 /// Takes the address and plugs the cable in; all of it, or nothing.
-fn make(global: &Global, ask: Ask, namespace: Option<OwnedFd>) -> Outcome<(Place, Vec<OwnedFd>)> {
+fn make(global: &Global, mut ask: Ask, namespace: Option<OwnedFd>) -> Outcome<Made> {
     let act = || format!("connect to network {:?}", ask.network);
+    resolving::settle(&mut ask.lease, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
     let all = networks::open(global)?;
     let locked = all.lock().while_trying(act)?;
     let network = networks::find(&all, &ask.network)?;
     let lease = all.lease(&locked, &network, ask.lease.clone()).while_trying(act)?;
-    let made = plug_in(&locked, &network, &lease, ask.end, namespace).map_err(|failure| {
+    let root = store::root(global)?;
+    let plugged = plug_in(&locked, &network, &lease, ask.end, namespace);
+    let made = plugged.and_then(|tap| Ok((tap, names::ensure(&root, &network)?))).map_err(|failure| {
         let text = failure.to_string();
         match failure.next_step() {
             Some(hint) => Failure::because(act(), text).hint(hint),
@@ -209,15 +221,11 @@ fn make(global: &Global, ask: Ask, namespace: Option<OwnedFd>) -> Outcome<(Place
         }
     });
     match made {
-        Ok(tap) => {
-            let place = Place {
-                network: network.info().clone(),
-                resolv_conf: resolv_conf(&lease.info),
-                hosts: network.hosts(),
-                lease: lease.info,
-            };
+        Ok((tap, served)) => {
+            let (info, resolving) = (network.info().clone(), resolving::lines(&ask.lease));
             let files = lease.files.into_iter().map(OwnedFd::from).chain(tap).collect();
-            Ok((place, files))
+            let place = Place { network: info, lease: lease.info, resolving };
+            Ok(Made { place, files, network, served })
         }
         Err(failure) => {
             let info = lease.info.clone();
@@ -269,16 +277,4 @@ fn give_back(global: &Global, info: &NetworkInfo, lease: &LeaseInfo) -> Outcome<
     }
     all.tell(info, "disconnect", Some(&lease.id));
     bridge::restore(info, &leases)
-}
-
-/// Whom a workload asks for the addresses of names. What this host reaches on its loopback a workload does not.
-fn resolv_conf(lease: &LeaseInfo) -> String {
-    if !lease.dns.is_empty() {
-        return lease.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
-    }
-    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let is_loopback =
-        |server: &str| server.trim().parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-    let is_for_us = |line: &&str| !line.trim_start().strip_prefix("nameserver").is_some_and(is_loopback);
-    text.lines().filter(is_for_us).map(|line| format!("{line}\n")).collect()
 }

@@ -11,6 +11,7 @@ use net::{Offloads, Port, Tap};
 use super::bridged;
 use super::cable::{Cable, End};
 use super::network::{self, Flags, INTERFACE, Who};
+use super::resolving;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome};
 
@@ -112,7 +113,7 @@ impl Connected {
                     prefix: info.subnet.prefix(),
                     gateway: leads_out(info.gateway),
                     six,
-                    resolv_conf: place.resolv_conf.clone(),
+                    resolv_conf: resolving::resolv_conf(&[place]),
                 })
             }
         }

@@ -247,13 +247,13 @@ fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome 
     let Prepared { create, network, files, bridged, root, common } = prepared;
     let signals = Signals::block().map_err(explain)?;
     let running = runtime().run(&create).map_err(explain)?;
-    let _network = network.map(container_network::Prepared::carry).transpose()?;
+    let (_network, files_of_network) = network.map(container_network::Prepared::carry).transpose()?.unzip();
     let late = options.timeout.map(|timeout| watch(&running, timeout)).transpose()?;
     let attend = || enter::attend(&running, &signals, options.interactive);
     let exit = match link {
         Some(link) => {
             link.started();
-            let none = bridged::Cables::default();
+            let none = bridged::Cables::none(files_of_network);
             let cables = bridged.as_ref().map_or(&none, bridged::Bridged::cables);
             let wanted = bridged::Wanted { common, ..bridged::Wanted::default() };
             let contained = Contained { id: &create.id, running: &running, cables, root: &root, wanted };

@@ -1,29 +1,27 @@
 //! The network of a container: a namespace of its own, whose one interface ends in what a machine's card would.
 
-use std::io::{PipeReader, PipeWriter, Write};
+use std::io::{PipeReader, PipeWriter};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use container::network::{Addresses, Network};
-use container::spec::{Mount, Spec};
-use container::template;
+use container::spec::Spec;
 use net::nat::{self, Config};
 
 use super::container::explain;
 use super::network;
+use super::resolving::Files;
 use crate::failure::{Outcome, While};
 
 /// As in a machine.
 pub(super) const INTERFACE: &str = "eth0";
-pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// A network that its container does not use yet.
 pub struct Prepared {
     network: Network,
     port: Box<dyn net::Port>,
-    resolv_conf: tempfile::NamedTempFile,
+    files: Files,
 }
 
 /// Makes the network of `config`; its published ports are open then.
@@ -40,10 +38,8 @@ pub fn prepare(config: &Config) -> Outcome<Prepared> {
         gateway: nat::GATEWAY,
     };
     let network = Network::new(INTERFACE, addresses).map_err(explain)?;
-    let act = || format!("write what becomes {RESOLV_CONF}");
-    let mut resolv_conf = tempfile::NamedTempFile::new().while_trying(act)?;
-    writeln!(resolv_conf, "nameserver {}", nat::RESOLVER).while_trying(act)?;
-    Ok(Prepared { network, port, resolv_conf })
+    let files = Files::new(&format!("nameserver {}\n", nat::RESOLVER))?;
+    Ok(Prepared { network, port, files })
 }
 
 impl Prepared {
@@ -54,26 +50,22 @@ impl Prepared {
                 namespace.path = Some(self.network.path());
             }
         }
-        spec.mounts.push(self.mount());
+        spec.mounts.extend(self.files.mounts());
     }
 
-    fn mount(&self) -> Mount {
-        let source: PathBuf = self.resolv_conf.path().to_owned();
-        template::mount(RESOLV_CONF, "bind", &source.to_string_lossy(), "bind,ro,nosuid,nodev,noexec")
-    }
-
-    /// Carries its frames from now on, while the container runs: its processes hold the namespace, its mounts the file.
+    /// Carries its frames from now on, while the container runs, whose processes hold the namespace. The files are its own, to be
+    /// changed when it joins other networks.
     ///
     /// # Errors
     /// The host has no thread.
-    pub fn carry(self) -> Outcome<Carrying> {
+    pub fn carry(self) -> Outcome<(Carrying, Files)> {
         let act = || "carry the network".to_owned();
         let (end, ending) = std::io::pipe().while_trying(act)?;
-        let Prepared { network, mut port, resolv_conf: _ } = self;
+        let Prepared { network, mut port, files } = self;
         let tap = network.into_tap();
         let work = move || carry(&tap, port.as_mut(), &end);
         let thread = std::thread::Builder::new().name("network".into()).spawn(work).while_trying(act)?;
-        Ok(Carrying { ending: Some(ending), thread: Some(thread) })
+        Ok((Carrying { ending: Some(ending), thread: Some(thread) }, files))
     }
 }
 

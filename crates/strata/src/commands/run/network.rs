@@ -8,6 +8,7 @@ use net::nat::{self, Config, Loopback, Nat, Publish, Transport};
 use workload::networks::{Endpoint, NewLease};
 
 use super::bridged::Wanted;
+use super::resolving;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 
@@ -40,10 +41,18 @@ pub struct Flags {
     #[arg(long, value_name = "NAME", value_parser = workload::parse_name)]
     #[serde(default)]
     network_alias: Vec<String>,
-    /// Server of names, on a network with a name [default: those of this host]
+    /// Server of names for what is not on its network, which has a name [default: those of this host]
     #[arg(long, value_name = "ADDRESS")]
     #[serde(default)]
     dns: Vec<IpAddr>,
+    /// Domain in which names are looked for too, on a network with a name; . for none [default: those of this host]
+    #[arg(long, value_name = "DOMAIN", value_parser = resolving::check_word)]
+    #[serde(default)]
+    dns_search: Vec<String>,
+    /// Option of the C library's resolver, on a network with a name [default: those of this host, and ndots:0]
+    #[arg(long, value_name = "OPTION", value_parser = resolving::check_word)]
+    #[serde(default)]
+    dns_option: Vec<String>,
     /// Let a port of this host lead to one of the command's, e.g. 8080:80 or 127.0.0.1:5353:53/udp
     #[arg(short, long, value_name = "[HOSTIP:]HOSTPORT:PORT[/tcp|udp]", value_parser = check)]
     pub publish: Vec<String>,
@@ -139,10 +148,14 @@ impl Flags {
     /// What is asked for needs a network, or another one, or a port is none.
     pub fn is_user(&self) -> Outcome<bool> {
         let is_needed = !self.publish.is_empty() || self.host_loopback;
-        let is_addressed =
-            self.ip.is_some() || self.ip6.is_some() || !self.dns.is_empty() || !self.network_alias.is_empty();
+        let words = [&self.network_alias, &self.dns_search, &self.dns_option];
+        let is_addressed = self.ip.is_some()
+            || self.ip6.is_some()
+            || !self.dns.is_empty()
+            || words.iter().any(|words| !words.is_empty());
         if is_addressed && !matches!(self.network, Some(Kind::Named(_))) {
-            let text = "--ip, --ip6, --network-alias and --dns need --network NAME";
+            let text =
+                "--ip, --ip6, --network-alias, --dns, --dns-search and --dns-option need --network NAME";
             return Err(Failure::new(text).exit(Exit::Usage));
         }
         match &self.network {
@@ -241,7 +254,8 @@ impl Flags {
         let endpoints = self.endpoints();
         let publish =
             if matches!(self.network, Some(Kind::Named(_))) { parse_all(&self.publish)? } else { Vec::new() };
-        let wanted = Wanted { endpoints, common: self.common(who), publish };
+        let wanted =
+            Wanted { endpoints, common: self.common(who), publish, hostname: who.hostname.to_owned() };
         Ok((!wanted.endpoints.is_empty()).then_some(wanted))
     }
 
@@ -259,6 +273,8 @@ impl Flags {
             workload: who.name.to_owned(),
             names,
             dns: self.dns.clone(),
+            search: self.dns_search.clone(),
+            dns_options: self.dns_option.clone(),
             ..NewLease::default()
         }
     }

@@ -1,0 +1,171 @@
+//! The files of a container by which its C library finds addresses of names, `/etc/resolv.conf` and `/etc/hosts`, and what a
+//! machine's agent writes into the former.
+
+use std::net::IpAddr;
+use std::os::unix::fs::FileExt;
+
+use container::spec::Mount;
+use container::template;
+use tempfile::NamedTempFile;
+use workload::networks::NewLease;
+
+use super::cable::Place;
+use crate::failure::{Outcome, While};
+
+/// Whom to ask.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// What is known without asking.
+pub const HOSTS: &str = "/etc/hosts";
+/// Servers that the C library asks.
+const MAX_SERVERS: usize = 3;
+
+/// The files of one container, which change with the networks it is on.
+#[derive(Debug)]
+pub struct Files {
+    resolv_conf: NamedTempFile,
+    hosts: Option<NamedTempFile>,
+    /// What the former says where it is on no network with a name.
+    alone: String,
+    hostname: String,
+}
+
+impl Files {
+    /// Those of a container on networks with a name.
+    ///
+    /// # Errors
+    /// The host has no room for files.
+    pub fn of_networks(hostname: &str, places: &[&Place]) -> Outcome<Self> {
+        let files = Self { hosts: Some(file(HOSTS)?), hostname: hostname.to_owned(), ..Self::new("")? };
+        files.update(places)?;
+        Ok(files)
+    }
+
+    /// The first only, saying `alone`.
+    ///
+    /// # Errors
+    /// The host has no room for files.
+    pub fn new(alone: &str) -> Outcome<Self> {
+        let (resolv_conf, hostname) = (file(RESOLV_CONF)?, String::new());
+        let files = Self { resolv_conf, hosts: None, alone: alone.to_owned(), hostname };
+        files.update(&[])?;
+        Ok(files)
+    }
+
+    /// Writes what is right on these networks.
+    ///
+    /// # Errors
+    /// The host has no room.
+    pub fn update(&self, places: &[&Place]) -> Outcome<()> {
+        let text = if places.is_empty() { self.alone.clone() } else { resolv_conf(places) };
+        write(&self.resolv_conf, RESOLV_CONF, &text)?;
+        let Some(hosts) = &self.hosts else { return Ok(()) };
+        let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+        for lease in places.iter().map(|place| &place.lease) {
+            let six = lease.address6.map(IpAddr::from);
+            for address in std::iter::once(lease.address.into()).chain(six) {
+                text.push_str(&format!("{address}\t{}\n", self.hostname));
+            }
+        }
+        write(hosts, HOSTS, &text)
+    }
+
+    /// Puts them where the container sees them.
+    pub fn mounts(&self) -> impl Iterator<Item = Mount> {
+        let hosts = self.hosts.iter().map(|file| (HOSTS, file));
+        std::iter::once((RESOLV_CONF, &self.resolv_conf)).chain(hosts).map(|(at, file)| {
+            let source = file.path().to_string_lossy();
+            template::mount(at, "bind", &source, "bind,ro,nosuid,nodev,noexec")
+        })
+    }
+}
+
+fn file(becomes: &str) -> Outcome<NamedTempFile> {
+    let act = || format!("write what becomes {becomes}");
+    let file = NamedTempFile::new().while_trying(act)?;
+    // Everybody in the container reads it.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    file.as_file().set_permissions(mode).while_trying(act)?;
+    Ok(file)
+}
+
+/// In its place, for it is mounted: whoever reads meanwhile finds more rather than less.
+fn write(file: &NamedTempFile, becomes: &str, text: &str) -> Outcome<()> {
+    let file = file.as_file();
+    let written = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
+    written.while_trying(|| format!("write what becomes {becomes}"))
+}
+
+/// What is said on these networks, one at least: the servers of all, and what else the first one's says.
+pub fn resolv_conf(places: &[&Place]) -> String {
+    let servers = places.iter().take(MAX_SERVERS);
+    let mut text: String = servers.map(|place| format!("nameserver {}\n", place.network.gateway)).collect();
+    if let Some(first) = places.first() {
+        text.push_str(&first.resolving);
+    }
+    text
+}
+
+/// Makes of what a workload wants what it gets on this host: whatever it does not say is as the host's own `resolv.conf` says.
+pub fn settle(wanted: &mut NewLease, host: &str) {
+    let words = |key: &'static str| {
+        let lines = host.lines().map(str::split_whitespace);
+        lines.filter_map(move |mut words| (words.next()? == key).then_some(words)).flatten()
+    };
+    if wanted.dns.is_empty() {
+        wanted.dns = words("nameserver").filter_map(|word| word.parse().ok()).collect();
+    }
+    if wanted.search.is_empty() {
+        wanted.search = words("search").map(str::to_owned).collect();
+    }
+    if wanted.dns_options.is_empty() {
+        // Names of a network have no dots, and are asked for as they are before any domain is put behind them.
+        let of_host = words("options").filter(|word| !word.starts_with("ndots:") && *word != "trust-ad");
+        wanted.dns_options = of_host.map(str::to_owned).chain(["ndots:0".to_owned()]).collect();
+    }
+}
+
+/// The lines behind those of the servers.
+pub fn lines(wanted: &NewLease) -> String {
+    // As docker has it: this one is for none.
+    let search: Vec<_> = wanted.search.iter().map(String::as_str).filter(|domain| *domain != ".").collect();
+    let line = |key: &str, words: &[&str]| match words {
+        [] => String::new(),
+        words => format!("{key} {}\n", words.join(" ")),
+    };
+    let options: Vec<_> = wanted.dns_options.iter().map(String::as_str).collect();
+    line("search", &search) + &line("options", &options)
+}
+
+/// Says that `text` may be a word of `resolv.conf`.
+///
+/// # Errors
+/// It may not: it would be another line.
+pub fn check_word(text: &str) -> Result<String, String> {
+    let is_word = !text.is_empty() && text.len() <= 253 && text.bytes().all(|byte| byte.is_ascii_graphic());
+    is_word.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is no word of resolv.conf"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: &str = "# none\nnameserver 127.0.0.53\nnameserver fe80::1%eth0\nnameserver 10.0.0.1\n\
+                        search a.example b.example\noptions edns0 trust-ad ndots:2\n";
+
+    #[test]
+    fn what_nobody_says_is_as_the_host_has_it() {
+        let mut wanted = NewLease::default();
+        settle(&mut wanted, HOST);
+        let servers: Vec<IpAddr> = ["127.0.0.53", "10.0.0.1"].map(|text| text.parse().unwrap()).to_vec();
+        assert_eq!(wanted.dns, servers);
+        assert_eq!(lines(&wanted), "search a.example b.example\noptions edns0 ndots:0\n");
+        let own = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let (search, dns_options) = (own(&["."]), own(&["ndots:1"]));
+        let mut wanted = NewLease { dns: servers[1..].to_vec(), search, dns_options, ..NewLease::default() };
+        settle(&mut wanted, HOST);
+        assert_eq!((wanted.dns.len(), &*lines(&wanted)), (1, "options ndots:1\n"));
+        for wrong in ["", "a b", "a\nnameserver 1.1.1.1"] {
+            assert!(check_word(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}
