@@ -150,7 +150,7 @@ impl Machine {
     ) -> Result<Self, Error> {
         config.validate()?;
         let saved_hz = snapshot.as_ref().map(|snapshot| snapshot.apic_timer_hz(engine)).transpose()?;
-        let ram = snapshot.as_ref().map(|s| GuestRam::from_file(&s.ram_ranges(), &s.ram)).transpose()?;
+        let ram = snapshot.as_ref().map(Snapshot::memory).transpose()?;
         let Backends { console, vsock, net, folders, confine } = backends;
         let network = net::Counts::default();
         let net = net.into_iter().map(|port| network.watch(port)).collect();

@@ -5,16 +5,18 @@
 //! into a clean page is caught. Engines use [`GuestRam::page`] to fill their TLBs and then access host
 //! memory directly, under the rules of [`tracker::PageInfo`].
 //!
-//! Reading order: [`GuestRam`], then [`tracker`], then [`written`].
+//! Reading order: [`GuestRam`], then [`tracker`], [`backing`] and [`written`].
 //!
 //! Deliberately absent: device memory, address decoding of anything but RAM, and Rust references into
 //! guest RAM: other vCPUs and devices write it at any time, so it is touched by volatile or atomic access.
 // UNSAFETY: hands out raw host addresses of guest RAM and reads and writes it through them.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod backing;
 pub mod tracker;
 pub mod written;
 
+pub use backing::Backing;
 pub use tracker::{CodeMark, CodeWatcher, PageFlags, PageInfo, PageTracker};
 pub use vm_memory;
 
@@ -86,6 +88,8 @@ pub struct GuestRam {
     backend: Backend,
     /// The same regions, flat, for the engines' TLB fills. Points into `backend`.
     regions: Box<[Region]>,
+    /// The files that it is mapped from.
+    backing: Option<Backing>,
     /// While somebody watches what is written: what was given back meanwhile.
     discards: Mutex<Option<written::Discards>>,
 }
@@ -111,7 +115,7 @@ impl GuestRam {
         let (sized, total) = checked(ranges)?;
         let backend = Backend::from_ranges(&sized)
             .map_err(|source| Error::Map { len: total, source: Box::new(source) })?;
-        Ok(Self::of(backend))
+        Ok(Self::of(backend, None))
     }
 
     /// Maps the contents of `file`, the regions of `ranges` one after the other, privately: pages come from the file when
@@ -122,36 +126,48 @@ impl GuestRam {
     /// # Errors
     /// [`Error::Unaligned`] and [`Error::Map`].
     pub fn from_file(ranges: &[(u64, u64)], file: &File) -> Result<Self, Error> {
+        Self::from_files(ranges, file, None)
+    }
+
+    /// The same with a second file: what is no hole there takes the place of what `base` has.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`].
+    pub fn from_files(ranges: &[(u64, u64)], base: &File, over: Option<&File>) -> Result<Self, Error> {
         let (sized, total) = checked(ranges)?;
         let refused = |source: Box<dyn std::error::Error + Send + Sync>| Error::Map { len: total, source };
-        let file = Arc::new(file.try_clone().map_err(|e| refused(e.into()))?);
+        let share = |file: &File| Ok::<_, Error>(Arc::new(file.try_clone().map_err(|e| refused(e.into()))?));
+        let backing = Backing { base: share(base)?, over: over.map(share).transpose()? };
         let mut offset = 0;
         let mut regions = Vec::with_capacity(sized.len());
         for (start, len) in sized {
             let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
             let mapping = MmapRegion::build(
-                Some(FileOffset::from_arc(file.clone(), offset)),
+                Some(FileOffset::from_arc(backing.base.clone(), offset)),
                 len,
                 prot.bits() as i32,
                 flags.bits() as i32,
             );
             let mapping = mapping.map_err(|e| refused(e.into()))?;
+            if let Some(over) = backing.over() {
+                map_over(&mapping, over, offset).map_err(|errno| refused(errno.into()))?;
+            }
             let region = GuestRegionMmap::new(mapping, start);
             regions.push(region.ok_or(Error::Unaligned { start: start.0, len: len as u64 })?);
             offset += len as u64;
         }
         let backend = Backend::from_regions(regions).map_err(|e| refused(e.into()))?;
-        Ok(Self::of(backend))
+        Ok(Self::of(backend, Some(backing)))
     }
 
-    fn of(backend: Backend) -> Self {
+    fn of(backend: Backend, backing: Option<Backing>) -> Self {
         let regions = backend.iter().map(Region::of).collect();
-        Self { backend, regions, discards: Mutex::default() }
+        Self { backend, regions, backing, discards: Mutex::default() }
     }
 
-    /// The file behind the regions, if they are [`Self::from_file`].
-    pub fn file(&self) -> Option<&File> {
-        self.backend.iter().next().and_then(|region| region.file_offset()).map(FileOffset::file)
+    /// The files behind the regions, if they are [`Self::from_files`].
+    pub fn backing(&self) -> Option<&Backing> {
+        self.backing.as_ref()
     }
 
     /// The regions as `vm-memory` knows them.
@@ -314,6 +330,26 @@ impl GuestRam {
     }
 }
 
+/// Maps what `over` has of the region `mapping`, which begins at `offset` of the file, in its place.
+fn map_over(mapping: &MmapRegion<PageTracker>, over: &File, offset: u64) -> Result<(), rustix::io::Errno> {
+    for (start, end) in backing::Data::of(over).extents(offset, offset + mapping.size() as u64) {
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: whole pages inside a mapping that nobody knows yet, and which is unmapped as one.
+        unsafe {
+            let place = mapping.as_ptr().add((start - offset) as usize);
+            rustix::mm::mmap(
+                place.cast(),
+                (end - start) as usize,
+                prot,
+                flags | MapFlags::FIXED,
+                over,
+                start,
+            )?;
+        }
+    }
+    Ok(())
+}
+
 /// Checks that regions are made of whole pages; their sum comes with them.
 fn checked(ranges: &[(u64, u64)]) -> Result<(Vec<(GuestAddress, usize)>, u64), Error> {
     let total = ranges.iter().fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
@@ -463,11 +499,33 @@ mod tests {
             byte[0]
         };
         assert_eq!([byte(&one, 0), byte(&one, 1 << 32), byte(&two, 1 << 32)], [1, 9, 2]);
-        assert!(one.file().is_some() && GuestRam::new(&ranges).unwrap().file().is_none());
+        assert!(one.backing().is_some() && GuestRam::new(&ranges).unwrap().backing().is_none());
         let mut bytes = Vec::new();
         file.rewind().unwrap();
         file.read_to_end(&mut bytes).unwrap();
         assert!(bytes[..0x1000] == [1; 0x1000] && bytes[0x1000..] == [2; 0x1000]);
+    }
+
+    #[test]
+    fn what_is_over_a_file_takes_its_place_and_comes_back_when_memory_is_given_back() {
+        use std::os::unix::fs::FileExt;
+        let (base, over) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        base.write_all_at(&[1; 0x5000], 0).unwrap();
+        over.set_len(0x5000).unwrap();
+        over.write_all_at(&[2; 0x1000], 0x2000).unwrap();
+        over.write_all_at(&[0; 0x1000], 0x4000).unwrap();
+        let ram = GuestRam::from_files(&[(0, 0x3000), (1 << 32, 0x2000)], &base, Some(&over)).unwrap();
+        let byte = |gpa| {
+            let mut byte = [9];
+            ram.read(gpa, &mut byte).unwrap();
+            byte[0]
+        };
+        let places = [0x1fff, 0x2000, 0x2fff, 1 << 32, (1 << 32) + 0x1000];
+        assert_eq!(places.map(byte), [1, 2, 2, 1, 0]);
+        ram.write(0x2000, &[7]).unwrap();
+        assert_eq!(byte(0x2000), 7);
+        assert_eq!(ram.discard(0, 0x3000), 0x3000);
+        assert_eq!(places.map(byte), [1, 2, 2, 1, 0]);
     }
 
     #[test]

@@ -25,8 +25,8 @@ const ANY: &[i64] = &[
     // Both ends of what the guest's sockets are joined to, and what wakes the thread for signals.
     libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_shutdown,
     // Requests of a monitor, or of whoever asks for a snapshot, with the open files they bring: the only ones that can
-    // still come.
-    libc::SYS_accept4, libc::SYS_recvmsg,
+    // still come. To whoever makes copies goes the one that memory is from.
+    libc::SYS_accept4, libc::SYS_recvmsg, libc::SYS_sendmsg,
     // Threads and locks; both clones go through the other filter.
     libc::SYS_futex, libc::SYS_clone, libc::SYS_clone3, libc::SYS_set_robust_list, libc::SYS_rseq, libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity, libc::SYS_gettid, libc::SYS_getpid, libc::SYS_exit, libc::SYS_exit_group,

@@ -107,7 +107,8 @@ pub enum Request {
     },
     /// What it takes of the host, as far as only it knows: [`Answer::Stats`].
     Stats,
-    /// Its machine is saved to the two empty files that come along, for state and for memory: [`Answer::Saved`].
+    /// Its machine is saved to the two empty files that come along, for state and for memory: [`Answer::Saved`]. If a socket
+    /// comes along too, memory may be saved as the differences from a file, which is sent there.
     Snapshot {
         /// It ends there, and is not started again.
         stop: bool,

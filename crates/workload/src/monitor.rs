@@ -15,7 +15,7 @@ mod health;
 mod worker;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Command;
 use std::sync::mpsc;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -95,6 +95,20 @@ pub struct Saved {
     pub state: OwnedFd,
     /// Guest memory; the copies of one machine share the file.
     pub ram: OwnedFd,
+    /// The file that `ram` is the differences from, if it is.
+    pub base: Option<OwnedFd>,
+}
+
+impl Saved {
+    /// From those that came with a message; `None` if they are too few.
+    pub fn take(mut files: impl Iterator<Item = OwnedFd>) -> Option<Self> {
+        Some(Self { state: files.next()?, ram: files.next()?, base: files.next() })
+    }
+
+    /// To go along with a message.
+    pub fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(&self.state), Some(&self.ram), self.base.as_ref()].into_iter().flatten().map(AsFd::as_fd)
+    }
 }
 
 /// What a monitor starts. Their standard streams are set here.

@@ -16,7 +16,9 @@ use memory::GuestRam;
 use memory::written::{Range, Written};
 
 use super::Error;
-use super::ram::{self, Blocks, PageMap, RamState};
+use super::Memory;
+use super::over::{OverState, Own};
+use super::ram::{self, Blocks, PageMap, RamState, Zeros};
 
 /// So much is copied at rest without another look: about a millisecond.
 const LITTLE: u64 = 2 << 20;
@@ -29,6 +31,10 @@ pub struct Copying {
     ram: Arc<GuestRam>,
     file: File,
     map: Arc<PageMap>,
+    /// Only what is the machine's own is to go there, if possible.
+    only_own: bool,
+    /// It does.
+    own: Option<Own>,
     /// There once everything was copied.
     written: Option<Written>,
     blocks: Blocks,
@@ -44,7 +50,40 @@ impl Copying {
     pub fn new(ram: &Arc<GuestRam>, file: &File, map: &Arc<PageMap>) -> Result<Self, Error> {
         let file = file.try_clone().map_err(|source| Error::Host { act: "write guest memory", source })?;
         let (blocks, stale) = (Blocks::new(), BTreeSet::new());
-        Ok(Self { ram: ram.clone(), file, map: map.clone(), written: None, blocks, stale })
+        Ok(Self {
+            ram: ram.clone(),
+            file,
+            map: map.clone(),
+            only_own: false,
+            own: None,
+            written: None,
+            blocks,
+            stale,
+        })
+    }
+
+    /// The same, only of what is the machine's own, if its memory comes from a file and the host can tell.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn over(ram: &Arc<GuestRam>, file: &File, map: &Arc<PageMap>) -> Result<Self, Error> {
+        Ok(Self { only_own: true, ..Self::new(ram, file, map)? })
+    }
+
+    /// Copies everything that is to be copied; numbers and checksums of blocks, if all of them are.
+    fn all(&mut self, threads: usize) -> Result<Blocks, Error> {
+        self.own = if self.only_own { Own::of(&self.ram, &self.map) } else { None };
+        match &self.own {
+            // A page that becomes its own while this looks is told by the watch.
+            Some(own) => own.write(&self.ram, &self.file, &self.map, threads).map(|()| Blocks::new()),
+            None => ram::write_all(&self.ram, &self.file, &self.map, threads),
+        }
+    }
+
+    fn again(&mut self, pages: &[Range], threads: usize) -> Result<(), Error> {
+        let zeros = if self.own.is_some() { Zeros::Count } else { Zeros::MayBeHoles };
+        self.stale.append(&mut ram::write_again(&self.ram, &self.file, pages, threads, zeros)?);
+        Ok(())
     }
 
     /// Copies what it can while the machine runs; nothing where the host does not tell what is written. One at a time.
@@ -64,12 +103,12 @@ impl Copying {
             }
         };
         // One thread: the processors are the guest's.
-        self.blocks = ram::write_all(&self.ram, &self.file, &self.map, 1)?;
+        self.blocks = self.all(1)?;
         let mut last = u64::MAX;
         for _ in 0..ROUNDS {
             let Ok(pages) = written.take() else { return Ok(self) };
             let bytes = pages.iter().map(|(_, len)| len).sum();
-            self.stale.append(&mut ram::write_again(&self.ram, &self.file, &pages, 1)?);
+            self.again(&pages, 1)?;
             // Enough is enough, and what does not get less will not.
             if bytes <= LITTLE || bytes > last / 2 {
                 break;
@@ -87,26 +126,38 @@ impl Copying {
     pub fn rest(&mut self) -> Result<u64, Error> {
         let size = |pages: &[Range]| pages.iter().map(|(_, len)| len).sum();
         if let Some(Ok(pages)) = self.written.as_mut().map(Written::take) {
-            let mut stale = ram::write_again(&self.ram, &self.file, &pages, self.map.threads)?;
-            self.stale.append(&mut stale);
+            self.again(&pages, self.map.threads)?;
             return Ok(size(&pages));
         }
         self.stale.clear();
-        self.blocks = ram::write_all(&self.ram, &self.file, &self.map, self.map.threads)?;
+        self.blocks = self.all(self.map.threads)?;
         Ok(self.ram.size_bytes())
+    }
+
+    /// The file that what was copied is the differences from, if it is.
+    ///
+    /// # Errors
+    /// The host has no more open files.
+    pub fn base(&self) -> Result<Option<File>, Error> {
+        let base = self.own.as_ref().and_then(|_| self.ram.backing());
+        let shared = base.map(|backing| backing.base().try_clone()).transpose();
+        shared.map_err(|source| Error::Host { act: "share guest memory", source })
     }
 
     /// What is known of the file, which is not durable yet. The machine may run again.
     ///
     /// # Errors
     /// As [`Self::ahead`].
-    pub fn finish(mut self) -> Result<RamState, Error> {
+    pub fn finish(mut self) -> Result<Memory, Error> {
         // What is written from now on is nobody's business.
         self.written = None;
+        if self.own.is_some() {
+            return OverState::of(&self.ram, &self.file).map(Memory::Over);
+        }
         let sums = ram::sums(&self.file, self.ram.size_bytes(), &self.stale, self.map.threads)?;
         self.blocks.retain(|number, _| !self.stale.contains(number));
         self.blocks.extend(sums);
-        RamState::of(&self.ram, &self.file, self.blocks)
+        RamState::of(&self.ram, &self.file, self.blocks).map(Memory::Whole)
     }
 }
 
@@ -146,10 +197,13 @@ mod tests {
         let old: Vec<u8> = (0..10u32 << 20).map(|at| (at / 5) as u8).collect();
         std::os::unix::fs::FileExt::write_all_at(&behind, &old, 0).unwrap();
         behind.set_len(RANGES.iter().map(|(_, len)| len).sum()).unwrap();
-        for ram in [GuestRam::new(&RANGES).unwrap(), GuestRam::from_file(&RANGES, &behind).unwrap()] {
+        let inherited = || GuestRam::from_file(&RANGES, &behind).unwrap();
+        let kinds = [(GuestRam::new(&RANGES).unwrap(), false), (inherited(), false), (inherited(), true)];
+        let mut some = false;
+        for (ram, over) in kinds {
             let ram = Arc::new(ram);
+            let begin = if over { Copying::over } else { Copying::new };
             let file = tempfile::tempfile().unwrap();
-            let mut some = false;
             for _ in 0..2 {
                 let stop = AtomicBool::new(false);
                 let mut copying = std::thread::scope(|scope| {
@@ -157,7 +211,7 @@ mod tests {
                     let (ram, stop, theirs) = (&ram, &stop, began.clone());
                     scope.spawn(move || scribble(ram, stop, &theirs));
                     began.wait();
-                    let copying = Copying::new(ram, &file, &map).unwrap().ahead().unwrap();
+                    let copying = begin(ram, &file, &map).unwrap().ahead().unwrap();
                     stop.store(true, Ordering::Relaxed);
                     copying
                 });
@@ -168,7 +222,20 @@ mod tests {
                 let expected = contents(&ram);
                 // What comes after is not in it.
                 ram.write(0x1000, b"later").unwrap();
-                let state = copying.finish().unwrap();
+                let state = match copying.finish().unwrap() {
+                    Memory::Whole(state) => state,
+                    Memory::Over(state) => {
+                        state.check(&file, Some(&behind)).unwrap();
+                        let alone = state.check(&file, None).unwrap_err();
+                        assert!(matches!(alone, Error::Base), "{alone}");
+                        let other = state.check(&file, Some(&file)).unwrap_err();
+                        assert!(matches!(other, Error::RamChanged { .. }), "{other}");
+                        let restored = GuestRam::from_files(&RANGES, &behind, Some(&file)).unwrap();
+                        assert!(over && contents(&restored) == expected);
+                        continue;
+                    }
+                };
+                assert!(!over);
                 ram::check(&file, &state).unwrap();
                 let restored = GuestRam::from_file(&RANGES, &file).unwrap();
                 assert!(contents(&restored) == expected);
@@ -176,8 +243,8 @@ mod tests {
                 let whole = tempfile::tempfile().unwrap();
                 assert!(ram::write(&restored, &whole, &map).unwrap().is_same(&state));
             }
-            assert!(some, "nothing was written meanwhile");
         }
+        assert!(some, "nothing was written meanwhile");
     }
 
     #[test]
@@ -191,7 +258,7 @@ mod tests {
         let mut copying = Copying::new(&ram, &file, &map).unwrap().ahead().unwrap();
         ram.write(0x5000, b"at rest").unwrap();
         assert_eq!(copying.rest().unwrap(), ram.size_bytes());
-        let state = copying.finish().unwrap();
+        let Memory::Whole(state) = copying.finish().unwrap() else { panic!("it comes from no file") };
         ram::check(&file, &state).unwrap();
         assert!(contents(&GuestRam::from_file(&RANGES, &file).unwrap()) == contents(&ram));
     }

@@ -20,6 +20,7 @@ pub mod ahead;
 pub(crate) mod disks;
 pub mod folder;
 pub mod fork;
+mod over;
 pub mod ram;
 
 use std::fs::File;
@@ -43,6 +44,7 @@ use disks::{DISKS, DiskState};
 pub use folder::Folder;
 pub use fork::Frozen;
 pub use memory::written::HOST_REQUESTS;
+use over::OverState;
 pub use ram::PageMap;
 use ram::{FileStamp, RamState};
 pub use state::Archive;
@@ -60,6 +62,7 @@ pub(crate) mod path {
     pub const APICS: &str = "apics";
     pub const KVM_CLOCK: &str = "kvm-clock";
     pub const RAM: &str = "ram";
+    pub const RAM_OVER: &str = "ram-over";
     pub const DISKS: &str = "disks";
     pub const WORKLOAD: &str = "workload";
 
@@ -119,6 +122,9 @@ pub enum Error {
         /// Where in the file.
         offset: u64,
     },
+    /// Memory that is only what was written over that of another file.
+    #[error("its memory is what one machine has changed of a file that is not here")]
+    Base,
     /// A disk is not there.
     #[error("open its disk {}", path.display())]
     Disk {
@@ -182,6 +188,7 @@ pub struct ClockState {
 pub(crate) const CLOCKS: (&str, u32) = ("clocks", 1);
 const CONFIG: (&str, u32) = ("machine-config", 1);
 const RAM: (&str, u32) = ("guest-ram", 1);
+const RAM_OVER: (&str, u32) = ("guest-ram-over", 1);
 
 /// A snapshot that was opened and read: everything in it is whole, and nothing was applied yet.
 #[derive(Debug)]
@@ -195,7 +202,62 @@ pub struct Snapshot {
     pub(crate) archive: Archive,
     pub(crate) clocks: ClockState,
     pub(crate) disks: Vec<DiskState>,
-    pub(crate) ram: File,
+    pub(crate) ram: RamFiles,
+}
+
+/// The files of guest memory.
+#[derive(Debug)]
+pub struct RamFiles {
+    /// All of it, or what its machine has changed of `base`.
+    pub ram: File,
+    /// All of it, as it was before, which other machines may go on from as well.
+    pub base: Option<File>,
+}
+
+impl From<File> for RamFiles {
+    fn from(ram: File) -> Self {
+        Self { ram, base: None }
+    }
+}
+
+/// What is known of the files of guest memory.
+#[derive(Debug)]
+pub enum Memory {
+    /// All of it is in one.
+    Whole(RamState),
+    /// What changed is in one.
+    Over(OverState),
+}
+
+impl Memory {
+    fn take(archive: &mut Archive) -> Result<Self, Error> {
+        if archive.sections().any(|(at, _)| at == path::RAM_OVER) {
+            return take(archive, path::RAM_OVER, RAM_OVER).map(Self::Over);
+        }
+        take(archive, path::RAM, RAM).map(Self::Whole)
+    }
+
+    fn put(&self, archive: &mut Archive) -> Result<(), Error> {
+        match self {
+            Self::Whole(state) => archive.put(path::RAM, encode(path::RAM, RAM, state)?),
+            Self::Over(state) => archive.put(path::RAM_OVER, encode(path::RAM_OVER, RAM_OVER, state)?),
+        }
+        Ok(())
+    }
+
+    fn ranges(&self) -> &[(u64, u64)] {
+        match self {
+            Self::Whole(state) => &state.ranges,
+            Self::Over(state) => &state.ranges,
+        }
+    }
+
+    fn check(&self, files: &RamFiles) -> Result<(), Error> {
+        match self {
+            Self::Whole(state) => ram::check(&files.ram, state),
+            Self::Over(state) => state.check(&files.ram, files.base.as_ref()),
+        }
+    }
 }
 
 /// Writes `machine`, which is paused, to the empty files `state` and `ram`; both are durable then.
@@ -211,7 +273,7 @@ pub fn write(
 ) -> Result<(), crate::Error> {
     let archive = capture(machine, build, None)?;
     let memory = ram::write(machine.ram(), ram, map)?;
-    complete(archive, &memory, state)?;
+    complete(archive, &Memory::Whole(memory), state)?;
     Ok(sync(state, ram)?)
 }
 
@@ -236,8 +298,8 @@ pub fn capture(
 ///
 /// # Errors
 /// The host's.
-pub fn complete(mut archive: Archive, memory: &RamState, state: &File) -> Result<(), Error> {
-    archive.put(path::RAM, encode(path::RAM, RAM, memory)?);
+pub fn complete(mut archive: Archive, memory: &Memory, state: &File) -> Result<(), Error> {
+    memory.put(&mut archive)?;
     let mut file = state;
     file.write_all(&archive.to_bytes()).map_err(|source| Error::Host { act: "write state", source })
 }
@@ -256,7 +318,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// All of [`Error`] that tell of damage and of other machines.
-    pub fn read(state: &File, ram: File) -> Result<Self, Error> {
+    pub fn read(state: &File, ram: impl Into<RamFiles>) -> Result<Self, Error> {
         let failed = |source| Error::Host { act: "read state", source };
         // By position: processes that go on from one snapshot may share the open file.
         let len = FileStamp::of(state).map_err(failed)?.len_bytes();
@@ -269,7 +331,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn parse(state: &[u8], ram: File) -> Result<Self, Error> {
+    pub fn parse(state: &[u8], ram: impl Into<RamFiles>) -> Result<Self, Error> {
         let mut archive = Archive::parse(state)?;
         let header = archive.header.clone();
         if header.board != BOARD {
@@ -277,13 +339,13 @@ impl Snapshot {
         }
         let config: MachineConfig = take(&mut archive, path::CONFIG, CONFIG)?;
         let clocks: ClockState = take(&mut archive, path::CLOCKS, CLOCKS)?;
-        let ram_state: RamState = take(&mut archive, path::RAM, RAM)?;
+        let memory = Memory::take(&mut archive)?;
         let malformed = |at: &str, reason: &str| Error::Section {
             path: at.to_owned(),
             source: state::Error::Malformed { kind: "machine", reason: reason.to_owned() },
         };
         config.validate().map_err(|error| malformed(path::CONFIG, &crate::machine::chain(&error)))?;
-        if ram_state.ranges != layout::ram_ranges(config.memory_bytes) {
+        if memory.ranges() != layout::ram_ranges(config.memory_bytes) {
             return Err(malformed(path::RAM, "regions of another machine"));
         }
         let cpus = config.cpus as usize;
@@ -302,7 +364,9 @@ impl Snapshot {
         if has_disks && disks.len() != config.disks.len() {
             return Err(malformed(path::DISKS, "disks of another machine"));
         }
-        ram::check(&ram, &ram_state)?;
+        let mut ram = ram.into();
+        memory.check(&ram)?;
+        ram.base = ram.base.filter(|_| matches!(memory, Memory::Over(_)));
         Ok(Self { config, header, workload, archive, clocks, disks, ram })
     }
 }
@@ -313,7 +377,9 @@ impl Snapshot {
     /// # Errors
     /// The host's.
     pub fn memory(&self) -> Result<GuestRam, Error> {
-        Ok(GuestRam::from_file(&self.ram_ranges(), &self.ram)?)
+        let RamFiles { ram, base } = &self.ram;
+        let over = base.as_ref().map(|_| ram);
+        Ok(GuestRam::from_files(&self.ram_ranges(), base.as_ref().unwrap_or(ram), over)?)
     }
 
     /// The registers of vCPU `index`; `None` if there is no such vCPU.

@@ -10,10 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use memory::backing::Data;
 use memory::written::{Range, Watcher};
 use memory::{GuestRam, PAGE_SIZE};
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -22,9 +21,11 @@ use super::Error;
 const BLOCK: u64 = 1 << 20;
 /// More do not make a memory faster.
 const MAX_THREADS: usize = 4;
-const PAGE: u64 = PAGE_SIZE as u64;
+pub(super) const PAGE: u64 = PAGE_SIZE as u64;
 /// `Documentation/admin-guide/mm/pagemap.rst`: the page is in memory, or swapped out.
 const PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
+/// The same: it is a page of a file, so one that was not written to.
+const OF_FILE: u64 = 1 << 61;
 
 /// What is known about a memory file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,18 +115,22 @@ impl PageMap {
 
     /// Whether each of the pages from host address `host` on may hold anything of its own.
     fn touched(&self, host: usize, pages: usize) -> Vec<bool> {
-        let mut entries = vec![0; pages * 8];
-        let read =
-            self.file.as_ref().map(|map| map.read_exact_at(&mut entries, (host / PAGE_SIZE * 8) as u64));
-        match read {
-            Some(Ok(())) => entries.chunks_exact(8).map(is_touched).collect(),
-            _ => vec![true; pages],
-        }
+        let touched = self.pages(host, pages, |entry| entry & PRESENT_OR_SWAPPED != 0);
+        touched.unwrap_or_else(|| vec![true; pages])
     }
-}
 
-fn is_touched(entry: &[u8]) -> bool {
-    u64::from_le_bytes(entry.try_into().expect("eight bytes a page")) & PRESENT_OR_SWAPPED != 0
+    /// Whether each of the pages from host address `host` on, mapped privately from a file, is no longer the file's. `None` if
+    /// the host does not tell.
+    pub(super) fn own(&self, host: usize, pages: usize) -> Option<Vec<bool>> {
+        self.pages(host, pages, |entry| entry & PRESENT_OR_SWAPPED != 0 && entry & OF_FILE == 0)
+    }
+
+    fn pages(&self, host: usize, pages: usize, is_so: impl Fn(u64) -> bool) -> Option<Vec<bool>> {
+        let mut entries = vec![0; pages * 8];
+        self.file.as_ref()?.read_exact_at(&mut entries, (host / PAGE_SIZE * 8) as u64).ok()?;
+        let entry = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes a page"));
+        Some(entries.chunks_exact(8).map(|bytes| is_so(entry(bytes))).collect())
+    }
 }
 
 /// Writes all of `ram`, whose machine is at rest, to `file`. It is not durable yet.
@@ -143,13 +148,18 @@ pub(super) fn write_all(ram: &GuestRam, file: &File, map: &PageMap, threads: usi
     sized.map_err(|source| Error::Host { act: "write guest memory", source })?;
     let mut pieces = Vec::new();
     let mut base = 0;
-    let mut behind = ram.file().map(Data::of);
+    let mut behind: Vec<Data<'_>> = ram
+        .backing()
+        .into_iter()
+        .flat_map(|files| files.over().into_iter().chain([files.base()]))
+        .map(Data::of)
+        .collect();
     for (start, len) in ram.ranges() {
         let host = ram.host(start).map_or(0, |host| host.addr().get());
         let touched = map.touched(host, (len / PAGE) as usize);
         for (at, pages) in (0..len).step_by(BLOCK as usize).zip(touched.chunks((BLOCK / PAGE) as usize)) {
             let (offset, bytes) = (base + at, pages.len() as u64 * PAGE);
-            let inherited = behind.as_mut().is_some_and(|behind| behind.is_in(offset, bytes));
+            let inherited = behind.iter_mut().any(|file| file.is_in(offset, bytes));
             if inherited || pages.contains(&true) {
                 pieces.push(Piece { offset, gpa: start + at, touched: pages.to_vec(), inherited });
             }
@@ -172,7 +182,7 @@ struct Piece {
 }
 
 /// Does `work` on each of `items`, some at a time, with a buffer of [`BLOCK`] bytes; what came of it, in no order.
-fn each<T: Sync, R: Send>(
+pub(super) fn each<T: Sync, R: Send>(
     items: &[T],
     threads: usize,
     work: impl Fn(&T, &mut [u8]) -> Result<R, Error> + Sync,
@@ -202,12 +212,22 @@ fn each<T: Sync, R: Send>(
     })
 }
 
+/// What a hole in a file of memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Zeros {
+    /// Zeros.
+    MayBeHoles,
+    /// Something else (see [`super::over`]).
+    Count,
+}
+
 /// Writes `pages` of `ram` over what `file` has of them; the numbers of the blocks that have other bytes now.
 pub(super) fn write_again(
     ram: &GuestRam,
     file: &File,
     pages: &[Range],
     threads: usize,
+    zeros: Zeros,
 ) -> Result<BTreeSet<u64>, Error> {
     let mut pieces = Vec::new();
     for &(first, len) in pages {
@@ -227,7 +247,10 @@ pub(super) fn write_again(
     each(&pieces, threads, |&(gpa, offset, count), buffer| {
         let bytes = &mut buffer[..count as usize];
         ram.read(gpa, bytes)?;
-        let written = overwrite(file, offset, bytes);
+        let written = match zeros {
+            Zeros::Count => file.write_all_at(bytes, offset),
+            Zeros::MayBeHoles => overwrite(file, offset, bytes),
+        };
         written.map_err(|source| Error::Host { act: "write guest memory", source })
     })?;
     Ok(pieces.into_iter().map(|(_, offset, _)| offset / BLOCK).collect())
@@ -277,7 +300,7 @@ fn write_piece(
     let Piece { offset, gpa, touched, inherited } = piece;
     let block = &mut buffer[..touched.len() * PAGE_SIZE];
     block.fill(0);
-    if let Some(behind) = ram.file().filter(|_| *inherited && touched.contains(&false)) {
+    if let Some(behind) = ram.backing().filter(|_| *inherited && touched.contains(&false)) {
         // Not through memory, where it would be this process's from then on.
         let read = behind.read_exact_at(block, *offset);
         read.map_err(|source| Error::Host { act: "read guest memory", source })?;
@@ -318,31 +341,6 @@ fn is_zero(bytes: &[u8]) -> bool {
     // As fast as memory: whole words, no early end but once a page.
     bytes.chunks_exact(16).fold(0, |or, word| or | u128::from_ne_bytes(word.try_into().expect("16 bytes")))
         == 0
-}
-
-/// Where a file is more than a hole, asked for in the order of its bytes. A file system that knows no holes says everywhere.
-struct Data<'a> {
-    file: &'a File,
-    /// There is none before that, from where was asked last.
-    next: u64,
-}
-
-impl<'a> Data<'a> {
-    fn of(file: &'a File) -> Self {
-        Self { file, next: 0 }
-    }
-
-    /// Whether any of `len` bytes at `offset` are.
-    fn is_in(&mut self, offset: u64, len: u64) -> bool {
-        if self.next <= offset {
-            self.next = match rustix::fs::seek(self.file, SeekFrom::Data(offset)) {
-                Ok(at) => at,
-                Err(Errno::NXIO) => u64::MAX,
-                Err(_) => offset,
-            };
-        }
-        self.next < offset + len
-    }
 }
 
 /// Says that `file` holds what was written.

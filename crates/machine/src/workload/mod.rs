@@ -44,7 +44,7 @@ pub use error::Error;
 use run::Run;
 pub(crate) use saving::WORKLOAD;
 use saving::{Copied, Gate};
-pub use saving::{Saving, WorkloadState};
+pub use saving::{Saved, Saving, WorkloadState};
 
 /// Connections a guest may open before anything is asked of it: the agent needs four; a guest that opens more plays tricks.
 const MAX_CONNECTIONS: u32 = 64;

@@ -78,8 +78,19 @@ pub struct Saving {
     pub build: String,
     /// The original ends there.
     pub stop: bool,
-    /// Told how long the machine stood still, or why there is no snapshot.
-    pub done: Sender<Result<Duration, String>>,
+    /// Of memory that comes from a file, `ram` may have the differences from that: see [`Saved::base`].
+    pub over: bool,
+    /// Told what came of it, or why there is no snapshot.
+    pub done: Sender<Result<Saved, String>>,
+}
+
+/// A machine that was saved.
+#[derive(Debug)]
+pub struct Saved {
+    /// How long it stood still.
+    pub paused: Duration,
+    /// The file that what was saved of memory is the differences from, if it is.
+    pub base: Option<File>,
 }
 
 impl Saving {
@@ -100,7 +111,8 @@ impl Run<'_> {
         if self.is_saving {
             return saving.refuse("it is being saved already");
         }
-        let copying = Copying::new(self.machine.shared_ram(), &saving.ram, &saving.pages);
+        let begin = if saving.over { Copying::over } else { Copying::new };
+        let copying = begin(self.machine.shared_ram(), &saving.ram, &saving.pages);
         let sender = self.sender.clone();
         let copy = move || {
             let copied = copying.and_then(Copying::ahead).map_err(|error| crate::machine::chain(&error));
@@ -140,8 +152,10 @@ impl Run<'_> {
         let paused = began.elapsed();
         let result = captured.and_then(|archive| {
             let write = || {
+                let base = copying.base()?;
                 snapshot::complete(archive, &copying.finish()?, &saving.state)?;
-                snapshot::sync(&saving.state, &saving.ram)
+                snapshot::sync(&saving.state, &saving.ram)?;
+                Ok::<_, snapshot::Error>(Saved { paused, base })
             };
             write().map_err(|error| crate::machine::chain(&error))
         });
@@ -149,7 +163,7 @@ impl Run<'_> {
         if waits && !is_over {
             go_on();
         }
-        let _ = saving.done.send(result.map(|()| paused));
+        let _ = saving.done.send(result);
         is_over
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use arch::x86::CpuState;
 use clap::{Args, Subcommand, ValueEnum};
-use machine::snapshot::{Frozen, Snapshot, folder};
+use machine::snapshot::{Snapshot, folder};
 
 use super::{snapshot, workloads};
 use crate::cli::Global;
@@ -102,8 +102,7 @@ fn snapshot_of(global: &Global, of: &str) -> Outcome<Snapshot> {
         return folder::open(&PathBuf::from(of)).while_trying(act);
     }
     let running = workloads::find(global, of)?;
-    let frozen = Frozen::create().while_trying(act)?;
-    snapshot::take(&running, &frozen.state, &frozen.ram, false)?;
+    let (frozen, _) = snapshot::freeze(&running)?;
     frozen.copy().while_trying(act)
 }
 

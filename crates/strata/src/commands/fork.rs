@@ -3,13 +3,12 @@
 //! The machine is saved once, to files in memory that nothing can change any more. Each copy is a workload of its own that
 //! restores them: it maps the memory privately, so what no copy has written is there once for all of them.
 
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
-use machine::snapshot::{Frozen, Snapshot};
+use machine::snapshot::Frozen;
 use serde_json::{Value, json};
 use workload::{Description, Folder, Workloads};
 
@@ -51,10 +50,8 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let act = || format!("fork {:?}", options.workload);
     let parent = find(global, &options.workload)?;
     let like = description_of_copies(&parent, options, &act)?;
-    let frozen = Frozen::create().while_trying(act)?;
     let began = Instant::now();
-    let paused_ms = snapshot::take(&parent, &frozen.state, &frozen.ram, false)?;
-    frozen.seal().while_trying(act)?;
+    let (frozen, paused_ms) = snapshot::freeze(&parent)?;
     check_disks(&frozen, &act)?;
     tracing::info!("saved in {} ms; the machine stood still for {paused_ms} ms", began.elapsed().as_millis());
     let all = all(global)?;
@@ -103,8 +100,7 @@ fn description_of_copies(
 
 /// Two machines that write to one disk would destroy what is on it.
 fn check_disks(frozen: &Frozen, act: &impl Fn() -> String) -> Outcome<()> {
-    let share = |file: &File| file.try_clone().while_trying(act);
-    let snapshot = Snapshot::read(&frozen.state, share(&frozen.ram)?).while_trying(act)?;
+    let snapshot = frozen.copy().while_trying(act)?;
     match snapshot.config.disks.iter().find(|disk| !disk.read_only) {
         None => Ok(()),
         Some(disk) => {
@@ -139,7 +135,8 @@ fn start_all(global: &Global, all: &Workloads, made: Vec<Folder>, frozen: &Froze
 
 fn start(global: &Global, all: &Workloads, copy: Folder, frozen: &Frozen) -> Outcome<Folder> {
     let name = &copy.description().name;
-    let started = detach::start(global, &copy, Some([&frozen.state, &frozen.ram]));
+    let files: Vec<_> = frozen.files().collect();
+    let started = detach::start(global, &copy, Some(&files));
     let reason = match started {
         Ok(Ok(())) => return Ok(copy),
         Ok(Err(reason)) => reason,

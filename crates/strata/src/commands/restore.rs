@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
-use machine::snapshot::{self, Snapshot, folder};
+use machine::snapshot::{self, RamFiles, Snapshot, folder};
 use machine::workload::{AgentSession, Origin, WorkloadState};
 use machine::{Backends, Machine};
 use serde::{Deserialize, Serialize};
@@ -184,7 +184,8 @@ pub fn go_on_with(root: &Path, options: Value, files: Saved, link: Link, name: &
     let act = format!("go on as {name:?}");
     let mut carried: Carried = serde_json::from_value(options).while_trying(|| act.clone())?;
     carried.sizing.engine = engines::settle(&carried.sizing.engine, root);
-    let snapshot = Snapshot::read(&File::from(files.state), File::from(files.ram));
+    let memory = RamFiles { ram: files.ram.into(), base: files.base.map(File::from) };
+    let snapshot = Snapshot::read(&File::from(files.state), memory);
     let snapshot = snapshot.map_err(|error| Failure::because(&act, error))?;
     snapshot.check_disks().map_err(|error| Failure::because(&act, error))?;
     let interactive = link.stdin.is_some();

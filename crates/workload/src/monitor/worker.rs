@@ -80,7 +80,7 @@ impl Monitor<'_> {
     fn begin(&self, sender: &mut Sender, saved: Option<Saved>) -> Result<Option<OwnedFd>> {
         let pipe = if self.folder.description().wanted.interactive { Some(open_pipe()?) } else { None };
         let mut fds: Vec<_> = pipe.iter().map(|(read, _)| read.as_fd()).collect();
-        fds.extend(saved.iter().flat_map(|saved| [saved.state.as_fd(), saved.ram.as_fd()]));
+        fds.extend(saved.iter().flat_map(Saved::files));
         sender.send(0, &Request::Begin { stdin: pipe.is_some(), saved: saved.is_some() }, &fds)?;
         Ok(pipe.map(|(_, write)| write))
     }

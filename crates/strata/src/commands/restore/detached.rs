@@ -31,7 +31,7 @@ pub fn files(folder: &Path) -> Outcome<(File, File)> {
 /// As [`files`].
 pub fn saved(folder: &Path) -> Outcome<Saved> {
     let (state, ram) = files(folder)?;
-    Ok(Saved { state: state.into(), ram: ram.into() })
+    Ok(Saved { state: state.into(), ram: ram.into(), base: None })
 }
 
 /// Makes the workload and starts it; its id goes to standard output.
@@ -43,7 +43,7 @@ pub fn run(global: &Global, root: &Path, folder: &Path, name: Option<String>, wa
     let (state, ram) = files(folder)?;
     let workloads = Workloads::open(root).while_trying(act)?;
     let made = workloads.create(name, wanted).while_trying(act)?;
-    let started = detach::start(global, &made, Some([&state, &ram]));
+    let started = detach::start(global, &made, Some(&[&state, &ram]));
     let reason = match started {
         Ok(Ok(())) => {
             output::write(&format!("{}\n", made.description().id))?;

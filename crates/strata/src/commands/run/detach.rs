@@ -163,7 +163,7 @@ pub(super) fn wanted(
 ///
 /// # Errors
 /// The process that watches it does not start.
-pub fn start(global: &Global, folder: &Folder, saved: Option<[&File; 2]>) -> Outcome<Result<(), String>> {
+pub fn start(global: &Global, folder: &Folder, saved: Option<&[&File]>) -> Outcome<Result<(), String>> {
     if let Err(reason) = start_monitor(global, folder, saved)? {
         return Ok(Err(reason));
     }
@@ -190,7 +190,7 @@ pub fn begin(folder: &Folder) -> Outcome<Result<(), String>> {
 pub fn start_monitor(
     global: &Global,
     folder: &Folder,
-    saved: Option<[&File; 2]>,
+    saved: Option<&[&File]>,
 ) -> Outcome<Result<(), String>> {
     let act = || "start the process that watches the workload".to_owned();
     let id = folder.description().id.as_str();
@@ -200,7 +200,8 @@ pub fn start_monitor(
         let (ours, theirs) = UnixStream::pair().while_trying(act)?;
         let (mut sender, _) = control::halves(ours, "the process that watches").while_trying(act)?;
         let begin = Request::Begin { stdin: false, saved: true };
-        sender.send(0, &begin, &files.map(AsFd::as_fd)).while_trying(act)?;
+        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        sender.send(0, &begin, &files).while_trying(act)?;
         command.arg("--saved").stdin(OwnedFd::from(theirs));
     }
     let mut child = command.spawn().while_trying(act)?;
@@ -266,9 +267,6 @@ fn receive_saved() -> Outcome<Saved> {
     let socket: UnixStream = std::io::stdin().as_fd().try_clone_to_owned().while_trying(act)?.into();
     let (_, mut receiver) = control::halves(socket, "the command").while_trying(act)?;
     let message = receiver.receive::<Request>().while_trying(act)?;
-    let mut fds = message.into_iter().flat_map(|message| message.fds);
-    match (fds.next(), fds.next()) {
-        (Some(state), Some(ram)) => Ok(Saved { state, ram }),
-        _ => Err(Failure::new(format!("{}: its files did not come", act()))),
-    }
+    let files = message.into_iter().flat_map(|message| message.fds);
+    Saved::take(files).ok_or_else(|| Failure::new(format!("{}: its files did not come", act())))
 }

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use machine::Machine;
 use machine::snapshot::PageMap;
 use machine::workload::command::{Extra, ExtraEvent, Streams};
-use machine::workload::{Control, Outcome as Ended, Saving};
+use machine::workload::{Control, Outcome as Ended, Saved, Saving};
 use protocol::WinSize;
-use workload::control::{Answer, Exec, Message, Request};
+use workload::control::{self, Answer, Exec, Message, Request};
 use workload::{Foreground, Wanted, Workloads};
 
 use super::template;
@@ -34,16 +35,17 @@ impl Saver {
     fn save(&self, message: Message<Request>, control: &Control, stop: bool) -> Answer {
         let error = |reason: String| Answer::Error { reason };
         let mut files = message.fds.into_iter().map(File::from);
-        let (Some(state), Some(ram), None) = (files.next(), files.next(), files.next()) else {
+        let (Some(state), Some(ram), shares) = (files.next(), files.next(), files.next()) else {
             return error("a snapshot goes to two files".to_owned());
         };
         let (done, saved) = channel();
         let (pages, build) = (self.pages.clone(), self.build.clone());
-        control.save(Saving { state, ram, pages, build, stop, done });
+        control.save(Saving { state, ram, pages, build, stop, over: shares.is_some(), done });
         match saved.recv() {
-            Ok(Ok(paused)) => {
-                Answer::Saved { paused_ms: u64::try_from(paused.as_millis()).unwrap_or(u64::MAX) }
-            }
+            Ok(Ok(Saved { paused, base })) => match send_base(shares, base) {
+                Ok(()) => Answer::Saved { paused_ms: u64::try_from(paused.as_millis()).unwrap_or(u64::MAX) },
+                Err(unsent) => error(unsent.to_string()),
+            },
             Ok(Err(reason)) => error(reason),
             Err(_) => error("the command has ended".to_owned()),
         }
@@ -80,6 +82,14 @@ impl Saver {
         }
         Answer::Done
     }
+}
+
+/// The file behind what was saved of memory goes to whoever asked on a socket that came along.
+fn send_base(shares: Option<File>, base: Option<File>) -> workload::Result<()> {
+    let (Some(shares), Some(base)) = (shares, base) else { return Ok(()) };
+    let socket = UnixStream::from(OwnedFd::from(shares));
+    let (mut sender, _) = control::halves(socket, "whoever makes copies")?;
+    sender.send(0, &Answer::Done, &[base.as_fd()])
 }
 
 /// A machine and the way to its commands.

@@ -87,11 +87,7 @@ impl Link {
         let Request::Begin { stdin, saved } = first.body else { return Err(wrong()) };
         let mut fds = first.fds.into_iter();
         let stdin = if stdin { Some(fds.next().ok_or_else(wrong)?) } else { None };
-        let saved = match (saved, fds.next(), fds.next()) {
-            (true, Some(state), Some(ram)) => Some(Saved { state, ram }),
-            (true, ..) => return Err(wrong()),
-            (false, ..) => None,
-        };
+        let saved = if saved { Some(Saved::take(fds).ok_or_else(wrong)?) } else { None };
         let (sender, receiver) = (Arc::new(Mutex::new(sender)), Mutex::new(receiver));
         Ok(Link { stdin, saved, who, saver: Saver::open(), sender, receiver, socket: twin })
     }
