@@ -427,3 +427,28 @@ fn what_is_stopped_can_be_started_at_once_again_and_again() {
         assert_eq!(status, 204, "round {round}: {said}");
     }
 }
+
+#[test]
+fn dockers_client_removes_and_prunes_as_it_does_elsewhere() {
+    let Some(server) = Server::with_client() else { return };
+    let context = tempfile::tempdir().unwrap();
+    std::fs::write(context.path().join("Dockerfile"), "FROM debian\nLABEL mine=yes\n").unwrap();
+    let folder = context.path().to_str().unwrap();
+    server.docker(&["build", "-t", "mine:1", "-t", "mine:2", folder]);
+    let id = server.docker(&["images", "-q", "mine:1"]).trim().to_owned();
+    let refused = |arguments: &[&str], words: &str| refused(&server.try_to(arguments), 1, words);
+    refused(&["rmi", &id], "must be forced) - image is referenced in multiple repositories");
+    assert_eq!(server.docker(&["rmi", "mine:2"]), "Untagged: mine:2\n");
+    server.docker(&["create", "--name", "user", "mine:1", "sleep", "1000"]);
+    refused(&["rmi", "mine:1"], "unable to remove repository reference \"mine:1\" (must force) - container");
+    refused(&["rmi", &id], "must be forced) - image is being used by stopped container");
+    server.docker(&["start", "user"]);
+    refused(&["rmi", "-f", &id], "cannot be forced) - image is being used by running container");
+    assert_eq!(server.docker(&["rmi", "-f", "mine:1"]), "Untagged: mine:1\n");
+    server.docker(&["rm", "-f", "user"]);
+    server.docker(&["build", "-t", "mine:1", folder]);
+    let gone = server.docker(&["image", "prune", "-a", "-f", "--filter", "label=mine=yes"]);
+    assert!(!gone.contains("debian"), "{gone}");
+    assert_eq!(server.docker(&["images", "-q", "mine:1"]), "", "{gone}");
+    refused(&["rmi", "mine:1"], "No such image: mine:1");
+}

@@ -24,6 +24,7 @@ mod escape;
 mod files;
 mod fork;
 mod full_disk;
+mod image_verbs;
 mod interrupted;
 mod kernels;
 mod kvm;

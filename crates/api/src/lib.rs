@@ -8,6 +8,7 @@
 //! docker/     a router table, then a file per concern   error       docker's status codes and error bodies
 //! strata      snapshots, forks, templates               terminal    a command on a terminal, over a WebSocket
 //! metrics     for Prometheus                            console     the files of the web console
+//! images      which images may go, for the command line too
 //! ```
 //!
 //! Nothing is known here that is not in the files of the store: workloads and images are read from there for each request, so
@@ -26,6 +27,7 @@ mod bodies;
 mod console;
 pub mod docker;
 mod error;
+mod images;
 mod listen;
 mod machines;
 mod metrics;
@@ -39,6 +41,7 @@ pub use backend::{
     RefusalKind, Throttle, Throttled, Usage,
 };
 pub use error::ApiError;
+pub use images::{ImageFilters, RemovedImage, prune_images, remove_image};
 pub use listen::Listen;
 pub use machines::{AfterSnapshot, BlockTraffic, Machines, NetworkTraffic, SavedWorkload, Traffic};
 pub use server::{End, Service, end, serve};

@@ -13,6 +13,7 @@ use super::params::Params;
 use super::{App, create, images, json};
 use crate::backend::Backend;
 use crate::error::{ApiError, Result};
+use crate::images::is_id_of;
 
 /// What a list can be asked for.
 const KNOWN: [&str; 12] = [
@@ -98,14 +99,6 @@ fn fits(filters: &Filters, folder: &Folder, state: &Condition, images: &mut Imag
 /// A name with its tag; anything else as it is.
 fn normal(name: &str) -> String {
     name.parse::<Reference>().map_or_else(|_| name.to_owned(), |name| name.full())
-}
-
-/// Whether `text` is this id, or a beginning of it that is long enough to be meant.
-pub(super) fn is_id_of(id: &str, text: &str) -> bool {
-    let text = text.strip_prefix("sha256:").unwrap_or(text);
-    text.len() >= 4
-        && text.bytes().all(|b| b.is_ascii_hexdigit())
-        && id.trim_start_matches("sha256:").starts_with(text)
 }
 
 /// What docker calls it.

@@ -11,15 +11,14 @@ use axum::response::IntoResponse;
 use image::{Image, NoProgress, Reference, SaveFormat, Store};
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
-use workload::Status;
 
-use super::containers::is_id_of;
 use super::filters::Filters;
 use super::params::Params;
 use super::pull::{self, told};
 use super::{App, Shared, json, streams};
 use crate::backend::Backend;
 use crate::error::{ApiError, Result, chain};
+use crate::images::{self, ImageFilters, is_id_of, made_at, moment, seconds};
 
 /// The image of this name or id.
 pub(super) fn find(store: &Store, text: &str) -> Result<Image> {
@@ -65,11 +64,6 @@ pub(super) fn id_of(image: &Image) -> String {
     image.manifest().config().digest().to_string()
 }
 
-/// Seconds since 1970 of a time as configs have it.
-fn seconds(created: Option<&str>) -> i64 {
-    created.map_or(0, workload::log::seconds)
-}
-
 /// `GET /images/json`
 pub(super) async fn list(State(app): App, params: Params) -> Result {
     let known = ["dangling", "label", "label!", "reference", "before", "since", "until"];
@@ -84,7 +78,8 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
             let made = |name: &str| -> Result<i64> { Ok(made_at(&find(backend.store(), name)?)) };
             let before = filters.values("before").map(made).collect::<Result<Vec<i64>>>()?;
             let since = filters.values("since").map(made).collect::<Result<Vec<i64>>>()?;
-            let until = filters.values("until").map(moment).collect::<Result<Vec<i64>>>()?;
+            let until =
+                filters.values("until").map(|text| Ok(moment(text)?)).collect::<Result<Vec<i64>>>()?;
             rows(backend, digests, &|image: &Image| {
                 let created = made_at(image);
                 let in_time = before.iter().chain(&until).all(|time| created < *time)
@@ -104,31 +99,6 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
         })
         .await?;
     Ok(json(StatusCode::OK, &rows))
-}
-
-/// When an image was made: seconds since 1970.
-fn made_at(image: &Image) -> i64 {
-    let config: Value = serde_json::from_slice(image.config_bytes()).unwrap_or_default();
-    seconds(config["created"].as_str())
-}
-
-/// A time in seconds since 1970, as RFC 3339 has it, or so long ago: `90m`, `24h`.
-fn moment(text: &str) -> Result<i64> {
-    let wrong = || ApiError::bad(format!("invalid filter 'until={text}'"));
-    if let Ok(seconds) = text.parse::<i64>() {
-        return Ok(seconds);
-    }
-    let unit = match text.chars().last() {
-        Some('s') => 1,
-        Some('m') => 60,
-        Some('h') => 3600,
-        _ => {
-            let found = workload::log::seconds(text);
-            return if found == 0 { Err(wrong()) } else { Ok(found) };
-        }
-    };
-    let count: i64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-    Ok((workload::now_ms() / 1000) as i64 - count.saturating_mul(unit))
 }
 
 /// `*` stands for anything but a slash.
@@ -342,57 +312,23 @@ pub(super) async fn remove(State(app): App, Path(name): Path<String>, params: Pa
 
 fn remove_names(backend: &dyn Backend, text: &str, force: bool) -> Result<Vec<Value>> {
     let store = backend.store();
-    let image = find(store, text)?;
-    let id = id_of(&image);
-    let all = names_of(store, &id)?;
-    let is_name = text.parse::<Reference>().is_ok_and(|name| all.contains(&name));
-    let going = if is_name { vec![text.parse::<Reference>()?] } else { all.clone() };
-    if going.len() > 1 && !force {
-        return Err(ApiError::conflict(format!(
-            "conflict: unable to delete {text} (must be forced) - image is referenced in multiple repositories"
-        )));
-    }
-    let is_last = going.len() == all.len();
-    if is_last {
-        for folder in backend.workloads().list()? {
-            let what = folder.description();
-            let uses = what.wanted.image.parse::<Reference>().is_ok_and(|name| all.contains(&name));
-            let runs =
-                folder.state().is_ok_and(|state| state.status.is_active() || state.status == Status::Created);
-            if uses && (runs || !force) {
-                let (kind, must) = if runs {
-                    ("being used by running", "cannot")
-                } else {
-                    ("being used by stopped", "must")
-                };
-                return Err(ApiError::conflict(format!(
-                    "conflict: unable to delete {text} ({must} be forced) - image is {kind} container {}",
-                    &what.id[..12]
-                )));
-            }
-        }
-    }
-    drop(image);
-    let mut gone = Vec::new();
-    for name in &going {
-        store.remove(name)?;
-        gone.push(json!({ "Untagged": name.to_string() }));
-    }
-    if is_last {
-        gone.push(json!({ "Deleted": id }));
-    }
-    Ok(gone)
+    // Docker's id of it, which is another than the store's.
+    let id = find(store, text).map(|image| id_of(&image));
+    let removed = images::remove_image(store, backend.workloads(), text, force)?;
+    let untagged = removed.untagged.iter().map(|name| json!({ "Untagged": name.to_string() }));
+    let deleted = removed.deleted.map(|digest| json!({ "Deleted": id.unwrap_or(digest) }));
+    Ok(untagged.chain(deleted).collect())
 }
 
 /// `POST /images/prune`
 pub(super) async fn prune(State(app): App, params: Params) -> Result {
-    let filters = Filters::of(&params, &["dangling", "label", "until"])?;
-    if filters.has("label") || filters.has("until") {
-        return Err(ApiError::not_offered("prune by label or age: remove those images by their names"));
-    }
+    let filters = Filters::of(&params, &["dangling", "label", "label!", "until"])?;
     // Docker removes those without a name unless it is told to remove all that nothing uses.
     let unused = filters.values("dangling").any(|value| matches!(value, "false" | "0"));
-    let pruned = app.blocking(move |backend| Ok(backend.store().prune(unused)?)).await?;
+    let all = |name: &str| filters.values(name).map(str::to_owned).collect();
+    let wanted = ImageFilters { labels: all("label"), without: all("label!"), until: all("until") };
+    let pruned =
+        app.blocking(move |backend| Ok(images::prune_images(backend.store(), unused, &wanted)?)).await?;
     let names: Vec<Value> = pruned.names.iter().map(|name| json!({ "Untagged": name.to_string() })).collect();
     Ok(json(StatusCode::OK, &json!({ "ImagesDeleted": names, "SpaceReclaimed": pruned.collected.bytes })))
 }
@@ -408,16 +344,6 @@ mod tests {
         assert_eq!(verb("reg:5000/a/b:c/push", &verbs), Ok(("reg:5000/a/b:c", "push")));
         assert_eq!(verb("json/json", &verbs), Ok(("json", "json")));
         assert!(verb("json", &verbs).is_err() && verb("a/fly", &verbs).is_err());
-    }
-
-    #[test]
-    fn moments_are_numbers_times_and_ages() {
-        assert_eq!(moment("1700000000"), Ok(1_700_000_000));
-        assert_eq!(moment("2023-11-14T22:13:20Z"), Ok(1_700_000_000));
-        assert!(moment("24h").unwrap() < (workload::now_ms() / 1000) as i64 - 86_000);
-        for wrong in ["", "h", "soon", "1d", "xm"] {
-            assert!(moment(wrong).is_err(), "{wrong}");
-        }
     }
 
     #[test]

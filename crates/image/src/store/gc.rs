@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::document;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::image::Image;
 use crate::reference::Reference;
 use crate::root::ROOT_SUFFIX;
 
@@ -44,20 +45,41 @@ impl Store {
     /// # Errors
     /// Images are being added just now, or the store cannot be read.
     pub fn prune(&self, unused: bool) -> Result<Pruned> {
+        let names = if unused { self.forget_unused(&|_| true)? } else { Vec::new() };
+        self.prune_rest(names, unused)
+    }
+
+    /// Removes images that nobody keeps or uses just now and that fit, and what no name leads to then. What builds remember stays.
+    ///
+    /// # Errors
+    /// As [`Store::prune`].
+    pub fn prune_some(&self, fits: &dyn Fn(&Image) -> bool) -> Result<Pruned> {
+        // A broken one has nothing that could fit.
+        let fits = |name: &Reference| self.image(name).is_ok_and(|image| fits(&image));
+        let names = self.forget_unused(&fits)?;
+        self.prune_rest(names, false)
+    }
+
+    fn forget_unused(&self, fits: &dyn Fn(&Reference) -> bool) -> Result<Vec<Reference>> {
         let mut names = Vec::new();
-        if unused {
-            for (name, digest, _) in self.names()? {
-                // Held by whoever uses it, until then by us: whoever comes now waits, and finds that it is gone.
-                let path = self.blob_path(&digest);
-                let held = path.exists().then(|| lock_unused(&path));
-                // In this order: who begins to keep it holds it until that is known.
-                if !matches!(held, Some(None)) && !self.kept()?.contains(&digest) {
-                    self.forget(&name)?;
-                    names.push(name);
-                }
+        for (name, digest, _) in self.names()? {
+            if !fits(&name) {
+                continue;
+            }
+            // Held by whoever uses it, until then by us: whoever comes now waits, and finds that it is gone.
+            let path = self.blob_path(&digest);
+            let held = path.exists().then(|| lock_unused(&path));
+            // In this order: who begins to keep it holds it until that is known.
+            if !matches!(held, Some(None)) && !self.kept()?.contains(&digest) {
+                self.forget(&name)?;
+                names.push(name);
             }
         }
-        let collected = self.collect_all(Duration::ZERO, unused)?;
+        Ok(names)
+    }
+
+    fn prune_rest(&self, names: Vec<Reference>, forget: bool) -> Result<Pruned> {
+        let collected = self.collect_all(Duration::ZERO, forget)?;
         let busy = || Error::InUse { what: "the store: images are being added to it".to_string() };
         Ok(Pruned { names, collected: collected.ok_or_else(busy)? })
     }

@@ -5,8 +5,10 @@ pub mod more;
 
 use std::path::PathBuf;
 
+use api::RefusalKind;
 use clap::{Args, Subcommand, ValueEnum};
 use image::{Bootstrap, Reference, SaveFormat, Store};
+use workload::Workloads;
 
 use crate::cli::Global;
 use crate::exit::Exit;
@@ -50,7 +52,10 @@ pub enum Command {
     /// Compared with itself without its last layer, or with another image: A is added, C changed, D deleted. Times do not
     /// count.
     Diff(more::DiffOptions),
-    /// Remove images; workloads that use them are not disturbed
+    /// Remove names of images, and with the last of them the images
+    ///
+    /// As docker does: a name that is not the last one goes alone; an id, the beginning of a digest as `image ls` shows it, stands for
+    /// all names. Workloads that were made from an image keep it, and are not disturbed by --force.
     Rm(RmOptions),
     /// Remove what no name leads to and nobody uses
     Prune(more::PruneOptions),
@@ -132,7 +137,10 @@ pub struct TagOptions {
 
 #[derive(Args)]
 pub struct RmOptions {
-    /// Names of the images
+    /// Also where an id has several names, or a workload was made from the image: one that runs keeps its id all the same
+    #[arg(short, long)]
+    force: bool,
+    /// Names of the images, or ids
     #[arg(required = true)]
     names: Vec<String>,
 }
@@ -164,7 +172,10 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
         Command::Tag(options) => tag(&store, options)?,
         Command::History(options) => more::history(&store, options)?,
         Command::Diff(options) => more::diff(&store, options)?,
-        Command::Rm(options) => return each(&options.names, |name| remove(&store, name)),
+        Command::Rm(options) => {
+            let workloads = super::workloads::all(global)?;
+            return each(&options.names, |name| remove(&store, &workloads, name, options.force));
+        }
         Command::Prune(options) => more::prune(&store, options)?,
     }
     Ok(Exit::Success)
@@ -270,10 +281,15 @@ fn tag(store: &Store, options: &TagOptions) -> Outcome<()> {
         .try_for_each(|alias| store.tag(&name, alias).map_err(|error| explain(act(), &options.name, error)))
 }
 
-fn remove(store: &Store, name: &str) -> Outcome<()> {
-    store.remove(&parse(name)?).map_err(|error| {
-        let is_not_found = error.is_not_found();
-        let failure = Failure::because(format!("remove image {name:?}"), error);
-        if is_not_found { failure.hint("strata image ls shows what there is") } else { failure }
+fn remove(store: &Store, workloads: &Workloads, name: &str, force: bool) -> Outcome<()> {
+    api::remove_image(store, workloads, name, force).map(drop).map_err(|refusal| {
+        let failure = Failure::new(format!("remove image {name:?}: {}", refusal.message));
+        match refusal.kind {
+            RefusalKind::NotFound => failure.hint("strata image ls shows what there is"),
+            RefusalKind::Conflict if !force => {
+                failure.hint("strata ps -a shows what was made from it; strata image rm --force")
+            }
+            _ => failure,
+        }
     })
 }

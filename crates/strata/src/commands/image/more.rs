@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal};
 
+use api::ImageFilters;
 use clap::Args;
 use image::{Change, ChangeKind, HistoryStep, Image, Pruned, Store};
 
@@ -45,6 +46,9 @@ pub struct PruneOptions {
     /// Do not ask
     #[arg(short, long)]
     force: bool,
+    /// Of all images only those that fit: until=24h or until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE]; may be repeated
+    #[arg(long = "filter", value_name = "FILTER", requires = "all", value_parser = parse_filter)]
+    filters: Vec<(String, String)>,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -125,8 +129,12 @@ pub fn prune(store: &Store, options: &PruneOptions) -> Outcome<()> {
     if options.all && !options.force && !confirmed()? {
         return Ok(());
     }
-    let Pruned { names, collected } =
-        store.prune(options.all).while_trying(|| "prune the store".to_owned())?;
+    let of = |name: &str| -> Vec<String> {
+        options.filters.iter().filter(|(key, _)| key == name).map(|(_, value)| value.clone()).collect()
+    };
+    let filters = ImageFilters { labels: of("label"), without: of("label!"), until: of("until") };
+    let Pruned { names, collected } = api::prune_images(store, options.all, &filters)
+        .map_err(|refusal| Failure::new(format!("prune the store: {}", refusal.message)))?;
     if options.json {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         return output::json(&serde_json::json!({
@@ -142,6 +150,15 @@ pub fn prune(store: &Store, options: &PruneOptions) -> Outcome<()> {
         output::bytes(collected.bytes)
     );
     Ok(())
+}
+
+/// `NAME=VALUE` of a filter there is.
+fn parse_filter(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it is NAME=VALUE")?;
+    match name {
+        "until" | "label" | "label!" if !value.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("it is until=TIME, label=KEY[=VALUE] or label!=KEY[=VALUE]".to_owned()),
+    }
 }
 
 fn confirmed() -> Outcome<bool> {

@@ -1,0 +1,237 @@
+//! Images that go, by name or id or age, as docker has it: for the Docker API and for the command line alike.
+//!
+//! Docker's words are in the refusals, for clients look for them. An image that a workload was made from stays in the store
+//! whether or not a name leads to it, so that what is forced here takes nothing away from anybody.
+
+use image::{Image, Pruned, Reference, Store};
+use serde_json::Value;
+use workload::{Folder, Status, Workloads};
+
+use crate::backend::{Refusal, RefusalKind};
+use crate::error::chain;
+
+/// What came of the removal of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedImage {
+    /// Names that lead to it no more.
+    pub untagged: Vec<Reference>,
+    /// The digest of its manifest, if the image itself is gone.
+    pub deleted: Option<String>,
+}
+
+/// Which images are to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageFilters {
+    /// `KEY` or `KEY=VALUE` that must all be there.
+    pub labels: Vec<String>,
+    /// The same that must not be there.
+    pub without: Vec<String>,
+    /// Made before each of these: seconds since 1970, a time as RFC 3339 has it, or so long ago as `24h`.
+    pub until: Vec<String>,
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Refusal {
+    Refusal::new(RefusalKind::Failed, chain(error))
+}
+
+/// An image as the index knows it, which may be broken.
+struct Found {
+    digest: String,
+    /// All its names.
+    names: Vec<Reference>,
+    /// The name it was asked for by; nothing for an id.
+    by: Option<Reference>,
+}
+
+/// Whether this digest begins as `text` does, which is at least four digits.
+pub(crate) fn is_id_of(id: &str, text: &str) -> bool {
+    let text = text.strip_prefix("sha256:").unwrap_or(text);
+    text.len() >= 4
+        && text.bytes().all(|b| b.is_ascii_hexdigit())
+        && id.trim_start_matches("sha256:").starts_with(text)
+}
+
+/// Finds it by a name or by an id: the beginning of the digest of its manifest, which `strata image ls` shows, or of its config,
+/// which is docker's.
+fn find(store: &Store, text: &str) -> Result<Found, Refusal> {
+    let missing = || Refusal::new(RefusalKind::NotFound, format!("No such image: {text}"));
+    let rows: Vec<(Reference, String)> = store
+        .images()
+        .map_err(|error| failed(&error))?
+        .into_iter()
+        .filter_map(|row| Some((row.name.parse().ok()?, row.digest)))
+        .collect();
+    let by = text.parse::<Reference>().ok().filter(|name| rows.iter().any(|(other, _)| other == name));
+    let is_wanted = |(name, digest): &&(Reference, String)| match &by {
+        Some(wanted) => name == wanted,
+        None => {
+            let config = || store.image(name).is_ok_and(|image| is_id_of(&config_of(&image), text));
+            is_id_of(digest, text) || config()
+        }
+    };
+    let mut digests: Vec<&String> = rows.iter().filter(is_wanted).map(|(_, digest)| digest).collect();
+    digests.sort();
+    digests.dedup();
+    let digest = match digests[..] {
+        [] => return Err(missing()),
+        [digest] => digest.clone(),
+        _ => {
+            let text = format!("multiple IDs found with provided prefix: {text}");
+            return Err(Refusal::new(RefusalKind::Invalid, text));
+        }
+    };
+    let names = rows.into_iter().filter(|(_, other)| *other == digest).map(|(name, _)| name).collect();
+    Ok(Found { digest, names, by })
+}
+
+fn config_of(image: &Image) -> String {
+    image.manifest().config().digest().to_string()
+}
+
+/// Removes a name of an image, and with the last of them the image; by an id all its names. Where docker would not, it wants `force`:
+/// several names of one id, a workload that does not run. What runs from an image keeps its id from being removed at all.
+///
+/// # Errors
+/// There is no such image, it is in use, or the store cannot be written.
+pub fn remove_image(
+    store: &Store,
+    workloads: &Workloads,
+    text: &str,
+    force: bool,
+) -> Result<RemovedImage, Refusal> {
+    let Found { digest, names, by } = find(store, text)?;
+    let conflict = |reason: String| Err(Refusal::new(RefusalKind::Conflict, format!("conflict: {reason}")));
+    let users = users(workloads, &digest, &names)?;
+    let going = by.clone().map_or_else(|| names.clone(), |name| vec![name]);
+    let is_last = going.len() == names.len();
+    if by.is_none() && names.len() > 1 && !force {
+        return conflict(format!(
+            "unable to delete {text} (must be forced) - image is referenced in multiple repositories"
+        ));
+    }
+    let running = users.iter().find(|user| runs(user));
+    match (running.or(users.first()), &by) {
+        (Some(user), Some(name)) if is_last && !force => {
+            return conflict(format!(
+                "unable to remove repository reference \"{name}\" (must force) - container {} is using its referenced \
+                 image {}",
+                short(user),
+                &digest["sha256:".len()..][..12]
+            ));
+        }
+        (Some(user), None) if runs(user) => {
+            return conflict(format!(
+                "unable to delete {text} (cannot be forced) - image is being used by running container {}",
+                short(user)
+            ));
+        }
+        (Some(user), None) if !force => {
+            return conflict(format!(
+                "unable to delete {text} (must be forced) - image is being used by stopped container {}",
+                short(user)
+            ));
+        }
+        _ => {}
+    }
+    for name in &going {
+        store.remove(name).map_err(|error| failed(&error))?;
+    }
+    Ok(RemovedImage { untagged: going, deleted: (is_last && users.is_empty()).then_some(digest) })
+}
+
+fn short(user: &Folder) -> &str {
+    let id = &user.description().id;
+    id.get(..12).unwrap_or(id)
+}
+
+fn runs(user: &Folder) -> bool {
+    user.state().is_ok_and(|state| state.status.is_active() || state.status == Status::Paused)
+}
+
+/// The workloads that were made from an image.
+fn users(workloads: &Workloads, digest: &str, names: &[Reference]) -> Result<Vec<Folder>, Refusal> {
+    let all = workloads.list().map_err(|error| failed(&error))?;
+    let uses = |folder: &Folder| {
+        let wanted = &folder.description().wanted;
+        match wanted.options.get("digest").and_then(Value::as_str) {
+            Some(made_from) => made_from == digest,
+            None => wanted.image.parse::<Reference>().is_ok_and(|name| names.contains(&name)),
+        }
+    };
+    Ok(all.into_iter().filter(uses).collect())
+}
+
+/// Removes what nobody uses: what no name leads to, and with `unused` images too, those that fit all filters.
+///
+/// # Errors
+/// A filter makes no sense; images are being added just now, or the store cannot be written.
+pub fn prune_images(store: &Store, unused: bool, filters: &ImageFilters) -> Result<Pruned, Refusal> {
+    if *filters != ImageFilters::default() && !unused {
+        let text = "filters without all: what no name leads to has no label and no age here";
+        return Err(Refusal::new(RefusalKind::Unsupported, text));
+    }
+    let until: Vec<i64> = filters.until.iter().map(|text| moment(text)).collect::<Result<_, _>>()?;
+    let fits = |image: &Image| {
+        let labels = image.config().labels;
+        let has = |wanted: &String| match wanted.split_once('=') {
+            Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
+            None => labels.contains_key(wanted.as_str()),
+        };
+        filters.labels.iter().all(has)
+            && !filters.without.iter().any(has)
+            && until.iter().all(|time| made_at(image) < *time)
+    };
+    let pruned = match *filters == ImageFilters::default() {
+        true => store.prune(unused),
+        false => store.prune_some(&fits),
+    };
+    pruned.map_err(|error| match error {
+        image::Error::InUse { .. } => Refusal::new(RefusalKind::Conflict, chain(&error)),
+        error => failed(&error),
+    })
+}
+
+/// When an image was made: seconds since 1970.
+pub(crate) fn made_at(image: &Image) -> i64 {
+    let config: Value = serde_json::from_slice(image.config_bytes()).unwrap_or_default();
+    seconds(config["created"].as_str())
+}
+
+/// Seconds since 1970 of a time as configs have it.
+pub(crate) fn seconds(created: Option<&str>) -> i64 {
+    created.map_or(0, workload::log::seconds)
+}
+
+/// A time in seconds since 1970, as RFC 3339 has it, or so long ago: `90m`, `24h`.
+pub(crate) fn moment(text: &str) -> Result<i64, Refusal> {
+    let wrong = || Refusal::new(RefusalKind::Invalid, format!("invalid filter 'until={text}'"));
+    if let Ok(seconds) = text.parse::<i64>() {
+        return Ok(seconds);
+    }
+    let unit = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        _ => {
+            let found = workload::log::seconds(text);
+            return if found == 0 { Err(wrong()) } else { Ok(found) };
+        }
+    };
+    let count: i64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    Ok((workload::now_ms() / 1000) as i64 - count.saturating_mul(unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_numbers_times_and_ages() {
+        assert_eq!(moment("1700000000"), Ok(1_700_000_000));
+        assert_eq!(moment("2023-11-14T22:13:20Z"), Ok(1_700_000_000));
+        assert!(moment("24h").unwrap() < (workload::now_ms() / 1000) as i64 - 86_000);
+        for wrong in ["", "h", "soon", "1d", "xm"] {
+            assert!(moment(wrong).is_err(), "{wrong}");
+        }
+    }
+}
