@@ -2,6 +2,8 @@
 //!
 //! Their image is busybox in a folder. Where they are not installed, or this is not root, a line says so.
 
+mod verbs;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -79,7 +81,9 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
+        self.try_to(&["pod", "rm", "--all", "--force", "-t", "0"]);
         self.try_to(&["rm", "--all", "--force", "-t", "0"]);
+        self.try_to(&["volume", "rm", "--all", "--force"]);
     }
 }
 
