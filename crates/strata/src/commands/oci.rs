@@ -31,6 +31,9 @@ pub struct Options {
     arguments: Vec<OsString>,
 }
 
+/// Verbs that make a process in a container. Where one of these words is something else, an id, nothing is lost but a moment.
+const ENTERING: [&str; 3] = ["create", "run", "exec"];
+
 /// The name of a link that makes every argument one of `strata oci`.
 pub const LINK: &str = "strata-oci";
 
@@ -47,6 +50,12 @@ pub fn run(options: &Options) -> Outcome {
 /// # Errors
 /// As the runtime's.
 pub fn run_with(arguments: &[OsString]) -> Outcome {
+    // It may start this program anew: before the command line is read, which would be read twice otherwise. If it fails, so it does
+    // once more where the verb says why.
+    if arguments.iter().any(|word| ENTERING.iter().any(|verb| word == verb)) {
+        let _ = container::own_binary::protect();
+    }
+    sandbox::give_back_relocations();
     let oci = Oci::parse_from([OsString::from("strata oci")].into_iter().chain(arguments.iter().cloned()));
     // Those who drive a runtime take 1 for its failure.
     let outcome = dispatch(&oci).map_err(|failure| match failure.exit_code() {
