@@ -4,6 +4,7 @@
 
 use std::io::Write;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use crate::support::bundle::Bundle;
-use crate::support::{Ended, finish, run};
+use crate::support::{Ended, finish, run, start};
+use crate::validation::listener::{hear, wait_for_a_call};
 
 /// A path inside of a root that would lead to `outside` if `..` could leave.
 fn up_to(outside: &Path) -> String {
@@ -58,11 +60,12 @@ fn cve_2019_5736_the_runtimes_own_program_cannot_be_written() {
     exec.stdin.take().unwrap().write_all(b"{").unwrap();
     exec.wait().unwrap();
     std::fs::write(bundle.rootfs().join("gone"), "").unwrap();
-    container.wait_for("stopped");
+    // Not by asking the program, which may be none any more.
+    container.wait_until("tried", || std::fs::read_to_string(&seen).unwrap().ends_with("tried\n"));
     let error = std::fs::read_to_string(bundle.rootfs().join("error")).unwrap();
+    assert!(std::fs::read(&copy).unwrap() == before, "the program was changed");
     assert_eq!(std::fs::read_to_string(seen).unwrap(), "opened\ntried\n", "{error}");
     assert!(error.contains("Read-only") || error.contains("not permitted"), "{error}");
-    assert!(std::fs::read(&copy).unwrap() == before, "the program was changed");
 }
 
 #[test]
@@ -177,6 +180,62 @@ fn cve_2024_21626_the_working_directory_is_no_descriptor_of_the_runtime() {
             assert_ne!(ended.code(), 0, "{cwd}: {ended:?}");
         }
     }
+}
+
+#[test]
+fn cve_2024_21626_nor_a_folder_that_leaves_the_root_once_it_was_entered() {
+    // Between the moment it goes there and the command, somebody who shares the files moves the folder out of the root. A filter that
+    // notifies of a call in between holds the process for as long as that takes.
+    let Some(mut bundle) = Bundle::new("ls .. && pwd") else { return };
+    let (folder, outside) = (bundle.rootfs().join("folder"), bundle.path("outside"));
+    bundle.config["process"]["noNewPrivileges"] = json!(false);
+    bundle.config["process"]["cwd"] = json!("/folder");
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": bundle.path("agent"),
+        "syscalls": [{ "names": ["umask"], "action": "SCMP_ACT_NOTIFY" }],
+    });
+    let listener = UnixListener::bind(bundle.path("agent")).unwrap();
+    let runs = |bundle: &Bundle, arguments: &[&str], leaves: bool| {
+        bundle.write();
+        std::fs::create_dir(&folder).unwrap();
+        let running = start(bundle.oci(arguments));
+        let (_, notifications) = hear(&listener);
+        wait_for_a_call(&notifications);
+        if leaves {
+            std::fs::rename(&folder, &outside).unwrap();
+        }
+        // The call ends with an error now, which nobody minds of this one.
+        drop(notifications);
+        running
+    };
+    let clean = || [&folder, &outside].map(|path| drop(std::fs::remove_dir(path)));
+    let id = bundle.id();
+    for leaves in [false, true] {
+        let ended = runs(&bundle, &["run", &id], leaves).finish();
+        clean();
+        if leaves {
+            ended.expect_failure(1, &["/folder", "outside of the root"]);
+            assert_eq!(ended.stdout, "");
+        } else {
+            assert!(ended.code() == 0 && ended.stdout.ends_with("/folder\n"), "{ended:?}");
+        }
+    }
+    // The same for a command that comes later.
+    bundle.config["process"]["cwd"] = json!("/");
+    bundle.config["process"]["args"] = json!(["/bin/sleep", "1000"]);
+    let container = runs(&bundle, &["run", &id], false);
+    clean();
+    let exec = ["exec", "--cwd", "/folder", &id, "/bin/pwd"];
+    let found = [false, true].map(|leaves| {
+        let ended = runs(&bundle, &exec, leaves).finish();
+        clean();
+        ended
+    });
+    bundle.good(&["delete", "--force", &id]);
+    drop(container.finish());
+    assert_eq!((found[0].code(), found[0].stdout.as_str()), (0, "/folder\n"), "{found:?}");
+    assert_ne!(found[1].code(), 0, "{found:?}");
+    assert!(found[1].stdout.is_empty() && found[1].stderr.contains("outside of the root"), "{found:?}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod hosts;
 mod idmapped;
 mod lifecycle;
 mod linux;
-mod listener;
+pub mod listener;
 mod mounts;
 mod namespaces;
 mod process;

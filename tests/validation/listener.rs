@@ -26,7 +26,7 @@ fn notifying(script: &str) -> Option<(Bundle, UnixListener)> {
 }
 
 /// What a listener is sent: all of the connection, to its end.
-fn hear(listener: &UnixListener) -> (Value, OwnedFd) {
+pub fn hear(listener: &UnixListener) -> (Value, OwnedFd) {
     let (connection, _) = listener.accept().unwrap();
     connection.set_read_timeout(Some(PATIENCE)).unwrap();
     let (mut text, mut given) = (Vec::new(), Vec::new());
@@ -51,7 +51,7 @@ fn hear(listener: &UnixListener) -> (Value, OwnedFd) {
 }
 
 /// Waits until somebody waits for an answer.
-fn wait_for_a_call(notifications: &OwnedFd) {
+pub fn wait_for_a_call(notifications: &OwnedFd) {
     let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
     let mut polled = [PollFd::from_borrowed_fd(notifications.as_fd(), PollFlags::IN)];
     assert_eq!(poll(&mut polled, Some(&patience)).unwrap(), 1);
