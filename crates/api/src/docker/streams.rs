@@ -4,6 +4,7 @@
 //! standard error, three of nothing, and the length, most significant byte first.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -21,6 +22,9 @@ use crate::error::{ApiError, Result};
 const CHUNK_BYTES: usize = 32 << 10;
 /// Pieces that wait for a slow client before the workload does.
 const PIECES: usize = 8;
+/// How long the head of an upgrade is alone on its connection before output follows that was there already. Docker's SDK for
+/// Python reads the head through a buffer and the rest past it: what came with the head is lost there.
+const HEAD_ALONE: Duration = Duration::from_millis(50);
 
 /// Standard output.
 pub(super) const STDOUT: u8 = 1;
@@ -137,6 +141,7 @@ pub(super) fn join(
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> Response {
     let media = [(header::CONTENT_TYPE, media_type(streams.is_raw))];
+    let is_waiting = !streams.before.is_empty();
     let (stdin, mut pieces) = streams.collect();
     let Some(connection) = connection else {
         drop(stdin);
@@ -157,6 +162,9 @@ pub(super) fn join(
     };
     tokio::spawn(async move {
         let Ok(upgraded) = connection.await else { return };
+        if is_waiting {
+            tokio::time::sleep(HEAD_ALONE).await;
+        }
         let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
         let typing = tokio::spawn(async move {
             if let Some(mut stdin) = stdin {
