@@ -70,7 +70,7 @@ pub fn run(top: &std::path::Path, options: &Options) -> Outcome {
     let [ours, theirs] = servers.map(|(server, image)| server.many(&run_true(&[], image), options.at_once));
     table.add(row, [ours?, theirs?]);
     let title = format!("`cargo xtask docker`, {} rounds", options.rounds);
-    table.show(&title, options.out.as_deref())?;
+    table.show(&title, &peers, options.out.as_deref())?;
     drop(service);
     list(options, &strata)
 }
@@ -117,10 +117,13 @@ fn list(options: &Options, server: &Server) -> Outcome {
         options.program.command(&all).stdout(Stdio::null()).status()?;
     }
     let (list_ms, memory_mib) = figures?;
-    println!("| what | strata serve | goal |\n|---|---|---|");
-    println!("| docker ps of {} workloads, median | {list_ms:.1} ms | {LIST_GOAL_MS} ms |", options.listed);
-    println!("| memory of the server after all of that | {memory_mib:.1} MiB | {MEMORY_GOAL_MIB} MiB |");
-    Ok(())
+    let text = format!(
+        "| what | strata serve | goal |\n|---|---|---|\n\
+         | docker ps of {} workloads, median | {list_ms:.1} ms | {LIST_GOAL_MS} ms |\n\
+         | memory of the server after all of that | {memory_mib:.1} MiB | {MEMORY_GOAL_MIB} MiB |\n",
+        options.listed
+    );
+    peers::tell(&text, options.out.as_deref())
 }
 
 /// A server and the client's address of it; killed when dropped.

@@ -72,7 +72,11 @@ pub fn run(top: &Path, options: &Options) -> Outcome {
         table.add(random, at_random(&peers, options, &disk)?);
     }
     let Options { rounds, engine, .. } = options;
-    table.show(&format!("`cargo xtask folders`, {rounds} rounds, engine {engine}"), options.out.as_deref())
+    table.show(
+        &format!("`cargo xtask folders`, {rounds} rounds, engine {engine}"),
+        &peers,
+        options.out.as_deref(),
+    )
 }
 
 /// Small files of many sizes in a hundred folders.

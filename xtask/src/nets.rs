@@ -63,8 +63,12 @@ pub fn run(top: &Path, options: &Options) -> Outcome {
     let engine = &options.engine;
     let title =
         format!("`cargo xtask nets`, {} rounds of {} s, engine {engine}", options.rounds, options.seconds);
-    table.show(&title, options.out.as_deref())?;
-    if is_root { containers.show("containers, one bridge", options.out.as_deref()) } else { Ok(()) }
+    table.show(&title, &bench.peers, options.out.as_deref())?;
+    if is_root {
+        containers.show("containers, one bridge", &bench.peers, options.out.as_deref())
+    } else {
+        Ok(())
+    }
 }
 
 struct Bench<'a> {

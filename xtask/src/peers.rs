@@ -30,6 +30,8 @@ pub struct Peers {
     pub folder: tempfile::TempDir,
     /// Strata and its store, which has [`IMAGE`].
     pub program: Program,
+    /// The kernel of its guests, by its id.
+    pub kernel_id: String,
     kernel: PathBuf,
     initrd: PathBuf,
 }
@@ -61,7 +63,8 @@ impl Peers {
         archive.file("modules/order", 0o644, order.as_bytes())?;
         archive.finish()?;
         import(folder.path(), &transfers, program)?;
-        Ok(Self { folder, program: program.clone(), kernel, initrd })
+        let kernel_id = bundle.info().id.clone();
+        Ok(Self { folder, program: program.clone(), kernel_id, kernel, initrd })
     }
 
     /// QEMU with these flags more and this command line; what follows `--` there is the guest's command.
@@ -231,11 +234,10 @@ impl Table {
     }
 
     /// Prints the table, and keeps it with every figure in `out` if that is given.
-    pub fn show(&self, title: &str, out: Option<&Path>) -> Outcome {
+    pub fn show(&self, title: &str, peers: &Peers, out: Option<&Path>) -> Outcome {
         let text = self.text();
-        println!("{title}\n\n{text}");
+        tell(&format!("{title}\n\n{text}"), out)?;
         let Some(out) = out else { return Ok(()) };
-        fs::create_dir_all(out)?;
         let mut rounds = File::options().create(true).append(true).open(out.join("rounds.tsv"))?;
         for row in &self.rows {
             for (round, figures) in row.rounds.iter().enumerate() {
@@ -244,11 +246,18 @@ impl Table {
                 }
             }
         }
-        let mut table = File::options().create(true).append(true).open(out.join("table.md"))?;
-        writeln!(table, "{title}\n\n{text}")?;
-        fs::write(out.join("machine.txt"), crate::bench::machine("see the store"))?;
+        fs::write(out.join("machine.txt"), crate::bench::machine(&peers.kernel_id))?;
         Ok(())
     }
+}
+
+/// Prints `text`, and adds it to the table in `out` if that is given.
+pub fn tell(text: &str, out: Option<&Path>) -> Outcome {
+    println!("{text}");
+    let Some(out) = out else { return Ok(()) };
+    fs::create_dir_all(out)?;
+    let mut table = File::options().create(true).append(true).open(out.join("table.md"))?;
+    Ok(writeln!(table, "{text}")?)
 }
 
 #[cfg(test)]
