@@ -20,6 +20,7 @@ mod detached;
 mod docker;
 mod docker_files;
 mod docker_limits;
+mod docker_networks;
 mod docker_sdk;
 mod escape;
 mod files;

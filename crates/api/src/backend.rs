@@ -1,10 +1,12 @@
 //! What the program that serves does for this crate.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
 use image::Store;
+use workload::networks::{Endpoint, NewNetwork};
 use workload::{Folder, HealthCheck, Isolation, Mount, Restart, Workloads};
 
 /// What is asked of the program. Calls may wait: they are made on threads of their own.
@@ -70,6 +72,30 @@ pub trait Backend: crate::Machines + Send + Sync + 'static {
     /// # Errors
     /// It cannot have them, or not as it is just now.
     fn update(&self, folder: &Folder, limits: &Limits) -> Result<(), Refusal>;
+
+    /// Makes a network, and what the host's kernel has of it.
+    ///
+    /// # Errors
+    /// Its name or addresses are another's, or this host cannot do it.
+    fn make_network(&self, new: NewNetwork) -> Result<workload::networks::Network, Refusal>;
+
+    /// Removes a network that nobody is connected to.
+    ///
+    /// # Errors
+    /// There is none, or somebody is.
+    fn remove_network(&self, name: &str) -> Result<(), Refusal>;
+
+    /// Connects a workload to a network, at once if it runs.
+    ///
+    /// # Errors
+    /// It is connected already, it cannot be as it runs, or an address is taken.
+    fn connect(&self, folder: &Folder, endpoint: Endpoint) -> Result<(), Refusal>;
+
+    /// Takes a workload off a network, at once if it runs.
+    ///
+    /// # Errors
+    /// It is not connected, or it cannot be taken off as it runs.
+    fn disconnect(&self, folder: &Folder, network: &str) -> Result<(), Refusal>;
 
     /// Bytes that a workload has written to its image's root, as far as they are kept.
     fn written(&self, folder: &Folder) -> Option<u64>;
@@ -138,6 +164,10 @@ pub struct Creation {
     pub stop_signal: Option<String>,
     /// What it is connected to.
     pub network: Network,
+    /// Networks with a name that it is on; the first leads out if it is not connected to anything else.
+    pub endpoints: Vec<Endpoint>,
+    /// Who is asked for names that are not on its networks, and how.
+    pub resolving: Resolving,
     /// `[HOSTIP:]HOSTPORT:PORT/PROTOCOL`
     pub publish: Vec<String>,
     /// What it sees beside its image.
@@ -185,6 +215,19 @@ pub enum Network {
     None,
     /// What the user of this program may connect to.
     User,
+    /// The first of its networks with a name.
+    Named,
+}
+
+/// Who is asked for names, and how; what is empty is as on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolving {
+    /// Servers.
+    pub servers: Vec<IpAddr>,
+    /// Domains in which names are looked for.
+    pub search: Vec<String>,
+    /// Options of the C library's resolver.
+    pub options: Vec<String>,
 }
 
 /// Limits that change; those that are not given stay.
@@ -311,6 +354,8 @@ pub enum RefusalKind {
     Invalid,
     /// It cannot be done to this thing as it is just now.
     Conflict,
+    /// The same, where docker says that it is forbidden.
+    Forbidden,
     /// This program or host cannot do it.
     Unsupported,
     /// It failed.
@@ -321,6 +366,29 @@ impl Refusal {
     /// A refusal of this kind.
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Refusal {
         Refusal { kind, message: message.into() }
+    }
+
+    /// In docker's words, what went wrong with a network; nothing if that is something else.
+    pub fn of_network(error: &workload::Error) -> Option<Refusal> {
+        use workload::Error as E;
+        let (kind, message) = match error {
+            E::NoNetwork { name } => (RefusalKind::NotFound, format!("network {name} not found")),
+            E::NetworkTaken { name } => {
+                (RefusalKind::Conflict, format!("network with name {name} already exists"))
+            }
+            E::Overlap { .. } => {
+                let words = "invalid pool request: Pool overlaps with other one on this address space";
+                (RefusalKind::Forbidden, format!("{words}: {error}"))
+            }
+            E::NetworkInUse { name, users } => {
+                let users = users.join(", ");
+                let text =
+                    format!("error while removing network: network {name} has active endpoints ({users})");
+                (RefusalKind::Forbidden, text)
+            }
+            _ => return None,
+        };
+        Some(Refusal { kind, message })
     }
 
     /// The name that a workload was to get is that of the workload `id`. Docker's words: clients look for them.

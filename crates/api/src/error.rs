@@ -71,6 +71,7 @@ impl From<Refusal> for ApiError {
             RefusalKind::NotFound => StatusCode::NOT_FOUND,
             RefusalKind::Invalid => StatusCode::BAD_REQUEST,
             RefusalKind::Conflict => StatusCode::CONFLICT,
+            RefusalKind::Forbidden => StatusCode::FORBIDDEN,
             RefusalKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
             RefusalKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -82,6 +83,9 @@ impl From<workload::Error> for ApiError {
     fn from(error: workload::Error) -> ApiError {
         use workload::Error as E;
         let message = chain(&error);
+        if let Some(refusal) = Refusal::of_network(&error) {
+            return refusal.into();
+        }
         match error {
             E::NotFound { name } => ApiError::not_found(format!("No such container: {name}")),
             E::Ambiguous { name } => {

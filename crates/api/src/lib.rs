@@ -38,7 +38,7 @@ mod tls;
 
 pub use backend::{
     Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Limit, Limits, Network, Process, Refusal,
-    RefusalKind, Throttle, Throttled, Usage,
+    RefusalKind, Resolving, Throttle, Throttled, Usage,
 };
 pub use error::ApiError;
 pub use images::{ImageFilters, RemovedImage, prune_images, remove_image};

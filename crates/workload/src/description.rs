@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, Durable};
 use crate::folder::{Folder, Workloads, parse_name};
 use crate::mount::Mount;
-use crate::networks::{Endpoint, Networks};
+use crate::networks::Endpoint;
 
 /// The version of [`Description`] that this build writes and reads.
 pub(crate) const VERSION: u32 = 1;
@@ -97,10 +97,10 @@ impl Workloads {
         Folder::open(folder.path())?.tell("rename", &[("oldName", old.name.clone())]);
         // Those of networks are never waited for with this one.
         drop(lock);
-        match self.dir.parent().filter(|_| !description.wanted.networks.is_empty()) {
-            Some(root) => Networks::open(root)?.rename(&old.id, &old.name, &description.name),
-            None => Ok(()),
+        if description.wanted.networks.is_empty() {
+            return Ok(());
         }
+        self.networks()?.rename(&old.id, &old.name, &description.name)
     }
 
     /// Decides something else about a workload. Whoever watches it has been told some of it already.

@@ -87,6 +87,34 @@ pub enum Error {
         /// Names of workloads.
         users: Vec<String>,
     },
+    /// No network of this name or id.
+    #[error("no network {name:?}")]
+    NoNetwork {
+        /// As given.
+        name: String,
+    },
+    /// A name that another network has.
+    #[error("network {name} is there already")]
+    NetworkTaken {
+        /// The name.
+        name: String,
+    },
+    /// Addresses that are somebody else's.
+    #[error("{subnet} overlaps with {other}")]
+    Overlap {
+        /// Those that were asked for.
+        subnet: String,
+        /// Whose they are.
+        other: String,
+    },
+    /// A network that somebody is connected to.
+    #[error("network {name} is in use by {}", users.join(", "))]
+    NetworkInUse {
+        /// Its name.
+        name: String,
+        /// Names of workloads.
+        users: Vec<String>,
+    },
     /// An option of a volume that means nothing here.
     #[error("bad option of a volume: {reason}")]
     BadOption {
@@ -122,9 +150,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// True when the workload or volume is not there (as opposed to broken).
+    /// True when the workload, volume or network is not there (as opposed to broken).
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Error::NotFound { .. } | Error::NoVolume { .. })
+        matches!(self, Error::NotFound { .. } | Error::NoVolume { .. } | Error::NoNetwork { .. })
     }
 
     /// True when nothing came for as long as was to be waited.

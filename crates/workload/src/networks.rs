@@ -193,6 +193,16 @@ pub struct Locked {
     _lock: File,
 }
 
+impl Workloads {
+    /// The networks of the same store.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn networks(&self) -> Result<Networks> {
+        Networks::open(self.dir.parent().unwrap_or(&self.dir))
+    }
+}
+
 impl Networks {
     /// The networks of the store at `root`.
     ///
@@ -228,7 +238,7 @@ impl Networks {
         }
         let others = self.list()?;
         if others.iter().any(|other| other.info.name == name) {
-            return Err(Error::Refused(format!("network {name} is there already")));
+            return Err(Error::NetworkTaken { name });
         }
         let info = settle(new, new_id()?, &others, taken)?;
         let (temp, path) = (self.dir.join(format!("{UNFINISHED}{name}")), self.dir.join(&name));
@@ -255,7 +265,7 @@ impl Networks {
     /// # Errors
     /// There is none or there are several, or it cannot be read.
     pub fn find(&self, name: &str) -> Result<Network> {
-        let missing = || Error::NotFound { name: name.to_owned() };
+        let missing = || Error::NoNetwork { name: name.to_owned() };
         if name.is_empty() || name.contains('/') || name.starts_with('.') {
             return Err(missing());
         }
@@ -299,9 +309,8 @@ impl Networks {
     pub fn remove(&self, locked: &Locked, network: &Network) -> Result<()> {
         let users = network.leases(locked)?;
         if !users.is_empty() {
-            let names: Vec<_> = users.iter().map(|lease| lease.workload.as_str()).collect();
-            let text = format!("network {} is in use by {}", network.info.name, names.join(", "));
-            return Err(Error::Refused(text));
+            let users = users.into_iter().map(|lease| lease.workload).collect();
+            return Err(Error::NetworkInUse { name: network.info.name.clone(), users });
         }
         // Its addresses may be another network's in a moment.
         let names = network.path.join("names");
@@ -366,13 +375,16 @@ fn settle(new: NewNetwork, id: String, others: &[Network], taken: &Taken) -> Res
     Ok(info)
 }
 
+fn overlap(subnet: impl ToString, other: String) -> Error {
+    Error::Overlap { subnet: subnet.to_string(), other }
+}
+
 fn free(subnet: Subnet, others: &[Network], taken: &Taken) -> Result<Subnet> {
     if let Some(other) = others.iter().find(|other| other.info.subnet.overlaps(subnet)) {
-        let text = format!("{subnet} overlaps with {} of network {}", other.info.subnet, other.info.name);
-        return Err(Error::Refused(text));
+        return Err(overlap(subnet, format!("{} of network {}", other.info.subnet, other.info.name)));
     }
     match taken.four.iter().find(|route| route.overlaps(subnet)) {
-        Some(route) => Err(Error::Refused(format!("{subnet} overlaps with this host's route to {route}"))),
+        Some(route) => Err(overlap(subnet, format!("this host's route to {route}"))),
         None => Ok(subnet),
     }
 }
@@ -380,10 +392,10 @@ fn free(subnet: Subnet, others: &[Network], taken: &Taken) -> Result<Subnet> {
 fn free6(subnet: Subnet6, others: &[Network], taken: &Taken) -> Result<Subnet6> {
     let theirs = |other: &Network| other.info.six.map(|(subnet, _)| (subnet, other.info.name.clone()));
     if let Some((other, name)) = others.iter().filter_map(theirs).find(|(other, _)| other.overlaps(subnet)) {
-        return Err(Error::Refused(format!("{subnet} overlaps with {other} of network {name}")));
+        return Err(overlap(subnet, format!("{other} of network {name}")));
     }
     match taken.six.iter().find(|route| route.overlaps(subnet)) {
-        Some(route) => Err(Error::Refused(format!("{subnet} overlaps with this host's route to {route}"))),
+        Some(route) => Err(overlap(subnet, format!("this host's route to {route}"))),
         None => Ok(subnet),
     }
 }

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use axum::extract::State;
 use axum::http::StatusCode;
 use image::{Reference, Store};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use workload::{Folder, Isolation, State as Condition, Status, now_ms};
 
 use super::filters::Filters;
 use super::params::Params;
-use super::{App, create, images, json};
+use super::{App, create, endpoints, images, json};
 use crate::backend::Backend;
 use crate::error::{ApiError, Result};
 use crate::images::is_id_of;
@@ -55,13 +55,23 @@ fn rows(backend: &dyn Backend, filters: &Filters, all: bool, limit: Option<i64>)
     let before = filters.values("before").map(made).collect::<Result<Vec<u64>>>()?;
     let since = filters.values("since").map(made).collect::<Result<Vec<u64>>>()?;
     let mut images = ImageIds::new(backend.store());
+    let networks = backend.workloads().networks()?;
+    // Clients name them by their ids too.
+    let name = |wanted: &str| {
+        networks.find(wanted).map_or_else(|_| wanted.to_owned(), |network| network.info().name.clone())
+    };
+    let networks: Vec<String> = filters.values("network").map(name).collect();
+    let is_on = |folder: &Folder| {
+        networks.is_empty() || endpoints::names(folder).iter().any(|name| networks.contains(name))
+    };
     // The newest first.
     for folder in folders.iter().rev() {
         // One that is being removed just now is gone.
         let Ok(state) = folder.state() else { continue };
         let created = folder.description().created_ms;
         let in_time = before.iter().all(|time| created < *time) && since.iter().all(|time| created > *time);
-        if in_time && (all || state.status.is_active()) && fits(filters, folder, &state, &mut images) {
+        let is_wanted = in_time && (all || state.status.is_active()) && is_on(folder);
+        if is_wanted && fits(filters, folder, &state, &mut images) {
             found.push(row(folder, &state, &mut images));
         }
         if limit.is_some_and(|limit| limit > 0 && found.len() as i64 >= limit) {
@@ -88,7 +98,6 @@ fn fits(filters: &Filters, folder: &Folder, state: &Condition, images: &mut Imag
         && filters.fits("status", |word| word == status_word(state.status))
         && filters.fits("exited", |wanted| code.is_some_and(|code| wanted == code.to_string()))
         && filters.fits("health", |word| word == health)
-        && filters.fits("network", |name| name == network_of(folder))
         && filters.fits("ancestor", |name| {
             what.wanted.image == name
                 || normal(&what.wanted.image) == normal(name)
@@ -128,6 +137,10 @@ pub(super) fn network_of(folder: &Folder) -> String {
     let said = folder.description().wanted.said.as_ref();
     let mode = said.and_then(|said| said.pointer("/HostConfig/NetworkMode")).and_then(Value::as_str);
     match mode {
+        // Another face made it.
+        None if !folder.description().wanted.networks.is_empty() => {
+            folder.description().wanted.networks[0].network.clone()
+        }
         Some("" | "default") | None => "bridge".to_owned(),
         Some(mode) => mode.to_owned(),
     }
@@ -155,7 +168,7 @@ impl<'a> ImageIds<'a> {
 fn row(folder: &Folder, state: &Condition, images: &mut ImageIds<'_>) -> Value {
     let what = folder.description();
     let command = what.wanted.command.join(" ");
-    let network = network_of(folder);
+    let networks = endpoints::names(folder).into_iter().map(|name| (name, json!({})));
     json!({
         "Id": what.id,
         "Names": [format!("/{}", what.name)],
@@ -167,8 +180,8 @@ fn row(folder: &Folder, state: &Condition, images: &mut ImageIds<'_>) -> Value {
         "Labels": what.wanted.labels,
         "State": status_word(state.status),
         "Status": status_line(state),
-        "HostConfig": { "NetworkMode": network },
-        "NetworkSettings": { "Networks": { network: {} } },
+        "HostConfig": { "NetworkMode": network_of(folder) },
+        "NetworkSettings": { "Networks": networks.collect::<Map<_, _>>() },
         "Mounts": super::volumes::mounts(what, None),
     })
 }

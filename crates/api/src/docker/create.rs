@@ -9,15 +9,16 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use bollard_stubs::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, PortMap, RestartPolicy, RestartPolicyNameEnum,
-    ThrottleDevice,
+    ContainerCreateBody, HealthConfig, HostConfig, NetworkingConfig, PortMap, RestartPolicy,
+    RestartPolicyNameEnum, ThrottleDevice,
 };
 use serde_json::json;
+use workload::networks::Endpoint;
 use workload::{HealthCheck, HealthTest, Isolation, Restart};
 
 use super::params::Params;
-use super::{App, exec, images, json, volumes};
-use crate::backend::{Creation, Limit, Network, Throttle, Throttled};
+use super::{App, endpoints, exec, images, json, volumes};
+use crate::backend::{Creation, Limit, Network, Resolving, Throttle, Throttled};
 use crate::error::{ApiError, Result};
 
 /// The runtime that makes a container a machine of its own.
@@ -40,6 +41,7 @@ pub(super) async fn create(
         .blocking(move |backend| {
             // What is not here is a 404: clients pull it then. An id becomes a name.
             creation.image = images::find(backend.store(), &creation.image)?.name().to_string();
+            endpoints::resolve(&backend.workloads().networks()?, &mut creation.endpoints)?;
             Ok(backend.create(name, creation)?)
         })
         .await?;
@@ -70,10 +72,8 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let positive =
         |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).filter(|n| *n > 0);
-    let network = match body.network_disabled {
-        Some(true) => Network::None,
-        _ => network(host.network_mode.as_deref().unwrap_or_default())?,
-    };
+    let is_off = body.network_disabled == Some(true);
+    let (network, endpoints, resolving) = connections(is_off, &host, body.networking_config)?;
     let limit = |limit: bollard_stubs::models::ResourcesUlimits| Limit {
         name: limit.name.unwrap_or_default(),
         soft: limit.soft.unwrap_or(-1),
@@ -108,6 +108,8 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         health: body.healthcheck.map(health).transpose()?.flatten(),
         stop_signal: given(body.stop_signal),
         network,
+        endpoints,
+        resolving,
         publish: publish(&host.port_bindings.unwrap_or_default())?,
         mounts,
         volumes_from: list(host.volumes_from),
@@ -178,9 +180,6 @@ fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
         ("DeviceCgroupRules", some(&host.device_cgroup_rules)),
         ("Links", some(&host.links)),
         ("ExtraHosts", some(&host.extra_hosts)),
-        ("Dns", some(&host.dns)),
-        ("DnsSearch", some(&host.dns_search)),
-        ("DnsOptions", some(&host.dns_options)),
         ("GroupAdd", some(&host.group_add)),
         ("Sysctls", host.sysctls.as_ref().is_some_and(|map| !map.is_empty())),
         ("StorageOpt", host.storage_opt.as_ref().is_some_and(|map| !map.is_empty())),
@@ -210,14 +209,39 @@ fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
     Err(ApiError::not_offered(format!("HostConfig.{}: not there yet", names.join(", HostConfig."))))
 }
 
-fn network(mode: &str) -> Result<Network> {
-    match mode {
-        "" | "default" | "bridge" => Ok(Network::Default),
-        "none" => Ok(Network::None),
-        "user" => Ok(Network::User),
-        "host" => Err(ApiError::not_offered("network host: the host's own network is not given away")),
-        other => Err(ApiError::not_found(format!("network {other} not found"))),
+/// What it is connected to, and whom it asks for names.
+fn connections(
+    is_off: bool,
+    host: &HostConfig,
+    config: Option<NetworkingConfig>,
+) -> Result<(Network, Vec<Endpoint>, Resolving)> {
+    let mode = if is_off { "none" } else { host.network_mode.as_deref().unwrap_or_default() };
+    let (network, endpoints) = endpoints::wanted(mode, config.filter(|_| !is_off))?;
+    let resolving = resolving(host)?;
+    if resolving != Resolving::default() && endpoints.is_empty() {
+        let text =
+            "HostConfig.Dns, HostConfig.DnsSearch, HostConfig.DnsOptions: on networks with a name only";
+        return Err(ApiError::not_offered(text));
     }
+    Ok((network, endpoints, resolving))
+}
+
+fn resolving(host: &HostConfig) -> Result<Resolving> {
+    let parse =
+        |text: &String| text.parse().map_err(|_| ApiError::bad(format!("{text} is not a valid IP address")));
+    let words = |list: &Option<Vec<String>>| {
+        let list = list.clone().unwrap_or_default();
+        let is_word = |text: &String| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        match list.iter().find(|text| !is_word(text)) {
+            Some(wrong) => Err(ApiError::bad(format!("{wrong:?} is no word of resolv.conf"))),
+            None => Ok(list),
+        }
+    };
+    Ok(Resolving {
+        servers: host.dns.iter().flatten().map(parse).collect::<Result<_>>()?,
+        search: words(&host.dns_search)?,
+        options: words(&host.dns_options)?,
+    })
 }
 
 pub(super) fn restart(policy: Option<RestartPolicy>) -> Result<Restart> {
@@ -356,7 +380,9 @@ mod tests {
         assert!(of(json!({"Image": "x", "HostConfig": {"Init": true, "Runtime": VM}})).is_ok());
         assert_eq!(refused(json!({"Runtime": "runc"})).0, 400);
         assert_eq!(refused(json!({"NetworkMode": "host"})).0, 501);
-        assert_eq!(refused(json!({"NetworkMode": "team"})).0, 404);
+        assert_eq!(refused(json!({"Dns": ["10.0.0.1"]})).0, 501);
+        assert_eq!(refused(json!({"NetworkMode": "team", "Dns": ["x"]})).0, 400);
+        assert_eq!(refused(json!({"NetworkMode": "team", "DnsSearch": ["a\nb"]})).0, 400);
         for port in ["x/tcp", "0/tcp", "70000/tcp", ""] {
             assert_eq!(refused(json!({"PortBindings": {port: [{"HostPort": "1"}]}})).0, 400, "{port}");
         }

@@ -11,7 +11,7 @@ use workload::{Folder, Restart, State as Condition, Status};
 
 use super::containers::{self, ImageIds, network_of, runtime_of, status_word};
 use super::params::Params;
-use super::{App, create, json, volumes};
+use super::{App, create, endpoints, json, volumes};
 use crate::backend::Backend;
 use crate::error::Result;
 
@@ -41,7 +41,7 @@ pub(super) async fn inspect(State(app): App, Path(name): Path<String>, params: P
 fn describe(backend: &dyn Backend, folder: &Folder, state: &Condition, execs: Vec<String>) -> Value {
     let what = folder.description();
     let (path, args) = what.wanted.command.split_first().map_or(("", &[][..]), |(path, args)| (path, args));
-    let network = network_of(folder);
+    let (networks, first) = endpoints::settings(backend, folder);
     json!({
         "Id": what.id,
         "Created": rfc3339(what.created_ms),
@@ -67,7 +67,19 @@ fn describe(backend: &dyn Backend, folder: &Folder, state: &Condition, execs: Ve
         "Config": config(folder),
         "NetworkSettings": {
             "Ports": ports(&what.wanted.publish),
-            "Networks": { network: { "NetworkID": "", "EndpointID": "", "Gateway": "", "IPAddress": "" } },
+            "Networks": networks,
+            "Bridge": "",
+            "SandboxID": "",
+            "SandboxKey": "",
+            // Docker's words for the first network, from before there were several.
+            "EndpointID": first["EndpointID"],
+            "Gateway": first["Gateway"],
+            "IPAddress": first["IPAddress"],
+            "IPPrefixLen": first["IPPrefixLen"],
+            "IPv6Gateway": first["IPv6Gateway"],
+            "GlobalIPv6Address": first["GlobalIPv6Address"],
+            "GlobalIPv6PrefixLen": first["GlobalIPv6PrefixLen"],
+            "MacAddress": first["MacAddress"],
         },
     })
 }

@@ -9,6 +9,7 @@ mod build;
 mod commit;
 mod containers;
 mod create;
+mod endpoints;
 mod events;
 mod exec;
 mod exits;
@@ -105,7 +106,11 @@ pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/images/{*name}", get(images::get).post(images::post).delete(images::remove))
         .route("/build", post(build::build))
         .route("/networks", get(networks::list))
-        .route("/networks/{name}", get(networks::inspect))
+        .route("/networks/create", post(networks::create))
+        .route("/networks/prune", post(networks::prune))
+        .route("/networks/{name}", get(networks::inspect).delete(networks::remove))
+        .route("/networks/{name}/connect", post(networks::connect))
+        .route("/networks/{name}/disconnect", post(networks::disconnect))
         .route("/volumes", get(volumes::list))
         .route("/volumes/create", post(volumes::create))
         .route("/volumes/prune", post(volumes::prune))
@@ -133,9 +138,8 @@ async fn unknown(method: Method, uri: Uri) -> ApiError {
         ("plugins", _) => "Strata has no plugins",
         ("session" | "grpc", _) => "Strata builds without BuildKit: DOCKER_BUILDKIT=0 docker build",
         ("distribution", _) => "Strata does not ask registries for others",
-        ("networks", _) => "networks with names are not there yet: --network none, or the default",
         ("volumes", _) => "volumes are changed in a swarm only",
-        ("containers" | "commit" | "images" | "system" | "build", _) => {
+        ("containers" | "commit" | "images" | "networks" | "system" | "build", _) => {
             "this part of the API is not there yet"
         }
         _ => return ApiError::not_found("page not found"),

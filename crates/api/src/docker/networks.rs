@@ -1,23 +1,49 @@
-//! Networks, as far as there are any.
+//! Networks: those with a name, which clients make, and those that are always there.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use serde_json::{Value, json};
+use axum::response::IntoResponse;
+use bollard_stubs::models::{Ipam, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
+use serde_json::{Map, Value, json};
+use workload::log::rfc3339;
+use workload::networks::{LeaseInfo, NetworkInfo, Networks, NewNetwork};
 
 use super::containers::network_of;
+use super::endpoints;
 use super::filters::Filters;
 use super::params::Params;
-use super::{App, Shared, json};
+use super::{App, NOTHING, json};
+use crate::backend::Backend;
 use crate::error::{ApiError, Result};
 
 /// The networks that are always there, and what makes them.
 const NETWORKS: [(&str, &str); 3] = [("bridge", "user"), ("none", "null"), ("user", "user")];
+/// What makes those with a name.
+const DRIVER: &str = "bridge";
+/// Options that mean something here.
+const MTU: &str = "com.docker.network.driver.mtu";
+const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
+/// Options that clients may send, with the only value that they can have here.
+const FIXED: [(&str, &str); 2] = [
+    ("com.docker.network.bridge.enable_icc", "true"),
+    ("com.docker.network.bridge.host_binding_ipv4", "0.0.0.0"),
+];
 
 fn id(name: &str) -> String {
     image::Digest::of(format!("network {name}").as_bytes()).hex()
 }
 
-fn row(name: &str, driver: &str) -> Value {
+/// Whether it is one of those that are always there, or a word that can be none's name.
+fn is_predefined(name: &str) -> bool {
+    NETWORKS.iter().any(|(own, _)| *own == name) || matches!(name, "host" | "default" | "container")
+}
+
+fn predefined(name: &str, driver: &str) -> Value {
     json!({
         "Name": name,
         "Id": id(name),
@@ -38,45 +64,394 @@ fn row(name: &str, driver: &str) -> Value {
     })
 }
 
+fn row(info: &NetworkInfo) -> Value {
+    let config = |subnet: String, gateway: IpAddr| json!({ "Subnet": subnet, "Gateway": gateway });
+    let six = info.six.map(|(subnet, gateway)| config(subnet.to_string(), gateway.into()));
+    let config: Vec<_> =
+        std::iter::once(config(info.subnet.to_string(), info.gateway.into())).chain(six).collect();
+    let mut options = info.options.clone();
+    // Of one that another face made, what differs from what is usual.
+    if info.mtu != 1500 {
+        options.insert(MTU.to_owned(), info.mtu.to_string());
+    }
+    if info.routed {
+        options.insert(MASQUERADE.to_owned(), "false".to_owned());
+    }
+    json!({
+        "Name": info.name,
+        "Id": info.id,
+        "Created": rfc3339(info.created_ms),
+        "Scope": "local",
+        "Driver": DRIVER,
+        "EnableIPv4": true,
+        "EnableIPv6": info.six.is_some(),
+        "IPAM": { "Driver": "default", "Options": {}, "Config": config },
+        "Internal": info.internal,
+        "Attachable": false,
+        "Ingress": false,
+        "ConfigFrom": { "Network": "" },
+        "ConfigOnly": false,
+        "Containers": {},
+        "Options": options,
+        "Labels": info.labels,
+    })
+}
+
 /// `GET /networks`
-pub(super) async fn list(State(_app): App, params: Params) -> Result {
+pub(super) async fn list(State(app): App, params: Params) -> Result {
     let filters = Filters::of(&params, &["dangling", "driver", "id", "label", "name", "scope", "type"])?;
-    let fits = |name: &str, driver: &str| {
-        filters.fits("name", |wanted| name.contains(wanted))
-            && filters.fits("id", |wanted| id(name).starts_with(wanted))
-            && filters.fits("driver", |wanted| wanted == driver)
-            && filters.fits("scope", |wanted| wanted == "local")
-            && filters.fits("type", |wanted| wanted == "builtin")
-            && !filters.has("label")
-    };
-    let rows: Vec<Value> = NETWORKS
-        .iter()
-        .filter(|(name, driver)| fits(name, driver))
-        .map(|(name, driver)| row(name, driver))
-        .collect();
+    let dangling = filters.values("dangling").map(truth).collect::<Result<Vec<bool>>>()?;
+    if let Some(other) = filters.values("type").find(|kind| !matches!(*kind, "builtin" | "custom")) {
+        return Err(ApiError::bad(format!("invalid filter: 'type'='{other}'")));
+    }
+    let rows = app
+        .blocking(move |backend| {
+            let fits = |row: &Value, kind: &str| {
+                let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+                filters.fits("name", |wanted| text("Name").contains(wanted))
+                    && filters.fits("id", |wanted| text("Id").starts_with(wanted))
+                    && filters.fits("driver", |wanted| wanted == text("Driver"))
+                    && filters.fits("scope", |wanted| wanted == "local")
+                    && filters.fits("type", |wanted| wanted == kind)
+                    && filters.fits_labels(|key| row["Labels"].get(key).and_then(Value::as_str))
+            };
+            let builtin = NETWORKS.iter().map(|(name, driver)| predefined(name, driver));
+            // Docker takes none of those for forgotten.
+            let mut rows: Vec<Value> =
+                builtin.filter(|row| !dangling.contains(&true) && fits(row, "builtin")).collect();
+            let networks = backend.workloads().networks()?;
+            let locked = networks.lock()?;
+            for network in networks.list()? {
+                let row = row(network.info());
+                let is_free = dangling.is_empty() || network.leases(&locked)?.is_empty();
+                if dangling.iter().all(|wanted| *wanted == is_free) && fits(&row, "custom") {
+                    rows.push(row);
+                }
+            }
+            Ok(rows)
+        })
+        .await?;
     Ok(json(StatusCode::OK, &rows))
+}
+
+fn truth(text: &str) -> Result<bool> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(ApiError::bad(format!("invalid filter 'dangling={text}'"))),
+    }
 }
 
 /// `GET /networks/NAME`
 pub(super) async fn inspect(State(app): App, Path(name): Path<String>) -> Result {
-    let found =
-        NETWORKS.iter().find(|(own, _)| *own == name || (name.len() >= 4 && id(own).starts_with(&name)));
-    let (own, driver) = found.ok_or_else(|| ApiError::not_found(format!("network {name} not found")))?;
-    let mut value = row(own, driver);
-    value["Containers"] = connected(&app, own).await?;
+    let value = app.blocking(move |backend| described(backend, &name)).await?;
     Ok(json(StatusCode::OK, &value))
 }
 
-async fn connected(app: &std::sync::Arc<Shared>, network: &'static str) -> Result<Value> {
-    app.blocking(move |backend| {
-        let mut map = serde_json::Map::new();
-        for folder in backend.workloads().list()? {
-            let what = folder.description();
-            if network_of(&folder) == network && folder.state().is_ok_and(|state| state.status.is_active()) {
-                map.insert(what.id.clone(), json!({ "Name": what.name, "EndpointID": "", "MacAddress": "" }));
-            }
+fn described(backend: &dyn Backend, name: &str) -> Result<Value> {
+    let named = |(own, _): &&(&str, &str)| *own == name || (name.len() >= 4 && id(own).starts_with(name));
+    if let Some((own, driver)) = NETWORKS.iter().find(named) {
+        let mut value = predefined(own, driver);
+        value["Containers"] = on_predefined(backend, own)?;
+        return Ok(value);
+    }
+    let networks = backend.workloads().networks()?;
+    let network = find(&networks, name)?;
+    let leases = network.leases(&networks.lock()?)?;
+    let mut value = row(network.info());
+    value["Containers"] = leases.iter().map(|lease| member(network.info(), lease)).collect();
+    Ok(value)
+}
+
+/// The network of this name or id, in docker's words if there is none.
+pub(super) fn find(networks: &Networks, name: &str) -> Result<workload::networks::Network> {
+    networks.find(name).map_err(|error| match error {
+        workload::Error::Ambiguous { name } => {
+            ApiError::bad(format!("network {name} is ambiguous (several networks found)"))
         }
-        Ok(Value::Object(map))
+        error => error.into(),
     })
-    .await
+}
+
+fn member(info: &NetworkInfo, lease: &LeaseInfo) -> (String, Value) {
+    let six = info.six.zip(lease.address6);
+    let value = json!({
+        "Name": lease.workload,
+        "EndpointID": endpoints::id(&info.id, &lease.id),
+        "MacAddress": endpoints::mac_text(lease.mac),
+        "IPv4Address": format!("{}/{}", lease.address, info.subnet.prefix()),
+        "IPv6Address": six.map_or_else(String::new, |((subnet, _), own)| format!("{own}/{}", subnet.prefix())),
+    });
+    // Of one in the foreground nothing but its name is known.
+    (if lease.id.is_empty() { format!("ep-{}", lease.workload) } else { lease.id.clone() }, value)
+}
+
+fn on_predefined(backend: &dyn Backend, network: &str) -> Result<Value> {
+    let mut map = Map::new();
+    for folder in backend.workloads().list()? {
+        let what = folder.description();
+        if network_of(&folder) == network && folder.state().is_ok_and(|state| state.status.is_active()) {
+            map.insert(what.id.clone(), json!({ "Name": what.name, "EndpointID": "", "MacAddress": "" }));
+        }
+    }
+    Ok(Value::Object(map))
+}
+
+/// `POST /networks/create`
+pub(super) async fn create(
+    State(app): App,
+    body: std::result::Result<Json<NetworkCreateRequest>, JsonRejection>,
+) -> Result {
+    let Json(body) = body?;
+    let new = wanted(body)?;
+    let made = app.blocking(move |backend| Ok(backend.make_network(new)?)).await?;
+    Ok(json(StatusCode::CREATED, &json!({ "Id": made.info().id, "Warning": "" })))
+}
+
+/// What a client wants, in our words. What cannot be done is not silently left out.
+fn wanted(body: NetworkCreateRequest) -> Result<NewNetwork> {
+    if is_predefined(&body.name) {
+        let text = format!("operation is not permitted on predefined {} network", body.name);
+        return Err(ApiError::new(StatusCode::FORBIDDEN, text));
+    }
+    match body.driver.as_deref() {
+        None | Some("" | "default" | DRIVER) => {}
+        Some(other) => {
+            let text = format!("could not find plugin {other} in v1 plugin registry: plugin not found");
+            return Err(ApiError::not_found(text));
+        }
+    }
+    let refused = [
+        ("Scope", body.scope.is_some_and(|scope| !matches!(&*scope, "" | "local"))),
+        ("Ingress", body.ingress == Some(true)),
+        ("ConfigOnly", body.config_only == Some(true)),
+        (
+            "ConfigFrom",
+            body.config_from.is_some_and(|from| from.network.is_some_and(|name| !name.is_empty())),
+        ),
+        ("EnableIPv4=false", body.enable_ipv4 == Some(false)),
+    ];
+    if let Some((name, _)) = refused.iter().find(|(_, is_set)| *is_set) {
+        return Err(ApiError::not_offered(format!("networks: {name}: not there yet")));
+    }
+    let mut new = NewNetwork {
+        name: body.name,
+        internal: body.internal.unwrap_or_default(),
+        ipv6: body.enable_ipv6.unwrap_or_default(),
+        labels: body.labels.unwrap_or_default().into_iter().collect(),
+        ..NewNetwork::default()
+    };
+    options(&mut new, body.options.unwrap_or_default().into_iter().collect())?;
+    addresses(&mut new, body.ipam.unwrap_or_default())?;
+    Ok(new)
+}
+
+fn options(new: &mut NewNetwork, said: BTreeMap<String, String>) -> Result<()> {
+    for (key, value) in &said {
+        match key.as_str() {
+            MTU => {
+                let mtu =
+                    value.parse().map_err(|_| ApiError::bad(format!("invalid {MTU} value {value:?}")))?;
+                new.mtu = Some(mtu);
+            }
+            MASQUERADE => match value.as_str() {
+                "true" | "1" => {}
+                "false" | "0" => new.routed = true,
+                _ => return Err(ApiError::bad(format!("invalid {MASQUERADE} value {value:?}"))),
+            },
+            key if FIXED.iter().any(|(own, only)| *own == key && only == value) => {}
+            key => return Err(ApiError::not_offered(format!("network option {key}={value}: not there yet"))),
+        }
+    }
+    new.options = said;
+    Ok(())
+}
+
+fn addresses(new: &mut NewNetwork, ipam: Ipam) -> Result<()> {
+    if let Some(driver) = ipam.driver.filter(|driver| !matches!(&**driver, "" | "default")) {
+        return Err(ApiError::not_found(format!("could not find plugin {driver}: plugin not found")));
+    }
+    let bad = |what: &str, text: &str, why: &dyn std::fmt::Display| {
+        ApiError::bad(format!("invalid network config:\ninvalid {what} {text}: {why}"))
+    };
+    for config in ipam.config.into_iter().flatten() {
+        let has_more = config.ip_range.is_some_and(|range| !range.is_empty())
+            || config.auxiliary_addresses.is_some_and(|map| !map.is_empty());
+        if has_more {
+            return Err(ApiError::not_offered("networks: IPRange, AuxiliaryAddresses: not there yet"));
+        }
+        let subnet = config.subnet.unwrap_or_default();
+        let gateway = config.gateway.filter(|gateway| !gateway.is_empty());
+        let is_six = subnet.contains(':');
+        if subnet.is_empty() && gateway.is_some() {
+            return Err(ApiError::bad("invalid network config:\na gateway needs a subnet"));
+        } else if subnet.is_empty() {
+            continue;
+        }
+        if (is_six && new.subnet6.is_some()) || (!is_six && new.subnet.is_some()) {
+            let text = "networks: several subnets of one kind: not there yet";
+            return Err(ApiError::not_offered(text));
+        }
+        let wrong = |error: String| bad("subnet", &subnet, &error);
+        if is_six {
+            new.subnet6 = Some(subnet.parse().map_err(wrong)?);
+        } else {
+            new.subnet = Some(subnet.parse().map_err(wrong)?);
+        }
+        match gateway.as_deref().map(|text| text.parse().map_err(|error| bad("gateway", text, &error))) {
+            None => {}
+            Some(Ok(IpAddr::V4(gateway))) if !is_six => new.gateway = Some(gateway),
+            Some(Ok(IpAddr::V6(gateway))) if is_six => new.gateway6 = Some(gateway),
+            Some(Ok(gateway)) => {
+                return Err(bad("gateway", &gateway.to_string(), &"it is not of the subnet's kind"));
+            }
+            Some(Err(error)) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// `DELETE /networks/NAME`
+pub(super) async fn remove(State(app): App, Path(name): Path<String>) -> Result {
+    app.blocking(move |backend| {
+        if is_predefined(&name) {
+            let text = format!("{name} is a pre-defined network and cannot be removed");
+            return Err(ApiError::new(StatusCode::FORBIDDEN, text));
+        }
+        Ok(backend.remove_network(&name)?)
+    })
+    .await?;
+    Ok(NOTHING.into_response())
+}
+
+/// `POST /networks/prune`
+pub(super) async fn prune(State(app): App, params: Params) -> Result {
+    let filters = Filters::of(&params, &["label", "label!"])?;
+    let names = app
+        .blocking(move |backend| {
+            let networks = backend.workloads().networks()?;
+            let mut names = Vec::new();
+            for network in networks.list()? {
+                let info = network.info();
+                let fits = filters.fits_labels(|key| info.labels.get(key).map(String::as_str));
+                // One that somebody uses stays; so does one that somebody else removes at the same time.
+                if fits && backend.remove_network(&info.id).is_ok() {
+                    names.push(info.name.clone());
+                }
+            }
+            Ok(names)
+        })
+        .await?;
+    Ok(json(StatusCode::OK, &json!({ "NetworksDeleted": names })))
+}
+
+/// `POST /networks/NAME/connect`
+pub(super) async fn connect(
+    State(app): App,
+    Path(name): Path<String>,
+    body: std::result::Result<Json<NetworkConnectRequest>, JsonRejection>,
+) -> Result {
+    let Json(body) = body?;
+    let folder = app.find(body.container).await?;
+    app.blocking(move |backend| {
+        refuse_predefined(&name)?;
+        let network = find(&backend.workloads().networks()?, &name)?.info().name.clone();
+        let what = folder.description();
+        if what.wanted.networks.iter().any(|own| own.network == network) {
+            let text = format!("endpoint with name {} already exists in network {network}", what.name);
+            return Err(ApiError::new(StatusCode::FORBIDDEN, text));
+        }
+        let endpoint = endpoints::parse(&network, body.endpoint_config.unwrap_or_default())?;
+        Ok(backend.connect(&folder, endpoint)?)
+    })
+    .await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+/// `POST /networks/NAME/disconnect`
+pub(super) async fn disconnect(
+    State(app): App,
+    Path(name): Path<String>,
+    body: std::result::Result<Json<NetworkDisconnectRequest>, JsonRejection>,
+) -> Result {
+    let Json(body) = body?;
+    let folder = app.find(body.container).await?;
+    app.blocking(move |backend| {
+        refuse_predefined(&name)?;
+        let what = folder.description();
+        // With force also from a network that is no more.
+        let network = match find(&backend.workloads().networks()?, &name) {
+            Ok(network) => network.info().name.clone(),
+            Err(_) if body.force == Some(true) => name,
+            Err(error) => return Err(error),
+        };
+        if what.wanted.networks.iter().all(|own| own.network != network) {
+            let text = format!("container {} is not connected to the network {network}", what.id);
+            return Err(ApiError::failed(text));
+        }
+        Ok(backend.disconnect(&folder, &network)?)
+    })
+    .await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+fn refuse_predefined(name: &str) -> Result<()> {
+    if is_predefined(name) {
+        let text = format!("network {name}: a container is on it from its start to its end, or never");
+        return Err(ApiError::not_offered(text));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(body: Value) -> Result<NewNetwork> {
+        wanted(serde_json::from_value(body).unwrap())
+    }
+
+    #[test]
+    fn what_docker_sends_for_a_network_is_understood() {
+        let new = of(json!({
+            "Name": "team", "Driver": "bridge", "Scope": "", "EnableIPv4": true, "EnableIPv6": true, "Internal": true,
+            "Attachable": false, "Ingress": false, "ConfigOnly": false, "ConfigFrom": null, "Labels": {"a": "b"},
+            "IPAM": {"Driver": "default", "Options": {}, "Config": [
+                {"Subnet": "10.9.0.0/24", "Gateway": "10.9.0.9"}, {"Subnet": "fd00:9::/64"}]},
+            "Options": {MTU: "1400", MASQUERADE: "false", "com.docker.network.bridge.enable_icc": "true"},
+        }))
+        .unwrap();
+        assert_eq!((new.mtu, new.routed, new.internal, new.ipv6), (Some(1400), true, true, true));
+        assert_eq!(new.subnet.unwrap().to_string(), "10.9.0.0/24");
+        assert_eq!(new.gateway.unwrap().to_string(), "10.9.0.9");
+        assert_eq!((new.subnet6.unwrap().to_string(), new.gateway6), ("fd00:9::/64".to_owned(), None));
+        assert_eq!((new.labels["a"].as_str(), new.options.len()), ("b", 3));
+        assert_eq!(
+            of(json!({"Name": "x"})).unwrap(),
+            NewNetwork { name: "x".to_owned(), ..NewNetwork::default() }
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_with_dockers_codes() {
+        let config = |config: Value| json!({"Name": "x", "IPAM": {"Config": [config]}});
+        for (body, status) in [
+            (json!({"Name": "bridge"}), 403),
+            (json!({"Name": "host"}), 403),
+            (json!({"Name": "x", "Driver": "overlay"}), 404),
+            (json!({"Name": "x", "IPAM": {"Driver": "dhcp"}}), 404),
+            (json!({"Name": "x", "Scope": "swarm"}), 501),
+            (json!({"Name": "x", "EnableIPv4": false}), 501),
+            (json!({"Name": "x", "Options": {"com.docker.network.bridge.name": "br7"}}), 501),
+            (json!({"Name": "x", "Options": {MTU: "many"}}), 400),
+            (config(json!({"Subnet": "10.9.0.0"})), 400),
+            (config(json!({"Subnet": "10.9.0.1/24"})), 400),
+            (config(json!({"Gateway": "10.9.0.1"})), 400),
+            (config(json!({"Subnet": "10.9.0.0/24", "Gateway": "fd00::1"})), 400),
+            (config(json!({"Subnet": "10.9.0.0/24", "Gateway": "x"})), 400),
+            (config(json!({"Subnet": "10.9.0.0/24", "IPRange": "10.9.0.0/28"})), 501),
+        ] {
+            assert_eq!(of(body.clone()).unwrap_err().status.as_u16(), status, "{body}");
+        }
+    }
 }

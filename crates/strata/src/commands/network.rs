@@ -198,10 +198,9 @@ pub fn open(global: &Global) -> Outcome<Networks> {
 pub fn find(networks: &Networks, name: &str) -> Outcome<Network> {
     networks.find(name).map_err(|error| {
         let hint = "strata network ls shows what there is, strata network create makes one";
-        if error.is_not_found() {
-            return Failure::new(format!("no network {name:?}")).hint(hint);
-        }
-        Failure::because(format!("find network {name:?}"), error)
+        let is_missing = error.is_not_found();
+        let failure = Failure::because(format!("find network {name:?}"), error);
+        if is_missing { failure.hint(hint) } else { failure }
     })
 }
 

@@ -10,10 +10,11 @@ use std::process::Command;
 use api::{Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Process, Refusal, RefusalKind};
 use clap::Args;
 use image::Store;
+use workload::networks::{Endpoint, Network, NewNetwork};
 use workload::{Folder, Workloads};
 
 use super::run::{creation, detach, update};
-use super::{files, usage, workloads};
+use super::{files, network, usage, workloads};
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
@@ -86,6 +87,9 @@ fn refusal(failure: Failure) -> Refusal {
     if let Some(E::NameTaken { name, id }) = failure.cause::<E>() {
         return Refusal::name_taken(name, id);
     }
+    if let Some(known) = failure.cause::<E>().and_then(Refusal::of_network) {
+        return known;
+    }
     let kind = match (failure.cause::<E>(), failure.cause::<image::Error>()) {
         (Some(E::Busy { .. } | E::Refused(_) | E::NotWatched { .. } | E::VolumeInUse { .. }), _) => {
             RefusalKind::Conflict
@@ -97,6 +101,10 @@ fn refusal(failure: Failure) -> Refusal {
         _ => RefusalKind::Failed,
     };
     Refusal::new(kind, failure.to_string())
+}
+
+fn plain(error: workload::Error) -> Refusal {
+    refusal(Failure::because("use the networks", error))
 }
 
 impl Backend for Host {
@@ -176,6 +184,27 @@ impl Backend for Host {
 
     fn update(&self, folder: &Folder, limits: &api::Limits) -> Result<(), Refusal> {
         update::change(&self.workloads, folder, limits).map_err(refusal)
+    }
+
+    fn make_network(&self, new: NewNetwork) -> Result<Network, Refusal> {
+        network::make(&self.workloads.networks().map_err(plain)?, new).map_err(refusal)
+    }
+
+    fn remove_network(&self, name: &str) -> Result<(), Refusal> {
+        let networks = self.workloads.networks().map_err(plain)?;
+        let locked = networks.lock().map_err(plain)?;
+        let found = network::find(&networks, name).map_err(refusal)?;
+        network::unmake(&networks, &locked, &found).map_err(refusal)
+    }
+
+    fn connect(&self, folder: &Folder, endpoint: Endpoint) -> Result<(), Refusal> {
+        let networks = self.workloads.networks().map_err(plain)?;
+        let id = &folder.description().id;
+        network::connections::connect(&networks, &self.workloads, id, endpoint).map_err(refusal)
+    }
+
+    fn disconnect(&self, folder: &Folder, network: &str) -> Result<(), Refusal> {
+        network::connections::disconnect(&self.workloads, &folder.description().id, network).map_err(refusal)
     }
 
     fn written(&self, folder: &Folder) -> Option<u64> {

@@ -23,7 +23,8 @@ pub fn connect(networks: &Networks, all: &Workloads, name: &str, endpoint: Endpo
     }
     endpoints.push(endpoint.clone());
     if folder.description().wanted.isolation == Isolation::Vm && endpoints.len() > 1 {
-        let failure = Failure::new(format!("{}: a machine has one card", act()));
+        let one = workload::Error::Refused("a machine has one card".to_owned());
+        let failure = Failure::because(act(), one);
         return Err(failure.hint("strata network disconnect takes it off the other network"));
     }
     ask(&folder, &Request::Connect(endpoint.clone()), &act)?;
@@ -53,7 +54,8 @@ fn ask(folder: &Folder, request: &Request, act: &impl Fn() -> String) -> Outcome
         return Ok(());
     }
     if folder.description().wanted.isolation == Isolation::Vm {
-        let failure = Failure::new(format!("{}: the card of a machine that runs stays where it is", act()));
+        let stays = "the card of a machine that runs stays where it is".to_owned();
+        let failure = Failure::because(act(), workload::Error::Refused(stays));
         return Err(failure.hint("strata stop ends it, strata start starts it with its other network"));
     }
     let asked = Client::connect(folder).and_then(|mut client| client.ask(request, &[]));

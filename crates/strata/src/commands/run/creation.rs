@@ -62,7 +62,15 @@ fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
         Network::None => Some(network::Kind::None),
         // Docker's workloads have a network unless they are told otherwise.
         Network::Default | Network::User => Some(network::Kind::User),
+        Network::Named => None,
     };
+    let has_other = matches!(creation.network, Network::Default | Network::User);
+    if !is_container && creation.endpoints.len() + usize::from(has_other) > 1 {
+        let text = "connect the machine to several networks: it has one card";
+        return Err(Failure::new(text).exit(Exit::Usage));
+    }
+    options.network.set_endpoints(creation.endpoints.clone());
+    options.network.set_resolving(&creation.resolving);
     options.files.mounts.clone_from(&creation.mounts);
     options.rates.throttle(&creation.throttles);
     // A container has all of the host that nobody takes from it.

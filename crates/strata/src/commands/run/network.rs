@@ -230,6 +230,13 @@ impl Flags {
         self.also = endpoints.collect();
     }
 
+    /// Makes these the servers that are asked for names, and the way in which they are.
+    pub fn set_resolving(&mut self, resolving: &api::Resolving) {
+        self.dns.clone_from(&resolving.servers);
+        self.dns_search.clone_from(&resolving.search);
+        self.dns_option.clone_from(&resolving.options);
+    }
+
     /// Without what only one workload can have, and with ports of its own.
     pub fn of_a_copy(self, publish: Vec<String>) -> Self {
         let also = self.also.into_iter().map(|endpoint| Endpoint {

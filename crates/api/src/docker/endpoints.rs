@@ -1,0 +1,272 @@
+//! What a container has of networks: as clients ask for it, and as they are told.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use bollard_stubs::models::{EndpointSettings, NetworkingConfig};
+use serde_json::{Map, Value, json};
+use workload::networks::{Endpoint, LeaseInfo, NetworkInfo, Networks};
+use workload::{Description, Folder};
+
+use super::containers::network_of;
+use super::networks::find;
+use crate::backend::{Backend, Network};
+use crate::error::{ApiError, Result};
+
+/// The id of what a workload has of a network: docker has one, and so its clients do.
+pub(super) fn id(network: &str, workload: &str) -> String {
+    image::Digest::of(format!("endpoint {network} {workload}").as_bytes()).hex()
+}
+
+/// A hardware address as it is written.
+pub(super) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Understands a hardware address of one station.
+///
+/// # Errors
+/// It is none.
+pub(super) fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let bytes =
+        text.split([':', '-']).map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok())?);
+    let bytes = bytes.collect::<Option<Vec<u8>>>().and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+    let bytes = bytes.filter(|bytes| bytes[0] & 1 == 0 && *bytes != [0; 6]);
+    bytes.ok_or_else(|| ApiError::bad(format!("invalid MAC address: {text}")))
+}
+
+/// What a client asks for on `network`, in our words.
+///
+/// # Errors
+/// It makes no sense, or is not offered.
+pub(super) fn parse(network: &str, said: EndpointSettings) -> Result<Endpoint> {
+    let ipam = said.ipam_config.unwrap_or_default();
+    let refused = [
+        ("Links", said.links.is_some_and(|list| !list.is_empty())),
+        ("DriverOpts", said.driver_opts.is_some_and(|map| !map.is_empty())),
+        ("GwPriority", said.gw_priority.is_some_and(|priority| priority != 0)),
+        ("IPAMConfig.LinkLocalIPs", ipam.link_local_ips.is_some_and(|list| !list.is_empty())),
+    ];
+    if let Some((name, _)) = refused.iter().find(|(_, is_set)| *is_set) {
+        return Err(ApiError::not_offered(format!("network {network}: {name}: not there yet")));
+    }
+    let mut aliases = said.aliases.unwrap_or_default();
+    aliases.sort();
+    aliases.dedup();
+    if let Some(wrong) = aliases.iter().find(|alias| workload::parse_name(alias).is_err()) {
+        return Err(ApiError::bad(format!("network {network}: invalid alias {wrong:?}")));
+    }
+    let mac = said.mac_address.filter(|mac| !mac.is_empty()).map(|mac| parse_mac(&mac)).transpose()?;
+    let (ip, ip6) =
+        (address::<Ipv4Addr>(ipam.ipv4_address, "IPv4")?, address::<Ipv6Addr>(ipam.ipv6_address, "IPv6")?);
+    Ok(Endpoint { network: network.to_owned(), aliases, ip, ip6, mac })
+}
+
+fn address<T: FromStr>(text: Option<String>, kind: &str) -> Result<Option<T>> {
+    let wrong =
+        |text: &str| ApiError::bad(format!("invalid endpoint settings:\ninvalid {kind} address: {text}"));
+    let text = text.filter(|text| !text.is_empty());
+    text.map(|text| text.parse().map_err(|_| wrong(&text))).transpose()
+}
+
+/// What a new container is to be connected to: what `mode` says, and more as `config` says.
+///
+/// # Errors
+/// It makes no sense, or is not offered.
+pub(super) fn wanted(mode: &str, config: Option<NetworkingConfig>) -> Result<(Network, Vec<Endpoint>)> {
+    let mut said: HashMap<_, _> = config.and_then(|config| config.endpoints_config).unwrap_or_default();
+    let network = match mode {
+        "" | "default" | "bridge" => Network::Default,
+        "none" => Network::None,
+        "user" => Network::User,
+        "host" => {
+            return Err(ApiError::not_offered("network host: the host's own network is not given away"));
+        }
+        mode if mode.starts_with("container:") => {
+            return Err(ApiError::not_offered(format!("network {mode}: not there yet")));
+        }
+        _ => Network::Named,
+    };
+    let mut endpoints = Vec::new();
+    if network == Network::Named {
+        endpoints.push(parse(mode, said.remove(mode).unwrap_or_default())?);
+    } else {
+        for name in ["default", "bridge", "none", "user"] {
+            let Some(own) = said.remove(name) else { continue };
+            let own = parse(name, own)?;
+            if own.ip.is_some() || own.ip6.is_some() {
+                let text = "user specified IP address is supported on user defined networks only";
+                return Err(ApiError::bad(text));
+            }
+            if !own.aliases.is_empty() {
+                let text = "network-scoped alias is supported only for containers in user defined networks";
+                return Err(ApiError::bad(text));
+            }
+        }
+    }
+    if network == Network::None && !said.is_empty() {
+        return Err(ApiError::bad(
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode",
+        ));
+    }
+    let mut others: Vec<_> = said.into_iter().collect();
+    others.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, own) in others {
+        endpoints.push(parse(&name, own)?);
+    }
+    Ok((network, endpoints))
+}
+
+/// Has endpoints name networks by their names, where clients may name them by their ids.
+///
+/// # Errors
+/// There is no such network, or one is named twice.
+pub(super) fn resolve(networks: &Networks, endpoints: &mut Vec<Endpoint>) -> Result<()> {
+    for endpoint in endpoints.iter_mut() {
+        endpoint.network = find(networks, &endpoint.network)?.info().name.clone();
+    }
+    // By its name and by its id: docker's client does so where the mode is an id.
+    let mut seen = std::collections::HashSet::new();
+    endpoints.retain(|endpoint| seen.insert(endpoint.network.clone()));
+    Ok(())
+}
+
+/// The names of all networks that a workload is on.
+pub(super) fn names(folder: &Folder) -> Vec<String> {
+    let own = &folder.description().wanted.networks;
+    let first = network_of(folder);
+    // Otherwise the mode is the name or the id of one of them.
+    let is_predefined = matches!(&*first, "bridge" | "user") || (first == "none" && own.is_empty());
+    let first = is_predefined.then_some(first);
+    first.into_iter().chain(own.iter().map(|endpoint| endpoint.network.clone())).collect()
+}
+
+/// `NetworkSettings.Networks` of a workload, and what it has of the first network with a name.
+pub(super) fn settings(backend: &dyn Backend, folder: &Folder) -> (Value, Value) {
+    let mut map = Map::new();
+    let mut first = Value::Null;
+    let what = folder.description();
+    for name in names(folder) {
+        let endpoint = what.wanted.networks.iter().find(|endpoint| endpoint.network == name);
+        let value = match endpoint {
+            None => row(what, None, None),
+            Some(endpoint) => {
+                let place = place(backend, &endpoint.network, &what.id);
+                let value = row(what, Some(endpoint), place.as_ref());
+                if first.is_null() {
+                    first = value.clone();
+                }
+                value
+            }
+        };
+        map.insert(name, value);
+    }
+    let first = if first.is_null() { row(what, None, None) } else { first };
+    (Value::Object(map), first)
+}
+
+/// The network, and what a workload has of it while it runs.
+fn place(backend: &dyn Backend, network: &str, id: &str) -> Option<(NetworkInfo, Option<LeaseInfo>)> {
+    let networks = backend.workloads().networks().ok()?;
+    let network = networks.find(network).ok()?;
+    let leases = network.leases(&networks.lock().ok()?).ok()?;
+    Some((network.info().clone(), leases.into_iter().find(|lease| lease.id == id)))
+}
+
+fn row(
+    what: &Description,
+    endpoint: Option<&Endpoint>,
+    place: Option<&(NetworkInfo, Option<LeaseInfo>)>,
+) -> Value {
+    let asked = endpoint.filter(|endpoint| endpoint.ip.is_some() || endpoint.ip6.is_some());
+    let asked = asked.map(|endpoint| {
+        let four = endpoint.ip.map(|ip| ("IPv4Address", ip.to_string()));
+        let six = endpoint.ip6.map(|ip| ("IPv6Address", ip.to_string()));
+        four.into_iter().chain(six).collect::<HashMap<_, _>>()
+    });
+    let info = place.map(|(info, _)| info);
+    let lease = place.and_then(|(_, lease)| lease.as_ref());
+    // What it is only while it runs.
+    let now = info.zip(lease);
+    let text = |of: &dyn Fn(&NetworkInfo, &LeaseInfo) -> Option<String>| {
+        now.and_then(|(info, lease)| of(info, lease)).unwrap_or_default()
+    };
+    let six = now.and_then(|(info, lease)| info.six.zip(lease.address6));
+    json!({
+        "IPAMConfig": asked,
+        "Links": null,
+        "Aliases": endpoint.map(|endpoint| &endpoint.aliases).filter(|aliases| !aliases.is_empty()),
+        "DriverOpts": null,
+        "GwPriority": 0,
+        "NetworkID": info.map(|info| info.id.as_str()).unwrap_or_default(),
+        "EndpointID": text(&|info, _| Some(id(&info.id, &what.id))),
+        "MacAddress": text(&|_, lease| Some(mac_text(lease.mac))),
+        "Gateway": text(&|info, _| (!info.internal).then(|| info.gateway.to_string())),
+        "IPAddress": text(&|_, lease| Some(lease.address.to_string())),
+        "IPPrefixLen": now.map_or(0, |(info, _)| info.subnet.prefix()),
+        "IPv6Gateway": six.map_or_else(String::new, |((_, gateway), _)| gateway.to_string()),
+        "GlobalIPv6Address": six.map_or_else(String::new, |(_, address)| address.to_string()),
+        "GlobalIPv6PrefixLen": six.map_or(0, |((subnet, _), _)| subnet.prefix()),
+        "DNSNames": lease.map(|lease| &lease.names),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(mode: &str, config: Value) -> Result<(Network, Vec<Endpoint>)> {
+        wanted(mode, Some(serde_json::from_value(json!({ "EndpointsConfig": config })).unwrap()))
+    }
+
+    #[test]
+    fn what_docker_sends_for_a_container_on_networks_is_understood() {
+        let config = json!({
+            "team": {
+                "IPAMConfig": {"IPv4Address": "10.9.0.9", "IPv6Address": "fd00::9"}, "Links": null,
+                "Aliases": ["b", "a", "b"], "MacAddress": "02:42:AC-11:00:02", "DriverOpts": null, "NetworkID": "",
+            },
+            "other": {"Aliases": null},
+        });
+        let (network, endpoints) = of("team", config).unwrap();
+        assert_eq!(network, Network::Named);
+        let expected = Endpoint {
+            network: "team".to_owned(),
+            aliases: vec!["a".to_owned(), "b".to_owned()],
+            ip: Some(Ipv4Addr::new(10, 9, 0, 9)),
+            ip6: Some("fd00::9".parse().unwrap()),
+            mac: Some([2, 0x42, 0xac, 0x11, 0, 2]),
+        };
+        let other = Endpoint { network: "other".to_owned(), ..Endpoint::default() };
+        assert_eq!(endpoints, [expected, other.clone()]);
+        assert_eq!(
+            of("default", json!({"default": {}, "other": {}})).unwrap(),
+            (Network::Default, vec![other])
+        );
+        assert_eq!(of("none", json!({"none": {}})).unwrap(), (Network::None, Vec::new()));
+        assert_eq!(wanted("", None).unwrap(), (Network::Default, Vec::new()));
+    }
+
+    #[test]
+    fn what_makes_no_sense_on_a_network_is_refused() {
+        let on = |settings: Value| of("team", json!({ "team": settings })).unwrap_err().status.as_u16();
+        for (settings, status) in [
+            (json!({"IPAMConfig": {"IPv4Address": "10.9.0"}}), 400),
+            (json!({"IPAMConfig": {"IPv6Address": "10.9.0.1"}}), 400),
+            (json!({"IPAMConfig": {"LinkLocalIPs": ["169.254.1.1"]}}), 501),
+            (json!({"Aliases": ["a b"]}), 400),
+            (json!({"MacAddress": "02:42"}), 400),
+            (json!({"MacAddress": "03:42:ac:11:00:02"}), 400),
+            (json!({"Links": ["x"]}), 501),
+            (json!({"DriverOpts": {"a": "b"}}), 501),
+        ] {
+            assert_eq!(on(settings.clone()), status, "{settings}");
+        }
+        let error = |mode: &str, config| of(mode, config).unwrap_err().status.as_u16();
+        assert_eq!(error("bridge", json!({"bridge": {"IPAMConfig": {"IPv4Address": "10.9.0.1"}}})), 400);
+        assert_eq!(error("none", json!({"team": {}})), 400);
+        assert_eq!(error("host", json!({})), 501);
+        assert_eq!(error("container:x", json!({})), 501);
+    }
+}
