@@ -54,7 +54,7 @@ impl Wanted<'_> {
 
     /// Until it has all its bytes.
     fn fill(&self, blob: &mut PartialBlob, part: &mut dyn Part) -> Result<(), Cause> {
-        let mut patience = Patience::new(self.client.http.timeouts);
+        let mut patience = Patience::new(self.client.http.timeouts).unless(self.called_off);
         // Not what this attempt brought: a registry that always breaks off and knows no ranges would never end.
         let mut best = blob.have();
         while blob.have() < blob.size() || blob.size() == 0 {

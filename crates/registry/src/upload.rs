@@ -55,13 +55,13 @@ struct Session {
 
 /// Attempts that are counted until one of them gets further than all before it. A registry that takes pieces and forgets
 /// them would never end otherwise, in one upload or in one after the other.
-struct Effort {
-    patience: Patience,
+struct Effort<'a> {
+    patience: Patience<'a>,
     /// The most bytes that the registry ever had.
     best: u64,
 }
 
-impl Effort {
+impl Effort<'_> {
     fn reached(&mut self, sent: u64) {
         if sent > self.best {
             self.best = sent;
@@ -82,7 +82,8 @@ type Outcome<T> = Result<T, Cause>;
 impl Outgoing<'_> {
     /// Sees to it that the registry has the blob, whose bytes are those of `file`.
     pub(crate) fn send(&self, file: &mut File, part: &mut dyn Part) -> Outcome<Arrived> {
-        let mut effort = Effort { patience: Patience::new(self.client.http.timeouts), best: 0 };
+        let patience = Patience::new(self.client.http.timeouts).unless(self.called_off);
+        let mut effort = Effort { patience, best: 0 };
         let mut in_pieces = true;
         loop {
             match self.attempt(file, part, &mut effort, &mut in_pieces) {
@@ -96,7 +97,7 @@ impl Outgoing<'_> {
         &self,
         file: &mut File,
         part: &mut dyn Part,
-        effort: &mut Effort,
+        effort: &mut Effort<'_>,
         in_pieces: &mut bool,
     ) -> Outcome<Arrived> {
         // Nobody waits any more for what would be tried again.
@@ -176,7 +177,7 @@ impl Outgoing<'_> {
         session: Session,
         file: &mut File,
         part: &mut dyn Part,
-        effort: &mut Effort,
+        effort: &mut Effort<'_>,
     ) -> Outcome<Pieces> {
         let Session { mut location, chunk } = session;
         let mut sent = 0;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::error::{Cause, Result};
 use crate::timeouts::Timeouts;
@@ -33,15 +34,24 @@ pub(crate) fn in_parallel<T: Send>(
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
+/// How often somebody who waits looks whether he still should.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// Waits between attempts that bring nothing.
-pub(crate) struct Patience {
+pub(crate) struct Patience<'a> {
     timeouts: Timeouts,
     tried: u32,
+    called_off: Option<&'a AtomicBool>,
 }
 
-impl Patience {
+impl<'a> Patience<'a> {
     pub(crate) fn new(timeouts: Timeouts) -> Self {
-        Patience { timeouts, tried: 0 }
+        Patience { timeouts, tried: 0, called_off: None }
+    }
+
+    /// Ends early when another piece of the same work has failed.
+    pub(crate) fn unless(self, called_off: &'a AtomicBool) -> Self {
+        Patience { called_off: Some(called_off), ..self }
     }
 
     /// The last attempt brought something.
@@ -60,8 +70,17 @@ impl Patience {
             pause = pause.max(wanted);
         }
         tracing::info!("{cause}; again in {} ms", pause.as_millis());
-        std::thread::sleep(pause);
-        Ok(())
+        let end = Instant::now() + pause;
+        loop {
+            if self.called_off.is_some_and(|called_off| called_off.load(Ordering::Relaxed)) {
+                return Err(Cause::CalledOff);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(GLANCE));
+        }
     }
 
     /// Tries until it works or there is no hope.
@@ -75,5 +94,19 @@ impl Patience {
                 Err(cause) => self.wait(cause)?,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_the_next_attempt_of_what_is_called_off() {
+        let an_hour = Timeouts { backoff: Duration::from_secs(3600), ..Timeouts::default() };
+        let called_off = AtomicBool::new(true);
+        let stalled = Cause::Stalled { host: String::new(), what: "no answer", after: an_hour.idle };
+        let waited = Patience::new(an_hour).unless(&called_off).wait(stalled);
+        assert!(matches!(waited, Err(Cause::CalledOff)), "{waited:?}");
     }
 }

@@ -187,6 +187,64 @@ fn answers_without_end_are_cut_off() {
     check_all(stages, pull_error);
 }
 
+fn closed() -> Reply {
+    Reply::Raw(Vec::new())
+}
+
+#[test]
+fn connections_that_close_end_a_pull_at_every_stage() {
+    // At once, in the middle of the headers, and before all that was announced is there.
+    let stages: &[Stage] = &[
+        (|r, _| (r.path == "/v2/").then(closed), short, &["reach registry", "disconnected"]),
+        (|r, _| is_manifest(r).then(closed), short, &["get manifest latest", "disconnected"]),
+        (
+            |r, _| is_manifest(r).then(|| Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec())),
+            short,
+            &["get manifest latest", "connection to"],
+        ),
+        (
+            |r, _| {
+                is_manifest(r)
+                    .then(|| Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}".to_vec()))
+            },
+            short,
+            &["get manifest latest", "connection to"],
+        ),
+        // Less than there is: what comes is no document.
+        (
+            |r, _| {
+                is_manifest(r).then(|| Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{}".to_vec()))
+            },
+            short,
+            &["get manifest latest", "does not parse"],
+        ),
+        (|r, l| is_config(r, l).then(closed), short, &["get config", "disconnected"]),
+        (|r, l| is_layer(r, l).then(closed), short, &["layer 1 of 1", "disconnected"]),
+    ];
+    check_all(stages, pull_error);
+    let tokens = FakeRegistry::start(Contents::default(), |_| Some(closed()));
+    let message = token_error(format!("http://{}/token", tokens.domain));
+    assert!(message.contains(&tokens.domain) && message.contains("disconnected"), "{message}");
+}
+
+#[test]
+fn connections_that_close_end_a_push_at_every_stage() {
+    type Closed = (fn(&Request) -> bool, &'static str);
+    let stages: &[Closed] = &[
+        (|r| r.method == "HEAD", "put layer 1 of 1"),
+        (|r| r.method == "POST", "put layer 1 of 1"),
+        (|r| r.method == "PATCH", "put layer 1 of 1"),
+        (|r| r.path.contains("?digest="), "put layer 1 of 1"),
+        (is_manifest, "put manifest latest"),
+    ];
+    check_all(stages, |&(closed_at, wanted)| {
+        let message = push_error(false, |_| None, move |request| closed_at(request).then(closed));
+        let fits =
+            message.contains(wanted) && message.contains("connection to") && message.lines().count() == 1;
+        if fits { Ok(()) } else { Err(message) }
+    });
+}
+
 #[test]
 fn trailers_without_end_do_not_keep_a_layer_that_is_there() {
     let layer = noise(LAYER_BYTES, 2);
