@@ -238,7 +238,7 @@ fn connections_that_close_end_a_push_at_every_stage() {
         (is_manifest, "put manifest latest"),
     ];
     check_all(stages, |&(closed_at, wanted)| {
-        let message = push_error(false, |_| None, move |request| closed_at(request).then(closed));
+        let message = push_error(short(), false, |_| None, move |request| closed_at(request).then(closed));
         let fits =
             message.contains(wanted) && message.contains("connection to") && message.lines().count() == 1;
         if fits { Ok(()) } else { Err(message) }
@@ -256,7 +256,10 @@ fn trailers_without_end_do_not_keep_a_layer_that_is_there() {
             is_layer(request, &bytes).then(|| endless(body, b"X-More: and more\r\n", FLOOD))
         });
     let temp = Temp::new();
-    temp.pull_with(&registry, "app", &impatient()).unwrap();
+    // Time enough for the layer, and little for what follows it.
+    let mut options = short();
+    options.timeouts.slowest = Duration::from_secs(2);
+    temp.pull_with(&registry, "app", &options).unwrap();
     assert_eq!(temp.blob(&layer), Some(layer));
 }
 
@@ -333,6 +336,7 @@ fn take(request: &Request) -> Reply {
 
 /// Pushes a layer, in two pieces or whole, to a registry that is not honest at one stage, and gives the error.
 fn push_error(
+    options: Options,
     whole: bool,
     early: impl Fn(&Request) -> Option<Act> + Send + Sync + 'static,
     script: impl Fn(&Request) -> Option<Reply> + Send + Sync + 'static,
@@ -344,7 +348,7 @@ fn push_error(
     let layer = noise(12 << 20, 3);
     let (temp, name) = stored(&registry, &layer);
     let chunk_bytes = if whole { 1 << 30 } else { 8 << 20 };
-    let options = Options { chunk_bytes, parallel: 1, ..impatient() };
+    let options = Options { chunk_bytes, parallel: 1, ..options };
     let error = registry::push(&temp.store, &name, &options, &image::NoProgress).unwrap_err();
     assert!(temp.store.check(false, &image::NoProgress).unwrap().problems.is_empty());
     chain(&error)
@@ -362,7 +366,7 @@ fn silence_ends_at_every_stage_of_a_push() {
         (true, is_manifest, &["put manifest latest", "stalls: no answer within 2 s"]),
     ];
     check_all(stages, |&(whole, silent_at, wanted)| {
-        let message = push_error(whole, |_| None, move |request| silent_at(request).then(silent));
+        let message = push_error(short(), whole, |_| None, move |request| silent_at(request).then(silent));
         let missing = wanted.iter().find(|words| !message.contains(*words));
         missing.map_or(Ok(()), |words| Err(format!("no {words:?} in {message:?}")))
     });
@@ -393,8 +397,12 @@ fn a_registry_that_does_not_take_what_is_sent_is_left() {
     ];
     check_all(cases, |&(whole, act, wanted)| {
         let sends = |request: &Request| matches!(request.method.as_str(), "PATCH" | "PUT");
-        let message =
-            push_error(whole, move |request| sends(request).then(|| Box::new(act) as Act), |_| None);
+        let message = push_error(
+            impatient(),
+            whole,
+            move |request| sends(request).then(|| Box::new(act) as Act),
+            |_| None,
+        );
         if message.contains(wanted) { Ok(()) } else { Err(message) }
     });
 }
@@ -434,6 +442,6 @@ fn who_waits_for_one_layer_does_not_go_on_when_another_failed() {
     let options = Options { parallel: 2, ..options() };
     let message = temp.pull_with(&registry, "app", &options).unwrap_err();
     assert!(message.contains("layer 1 of 2") && message.contains("no such image"), "{message}");
-    assert_eq!(registry.count(&path), 1);
+    assert!(registry.count(&path) <= 1);
     temp.assert_untouched();
 }
