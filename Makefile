@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run console check-console test test-kernels kernels lint unit assets bench fuzz stress soak sequences matrix cycles doc install clean packages-run packages-test packages-bench packages-fuzz
+.PHONY: help build run console check-console test test-kernels kernels lint unit assets bench fuzz stress soak soak-api sequences matrix cycles doc install clean packages-run packages-test packages-bench packages-fuzz
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -27,6 +27,8 @@ CYCLES ?= 1000
 # How long `make soak` begins new rounds, on which engine.
 SOAK_MINUTES ?= 60
 SOAK_ENGINE ?= auto
+# How long clients of the API make and remove workloads.
+SOAK_API_MINUTES ?= 30
 BENCH_FLAGS ?=
 
 PACKAGES_RUN := gcc libc6-dev mmdebstrap
@@ -168,6 +170,10 @@ soak: build packages-test ## An hour of kernel builds, compression and forks in 
 	    echo "== soak: image"; $(call refresh); $(STRATA) image bootstrap soak $(PACKAGES_SOAK:%=--package %); fi
 	$(call say,soak: $(SOAK_MINUTES) minutes)
 	$(CARGO) xtask soak --store $(SOAK)/store --strata $(STRATA) --engine $(SOAK_ENGINE) --minutes $(SOAK_MINUTES) --out $(SOAK)
+
+soak-api: assets ## Clients that make, use and remove workloads for SOAK_API_MINUTES: nothing may be left
+	STRATA_SOAK_SECONDS=$$(( $(SOAK_API_MINUTES) * 60 )) STRATA_TEST_ASSETS=$(ASSETS) \
+	    $(CARGO) test --release --package strata --test workload soak_api:: -- --nocapture
 
 doc: ## Build the documentation of every crate
 	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --release --no-deps --workspace --document-private-items

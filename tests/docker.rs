@@ -44,6 +44,17 @@ impl Server {
         process
     }
 
+    /// `kill -9`
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Another one takes its place.
+    pub fn serve_again(&mut self) {
+        self.process = Server::serve(&self.place);
+    }
+
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.env("DOCKER_HOST", format!("unix://{}", self.socket().display()));
@@ -323,10 +334,9 @@ fn folders_of_the_host_and_published_ports_are_the_clients_to_name() {
 fn workloads_outlive_a_server_that_is_killed() {
     let Some(mut server) = Server::with_client() else { return };
     server.docker(&["run", "-d", "--name", "one", "debian", "sh", "-c", "echo up; sleep 1000"]);
-    server.process.kill().unwrap();
-    server.process.wait().unwrap();
+    server.kill();
     refused(&server.try_to(&["ps"]), 1, "Is the docker daemon running?");
-    server.process = Server::serve(&server.place);
+    server.serve_again();
     assert_eq!(server.docker(&["ps", "--format", "{{.Names}} {{.State}}"]), "one running\n");
     assert_eq!(server.docker(&["exec", "one", "echo", "here"]), "here\n");
     server.docker(&["rm", "-f", "one"]);

@@ -42,6 +42,7 @@ mod sandbox;
 mod serve;
 mod snapshot_command;
 mod snapshots;
+mod soak_api;
 mod starts;
 mod streams;
 mod stress;

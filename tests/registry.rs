@@ -2,7 +2,7 @@
 
 mod access;
 mod exchange;
-mod streams;
+pub mod streams;
 
 use std::fs;
 use std::path::PathBuf;

@@ -14,7 +14,7 @@ use crate::support::fake_registry::{CONFIG, Contents, FakeRegistry, LAYER, MANIF
 use crate::support::{pty, start};
 
 /// A registry whose layers are `sizes` long and all of zeros, each held back before its last byte until the test says go on.
-fn held_back(sizes: &'static [usize]) -> (FakeRegistry, mpsc::Receiver<()>, Arc<Mutex<bool>>) {
+pub fn held_back(sizes: &'static [usize]) -> (FakeRegistry, mpsc::Receiver<()>, Arc<Mutex<bool>>) {
     let zeros = Arc::new(vec![0u8; *sizes.iter().max().unwrap()]);
     let layers: Vec<&[u8]> = sizes.iter().map(|size| &zeros[..*size]).collect();
     let ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
