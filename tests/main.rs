@@ -29,6 +29,7 @@ mod full_disk;
 mod image_verbs;
 mod interrupted;
 mod kernels;
+mod killed_server;
 mod kvm;
 mod legacy_programs;
 mod named_networks;

@@ -31,6 +31,7 @@ mod images;
 mod listen;
 mod machines;
 mod metrics;
+mod scratch;
 mod server;
 mod strata;
 mod terminal;

@@ -17,7 +17,7 @@ use tower::ServiceExt;
 use crate::access::Access;
 use crate::backend::Backend;
 use crate::listen::{Listen, Listener, Stream};
-use crate::{bodies, console, docker};
+use crate::{bodies, console, docker, scratch};
 
 /// A request's head is here by then. Attack: a client that sends a byte a minute.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -69,6 +69,7 @@ pub fn serve(
         .thread_keep_alive(Duration::from_secs(2))
         .enable_all()
         .build()?;
+    scratch::clear(backend.store().root());
     let served = runtime.block_on(async {
         let router = docker::router(Arc::new(backend)).merge(console::router(service.console));
         // All of them before one is served: a server that cannot have all ends.

@@ -16,6 +16,7 @@ use super::pull::{Kept, Lines, PULL, keep, told};
 use super::{App, images};
 use crate::backend::{Backend, BuildOptions};
 use crate::error::{ApiError, Result, chain};
+use crate::scratch;
 
 /// Files of a context. Attack: an archive of nothing but names.
 const MAX_ENTRIES: usize = 1 << 20;
@@ -67,7 +68,7 @@ fn run(
     quiet: bool,
     lines: &Lines,
 ) -> std::result::Result<(), String> {
-    let folder = tempfile::Builder::new().prefix(".context-").tempdir_in(backend.store().root());
+    let folder = scratch::folder(backend.store().root(), scratch::CONTEXT);
     let folder = folder.map_err(|error| format!("keep the context: {error}"))?;
     unpack(&archive.path(), folder.path()).map_err(|error| format!("unpack the context: {error}"))?;
     // Its space is needed no more.

@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use super::params::Params;
 use super::{App, Shared, streams};
 use crate::error::{ApiError, Result, chain};
+use crate::scratch;
 
 /// How often a client is told how far a layer is.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -103,7 +104,7 @@ impl Kept {
 pub(super) async fn keep(app: &std::sync::Arc<Shared>, body: Body) -> Result<Kept> {
     let root = app.backend.store().root().to_owned();
     let failed = |error: std::io::Error| ApiError::failed(format!("keep what the client sends: {error}"));
-    let folder = tempfile::Builder::new().prefix(".upload-").tempdir_in(root).map_err(failed)?;
+    let folder = scratch::folder(&root, scratch::UPLOAD).map_err(failed)?;
     let kept = Kept(folder);
     let mut file = tokio::fs::File::create(kept.path()).await.map_err(failed)?;
     let mut pieces = body.into_data_stream();

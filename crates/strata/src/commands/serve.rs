@@ -167,7 +167,7 @@ impl Backend for Host {
 
     fn build(&self, options: &BuildOptions) -> Result<Command, Refusal> {
         let mut command = self.again("image")?;
-        command.arg("build");
+        command.args(["build", "--tied"]);
         command.args(options.no_cache.then_some("--no-cache"));
         command.args(
             options.containerfile.iter().map(|file| {

@@ -10,13 +10,14 @@ use std::path::PathBuf;
 use build::{Images, Runner};
 use clap::Args;
 use image::{Image, Reference, Store};
+use rustix::process::Signal;
 
 use self::containers::InContainers;
 use self::machines::InMachines;
 use super::{explain, parse};
 use crate::commands::registry;
 use crate::exit::Exit;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, While};
 use crate::output;
 use crate::progress::Bar;
 use crate::size::parse_size;
@@ -47,6 +48,9 @@ pub struct BuildOptions {
     /// Memory of the machine of a RUN with --isolation vm; what it writes has to fit into half of it
     #[arg(long, default_value = "1G", value_name = "SIZE", value_parser = parse_size)]
     memory: u64,
+    /// End when whoever started it does: for servers.
+    #[arg(long, hide = true)]
+    tied: bool,
     /// Folder that COPY and ADD take files from
     context: PathBuf,
 }
@@ -65,6 +69,10 @@ enum Isolation {
 /// # Errors
 /// The Containerfile, the context or an image is not as it should be; the message says which and where.
 pub fn build(store: &Store, options: &BuildOptions) -> Outcome<()> {
+    if options.tied {
+        let act = || "end with the server".to_owned();
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).while_trying(act)?;
+    }
     let tags: Outcome<Vec<Reference>> = options.tags.iter().map(|name| parse(name)).collect();
     let wanted = build::Options {
         context: options.context.clone(),
