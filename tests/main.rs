@@ -36,6 +36,7 @@ mod named_networks;
 mod named_volumes;
 mod names;
 mod network;
+mod network_rules;
 mod rates;
 mod registry;
 mod run;

@@ -53,6 +53,13 @@ impl Network {
         self.subnet.replace(".0/24", &format!(".{last}"))
     }
 
+    /// Its addresses of IPv6.
+    pub fn six(&self) -> String {
+        let described: serde_json::Value =
+            serde_json::from_str(&network(&["inspect", &self.name]).stdout).unwrap();
+        described[0]["six"][0].as_str().unwrap().to_owned()
+    }
+
     /// The workloads that are connected.
     pub fn connected(&self) -> serde_json::Value {
         let described = network(&["inspect", &self.name]).stdout;

@@ -81,6 +81,20 @@ fn dig(net: &Network, asker: &str, name: &str, kind: TYPE) -> (RCODE, usize) {
     (read.rcode(), read.answers.len())
 }
 
+/// What the server says to this host's own query for the IPv4 address of a name.
+fn asked_by_host(net: &Network, name: &str) -> (RCODE, usize) {
+    let mut packet = Packet::new_query(7);
+    let name = Name::new(name).unwrap();
+    packet.questions.push(Question::new(name, TYPE::A.into(), CLASS::IN.into(), false));
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    socket.send_to(&packet.build_bytes_vec().unwrap(), (net.address(1), 53)).unwrap();
+    let mut answer = [0; 1500];
+    let len = socket.recv(&mut answer).unwrap();
+    let read = Packet::parse(&answer[..len]).unwrap();
+    (read.rcode(), read.answers.len())
+}
+
 /// The processes that serve the network's names.
 fn servers(net: &Network) -> Vec<i32> {
     let is_it = |pid: &i32| {
@@ -115,6 +129,7 @@ fn containers_and_machines_find_each_other_by_name_as_they_come_and_go() {
         }
         assert_eq!(found(asker, "ahostsv4", "both"), [one.as_str(), two.as_str()]);
     }
+    assert_eq!(asked_by_host(&net, &machine), (RCODE::NoError, 1));
     let id = net.connected()[0]["id"].as_str().unwrap()[..12].to_owned();
     assert_eq!(found(&machine, "ahostsv4", &id), [one.as_str()]);
     for asker in [&container, &machine] {

@@ -245,7 +245,9 @@ fn rules(info: &NetworkInfo, leases: &[LeaseInfo]) -> String {
             [Some(("ip", info.subnet.to_string())), info.six.map(|(six, _)| ("ip6", six.to_string()))];
         for (family, subnet) in families.into_iter().flatten() {
             if !info.routed {
-                let _ = writeln!(masquerade, "    {family} saddr {subnet} oifname != {bridge} masquerade");
+                // What the host says to its own address leaves by the loopback, and is from that address.
+                let outside = format!("oifname != {{ {bridge}, lo }}");
+                let _ = writeln!(masquerade, "    {family} saddr {subnet} {outside} masquerade");
             }
             let own = if family == "ip" { format!("{{ 127.0.0.0/8, {subnet} }}") } else { subnet };
             let _ =
