@@ -8,7 +8,7 @@ use simple_dns::rdata::{A, RData};
 use simple_dns::{CLASS, Name, Packet, Question, RCODE, ResourceRecord, TYPE};
 
 use crate::named_networks::{Network, network, wait_for};
-use crate::support::{Ended, feed, finish, with_assets};
+use crate::support::{Ended, feed, finish, start, with_assets};
 
 /// Workloads, which are gone when the test is.
 struct Workloads {
@@ -269,6 +269,13 @@ fn a_server_of_names_is_confined_comes_back_when_it_is_killed_and_ends_with_the_
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     wait_for("another server", || matches!(servers(&net)[..], [other] if other != server));
     wait_for("an answer", || found(&second, "ahostsv4", &first) == [net.address(2)]);
+    // Whose processes are killed is nobody's neighbour any more.
+    let mut killed = start(net.run(&["--network-alias", "killed"], "echo ready; sleep 100000"));
+    killed.wait_for("ready");
+    assert_eq!(found(&second, "ahostsv4", "killed").len(), 1);
+    killed.signal(rustix::process::Signal::KILL);
+    killed.finish();
+    wait_for("the end of its name", || found(&second, "ahostsv4", "killed").is_empty());
     good(&["rm", "-f", &first, &second, &third]);
     // It ends in its own time, which the end of the network waits for.
     assert_eq!(network(&["rm", &net.name]).code(), 0);

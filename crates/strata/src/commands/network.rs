@@ -22,7 +22,7 @@ use crate::store;
 /// Networks that workloads are connected to by name
 #[derive(Subcommand)]
 pub enum Command {
-    /// Make a network: a bridge of this host, with rules that lead out of it
+    /// Make a network: a bridge of this host, with rules that lead out of it, where workloads find each other by name
     Create(CreateOptions),
     /// List the networks
     Ls(Listing),
