@@ -239,3 +239,26 @@ fn states_that_cannot_be_get_dockers_status() {
         assert_eq!(server.ask("DELETE", &format!("/containers/{name}?force=1"), "").0, 204);
     }
 }
+
+#[test]
+fn disks_of_the_host_are_limited_by_name_and_for_containers_alone() {
+    let Some(server) = Server::with_client() else { return };
+    let disks = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let mut disks = disks.map(|disk| format!("/dev/{}", disk.file_name().to_string_lossy()));
+    let Some(disk) = disks.find(|disk| std::path::Path::new(disk).exists()) else {
+        return println!("skipped: this host has no disk");
+    };
+    let rate = format!("{disk}:3mb");
+    let script =
+        "cat /sys/fs/cgroup/io.max /sys/fs/cgroup/blkio/blkio.throttle.read_bps_device 2>/dev/null; true";
+    let ended = server.try_to(&["run", "--rm", "--device-read-bps", &rate, "debian", "sh", "-c", script]);
+    if ended.code() == 0 {
+        assert!(ended.stdout.contains("3145728"), "{ended:?}");
+    } else {
+        refused(&ended, 125, "limit of blkio");
+    }
+    let none = ["run", "--rm", "--device-write-iops", "/dev/null:10", "debian", "true"];
+    refused(&server.try_to(&none), 125, "it is no block device");
+    let vm = ["run", "--rm", "--runtime", "strata-vm", "--device-read-bps", &rate, "debian", "true"];
+    refused(&server.try_to(&vm), 125, "a microVM has no disk of this host");
+}
