@@ -83,8 +83,8 @@ impl Drop for Outside {
 }
 
 /// Answers all who connect, over both kinds of address, until it is told to end: the first process of a container has to say that
-/// it wants to be.
-const SERVER: &str = "perl -e 'use IO::Socket::IP; $SIG{TERM} = sub { exit }; my $s = IO::Socket::IP->new(LocalHost => qq{::}, LocalPort => 80, \
+/// it wants to be; at once, since perl would otherwise not hear it between two clients.
+const SERVER: &str = "perl -e 'use IO::Socket::IP; use POSIX; sigaction(SIGTERM, POSIX::SigAction->new(sub { _exit 0 })); my $s = IO::Socket::IP->new(LocalHost => qq{::}, LocalPort => 80, \
                       Listen => 5, V6Only => 0) or die $@; $| = 1; print qq{ready\\n}; \
                       while (my $c = $s->accept) { print $c qq{here\\n}; close $c }'";
 
