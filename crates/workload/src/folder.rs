@@ -10,6 +10,7 @@ use crate::control::{Client, Request};
 use crate::description::{self, Description, Wanted};
 use crate::error::{Error, Result};
 use crate::files::{self, Durable};
+use crate::listing;
 use crate::state::{self, State, Status, now_ms};
 use crate::volumes::Volumes;
 
@@ -127,22 +128,15 @@ impl Workloads {
     /// # Errors
     /// The folder of them all cannot be read.
     pub fn list(&self) -> Result<Vec<Folder>> {
-        let mut found = Vec::new();
+        let mut paths = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(Error::file("list", &self.dir))? {
             let entry = entry.map_err(Error::file("list", &self.dir))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            // One that vanishes meanwhile was removed.
-            if is_id(&name)
-                && let Ok(folder) = Folder::open(entry.path())
-                && !folder.is_left()
-            {
-                found.push(folder);
+            if is_id(&entry.file_name().to_string_lossy()) {
+                paths.push(entry.path());
             }
         }
-        found.sort_by(|a, b| {
-            let key = |folder: &Folder| (folder.description.created_ms, folder.description.id.clone());
-            key(a).cmp(&key(b))
-        });
+        let mut found = listing::open_all(&paths);
+        found.sort_by_cached_key(|folder| (folder.description.created_ms, folder.description.id.clone()));
         Ok(found)
     }
 
@@ -306,7 +300,7 @@ impl Folder {
 
     /// Whether it is over and was to be removed then, but whoever watched it could not: it was killed, or it is the machine of a
     /// [`crate::Foreground`], which may touch no folder any more.
-    fn is_left(&self) -> bool {
+    pub(crate) fn is_left(&self) -> bool {
         self.description.wanted.remove && self.state().is_ok_and(|state| state.status == Status::Lost)
     }
 

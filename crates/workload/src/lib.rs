@@ -29,6 +29,7 @@ mod events;
 mod files;
 mod folder;
 mod foreground;
+mod listing;
 pub mod log;
 pub mod monitor;
 mod mount;
