@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{assets, elf, feed, file, finish, guest, noise, strata};
+use crate::support::{assets, copy_store, elf, feed, file, finish, guest, noise, strata};
 
 fn boot(kernel: &Path) -> Command {
     let mut command = strata();
@@ -164,11 +164,9 @@ fn a_broken_kernel_is_listed_as_such_and_can_be_removed() {
 
 #[test]
 fn a_kernel_that_changed_in_the_store_does_not_run() {
-    let Some(assets) = assets() else { return };
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
-    let copied = Command::new("cp").arg("-a").arg(assets.join("store")).arg(&store).status().unwrap();
-    assert!(copied.success());
+    let Some(()) = copy_store(&store) else { return };
     let bundle = fs::read_dir(store.join("kernels")).unwrap().flatten().find(|entry| entry.path().is_dir());
     let vmlinux = bundle.unwrap().path().join("vmlinux");
     let mut bytes = fs::read(&vmlinux).unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Ended, PATIENCE, assets, finish, start_flags, strata};
+use crate::support::{Ended, PATIENCE, copy_store, finish, start_flags, strata};
 
 /// A store of its own for workloads, with the kernel and the image of the assets.
 pub struct Place {
@@ -24,10 +24,8 @@ impl Place {
     pub fn each() -> impl Iterator<Item = Place> {
         let kinds = if rustix::process::geteuid().is_root() { &["vm", "container"][..] } else { &["vm"] };
         kinds.iter().filter_map(|isolation| {
-            let from = assets()?.join("store");
             let dir = tempfile::tempdir().unwrap();
-            let copied = Command::new("cp").arg("-a").arg(from).arg(dir.path().join("store")).status();
-            assert!(copied.unwrap().success());
+            copy_store(&dir.path().join("store"))?;
             Some(Place { dir, isolation })
         })
     }

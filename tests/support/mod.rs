@@ -36,6 +36,21 @@ pub fn assets() -> Option<PathBuf> {
     folder
 }
 
+/// Makes a store at `to` with the kernel and the image. Workloads, volumes and networks of tests that run beside do not come along:
+/// whoever takes them for its own ends them.
+pub fn copy_store(to: &Path) -> Option<()> {
+    let from = assets()?.join("store");
+    std::fs::create_dir(to).unwrap();
+    let copy = |names: &[&str]| {
+        let parts = names.iter().map(|name| from.join(name)).filter(|part| part.exists());
+        Command::new("cp").arg("-a").args(parts).arg(to).status().unwrap().success()
+    };
+    assert!(copy(&["blobs", "kernels", "index.json", "oci-layout"]));
+    // What is made when it is needed may be in the making.
+    let _ = copy(&["roots", "templates", "kvm-is-of-no-use"]);
+    Some(())
+}
+
 /// The program on the store with kernel and image.
 pub fn with_assets() -> Option<Command> {
     let folder = assets()?;
