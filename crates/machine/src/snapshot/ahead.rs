@@ -15,10 +15,9 @@ use std::sync::Arc;
 use memory::GuestRam;
 use memory::written::{Range, Written};
 
-use super::Error;
-use super::Memory;
 use super::over::{OverState, Own};
 use super::ram::{self, Blocks, PageMap, RamState, Zeros};
+use super::{Error, Memory};
 
 /// So much is copied at rest without another look: about a millisecond.
 const LITTLE: u64 = 2 << 20;
@@ -75,7 +74,7 @@ impl Copying {
         self.own = if self.only_own { Own::of(&self.ram, &self.map) } else { None };
         match &self.own {
             // A page that becomes its own while this looks is told by the watch.
-            Some(own) => own.write(&self.ram, &self.file, &self.map, threads).map(|()| Blocks::new()),
+            Some(own) => own.write(&self.ram, &self.file, threads).map(|()| Blocks::new()),
             None => ram::write_all(&self.ram, &self.file, &self.map, threads),
         }
     }

@@ -8,17 +8,17 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use memory::GuestRam;
 use memory::backing::Data;
-use memory::{Backing, GuestRam, PAGE_SIZE};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::ram::{FileStamp, PAGE, PageMap, each};
+use super::ram::{FileStamp, PAGE, PageMap, each, size_of_ranges};
 
 /// Each run of pages is mapped by itself; processes have 65530 mappings, and with more the whole memory is the better file.
 const MAX_RUNS: usize = 4096;
 /// So many pages between two others are written with them: one mapping costs more than their bytes.
-const GAP: usize = 3;
+const GAP: u64 = 3;
 /// Bytes that are written at once at most.
 const PIECE: u64 = 1 << 20;
 
@@ -52,7 +52,7 @@ impl OverState {
                 return Err(Error::RamChanged { offset: 0 });
             }
         }
-        let bytes = self.ranges.iter().fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
+        let bytes = size_of_ranges(&self.ranges);
         match [&self.file, &self.base].into_iter().find(|stamp| stamp.len_bytes() != bytes) {
             Some(stamp) => Err(Error::RamSize { found: stamp.len_bytes(), expected: bytes }),
             None => Ok(()),
@@ -80,18 +80,11 @@ impl Own {
             {
                 own[((from - region) / PAGE) as usize..((to - region) / PAGE) as usize].fill(true);
             }
-            let mut last: Option<(usize, usize)> = None;
-            let pages = own.iter().enumerate().filter(|(_, own)| **own).map(|(page, _)| page);
-            for page in pages.chain([usize::MAX]) {
-                match &mut last {
-                    Some((_, end)) if page <= *end + GAP => *end = page + 1,
-                    _ => {
-                        let run = last.replace((page, page.saturating_add(1)));
-                        runs.extend(run.map(|(first, end)| {
-                            let (first, end) = (first as u64 * PAGE, end as u64 * PAGE);
-                            (region + first, region + end, start + first)
-                        }));
-                    }
+            for page in (0..).zip(own).filter(|(_, own)| *own).map(|(page, _)| page * PAGE) {
+                let at = region + page;
+                match runs.last_mut() {
+                    Some((first, end, _)) if *first >= region && at <= *end + GAP * PAGE => *end = at + PAGE,
+                    _ => runs.push((at, at + PAGE, start + page)),
                 }
             }
             region += len;
@@ -100,54 +93,22 @@ impl Own {
     }
 
     /// Writes them to `file`, whatever that held.
-    pub(super) fn write(
-        &self,
-        ram: &GuestRam,
-        file: &File,
-        map: &PageMap,
-        threads: usize,
-    ) -> Result<(), Error> {
+    pub(super) fn write(&self, ram: &GuestRam, file: &File, threads: usize) -> Result<(), Error> {
         let failed = |source| Error::Host { act: "write guest memory", source };
         file.set_len(0).and_then(|()| file.set_len(ram.size_bytes())).map_err(failed)?;
-        let Some(backing) = ram.backing() else { return Err(Error::Base) };
-        let pieces: Vec<_> = self
-            .runs
-            .iter()
-            .flat_map(|&(start, end, gpa)| {
-                (start..end)
-                    .step_by(PIECE as usize)
-                    .map(move |at| (at, PIECE.min(end - at), gpa + (at - start)))
-            })
-            .collect();
+        let pieces = |&(start, end, gpa): &(u64, u64, u64)| {
+            let offsets = (start..end).step_by(PIECE as usize);
+            offsets.map(move |at| (at, PIECE.min(end - at), gpa + (at - start)))
+        };
+        let pieces: Vec<_> = self.runs.iter().flat_map(pieces).collect();
         each(&pieces, threads, |&(offset, len, gpa), buffer| {
             let bytes = &mut buffer[..len as usize];
-            copy(ram, backing, map, (offset, gpa), bytes)
-                .and_then(|()| file.write_all_at(bytes, offset).map_err(failed))
+            // What is between the pages of its own is the file's still: to look at it copies nothing.
+            ram.read(gpa, bytes)?;
+            file.write_all_at(bytes, offset).map_err(failed)
         })?;
         Ok(())
     }
-}
-
-/// Memory at `gpa` into `bytes`; what is not this process's own from the files, so that it does not become so.
-fn copy(
-    ram: &GuestRam,
-    backing: &Backing,
-    map: &PageMap,
-    (offset, gpa): (u64, u64),
-    bytes: &mut [u8],
-) -> Result<(), Error> {
-    let host = ram.host(gpa).map_or(0, |host| host.addr().get());
-    let own = map.own(host, bytes.len() / PAGE_SIZE);
-    if own.as_ref().is_none_or(|own| own.contains(&false)) {
-        let read = backing.read_exact_at(bytes, offset);
-        read.map_err(|source| Error::Host { act: "read guest memory", source })?;
-    }
-    for (n, page) in bytes.chunks_mut(PAGE_SIZE).enumerate() {
-        if own.as_ref().is_none_or(|own| own[n]) {
-            ram.read(gpa + n as u64 * PAGE, page)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -175,7 +136,7 @@ mod tests {
         };
         assert_eq!(own.runs.len(), 3, "{:x?}", own.runs);
         let over = tempfile::tempfile().unwrap();
-        own.write(&first, &over, &map, 2).unwrap();
+        own.write(&first, &over, 2).unwrap();
         assert!(over.metadata().unwrap().blocks() * 512 <= 3 * 0x1000);
         let second = GuestRam::from_files(&RANGES, &base, Some(&over)).unwrap();
         assert!(contents(&second) == contents(&first));
@@ -183,7 +144,7 @@ mod tests {
         second.write(0x8000, &[9; 8]).unwrap();
         let again = tempfile::tempfile().unwrap();
         let own = Own::of(&second, &map).unwrap();
-        own.write(&second, &again, &map, 1).unwrap();
+        own.write(&second, &again, 1).unwrap();
         assert_eq!(
             own.runs.first(),
             Some(&(0x4000, 0x9000, 0x4000)),

@@ -343,6 +343,11 @@ fn is_zero(bytes: &[u8]) -> bool {
         == 0
 }
 
+/// Bytes of all regions together.
+pub(super) fn size_of_ranges(ranges: &[(u64, u64)]) -> u64 {
+    ranges.iter().fold(0, |sum, (_, len)| sum.saturating_add(*len))
+}
+
 /// Says that `file` holds what was written.
 ///
 /// # Errors
@@ -350,7 +355,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 pub fn check(file: &File, state: &RamState) -> Result<(), Error> {
     let failed = |source| Error::Host { act: "read guest memory", source };
     let now = FileStamp::of(file).map_err(failed)?;
-    let expected = state.ranges.iter().fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
+    let expected = size_of_ranges(&state.ranges);
     if now.len != expected {
         return Err(Error::RamSize { found: now.len, expected });
     }
