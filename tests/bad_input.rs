@@ -6,7 +6,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{assets, copy_store, elf, feed, file, finish, guest, noise, strata};
+use crate::support::{
+    assets, copy_kernel_and_image, copy_store, elf, feed, file, finish, guest, noise, strata,
+};
 
 fn boot(kernel: &Path) -> Command {
     let mut command = strata();
@@ -309,15 +311,13 @@ fn a_disk_that_is_full_when_the_root_is_made_is_named() {
         return;
     }
     let store = folder.path().join("store");
-    fs::create_dir(&store).unwrap();
-    let parts = ["blobs", "kernels", "index.json", "oci-layout"].map(|name| source.join(name));
-    let copied = Command::new("cp").arg("-a").args(parts).arg(&store).status();
+    let copied = copy_kernel_and_image(&assets, &store);
     let mut command = strata();
     command.arg("--root").arg(&store).args(["run", "--start", "cold", "debian", "--", "true"]);
     let ended = finish(command);
     let left = ["tmp", "roots"].map(|name| fs::read_dir(store.join(name)).map_or(0, Iterator::count));
     let unmounted = Command::new("umount").arg(folder.path()).status().unwrap();
-    assert!(copied.unwrap().success() && unmounted.success());
+    assert!(copied && unmounted.success());
     ended.expect_failure(125, &["debian", "No space left on device"]);
     assert_eq!(left, [0, 0], "something unfinished is left");
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{assets, finish, strata};
+use crate::support::{assets, copy_kernel_and_image, finish, strata};
 
 const CONTAINERFILE: &str = "\
 ARG TOP=scratch
@@ -164,9 +164,7 @@ fn what_run_writes_is_in_the_image_under_both_isolations() {
     }
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
-    fs::create_dir(&store).unwrap();
-    let parts = ["blobs", "kernels", "index.json", "oci-layout"].map(|name| assets.join("store").join(name));
-    assert!(Command::new("cp").arg("-a").args(parts).arg(&store).status().unwrap().success());
+    assert!(copy_kernel_and_image(&assets, &store));
     let text = "FROM debian\nRUN echo made > /made && chown 5:6 /made && rm /etc/issue\nUSER 1000\nRUN test $(id -u) = 1000\n";
     fs::write(dir.path().join("Containerfile"), text).unwrap();
     let program = |arguments: &[&str]| {

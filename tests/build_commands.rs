@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::build::buildah;
-use crate::support::{Ended, PATIENCE, assets, finish, strata};
+use crate::support::{Ended, PATIENCE, assets, copy_kernel_and_image, finish, strata};
 
 /// Each of these is a layer. What is made in one is changed in later ones, in every way that a layer has words for.
 const CONTAINERFILE: &str = "\
@@ -156,9 +156,7 @@ fn a_layer_says_no_more_than_its_command_did() {
 #[test]
 fn a_machine_changes_what_a_container_changes() {
     let (Some(assets), Some(bench)) = (assets(), Bench::new()) else { return };
-    fs::create_dir(bench.store()).unwrap();
-    let parts = ["blobs", "kernels", "index.json", "oci-layout"].map(|name| assets.join("store").join(name));
-    assert!(Command::new("cp").arg("-a").args(parts).arg(bench.store()).status().unwrap().success());
+    assert!(copy_kernel_and_image(&assets, &bench.store()));
     let text = "FROM debian\nRUN rm /etc/issue && mkdir -p /new/d && echo 1 > /new/f && chown 5:6 /new/f && chmod 4711 /new/f\n\
         COPY given /given\nUSER 7:8\nRUN id -u > /tmp/who; sleep 1000 &\nUSER 0\nRUN mv /new /old && ln /old/f /old/g && rm -r /given/deep\n";
     fs::write(bench.context().join("Containerfile"), text).unwrap();

@@ -36,18 +36,27 @@ pub fn assets() -> Option<PathBuf> {
     folder
 }
 
-/// Makes a store at `to` with the kernel and the image. Workloads, volumes and networks of tests that run beside do not come along:
+/// What a store needs of the kernel and the image.
+const KERNEL_AND_IMAGE: [&str; 4] = ["blobs", "kernels", "index.json", "oci-layout"];
+
+/// Makes a store at `to` with the kernel and the image, and nothing that was made of them; false if there is no space.
+pub fn copy_kernel_and_image(assets: &Path, to: &Path) -> bool {
+    std::fs::create_dir(to).unwrap();
+    copy_parts(&KERNEL_AND_IMAGE, assets, to)
+}
+
+fn copy_parts(names: &[&str], assets: &Path, to: &Path) -> bool {
+    let parts = names.iter().map(|name| assets.join("store").join(name)).filter(|part| part.exists());
+    Command::new("cp").arg("-a").args(parts).arg(to).status().unwrap().success()
+}
+
+/// Makes a store at `to` with the kernel and the image, and what was made of them. Workloads, volumes and networks of tests that run beside do not come along:
 /// whoever takes them for its own ends them.
 pub fn copy_store(to: &Path) -> Option<()> {
-    let from = assets()?.join("store");
-    std::fs::create_dir(to).unwrap();
-    let copy = |names: &[&str]| {
-        let parts = names.iter().map(|name| from.join(name)).filter(|part| part.exists());
-        Command::new("cp").arg("-a").args(parts).arg(to).status().unwrap().success()
-    };
-    assert!(copy(&["blobs", "kernels", "index.json", "oci-layout"]));
+    let assets = assets()?;
+    assert!(copy_kernel_and_image(&assets, to));
     // What is made when it is needed may be in the making.
-    let _ = copy(&["roots", "templates", "kvm-is-of-no-use"]);
+    let _ = copy_parts(&["roots", "templates", "kvm-is-of-no-use"], &assets, to);
     Some(())
 }
 

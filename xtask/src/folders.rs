@@ -5,14 +5,13 @@
 //! its page cache dropped. The disk is read at random past the guest's page cache, and is in the host's.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Outcome;
 use crate::bench::contenders::MEMORY_MIB;
-use crate::peers::{self, Peers, Running, Table};
-use crate::program::Program;
+use crate::peers::{self, Contest, Peers, Running, Table};
 
 /// Where distributions have it.
 const VIRTIOFSD: [&str; 3] =
@@ -23,13 +22,7 @@ const DISK_BYTES: u64 = 256 << 20;
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    program: Program,
-    /// Engine of the program
-    #[arg(long, default_value = "jit")]
-    engine: String,
-    /// Rounds, each of both contestants
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    contest: Contest,
     /// Files of the tree
     #[arg(long, default_value_t = 5000)]
     files: usize,
@@ -39,14 +32,11 @@ pub struct Options {
     /// Seconds that the disk is read for
     #[arg(long, default_value_t = 4)]
     seconds: u64,
-    /// Folder that the figures are added to
-    #[arg(long)]
-    out: Option<PathBuf>,
 }
 
 /// Measures and prints a table.
 pub fn run(top: &Path, options: &Options) -> Outcome {
-    let peers = Peers::make(top, &options.program)?;
+    let peers = Peers::make(top, &options.contest.program)?;
     let tree = peers.folder.path().join("tree.tar");
     pack(peers.folder.path(), &tree, options.files)?;
     let mut table = Table::new(["strata", "QEMU TCG"]);
@@ -63,7 +53,7 @@ pub fn run(top: &Path, options: &Options) -> Outcome {
         file.write_all(&block)?;
     }
     drop(file);
-    for _ in 0..options.rounds {
+    for _ in 0..options.contest.rounds {
         let ours = in_folder(&peers, options, &tree, |folder| strata(options, folder))?;
         let theirs = in_folder(&peers, options, &tree, |folder| qemu(&peers, folder))?;
         for ((_, row), figures) in rows.iter().zip(ours.into_iter().zip(theirs)) {
@@ -71,11 +61,11 @@ pub fn run(top: &Path, options: &Options) -> Outcome {
         }
         table.add(random, at_random(&peers, options, &disk)?);
     }
-    let Options { rounds, engine, .. } = options;
+    let Contest { rounds, engine, .. } = &options.contest;
     table.show(
         &format!("`cargo xtask folders`, {rounds} rounds, engine {engine}"),
         &peers,
-        options.out.as_deref(),
+        options.contest.out.as_deref(),
     )
 }
 
@@ -122,9 +112,18 @@ fn in_folder(
 
 fn strata(options: &Options, folder: &Path) -> Outcome<Guest> {
     let volume = format!("{}:/share", folder.display());
-    let run =
-        ["run", "--engine", &options.engine, "-v", &volume, peers::IMAGE, "--", "/bin/sh", "/share/errand"];
-    Ok((Running::start(options.program.command(&run))?, None))
+    let run = [
+        "run",
+        "--engine",
+        &options.contest.engine,
+        "-v",
+        &volume,
+        peers::IMAGE,
+        "--",
+        "/bin/sh",
+        "/share/errand",
+    ];
+    Ok((Running::start(options.contest.program.command(&run))?, None))
 }
 
 fn qemu(peers: &Peers, folder: &Path) -> Outcome<Guest> {
@@ -177,7 +176,8 @@ impl Drop for Server {
 fn at_random(peers: &Peers, options: &Options, disk: &Path) -> Outcome<[f64; 2]> {
     let append = peers::append("", &format!("/bin/transfers random /dev/vda {}", options.seconds));
     let flags = ["--disk".to_owned(), format!("{},ro", disk.display())];
-    let ours = Running::start(peers.strata_boot(&options.engine, &flags, &append))?.figure("random")?;
+    let ours =
+        Running::start(peers.strata_boot(&options.contest.engine, &flags, &append))?.figure("random")?;
     let drive = format!("file={},format=raw,if=none,id=d,read-only=on", disk.display());
     let flags = ["-drive", &drive, "-device", "virtio-blk-device,drive=d"].map(str::to_owned);
     let theirs = Running::start(peers.qemu(&flags, &append))?.figure("random")?;

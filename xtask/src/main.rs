@@ -13,6 +13,7 @@ mod containers;
 mod copies;
 mod docker;
 mod folders;
+mod lines;
 mod nets;
 mod peers;
 mod podman;

@@ -5,14 +5,13 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Outcome;
-use crate::peers::{self, Peers, Running, Table};
+use crate::peers::{self, Contest, Peers, Running, Table};
 use crate::podman::Podman;
-use crate::program::Program;
 
 /// The network, and what the workloads on it are named after.
 const NAME: &str = "bench-nets";
@@ -25,28 +24,19 @@ const MIB: f64 = (1 << 20) as f64;
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    program: Program,
-    /// Engine of the program
-    #[arg(long, default_value = "jit")]
-    engine: String,
-    /// Rounds, each of all contestants
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    contest: Contest,
     /// Seconds that each stream is sent for
     #[arg(long, default_value_t = 4)]
     seconds: u64,
-    /// Folder that the figures are added to
-    #[arg(long)]
-    out: Option<PathBuf>,
 }
 
 /// Measures, prints tables, and removes what it made.
 pub fn run(top: &Path, options: &Options) -> Outcome {
-    let bench = Bench { peers: Peers::make(top, &options.program)?, options };
+    let bench = Bench { peers: Peers::make(top, &options.contest.program)?, options };
     let mut table = Table::new(["strata", "QEMU TCG"]);
     let ways = [("up", "user mode, guest to host"), ("down", "user mode, host to guest")];
     let rows = ways.map(|(_, name)| table.row(name, "MiB/s", 2.0, true));
-    for _ in 0..options.rounds {
+    for _ in 0..options.contest.rounds {
         for ((way, _), row) in ways.iter().zip(rows) {
             table.add(row, [bench.user_strata(way)?, bench.user_qemu(way)?]);
         }
@@ -60,12 +50,14 @@ pub fn run(top: &Path, options: &Options) -> Outcome {
     } else {
         println!("bridges are not measured: they are root's to make\n");
     }
-    let engine = &options.engine;
-    let title =
-        format!("`cargo xtask nets`, {} rounds of {} s, engine {engine}", options.rounds, options.seconds);
-    table.show(&title, &bench.peers, options.out.as_deref())?;
+    let engine = &options.contest.engine;
+    let title = format!(
+        "`cargo xtask nets`, {} rounds of {} s, engine {engine}",
+        options.contest.rounds, options.seconds
+    );
+    table.show(&title, &bench.peers, options.contest.out.as_deref())?;
     if is_root {
-        containers.show("containers, one bridge", &bench.peers, options.out.as_deref())
+        containers.show("containers, one bridge", &bench.peers, options.contest.out.as_deref())
     } else {
         Ok(())
     }
@@ -78,12 +70,12 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn strata(&self, arguments: &[&str]) -> Command {
-        self.options.program.command(arguments)
+        self.options.contest.program.command(arguments)
     }
 
     fn user_strata(&self, way: &str) -> Outcome<f64> {
         let (listener, words) = self.stream(way)?;
-        let run = ["run", "--engine", &self.options.engine, "--network", "user", "--host-loopback"];
+        let run = ["run", "--engine", &self.options.contest.engine, "--network", "user", "--host-loopback"];
         let words: Vec<&str> = words.split(' ').collect();
         let guest = Running::start(self.strata(&[&run[..], &[peers::IMAGE, "--"], &words].concat()))?;
         let speed = self.carry(&listener)?;
@@ -146,7 +138,7 @@ impl Bench<'_> {
         if let Err(error) = &bridge {
             println!("podman makes no bridge on this host: {error}\n");
         }
-        for _ in 0..self.options.rounds {
+        for _ in 0..self.options.contest.rounds {
             table.add(machines, [self.pair("vm")?, self.pair_of_qemu()?]);
             let ours = self.pair("container")?;
             if bridge.is_ok() {
@@ -158,7 +150,7 @@ impl Bench<'_> {
 
     /// Two of Strata's workloads on the network.
     fn pair(&self, isolation: &str) -> Outcome<f64> {
-        let engine = ["--engine", &self.options.engine];
+        let engine = ["--engine", &self.options.contest.engine];
         let common = ["--isolation", isolation, "--network", NAME, "--ip"];
         let (server, client) = (format!("{SUBNET}.10"), format!("{SUBNET}.11"));
         let name = format!("{NAME}-server");

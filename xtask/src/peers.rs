@@ -4,18 +4,18 @@
 //! RAM disk with the modules of its devices; a guest of Strata runs an image with the same two programs.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use image::Store;
 use image::cpio::{Cpio, Device};
 
-use crate::Outcome;
 use crate::bench::contenders;
 use crate::program::Program;
+use crate::{Outcome, lines};
 
 /// The image that the measured workloads run.
 pub const IMAGE: &str = "bench-transfers";
@@ -23,6 +23,22 @@ pub const IMAGE: &str = "bench-transfers";
 const MODULES: [&str; 5] = ["virtio_mmio", "virtio_net", "virtio_blk", "virtiofs", "virtio_rng"];
 /// The longest that one errand may take.
 const PATIENCE: Duration = Duration::from_secs(240);
+
+/// What contests of a machine and its peer have in common.
+#[derive(clap::Args)]
+pub struct Contest {
+    #[command(flatten)]
+    pub program: Program,
+    /// Engine of the program
+    #[arg(long, default_value = "jit")]
+    pub engine: String,
+    /// Rounds, each of all contestants
+    #[arg(long, default_value_t = 3)]
+    pub rounds: usize,
+    /// Folder that the figures are added to
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
 
 /// Programs, kernel and initial RAM disk, in a folder that is gone with this.
 pub struct Peers {
@@ -136,15 +152,7 @@ impl Running {
         let name = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(|error| format!("run {name}: {error}"))?;
-        let output = child.stdout.take().ok_or("no output")?;
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-                if sender.send(String::from_utf8_lossy(&line).trim().to_owned()).is_err() {
-                    return;
-                }
-            }
-        });
+        let lines = lines::of(&mut child)?;
         Ok(Self { child, lines })
     }
 
@@ -156,7 +164,7 @@ impl Running {
                 .lines
                 .recv_timeout(PATIENCE)
                 .map_err(|_| format!("it ended or is silent after {last:?}"))?;
-            if let Some(value) = wanted(&line) {
+            if let Some(value) = wanted(line.trim()) {
                 return Ok(value);
             }
             last = line;

@@ -37,17 +37,26 @@ pub fn give_back_relocations() {
     unsafe { libc::dl_iterate_phdr(Some(find_relocations), ptr::null_mut()) };
 }
 
+/// Where an object is, and its program headers.
+///
+/// # Safety
+/// `object` is a description that the loader has passed.
+unsafe fn headers<'a>(object: *const libc::dl_phdr_info) -> (u64, &'a [libc::Elf64_Phdr]) {
+    // SAFETY: the caller's promise; the headers live as long as the object, which is never taken away.
+    unsafe {
+        let object = &*object;
+        (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)))
+    }
+}
+
 /// Gives back the table that the program's dynamic section names.
 unsafe extern "C" fn find_relocations(
     object: *mut libc::dl_phdr_info,
     _size: usize,
     _data: *mut c_void,
 ) -> c_int {
-    // SAFETY: the loader passes a description whose program headers live as long as the object.
-    let (base, headers) = unsafe {
-        let object = &*object;
-        (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)))
-    };
+    // SAFETY: the loader passes it.
+    let (base, headers) = unsafe { headers(object) };
     let (mut table, mut size) = (0, 0);
     if let Some(dynamic) = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC) {
         let count = dynamic.p_memsz as usize / size_of::<[u64; 2]>();
@@ -101,11 +110,8 @@ unsafe extern "C" fn give_back_segments(
     _size: usize,
     _data: *mut c_void,
 ) -> c_int {
-    // SAFETY: the loader passes a description whose program headers live as long as the object.
-    let (base, headers) = unsafe {
-        let object = &*object;
-        (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)))
-    };
+    // SAFETY: the loader passes it.
+    let (base, headers) = unsafe { headers(object) };
     for header in headers.iter().filter(|header| is_constant(header)) {
         give_back(base + header.p_vaddr, base + header.p_vaddr + header.p_memsz);
     }

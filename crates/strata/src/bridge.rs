@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::net::{AddressFamily, SocketType};
-use workload::networks::{LeaseInfo, NetworkInfo, Published, Subnet, Subnet6, Taken};
+use workload::networks::{LeaseInfo, NetworkInfo, Published, Subnet, Subnet6, Taken, mac_text};
 
 use crate::failure::{Failure, Outcome, While};
 
@@ -160,11 +160,6 @@ pub fn connect(info: &NetworkInfo, lease: &LeaseInfo, is_way_out: bool) -> io::R
 /// This process may not.
 pub fn set_up_tap(info: &NetworkInfo, lease: &LeaseInfo) -> io::Result<()> {
     ip(&format!("link set {} mtu {}\n", lease.interface, info.mtu))
-}
-
-/// A hardware address as it is written.
-pub fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Whether the kernel has an interface by this name. One that it takes down has none, though sysfs still shows it.

@@ -4,16 +4,16 @@
 //! `BENCH-DONE`. A row that takes too long is noted as that, its machine is killed, and another one is started for
 //! the rows after it: one bad row must not cost the whole run.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::classes::{FIRST_LINE, OVERHEAD};
 use super::contenders::MEMORY_MIB;
 use super::figures::{Row, Value};
 use super::overhead;
-use crate::Outcome;
+use crate::{Outcome, lines};
 
 /// How often a machine that says nothing is started before it is given up.
 const ATTEMPTS: usize = 2;
@@ -91,7 +91,7 @@ fn listen(mut command: Command, patience: Patience) -> Outcome<Heard> {
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(heard),
         };
-        match line.as_str() {
+        match line.trim() {
             "BENCH-UP" => {
                 heard.up = true;
                 heard.rows.push(Row::new(FIRST_LINE, Value::Is(started.elapsed().as_secs_f64())));
@@ -147,15 +147,7 @@ impl Machine {
         let mut child = command
             .spawn()
             .map_err(|error| format!("run {}: {error}", command.get_program().to_string_lossy()))?;
-        let output = child.stdout.take().ok_or("no output")?;
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-                if sender.send(String::from_utf8_lossy(&line).trim().to_owned()).is_err() {
-                    return;
-                }
-            }
-        });
+        let lines = lines::of(&mut child)?;
         Ok(Self { child, lines })
     }
 

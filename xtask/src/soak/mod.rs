@@ -10,13 +10,12 @@ mod report;
 mod watch;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use crate::Outcome;
+use crate::{Outcome, lines};
 use heard::{Heard, Line};
 use watch::Sample;
 
@@ -102,7 +101,7 @@ fn in_guest(options: &Options, folder: &Path) -> Outcome<Run> {
 /// Listens to the guest and looks at the process until it has said everything.
 fn follow(child: &mut Child, options: &Options) -> Outcome<(Heard, Vec<Sample>, Duration)> {
     let began = Instant::now();
-    let lines = lines(child)?;
+    let lines = lines::of(child)?;
     let (mut heard, mut samples) = (Heard::default(), Vec::new());
     let mut next = SAMPLE_EVERY;
     let end = Duration::from_secs(options.minutes * 60) + PATIENCE;
@@ -124,18 +123,4 @@ fn follow(child: &mut Child, options: &Options) -> Outcome<(Heard, Vec<Sample>, 
             Err(RecvTimeoutError::Disconnected) => return Ok((heard, samples, began.elapsed())),
         }
     }
-}
-
-/// The lines of the child's standard output, until it is closed.
-fn lines(child: &mut Child) -> Outcome<Receiver<String>> {
-    let output = child.stdout.take().ok_or("no standard output")?;
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use bollard_stubs::models::{EndpointSettings, NetworkingConfig};
 use serde_json::{Map, Value, json};
-use workload::networks::{Endpoint, LeaseInfo, NetworkInfo, Networks};
+use workload::networks::{Endpoint, LeaseInfo, NetworkInfo, Networks, mac_text};
 use workload::{Description, Folder};
 
 use super::containers::network_of;
@@ -17,11 +17,6 @@ use crate::error::{ApiError, Result};
 /// The id of what a workload has of a network: docker has one, and so its clients do.
 pub(super) fn id(network: &str, workload: &str) -> String {
     image::Digest::of(format!("endpoint {network} {workload}").as_bytes()).hex()
-}
-
-/// A hardware address as it is written.
-pub(super) fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Understands a hardware address of one station.

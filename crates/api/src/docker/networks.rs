@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use bollard_stubs::models::{Ipam, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
 use serde_json::{Map, Value, json};
 use workload::log::rfc3339;
-use workload::networks::{LeaseInfo, NetworkInfo, Networks, NewNetwork};
+use workload::networks::{LeaseInfo, NetworkInfo, Networks, NewNetwork, mac_text};
 
 use super::containers::network_of;
 use super::endpoints;
@@ -178,7 +178,7 @@ fn member(info: &NetworkInfo, lease: &LeaseInfo) -> (String, Value) {
     let value = json!({
         "Name": lease.workload,
         "EndpointID": endpoints::id(&info.id, &lease.id),
-        "MacAddress": endpoints::mac_text(lease.mac),
+        "MacAddress": mac_text(lease.mac),
         "IPv4Address": format!("{}/{}", lease.address, info.subnet.prefix()),
         "IPv6Address": six.map_or_else(String::new, |((subnet, _), own)| format!("{own}/{}", subnet.prefix())),
     });

@@ -111,6 +111,12 @@ pub struct Lease {
     pub files: [File; 2],
 }
 
+/// A hardware address as it is written.
+#[must_use]
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 impl Networks {
     /// Gives addresses of `network` to a workload: those it wants, or the first that are free. Waits for a server of names that is
     /// just ending.
