@@ -1,7 +1,8 @@
 //! The pages that translated code found last, which it tries before the TLB.
 //!
 //! One set for user and one for kernel code, each used by code translated for that privilege only. Kernels use the
-//! stack's page alone: other pointers of theirs lead to ever other pages, and each miss costs more than the TLB.
+//! stack's page and those of their variables: other pointers of theirs lead to ever other pages, and each miss costs more
+//! than the TLB.
 //! What is known is forgotten with the TLB entry it was copied from at the latest, and whenever the rights it was found
 //! under may no longer hold.
 
@@ -13,6 +14,8 @@ use arch::x86::paging::PAGE_SIZE;
 pub struct Known {
     /// The stack's page.
     pub stack: StackPage,
+    /// The pages of operands relative to RIP.
+    pub fixed: FixedPages,
     /// The pages of other operands.
     pub operands: OperandPages,
 }
@@ -25,6 +28,33 @@ pub struct StackPage {
     pub page: u64,
     /// Host address minus linear address.
     pub addend: u64,
+}
+
+/// The pages of operands relative to RIP (see `jit::fixed`), for loads and for stores.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct FixedPages {
+    /// Linear address, or [`Self::NONE`].
+    pub page: [u64; Self::COUNT],
+    /// Host address.
+    pub host: [u64; Self::COUNT],
+}
+
+impl FixedPages {
+    /// Pages that are kept.
+    pub const COUNT: usize = 32;
+    /// What no page begins at.
+    const NONE: u64 = 1;
+
+    /// Where the page at `linear` is kept for loads, or for stores if `writes`.
+    pub fn place(linear: u64, writes: bool) -> usize {
+        let slot = (linear / PAGE_SIZE) as usize % (Self::COUNT / 2);
+        2 * slot + usize::from(writes)
+    }
+
+    fn forget(&mut self) {
+        self.page = [Self::NONE; Self::COUNT];
+    }
 }
 
 /// The pages of operands by their base (see `jit::operand`), for loads and for stores.
@@ -47,8 +77,7 @@ impl OperandPages {
     /// The `limit` of a page that is known: of its last bytes only the TLB can tell if they are enough.
     pub const LIMIT: u64 = PAGE_SIZE - Self::MAX_SIZE + 1;
 
-    /// Forgets all.
-    pub fn forget(&mut self) {
+    fn forget(&mut self) {
         self.limit = [0; Self::COUNT];
     }
 }
@@ -57,6 +86,7 @@ impl Known {
     /// Nothing.
     pub const NONE: Self = Self {
         stack: StackPage { page: 0, addend: 0 },
+        fixed: FixedPages { page: [FixedPages::NONE; FixedPages::COUNT], host: [0; FixedPages::COUNT] },
         operands: OperandPages {
             page: [0; OperandPages::COUNT],
             limit: [0; OperandPages::COUNT],
@@ -67,6 +97,12 @@ impl Known {
     /// Forgets everything.
     pub fn forget(&mut self) {
         self.stack.addend = 0;
+        self.forget_operands();
+    }
+
+    /// Forgets everything but the stack's page.
+    pub fn forget_operands(&mut self) {
+        self.fixed.forget();
         self.operands.forget();
     }
 
@@ -74,6 +110,11 @@ impl Known {
     pub fn forget_region(&mut self, linear: u64, bits: u32) {
         if (self.stack.page ^ linear) >> bits == 0 {
             self.stack.addend = 0;
+        }
+        for page in &mut self.fixed.page {
+            if (*page ^ linear) >> bits == 0 {
+                *page = FixedPages::NONE;
+            }
         }
         for (page, limit) in self.operands.page.iter().zip(&mut self.operands.limit) {
             if (page ^ linear) >> bits == 0 {
@@ -94,12 +135,15 @@ mod tests {
         for (n, page) in [0x20_0000, 0x20_1000, 0x40_0000].into_iter().enumerate() {
             known.operands.page[n] = page;
             known.operands.limit[n] = OperandPages::LIMIT;
+            known.fixed.page[n] = page;
         }
         known.forget_region(0x20_1000, 12);
         assert_eq!(known.operands.limit[..3], [OperandPages::LIMIT, 0, OperandPages::LIMIT]);
+        assert_eq!(known.fixed.page[..3], [0x20_0000, FixedPages::NONE, 0x40_0000]);
         assert_eq!(known.stack.addend, 1);
         known.forget_region(0x3f_f000, 21);
         assert_eq!(known.operands.limit[..3], [0, 0, OperandPages::LIMIT]);
+        assert_eq!(known.fixed.page[..3], [FixedPages::NONE, FixedPages::NONE, 0x40_0000]);
         assert_eq!(known.stack.addend, 0);
     }
 }

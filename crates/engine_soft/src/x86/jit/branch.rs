@@ -9,11 +9,14 @@ use super::asm::{Alu, Condition, Label, Mem, RSP, Size};
 use super::flags::{ALL, Effect};
 use super::jumps::{JUMP_ENTRIES, Jump};
 use super::keep::Cold;
+use super::lazy::Place;
+use super::plan::Operand;
 use super::rewrite::{GUEST_RSP, S0, S1};
 use super::stubs::frame;
-use super::translate::{Place, Translation};
+use super::translate::Translation;
 use super::{Frame, Kind, Vectors, returns};
 use crate::x86::interp::select;
+use crate::x86::mmu::Intent;
 
 /// The ways a block ends; targets are relative to the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +128,7 @@ impl Translation<'_> {
             End::Call(target) => self.write_call(last, target),
             End::JumpIndirect => {
                 self.write_branch_operand(last);
+                self.publish_flags(ALL);
                 self.write_lookup(last, 0, Way::Jump);
             }
             End::CallIndirect => self.write_call_indirect(last),
@@ -133,7 +137,7 @@ impl Translation<'_> {
             End::SwapGs(next) => self.write_swap_gs(last, next),
             End::SetAccess(on, next) => self.write_set_access(last, on, next),
             End::Handler => {
-                self.save_flags(ALL);
+                self.publish_flags(ALL);
                 let site = self.site(Kind::Handler, last, self.start_of(last));
                 self.jump_with_site(site, self.stubs.slow);
             }
@@ -143,7 +147,8 @@ impl Translation<'_> {
     /// At `label`: the whole last operation by its handler, which ends the block.
     pub(super) fn cold_end(&mut self, last: usize, label: Label) {
         let site = self.site(Kind::Handler, last, self.start_of(last));
-        self.cold.push(Cold::Slow { label, site, resume: None, restore: false, addend: None });
+        let save = self.missed(last);
+        self.cold.push(Cold::Slow { label, site, resume: None, restore: false, addend: None, save });
     }
 
     /// At `label`: the last operation by its handler, unless its group has checked its access to the stack.
@@ -156,26 +161,41 @@ impl Translation<'_> {
     /// Goes on at `target`, which is successor number `link`.
     pub(super) fn write_direct(&mut self, last: usize, target: i64, link: u8, moved: i32) {
         if !self.is_linked(target) {
-            self.save_flags(ALL);
+            self.publish_flags(ALL);
             return self.write_far_jump(last, target, moved);
         }
         let live = self.live_at(target);
         let from = self.instructions.get(last).map_or(i64::MAX, |i| i.ip() as i64);
-        if from != i64::MAX && self.may_close_loop(last, target) {
-            self.write_poll(last, target, live);
-        }
-        self.need_host(live);
+        let polls = from != i64::MAX && self.may_close_loop(last, target);
         let unknown = self.asm.label();
+        if polls {
+            let wanted = self.write_poll(last, target, live);
+            if live == 0 {
+                self.asm.jump_if(Condition::E, unknown);
+                self.link(last, target, link, live, unknown);
+                return self.asm.jump(wanted);
+            }
+            self.asm.jump_if(Condition::NE, wanted);
+        }
+        self.prepare_link(live);
         self.asm.jump(unknown);
         self.link(last, target, link, live, unknown);
+    }
+
+    /// Before a jump to another block: flags that are in memory alone stay there.
+    fn prepare_link(&mut self, live: u32) {
+        if !self.place.saved {
+            self.need_host(live);
+        }
     }
 
     /// The jump just written leads to `unknown` until the block at `target` is translated.
     fn link(&mut self, last: usize, target: i64, link: u8, live: u32, unknown: Label) {
         let site = self.site(Kind::Link, last, target as i32);
         self.sites[site].link = link;
+        self.sites[site].outer = live != 0 && !self.place.host;
         self.patch_here(site);
-        let save = live != 0 && !self.place.saved;
+        let save = self.saving(live);
         self.cold.push(Cold::Exit { label: unknown, site, save });
     }
 
@@ -185,15 +205,17 @@ impl Translation<'_> {
         i > self.jumps_back || target <= self.instructions[i].ip() as i64
     }
 
-    /// Leaves for Rust if somebody wants attention; every loop passes one of these or a look-up.
-    fn write_poll(&mut self, last: usize, target: i64, live: u32) {
+    /// Compares, so that the jump to the returned label is for when somebody wants attention; every loop passes one of
+    /// these or a look-up.
+    fn write_poll(&mut self, last: usize, target: i64, live: u32) -> Label {
         self.save_flags(live);
         self.place.host = false;
         self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Absolute(self.attention), 0);
         let wanted = self.asm.label();
-        self.asm.jump_if(Condition::NE, wanted);
         let site = self.site(Kind::Leave, last, target as i32);
-        self.cold.push(Cold::Exit { label: wanted, site, save: false });
+        let save = self.saving(live);
+        self.cold.push(Cold::Exit { label: wanted, site, save });
+        wanted
     }
 
     fn write_conditional(&mut self, last: usize, condition: Condition, taken: i64, next: i64) {
@@ -221,7 +243,8 @@ impl Translation<'_> {
         if !self.is_linked(taken) {
             let label = self.asm.label();
             self.asm.jump_if(condition, label);
-            self.cold.push(Cold::FarJump { label, last, target: taken, save: !self.place.saved });
+            let save = self.saving(ALL);
+            self.cold.push(Cold::FarJump { label, last, target: taken, save });
         } else if self.may_close_loop(last, taken) {
             let skip = self.asm.label();
             self.asm.jump_if(condition.inverse(), skip);
@@ -246,6 +269,7 @@ impl Translation<'_> {
         self.asm.lea(self.word(), value, Mem::Base(value, next));
         self.asm.store(self.word(), slot, value);
         self.write_move_stack(-self.slot());
+        self.move_lazy(-self.slot());
         self.asm.push(value);
     }
 
@@ -259,7 +283,7 @@ impl Translation<'_> {
     /// Behind a host `call`: where the return comes to, with the guest's address in S0 and the flags saved.
     fn write_return_site(&mut self, last: usize) {
         self.asm.lea(Size::Qword, RSP, Mem::Base(RSP, 8));
-        self.place = Place { host: false, saved: true };
+        self.place = Place::MEMORY;
         let next = self.instructions[last].next_ip() as i64;
         if !self.is_linked(next) {
             return self.write_lookup(last, 0, Way::Jump);
@@ -276,7 +300,7 @@ impl Translation<'_> {
         self.write_push_return(last, miss);
         self.cold_stack_access(last, miss);
         if !self.is_linked(target) {
-            self.save_flags(ALL);
+            self.publish_flags(ALL);
             self.write_far_address(target);
             self.write_lookup_of(last, target, -self.slot(), Way::Call);
             return self.write_return_site(last);
@@ -288,8 +312,9 @@ impl Translation<'_> {
         self.place.host = false;
         self.write_call_limit(full);
         let site = self.site(Kind::Leave, last, target as i32);
-        self.cold.push(Cold::Exit { label: full, site, save: false });
-        self.need_host(live);
+        let save = self.saving(live);
+        self.cold.push(Cold::Exit { label: full, site, save });
+        self.prepare_link(live);
         self.asm.call(unknown);
         self.link(last, target, 0, live, unknown);
         self.write_return_site(last);
@@ -307,8 +332,14 @@ impl Translation<'_> {
             return;
         }
         let miss = self.asm.label();
-        self.write_operand_address(&instruction, self.slot() as u32, miss);
-        self.write_load(miss);
+        let operand = Operand { size: self.slot() as u32, intent: Intent::Read, alignment: 1 };
+        if let Some(fixed) = self.fixed(&instruction, operand) {
+            let place = self.write_find_fixed(fixed, miss);
+            self.asm.load(Size::Qword, S0, place);
+        } else {
+            self.write_operand_address(&instruction, operand.size, miss);
+            self.write_load(miss);
+        }
         self.cold_end(last, miss);
     }
 
@@ -319,6 +350,7 @@ impl Translation<'_> {
         let miss = self.asm.label();
         self.write_push_return(last, miss);
         self.cold_stack_access(last, miss);
+        self.publish_flags(ALL);
         self.asm.load(Size::Qword, S0, target);
         self.write_lookup(last, -self.slot(), Way::Call);
         self.write_return_site(last);
@@ -331,6 +363,8 @@ impl Translation<'_> {
         self.cold_stack_access(last, miss);
         let moved = self.slot() + i32::from(bytes);
         self.write_move_stack(moved);
+        self.move_lazy(moved);
+        self.publish_flags(ALL);
         let other = self.asm.label();
         self.asm.alu_load(Size::Qword, Alu::Cmp, S0, Mem::Base(RSP, 8));
         self.asm.jump_if(Condition::NE, other);

@@ -53,7 +53,7 @@ impl Translation<'_> {
             self.asm.jump_if(Condition::BE, slow);
         }
         self.asm.raw(&bytes);
-        self.flags_after(Effect::of(&instruction));
+        self.flags_after(i, Effect::of(&instruction));
         self.cold_handler(i, slow);
     }
 }

@@ -21,6 +21,7 @@ use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpKind, Register};
 use super::asm::{Alu, Condition, Label, Mem, Size};
 use super::branch::End;
 use super::keep::Cold;
+use super::lazy::Save;
 use super::plan::{Operand, Plan};
 use super::rewrite::{self, S0, S1, host_of};
 use super::stubs::frame;
@@ -250,12 +251,13 @@ impl Translation<'_> {
             self.asm.store(Size::Qword, field, S1);
         }
         self.addend = Some(field);
-        self.cold.push(Cold::Group { label: failed, index, retry });
+        let save = self.missed(i);
+        self.cold.push(Cold::Group { label: failed, index, retry, save });
     }
 
     /// At `label`: the check of a group failed. If the TLB has the page of the stack after all, it is remembered
     /// and the check made again at `retry`; else Rust walks; and a range in two pages is for the variant.
-    pub(super) fn write_failed_group(&mut self, label: Label, index: usize, retry: Label) {
+    pub(super) fn write_failed_group(&mut self, label: Label, index: usize, retry: Label, save: Save) {
         let group = self.groups.groups[index];
         let Some(base) = host_of(group.base as u8) else { return };
         let operand = group.operand();
@@ -281,8 +283,10 @@ impl Translation<'_> {
         self.sites[fill].register = group.base as u8;
         self.sites[fill].distance = group.range.0;
         self.resumes.push((fill, retry));
+        self.write_save(save);
         self.jump_with_site(fill, self.stubs.slow);
         self.asm.bind(split);
+        self.write_save(save);
         self.asm.jump(unknown);
         let variant = self.site(Kind::Variant, group.first, self.start_of(group.first));
         self.patch_here(fill);
@@ -338,7 +342,7 @@ fn reach_of_operand(instruction: &Instruction, operand: Operand) -> Option<Reach
 }
 
 /// The register an instruction moves by a constant, and how far, if that is all of a register of `width` bytes.
-fn shift(instruction: &Instruction, width: i32) -> Option<(usize, i32)> {
+pub(super) fn shift(instruction: &Instruction, width: i32) -> Option<(usize, i32)> {
     let first = instruction.op0_register();
     let moves =
         instruction.op0_kind() == OpKind::Register && first.is_gpr() && first.size() == width as usize;

@@ -4,23 +4,25 @@ use std::mem::offset_of;
 
 use super::asm::{Label, Mem, RAX, Size};
 use super::branch::End;
+use super::fixed::UnknownFixed;
 use super::flags::Effect;
+use super::lazy::{Place, Save};
 use super::operand::Unknown;
 use super::plan::Plan;
 use super::rewrite::{S0, S1};
 use super::stubs::{flags, frame};
-use super::translate::{Place, Translation};
+use super::translate::Translation;
 use super::{Frame, Kind, Site, Vectors};
 
 /// Code that is needed rarely and stands behind the rest.
 pub(super) enum Cold {
     /// At `label`: go to the slow stub with site number `site`. If that resumes, it is at `resume`, with the
     /// live flags in EFLAGS if `restore`, and the `addend` in S1.
-    Slow { label: Label, site: usize, resume: Option<Label>, restore: bool, addend: Option<Mem> },
-    /// At `label`: save the flags first if they are in EFLAGS only, then leave with the site.
-    Exit { label: Label, site: usize, save: bool },
+    Slow { label: Label, site: usize, resume: Option<Label>, restore: bool, addend: Option<Mem>, save: Save },
+    /// At `label`: leave with the site.
+    Exit { label: Label, site: usize, save: Save },
     /// At `label`: a jump out of the page to `target`, relative to the page.
-    FarJump { label: Label, last: usize, target: i64, save: bool },
+    FarJump { label: Label, last: usize, target: i64, save: Save },
     /// At `label`: the address in S0 is not in the entry in S1; see `write_second_jump`.
     SecondJump { label: Label, unknown: Label, found: Label },
     /// At `label`: the entry that a jump to a known place expected has another; see `write_other_jump`.
@@ -29,12 +31,14 @@ pub(super) enum Cold {
     UnknownTarget { label: Label, site: usize },
     /// At `label`: an access that is not in the known page.
     Unknown(Label, Unknown),
+    /// At `label`: an operand relative to RIP that is not in the known page.
+    UnknownFixed(Label, UnknownFixed),
     /// At `label`: RET, which moved RSP by `moved`, to another place than expected, in S0.
     Unexpected { label: Label, last: usize, moved: i32 },
     /// At `label`: save the flags, then go to `joined`.
     Save { label: Label, joined: Label },
     /// At `label`: the check of group `index` failed; `retry` is where it begins.
-    Group { label: Label, index: usize, retry: Label },
+    Group { label: Label, index: usize, retry: Label, save: Save },
 }
 
 impl Translation<'_> {
@@ -42,6 +46,12 @@ impl Translation<'_> {
     pub(super) fn clobber(&mut self, i: usize) {
         self.save_flags(self.live[i]);
         self.place.host = false;
+        self.missed = (i, self.saving(self.live[i]));
+    }
+
+    /// What is to be done for the flags where instruction `i` fails after they were destroyed for it.
+    pub(super) fn missed(&self, i: usize) -> Save {
+        if self.missed.0 == i { self.missed.1 } else { Save::Nothing }
     }
 
     /// Whether EFLAGS are needed for something else before the block's instructions look at them or set them.
@@ -74,9 +84,9 @@ impl Translation<'_> {
         }
     }
 
-    /// Sees that live flags are in memory too.
+    /// Sees that live flags are not in EFLAGS alone.
     pub(super) fn save_flags(&mut self, live: u32) {
-        if live != 0 && !self.place.saved {
+        if live != 0 && !self.place.saved && self.place.lazy.is_none() {
             self.store_flags();
             self.place.saved = true;
         }
@@ -93,8 +103,10 @@ impl Translation<'_> {
     /// Sees that the `live` flags are in EFLAGS; both scratch registers keep their values.
     pub(super) fn need_host(&mut self, live: u32) {
         if !self.place.host {
-            if live != 0 {
-                self.load_flags();
+            match self.place.lazy {
+                _ if live == 0 => {}
+                Some(lazy) if !self.place.saved => self.remake_flags(lazy),
+                _ => self.load_flags(),
             }
             self.place.host = true;
         }
@@ -107,18 +119,13 @@ impl Translation<'_> {
         self.asm.load(Size::Qword, RAX, frame(offset_of!(Frame, saved_rax)));
     }
 
-    pub(super) fn flags_after(&mut self, effect: Effect) {
-        if effect.changes != 0 {
-            self.place = Place { host: true, saved: false };
-        }
-    }
-
     pub(super) fn write_cold(&mut self) {
         // Cold code may make more of it.
         while let Some(cold) = self.cold.pop() {
             match cold {
-                Cold::Slow { label, site, resume, restore, addend } => {
+                Cold::Slow { label, site, resume, restore, addend, save } => {
                     self.asm.bind(label);
+                    self.write_save(save);
                     self.jump_with_site(site, self.stubs.slow);
                     if let Some(resume) = resume {
                         self.write_resume(site, resume, restore, addend);
@@ -126,26 +133,25 @@ impl Translation<'_> {
                 }
                 Cold::Exit { label, site, save } => {
                     self.asm.bind(label);
-                    if save {
-                        self.store_flags();
-                    }
+                    self.write_save(save);
                     self.jump_with_site(site, self.stubs.leave);
                 }
                 Cold::FarJump { label, last, target, save } => {
                     self.asm.bind(label);
-                    if save {
-                        self.store_flags();
-                    }
+                    self.write_save(save);
                     self.write_far_jump(last, target, 0);
                 }
                 Cold::Unexpected { label, last, moved } => self.write_unexpected(label, last, moved),
-                Cold::Group { label, index, retry } => self.write_failed_group(label, index, retry),
+                Cold::Group { label, index, retry, save } => {
+                    self.write_failed_group(label, index, retry, save);
+                }
                 Cold::Save { label, joined } => {
                     self.asm.bind(label);
                     self.store_flags();
                     self.asm.jump(joined);
                 }
                 Cold::Unknown(label, unknown) => self.write_unknown_page(label, unknown),
+                Cold::UnknownFixed(label, unknown) => self.write_unknown_fixed(label, unknown),
                 Cold::SecondJump { label, unknown, found } => self.write_second_jump(label, unknown, found),
                 Cold::OtherJump { label, unknown, found } => self.write_other_jump(label, unknown, found),
                 Cold::UnknownTarget { label, site } => {
@@ -177,13 +183,13 @@ impl Translation<'_> {
 
     /// By the interpreter's handler, after which the block goes on.
     pub(super) fn write_handler(&mut self, i: usize) {
-        self.save_flags(self.live[i]);
+        self.publish_flags(self.live[i]);
         let site = self.site(Kind::Handler, i, self.start_of(i));
         let resume = self.asm.label();
         self.jump_with_site(site, self.stubs.slow);
         self.asm.bind(resume);
         self.resumes.push((site, resume));
-        self.place = Place { host: false, saved: true };
+        self.place = Place::MEMORY;
         self.addend = None;
     }
 
@@ -198,8 +204,8 @@ impl Translation<'_> {
         let resume = self.asm.label();
         self.asm.bind(resume);
         let restore = self.live[i + 1] != 0 && self.place.host;
-        let addend = self.addend;
-        self.cold.push(Cold::Slow { label, site, resume: Some(resume), restore, addend });
+        let (addend, save) = (self.addend, self.missed(i));
+        self.cold.push(Cold::Slow { label, site, resume: Some(resume), restore, addend, save });
     }
 
     /// A new site for operation `i`.
@@ -208,6 +214,7 @@ impl Translation<'_> {
         self.sites.push(Site {
             kind,
             link: 0,
+            outer: false,
             register: 0,
             vectors: self.vectors,
             keeps_x87: !matches!(kind, Kind::Handler),

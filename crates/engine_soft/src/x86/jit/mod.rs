@@ -34,12 +34,14 @@ pub mod asm;
 mod branch;
 mod divide;
 mod finished;
+mod fixed;
 pub mod flags;
 mod group;
 mod held;
 pub mod inspect;
 mod jumps;
 mod keep;
+mod lazy;
 pub mod listing;
 pub(super) mod lockstep;
 mod low;
@@ -283,6 +285,8 @@ pub(super) struct Site {
     kind: Kind,
     /// `Link`: which of the block's successors.
     link: u8,
+    /// `Link`: the flags are in memory.
+    outer: bool,
     /// `Fill`: the base register's number.
     register: u8,
     /// Vector registers the code needs when it resumes.
@@ -299,25 +303,6 @@ pub(super) struct Site {
     resume: u64,
     block: *const Block,
     op: *const Op,
-}
-
-impl Site {
-    /// A jump to a canonical address from nowhere in particular.
-    fn lost() -> Self {
-        Self {
-            kind: Kind::Jump,
-            link: 0,
-            register: 0,
-            vectors: Vectors::NONE,
-            keeps_x87: true,
-            distance: 0,
-            ip: 0,
-            patch: 0,
-            resume: 0,
-            block: std::ptr::null(),
-            op: std::ptr::null(),
-        }
-    }
 }
 
 /// What is counted.

@@ -14,7 +14,7 @@ use iced_x86::{Formatter, GasFormatter, Instruction, OpKind, Register, SymbolRes
 use super::Frame;
 use super::group::GROUPS;
 use crate::x86::interp::cpu::Cpu;
-use crate::x86::known::{Known, OperandPages, StackPage};
+use crate::x86::known::{FixedPages, Known, OperandPages, StackPage};
 use crate::x86::mmu::Mmu;
 use crate::x86::width::StatusFlags;
 
@@ -67,6 +67,8 @@ const CELLS: &[Cells] = &[
 const KNOWN: &[Cells] = &[
     ("stack.page", offset_of!(Known, stack) + offset_of!(StackPage, page), 1, 8),
     ("stack.addend", offset_of!(Known, stack) + offset_of!(StackPage, addend), 1, 8),
+    ("fixed.page", offset_of!(Known, fixed) + offset_of!(FixedPages, page), FixedPages::COUNT, 8),
+    ("fixed.host", offset_of!(Known, fixed) + offset_of!(FixedPages, host), FixedPages::COUNT, 8),
     ("page", offset_of!(Known, operands) + offset_of!(OperandPages, page), OperandPages::COUNT, 8),
     ("limit", offset_of!(Known, operands) + offset_of!(OperandPages, limit), OperandPages::COUNT, 8),
     ("addend", offset_of!(Known, operands) + offset_of!(OperandPages, addend), OperandPages::COUNT, 8),

@@ -9,7 +9,8 @@
 //!   mov  S1, gs:[addend]          op   [base + S1 + disp]
 //! ```
 //! The check is beside the way of the data, not in it. An operand whose address has more parts, or whose base lives in
-//! memory, is computed into S0 and checked by way of S1. What a group has checked needs only the addend.
+//! memory, is computed into S0 and checked by way of S1. What a group has checked needs only the addend. Kernels keep
+//! what they have for each CPU at places relative to GS alone, in few pages.
 
 use std::mem::offset_of;
 
@@ -39,12 +40,12 @@ impl Known {
         Self { user, n: 2 * usize::from(base.0) + usize::from(intent == Intent::Write) }
     }
 
-    /// For an operand of any form, whose page is `page` where the address is relative to RIP: such an operand is
-    /// always in the same, so those of different pages keep out of each other's way.
-    fn of_operand(user: bool, instruction: &Instruction, page: u64, intent: Intent) -> Self {
+    /// For an operand of any form. Of those relative to FS or GS alone, places far from each other keep out of each
+    /// other's way.
+    fn of_operand(user: bool, instruction: &Instruction, intent: Intent) -> Self {
         let base = instruction.memory_base();
         let n = match base {
-            Register::RIP => 16 + (page >> 12) as usize % 8,
+            _ if is_in_segment(instruction) => 16 + (instruction.memory_displacement64() >> 12) as usize % 8,
             _ if base.is_gpr() => usize::from(host_of(rewrite::number(base)).unwrap_or(S0).0),
             _ => 4, // the number of RSP, whose guest's lives elsewhere
         };
@@ -82,6 +83,13 @@ pub(super) struct Unknown {
     miss: Label,
 }
 
+/// Whether the operand is at a fixed place relative to FS or GS.
+fn is_in_segment(instruction: &Instruction) -> bool {
+    instruction.memory_base() == Register::None
+        && instruction.memory_index() == Register::None
+        && matches!(instruction.memory_segment(), Register::FS | Register::GS)
+}
+
 /// The base and displacement of an operand that has no other parts, if the base lives in a host register.
 fn simple(instruction: &Instruction) -> Option<(Reg, i32)> {
     let base = instruction.memory_base();
@@ -97,6 +105,12 @@ impl Translation<'_> {
     pub(super) fn tries_known(&self, operand: Operand, base: Register) -> bool {
         let strided = base.is_gpr() && self.strided >> rewrite::number(base) & 1 != 0;
         self.user && !strided && u64::from(operand.size) <= OperandPages::MAX_SIZE
+    }
+
+    /// The same of an operand with an address of any form.
+    fn tries_known_of(&self, operand: Operand, instruction: &Instruction) -> bool {
+        let fits = u64::from(operand.size) <= OperandPages::MAX_SIZE;
+        self.tries_known(operand, instruction.memory_base()) || fits && is_in_segment(instruction)
     }
 
     /// Finds the registers that move by the value of another in each round of a loop that is one unit: down a
@@ -120,6 +134,9 @@ impl Translation<'_> {
     /// An instruction with one operand in memory.
     pub(super) fn write_with_memory(&mut self, i: usize, operand: Operand) {
         let instruction = rewrite::widened(&self.instructions[i]);
+        if let Some(fixed) = self.fixed(&instruction, operand) {
+            return self.write_with_fixed(i, fixed);
+        }
         let tries_known = !self.narrow && self.tries_known(operand, instruction.memory_base());
         let Some((base, displacement)) = simple(&instruction).filter(|_| self.groups.has(i) || tries_known)
         else {
@@ -194,15 +211,14 @@ impl Translation<'_> {
         self.clobber(i);
         let miss = self.asm.label();
         self.write_operand_address(&instruction, operand.size, miss);
-        if !self.tries_known(operand, instruction.memory_base()) {
+        if !self.tries_known_of(operand, &instruction) {
             self.write_check_to_host(operand, miss);
         } else {
             if operand.alignment > 1 {
                 self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
                 self.asm.jump_if(Condition::NE, miss);
             }
-            let page = self.linear.wrapping_add(instruction.memory_displacement64());
-            let known = Known::of_operand(self.user, &instruction, page, operand.intent);
+            let known = Known::of_operand(self.user, &instruction, operand.intent);
             let (other, access) = (self.asm.label(), self.asm.label());
             self.asm.mov(Size::Qword, S1, S0);
             self.asm.alu_load(Size::Qword, Alu::Sub, S1, known.page());
@@ -233,6 +249,7 @@ impl Translation<'_> {
             self.asm.alu_load(Size::Qword, Alu::Add, S0, Mem::Base(S1, super::access::HOST));
             self.asm.store(Size::Qword, parked, S0);
         }
+        self.write_keep_check(access);
         self.asm.load(Size::Qword, S0, Mem::Base(S1, tag as i32));
         self.asm.store(Size::Qword, known.page(), S0);
         self.asm.load(Size::Qword, S1, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));

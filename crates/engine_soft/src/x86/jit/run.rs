@@ -72,6 +72,8 @@ pub enum Outcome {
 pub struct Successor {
     /// Which of the block's successors.
     pub link: usize,
+    /// The flags are in memory.
+    outer: bool,
     patch: u32,
     /// Vector registers that are loaded then.
     vectors: u8,
@@ -130,8 +132,9 @@ impl Cpu {
             Kind::Link => {
                 self.state.rip = here;
                 self.block_ip = self.frame.page; // the same page is all that matters
-                let (link, patch, vectors) = (usize::from(site.link), site.patch, site.vectors);
-                Outcome::Successor(site.block, Successor { link, patch, vectors })
+                let (link, outer) = (usize::from(site.link), site.outer);
+                let (patch, vectors) = (site.patch, site.vectors);
+                Outcome::Successor(site.block, Successor { link, outer, patch, vectors })
             }
             Kind::Jump if !is_canonical(self.frame.target) => self.refused_jump(site),
             Kind::Jump => {
@@ -348,7 +351,8 @@ impl Cpu {
                 let same_page = block.gfn == next.gfn && !next.straddles();
                 if same_page && block.is_fresh() && next.is_fresh() {
                     let is_ready = Vectors::both(successor.vectors, code.vectors) == successor.vectors;
-                    jit.patch(successor.patch, code.inside(is_ready));
+                    let entry = if successor.outer { code.outer } else { code.inside(is_ready) };
+                    jit.patch(successor.patch, entry);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Where the sites are kept to which translations lead.
 
-use super::Site;
+use super::{Kind, Site, Vectors};
 
 /// Sites in chunks, so that their addresses stay.
 #[derive(Default)]
@@ -29,5 +29,25 @@ impl Sites {
     pub(super) fn clear(&mut self) {
         self.chunks[..self.used].iter_mut().for_each(Vec::clear);
         self.used = 0;
+    }
+}
+
+impl Site {
+    /// A jump to a canonical address from nowhere in particular.
+    pub(super) fn lost() -> Self {
+        Self {
+            kind: Kind::Jump,
+            link: 0,
+            outer: false,
+            register: 0,
+            vectors: Vectors::NONE,
+            keeps_x87: true,
+            distance: 0,
+            ip: 0,
+            patch: 0,
+            resume: 0,
+            block: std::ptr::null(),
+            op: std::ptr::null(),
+        }
     }
 }

@@ -106,6 +106,7 @@ impl Translation<'_> {
         if !self.groups.has(i) {
             return self.write_handler(i);
         }
+        self.publish_flags(self.live[i]);
         self.clobber(i);
         // From LAHF's byte above SETO's to their places.
         self.asm.movzx_word(S0, flags());
@@ -185,7 +186,7 @@ impl Translation<'_> {
             self.need_host(self.live[i]);
         }
         self.asm.raw(&bytes);
-        self.flags_after(effect);
+        self.flags_after(i, effect);
         self.cold_handler(i, miss);
     }
 }

@@ -13,6 +13,7 @@ use super::flags::{ALL, Effect, Peek};
 use super::group::Groups;
 use super::held::{self, Held};
 use super::keep::Cold;
+use super::lazy::{Place, Save};
 use super::listing::{Mark, Stretch};
 use super::plan::{Plan, plan_of_plain, plan_of_thunk};
 use super::rewrite::{self, Borrowed, Encoded, Rewritten, S0, S1};
@@ -24,15 +25,6 @@ use crate::x86::interp::ops::vector::Extra;
 
 /// More than the code of any block: 48 instructions, none of which takes more than a few hundred bytes.
 pub const MAX_CODE_BYTES: usize = 24 << 10;
-
-/// Where the live flags are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    /// In EFLAGS.
-    pub(super) host: bool,
-    /// In the vCPU's `flags`.
-    pub(super) saved: bool,
-}
 
 /// A block being translated.
 pub(super) struct Translation<'a> {
@@ -66,6 +58,8 @@ pub(super) struct Translation<'a> {
     /// Bytes of the page that were looked at to find out.
     pub(super) seen: (usize, usize),
     pub(super) place: Place,
+    /// The last instruction that EFLAGS were destroyed for, and what is to be done for them if it fails.
+    pub(super) missed: (usize, Save),
     /// Base registers that a loop moves far with each round, as bits.
     pub(super) strided: u16,
     /// The addend of a group that S1 has.
@@ -120,7 +114,7 @@ pub(super) struct Source<'a> {
 
 /// Sites a block of `ops` operations may need.
 pub(super) fn max_sites(ops: usize) -> usize {
-    4 * ops + 8
+    4 * ops + 12
 }
 
 impl<'a> Translation<'a> {
@@ -173,7 +167,8 @@ impl<'a> Translation<'a> {
             config,
             marks: spare.marks,
             seen: (usize::MAX, 0),
-            place: Place { host: true, saved: false },
+            place: Place::EFLAGS,
+            missed: (0, Save::Nothing),
             strided: 0,
             addend: None,
             held: Held::default(),
@@ -213,7 +208,7 @@ impl<'a> Translation<'a> {
             let ready = self.write_inner_entry();
             entries = Some((inner, if self.live[0] == 0 { ready } else { inner }));
         } else {
-            self.place = Place { host: false, saved: true };
+            self.place = Place::MEMORY;
         }
         let last = self.ops.len() - 1;
         for i in variant_from.unwrap_or(0)..last {
@@ -221,13 +216,16 @@ impl<'a> Translation<'a> {
             if variant_from.is_none() {
                 self.write_count(i);
             }
+            self.keep_lazy(i);
             self.write_group_check(i);
             self.write_instruction(i);
+            self.follow_lazy(i);
         }
         self.mark(Stretch::Instruction(last));
         if variant_from.is_none() {
             self.write_count(last);
         }
+        self.keep_lazy(last);
         self.write_group_check(last);
         self.write_end(last);
         self.mark(Stretch::Cold);
@@ -396,7 +394,7 @@ impl<'a> Translation<'a> {
             self.asm.jump_if(Condition::NE, stale);
         }
         let site = self.site(Kind::Leave, 0, self.start_of(0));
-        self.cold.push(Cold::Exit { label: stale, site, save: false });
+        self.cold.push(Cold::Exit { label: stale, site, save: Save::Nothing });
     }
 
     /// Both ways in meet where the flags are in the same place: in EFLAGS, or, if the block needs them out of its
@@ -413,7 +411,7 @@ impl<'a> Translation<'a> {
         let joined = self.asm.label();
         self.asm.bind(joined);
         self.cold.push(Cold::Save { label: inner, joined });
-        self.place = Place { host: false, saved: true };
+        self.place = Place::MEMORY;
         inner
     }
 
@@ -451,7 +449,8 @@ impl<'a> Translation<'a> {
             }
             let site = self.site(Kind::Vectors, 0, self.start_of(0));
             let resume = Some(resume);
-            self.cold.push(Cold::Slow { label: missing, site, resume, restore: false, addend: None });
+            let save = self.missed(0);
+            self.cold.push(Cold::Slow { label: missing, site, resume, restore: false, addend: None, save });
         }
         self.asm.bind(resume);
         resume
@@ -497,13 +496,17 @@ impl<'a> Translation<'a> {
         let Some(made) = self.on_scratch_registers(&instruction) else {
             return self.write_handler(i);
         };
-        let at = instruction.ip() as usize;
-        let bytes = match self.page.get(at..at + instruction.len()) {
+        let Some(bytes) = self.native_bytes(&made) else { return self.write_handler(i) };
+        self.write_encoded(i, &made, &bytes);
+    }
+
+    /// The code of an instruction between registers.
+    pub(super) fn native_bytes(&mut self, made: &Rewritten) -> Option<Encoded> {
+        let at = made.instruction.ip() as usize;
+        match self.page.get(at..at + made.instruction.len()) {
             Some(bytes) if made.verbatim && !self.narrow => Encoded::of(bytes),
             _ => self.encoded(&made.instruction),
-        };
-        let Some(bytes) = bytes else { return self.write_handler(i) };
-        self.write_encoded(i, &made, &bytes);
+        }
     }
 
     /// Instruction `i` as `bytes`, with the flags it needs and its registers from memory around it.
@@ -530,7 +533,7 @@ impl<'a> Translation<'a> {
             }
         }
         self.hold(held);
-        self.flags_after(effect);
+        self.flags_after(i, effect);
         self.note_x87(i);
     }
 
