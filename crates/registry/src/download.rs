@@ -13,7 +13,8 @@ use ureq::http::{Method, StatusCode, Uri};
 use crate::auth::Scope;
 use crate::client::Client;
 use crate::error::Cause;
-use crate::http::{self, Call, Response, Stall};
+use crate::http::{self, Call, Response};
+use crate::pace::{self, Stall};
 use crate::timeouts::{Kind, Timeouts};
 use crate::work::Patience;
 
@@ -142,8 +143,10 @@ impl Wanted<'_> {
             blob.put(&buffer[..count])?;
             part.bytes(blob.have());
         }
-        // The end of the answer, so that the connection can serve again. All that counts is here.
-        match reader.read(&mut buffer[..1]) {
+        // The end of the answer, so that the connection can serve again. All that counts is here, and no trailer is waited for
+        // longer than for anything else that is overdue.
+        let end = || reader.inner.read(&mut buffer[..1]);
+        match pace::within(Instant::now(), http.timeouts.idle, end) {
             Ok(1..) => {
                 Err(http::protocol(url, format!("it sends more than the {} bytes of a blob", blob.size())))
             }
@@ -186,7 +189,7 @@ fn parse_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     Some((first.parse().ok()?, last.parse().ok()?, size))
 }
 
-/// A reader that ends when next to nothing comes.
+/// A reader that ends when next to nothing comes, or nothing that is the blob's.
 struct Watched<R> {
     inner: R,
     since: Instant,
@@ -196,7 +199,7 @@ struct Watched<R> {
 
 impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.inner.read(buffer)?;
+        let count = pace::within(self.since, self.slowest, || self.inner.read(buffer))?;
         self.came += count as u64;
         if self.came >= Timeouts::SLOWEST_BYTES {
             (self.since, self.came) = (Instant::now(), 0);

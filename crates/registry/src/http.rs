@@ -10,9 +10,12 @@ use std::time::{Duration, Instant};
 use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use ureq::http::uri::{Authority, PathAndQuery, Scheme};
 use ureq::http::{Method, Request, StatusCode, Uri};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector, RustlsConnector, TcpConnector};
 use ureq::{Agent, AsSendBody, Body, SendBody, Timeout};
 
 use crate::error::{Cause, shown};
+use crate::pace::{Paced, Stall};
 use crate::timeouts::{Kind, Limits, Timeouts};
 use crate::trust::{self, Trust};
 
@@ -100,7 +103,14 @@ impl Http {
             .timeout_per_read(Some(timeouts.idle))
             .timeout_per_write(Some(timeouts.idle))
             .build();
-        Http { agent: config.into(), timeouts, trust }
+        // The client's own chain, but for the one part.
+        let connector =
+            ().chain(ConnectProxyConnector::default())
+                .chain(TcpConnector::default())
+                .chain(Paced)
+                .chain(RustlsConnector::default());
+        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+        Http { agent, timeouts, trust }
     }
 
     /// Sends a request and follows where its answer leads. Any status is an answer.
@@ -245,11 +255,6 @@ impl Http {
         Cause::Connection { host, source: error }
     }
 }
-
-/// A download that is slower than [`Timeouts::slowest`] allows.
-#[derive(Debug, thiserror::Error)]
-#[error("a trickle")]
-pub(crate) struct Stall(pub(crate) Duration);
 
 /// Where an answer says that something is.
 pub(crate) fn location(base: &Uri, response: &Response) -> Result<Uri, Cause> {

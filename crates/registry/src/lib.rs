@@ -2,7 +2,7 @@
 //!
 //! [`pull()`] brings an image into an [`image::Store`], [`push()`] takes one out of it, [`login()`] checks credentials, [`CredentialFile`] is where they are kept.
 //!
-//! Reading order: `client` (one registry), `auth` and `challenge` (who asks), `http` (redirects, errors) and `timeouts`, `manifest` (what is
+//! Reading order: `client` (one registry), `auth` and `challenge` (who asks), `http` (redirects, errors), `timeouts` and `pace`, `manifest` (what is
 //! taken for an image), `pull` and `download` (streams that are counted, hashed and taken up again), `push` and `upload`,
 //! `credentials`.
 //!
@@ -20,6 +20,7 @@ mod download;
 mod error;
 mod http;
 mod manifest;
+mod pace;
 mod pull;
 mod push;
 mod timeouts;

@@ -13,8 +13,8 @@ pub struct Timeouts {
     pub document: Duration,
     /// For the answer to a request that makes the registry work: the end of an upload.
     pub commit: Duration,
-    /// Within this time a download must bring [`Timeouts::SLOWEST_BYTES`]; and for all of a blob there is this time for each
-    /// [`Timeouts::AVERAGE_BYTES`] of it.
+    /// Within this time a download must bring [`Timeouts::SLOWEST_BYTES`] of its blob, whatever else comes; and for all of a
+    /// blob there is this time for each [`Timeouts::AVERAGE_BYTES`] of it.
     pub slowest: Duration,
     /// Before the second attempt; doubled before each further one.
     pub backoff: Duration,
@@ -23,10 +23,11 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// What a download must bring in the time of [`Timeouts::slowest`]. Attack: a byte now and then, for ever.
+    /// What a download must bring in the time of [`Timeouts::slowest`]. Attacks: a byte now and then, for ever; an answer that
+    /// goes on and on without a byte of the blob, such as trailers without end.
     pub const SLOWEST_BYTES: u64 = 16 << 10;
-    /// What a blob must bring on average in the time of [`Timeouts::slowest`]. Attack: an answer that goes on and on without a
-    /// byte of the blob, such as trailers without end. What breaks off for this goes on where it was.
+    /// What a blob must bring on average in the time of [`Timeouts::slowest`]. Attack: just more than a trickle, for days. What
+    /// breaks off for this goes on where it was.
     pub const AVERAGE_BYTES: u64 = 512 << 10;
 
     /// How long `bytes` of a blob may take: never less than it takes to see that they trickle.

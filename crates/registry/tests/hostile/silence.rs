@@ -166,12 +166,12 @@ fn answers_without_end_are_cut_off() {
         (
             |r, l| is_layer(r, l).then(|| endless(format!("{CHUNKED}0\r\n"), b"X-More: and more\r\n", FLOOD)),
             impatient,
-            &["layer 1 of 1", "stalls: not all of the answer within 0.4 s"],
+            &["layer 1 of 1", "stalls: no more than a trickle within 0.2 s"],
         ),
         (
             |r, l| is_layer(r, l).then(|| endless(format!("{CHUNKED}0\r\n"), b"X: y\r\n", DRIP)),
             impatient,
-            &["layer 1 of 1", "stalls: not all of the answer within 0.4 s"],
+            &["layer 1 of 1", "stalls: no more than a trickle within 0.2 s"],
         ),
         (|r, l| is_layer(r, l).then(|| endless(CHUNKED, b"0", FLOOD)), impatient, &["layer 1 of 1"]),
         // The reason for a refusal drips: it is done without.
@@ -256,11 +256,42 @@ fn trailers_without_end_do_not_keep_a_layer_that_is_there() {
             is_layer(request, &bytes).then(|| endless(body, b"X-More: and more\r\n", FLOOD))
         });
     let temp = Temp::new();
-    // Time enough for the layer, and little for what follows it.
+    // All the time in the world for the layer, and no more for what follows it than for any silence.
     let mut options = short();
-    options.timeouts.slowest = Duration::from_secs(2);
+    options.timeouts.slowest = Duration::from_secs(3600);
     temp.pull_with(&registry, "app", &options).unwrap();
     assert_eq!(temp.blob(&layer), Some(layer));
+}
+
+#[test]
+fn how_long_a_blob_may_take_is_nothing_for_an_answer_without_its_bytes() {
+    // So large a blob may take a day, and each of these would keep it for as long.
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const ANNOUNCED_BYTES: u64 = 64 << 30;
+    type Empty = (&'static str, &'static [u8], Duration);
+    let answers: &[Empty] = &[
+        ("0\r\n", b"X-More: and more\r\n", FLOOD),
+        ("0\r\n", b"X: y\r\n", DRIP),
+        ("1;", b"x", DRIP),
+        ("1\r\nx\r\n0000", b"0", DRIP),
+    ];
+    check_all(answers, |&(begin, more, pause)| {
+        let layer = noise(1000, 7);
+        let bytes = layer.clone();
+        let contents = Contents::image(&[layer], |manifest| {
+            manifest["layers"][0]["size"] = ANNOUNCED_BYTES.into();
+        });
+        let registry = FakeRegistry::start(contents, move |request| {
+            is_layer(request, &bytes).then(|| endless(format!("{CHUNKED}{begin}"), more, pause))
+        });
+        let temp = Temp::new();
+        let mut options = short();
+        options.timeouts.slowest = Duration::from_secs(1);
+        let message = temp.pull_with(&registry, "app", &options).unwrap_err();
+        let fits =
+            message.contains("layer 1 of 1") && message.contains("stalls: no more than a trickle within 1 s");
+        if fits { Ok(()) } else { Err(format!("{begin:?}: {message}")) }
+    });
 }
 
 #[test]
