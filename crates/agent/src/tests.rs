@@ -412,6 +412,9 @@ fn who_the_machine_is_waits_for_its_root_and_is_changed_at_once_later() {
     host.send(&identity("second"));
     let AgentMessage::Log(log) = host.next() else { panic!("no log") };
     assert_eq!(log.text, "name the machine: second");
+    // In a machine it would end with that; here it would stay.
+    host.send(&HostMessage::Signal { exec: 1, number: 9 });
+    assert_eq!(host.expect_exit(1), Exit::Signal(9));
     host.shut_down();
 }
 
