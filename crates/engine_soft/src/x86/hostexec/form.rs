@@ -5,8 +5,8 @@
 //! segment or privileged state is on no list.
 
 use iced_x86::{
-    Code, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic,
-    OpAccess, OpCodeOperandKind, OpKind, Register, RflagsBits,
+    Code, EncodingKind, FlowControl, Formatter, GasFormatter, Instruction, InstructionInfoFactory,
+    InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register, RflagsBits,
 };
 
 use super::features::{Features, Lack};
@@ -416,7 +416,9 @@ fn uses_mxcsr(instruction: &Instruction, class: Class) -> bool {
     if !matches!(class, Class::Sse | Class::Avx | Class::MmxSse) {
         return false;
     }
-    let name = format!("{:?}", instruction.mnemonic()).to_lowercase();
+    // The formatter's names are in few bytes; those of `Debug` are work for the loader at each start of the program.
+    let mut name = String::new();
+    GasFormatter::new().format_mnemonic(instruction, &mut name);
     let name = if class == Class::Avx { name.trim_start_matches('v') } else { &name };
     ARITHMETIC.iter().any(|prefix| name.starts_with(prefix))
 }

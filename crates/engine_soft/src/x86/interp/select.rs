@@ -831,14 +831,26 @@ fn counting_branch(insn: &Instruction, size: usize) -> Option<Handler> {
             }
         };
     }
-    // The address size decides the count register; iced has one code for each.
-    let name = format!("{:?}", insn.code());
-    let count = if name.contains("RCX") || name.starts_with("Jrcxz") {
-        8
-    } else if name.contains("ECX") || name.starts_with("Jecxz") {
-        4
-    } else {
-        2
+    // The address size decides the count register; iced has one code for each. Not by their names: a table of those is
+    // work for the loader at each start of the program.
+    let count = match insn.code() {
+        Code::Loopne_rel8_16_RCX
+        | Code::Loopne_rel8_64_RCX
+        | Code::Loope_rel8_16_RCX
+        | Code::Loope_rel8_64_RCX
+        | Code::Loop_rel8_16_RCX
+        | Code::Loop_rel8_64_RCX
+        | Code::Jrcxz_rel8_16
+        | Code::Jrcxz_rel8_64 => 8,
+        Code::Loopne_rel8_16_CX
+        | Code::Loopne_rel8_32_CX
+        | Code::Loope_rel8_16_CX
+        | Code::Loope_rel8_32_CX
+        | Code::Loop_rel8_16_CX
+        | Code::Loop_rel8_32_CX
+        | Code::Jcxz_rel8_16
+        | Code::Jcxz_rel8_32 => 2,
+        _ => 4,
     };
     Some(match insn.mnemonic() {
         Mnemonic::Loop => pick!(loop_kind::LOOP, count),
