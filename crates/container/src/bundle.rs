@@ -119,7 +119,7 @@ pub fn check(spec: &Spec) -> Result<()> {
     if labels.into_iter().flatten().any(|label| !label.is_empty()) && !Path::new(SELINUX).exists() {
         return refuse("selinuxLabel or mountLabel, and this host has no SELinux".to_owned());
     }
-    if linux.personality.is_some_and(|personality| !personality.flags.is_empty()) {
+    if linux.personality.as_ref().is_some_and(|personality| !personality.flags.is_empty()) {
         return refuse("personality: no flags are defined".to_owned());
     }
     rootfs::propagation(spec)?;

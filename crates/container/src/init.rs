@@ -200,8 +200,8 @@ impl Init {
         rustix::process::chdir(&self.bundle).during(|| format!("enter {}", self.bundle.display()))?;
         let root =
             rootfs::open(&self.root, self.lower.as_ref(), &self.root_path, rootfs::propagation(&self.spec)?)?;
-        let label = self.spec.linux().mount_label.filter(|label| !label.is_empty());
-        let target = Target { root: root.as_fd(), label: label.as_deref(), cgroups: &self.cgroups };
+        let label = self.spec.linux().mount_label.as_deref().filter(|label| !label.is_empty());
+        let target = Target { root: root.as_fd(), label, cgroups: &self.cgroups };
         let new_user = self.spec.has_namespace("user");
         rootfs::furnish(&target, &self.spec, &self.mapped, new_user)?;
         // Asked for hooks of its own too: whoever answers then knows that those that tell of the end have to run.

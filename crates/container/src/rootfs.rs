@@ -43,23 +43,17 @@ pub enum Upper {
     Folder(PathBuf),
 }
 
-/// Devices every container has: path, major, minor.
-const DEVICES: [(&str, u32, u32); 6] = [
-    ("dev/null", 1, 3),
-    ("dev/zero", 1, 5),
-    ("dev/full", 1, 7),
-    ("dev/random", 1, 8),
-    ("dev/urandom", 1, 9),
-    ("dev/tty", 5, 0),
-];
+/// Devices every container has in its `/dev`: name, major, minor.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-/// Links every container has.
+/// Links every container has there.
 const LINKS: [(&str, &str); 5] = [
-    ("dev/fd", "/proc/self/fd"),
-    ("dev/stdin", "/proc/self/fd/0"),
-    ("dev/stdout", "/proc/self/fd/1"),
-    ("dev/stderr", "/proc/self/fd/2"),
-    ("dev/ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
 ];
 
 /// `rootfsPropagation` by its name.
@@ -223,41 +217,49 @@ pub fn furnish(target: &Target<'_>, spec: &Spec, mapped: &Prepared, new_user: bo
     if has_dev {
         return Ok(());
     }
-    for (path, major, minor) in DEVICES {
+    let dev = paths::find_or_make(target.root, "dev", Missing::Folder)?;
+    for (name, major, minor) in DEVICES {
         let device = Device {
-            path: format!("/{path}"),
+            path: format!("/dev/{name}"),
             kind: "c".to_owned(),
             major: i64::from(major),
             minor: i64::from(minor),
             file_mode: Some(0o666),
             ..Device::default()
         };
-        make_device(target.root, &device, new_user)?;
+        make_device_in(dev.as_fd(), name, target.root, &device, new_user)?;
     }
     for device in spec.linux.iter().flat_map(|linux| &linux.devices) {
-        make_device(target.root, device, new_user)?;
+        let (folder, name) = paths::parent(target.root, &device.path)?;
+        make_device_in(folder.as_fd(), name, target.root, device, new_user)?;
     }
-    for (path, to) in LINKS {
-        make_link(target.root, path, to)?;
+    for (name, to) in LINKS {
+        make_link(dev.as_fd(), name, to)?;
     }
     Ok(())
 }
 
-fn make_link(root: BorrowedFd<'_>, path: &str, to: &str) -> Result<()> {
-    let act = || format!("link /{path} to {to}");
-    let (folder, name) = paths::parent(root, path)?;
-    match rustix::fs::symlinkat(to, &folder, name) {
+fn make_link(dev: BorrowedFd<'_>, name: &str, to: &str) -> Result<()> {
+    let act = || format!("link /dev/{name} to {to}");
+    match rustix::fs::symlinkat(to, dev, name) {
         // The image's /dev, without a tmpfs over it, may have one of its own. Only /dev/ptmx must be ours.
-        Err(Errno::EXIST) if path == "dev/ptmx" => {
-            rustix::fs::unlinkat(&folder, name, AtFlags::empty()).during(act)?;
-            rustix::fs::symlinkat(to, &folder, name).during(act)
+        Err(Errno::EXIST) if name == "ptmx" => {
+            rustix::fs::unlinkat(dev, name, AtFlags::empty()).during(act)?;
+            rustix::fs::symlinkat(to, dev, name).during(act)
         }
         Err(Errno::EXIST) => Ok(()),
         result => result.during(act),
     }
 }
 
-fn make_device(root: BorrowedFd<'_>, device: &Device, new_user: bool) -> Result<()> {
+/// `folder` and `name` are where the path of the device leads.
+fn make_device_in(
+    folder: BorrowedFd<'_>,
+    name: &str,
+    root: BorrowedFd<'_>,
+    device: &Device,
+    new_user: bool,
+) -> Result<()> {
     let act = || format!("make device {:?}", device.path);
     let kind = match device.kind.as_str() {
         "c" | "u" => FileType::CharacterDevice,
@@ -269,15 +271,14 @@ fn make_device(root: BorrowedFd<'_>, device: &Device, new_user: bool) -> Result<
         |n: i64| u32::try_from(n).map_err(|_| Error::refused(act(), format!("{n} is no number of one")));
     let pipe = kind == FileType::Fifo;
     let number = if pipe { 0 } else { rustix::fs::makedev(number(device.major)?, number(device.minor)?) };
-    let (folder, name) = paths::parent(root, &device.path)?;
     if new_user && !pipe {
         return bind_device(root, device);
     }
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
-    match rustix::fs::mknodat(&folder, name, kind, mode, number) {
+    match rustix::fs::mknodat(folder, name, kind, mode, number) {
         Ok(()) => {}
         Err(Errno::EXIST) => {
-            let stat = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).during(act)?;
+            let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).during(act)?;
             if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != number {
                 return Err(Error::refused(act(), "something else is there"));
             }
@@ -287,7 +288,7 @@ fn make_device(root: BorrowedFd<'_>, device: &Device, new_user: bool) -> Result<
     }
     let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
     rustix::fs::chownat(
-        &folder,
+        folder,
         name,
         Some(Uid::from_raw(uid)),
         Some(Gid::from_raw(gid)),

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -535,8 +536,9 @@ shapes! {
 impl Spec {
     /// The Linux section, empty if there is none.
     #[must_use]
-    pub fn linux(&self) -> Linux {
-        self.linux.clone().unwrap_or_default()
+    pub fn linux(&self) -> &Linux {
+        static NONE: LazyLock<Linux> = LazyLock::new(Linux::default);
+        self.linux.as_ref().unwrap_or(&NONE)
     }
 
     /// Whether the container gets a namespace of this kind that is not the runtime's.

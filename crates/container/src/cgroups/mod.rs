@@ -14,6 +14,7 @@ mod v2;
 pub use host::HostGroups;
 pub use usage::Usage;
 
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -77,8 +78,13 @@ impl Entry {
     }
 }
 
+/// Reads a file of the kernel's. It has no size that it says, and is read at once.
 fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).during(|| format!("read {}", path.display()))
+    const USUAL_BYTES: usize = 8 << 10;
+    let mut text = String::with_capacity(USUAL_BYTES);
+    let file = std::fs::File::open(path);
+    let read = file.and_then(|mut file| file.read_to_string(&mut text));
+    read.during(|| format!("read {}", path.display())).map(|_| text)
 }
 
 fn write(path: &Path, value: &str) -> Result<()> {

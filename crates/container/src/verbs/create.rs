@@ -151,8 +151,9 @@ impl Runtime {
             cgroups,
             spec: spec.clone(),
         };
-        let result = launch_init(folder, options, &record, |record| {
-            if let Some(rules) = &linux.seccomp {
+        let cgroups = record.cgroups.clone();
+        let result = launch_init(folder, options, record, |record| {
+            if let Some(rules) = &record.spec.linux().seccomp {
                 // A filter that needs no_new_privs comes last of all.
                 let status = if process.no_new_privileges { Status::Created } else { Status::Creating };
                 plan.listener = Listener::connect(rules, record.state_as(folder, status))?;
@@ -179,7 +180,7 @@ impl Runtime {
                 Ok(Made { child, folder: folder.clone(), record, console })
             }
             Err(error) => {
-                let _ = record.cgroups.remove();
+                let _ = cgroups.remove();
                 Err(error)
             }
         }
@@ -242,12 +243,12 @@ fn listen(folder: &Path) -> Result<OwnedFd> {
 fn launch_init(
     folder: &Folder,
     options: &CreateOptions,
-    record: &Record,
+    mut record: Record,
     init: impl FnOnce(&Record) -> Result<Init>,
 ) -> Result<(Child, Record)> {
     // Known from here on: whoever deletes it finds the groups.
-    folder.write(record)?;
-    let init = init(record)?;
+    folder.write(&record)?;
+    let init = init(&record)?;
     let (ours, theirs) = channel::pair()?;
     // Its cgroup and time namespaces are made by the process itself.
     let late = libc::CLONE_NEWCGROUP as u64 | sys::NEWTIME;
@@ -264,7 +265,6 @@ fn launch_init(
     sys::restore_signals(&mask);
     let child = child?;
     drop(theirs);
-    let mut record = record.clone();
     let started = process_start(child.pid).map_or(0, |(start, _)| start);
     record.process = First { pid: child.pid, started };
     let mut hooked = false;
