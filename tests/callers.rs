@@ -2,6 +2,7 @@
 //!
 //! Their image is busybox in a folder. Where they are not installed, or this is not root, a line says so.
 
+mod tasks;
 mod verbs;
 
 use std::path::{Path, PathBuf};
@@ -227,7 +228,9 @@ impl Containerd {
 impl Drop for Containerd {
     fn drop(&mut self) {
         // A test that failed leaves no shim behind.
-        finish(self.ctr(&["task", "rm", "--force", "two"]));
+        for name in ["two", "typed", "limited", "forced"] {
+            finish(self.ctr(&["task", "rm", "--force", name]));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -95,7 +95,7 @@ fn podmans_words_for_one_container() {
 }
 
 /// What files of these names say in the control groups of a container.
-fn group_files(id: &str, names: &[&str]) -> Vec<String> {
+pub(super) fn group_files(id: &str, names: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     let listed =
         std::process::Command::new("find").args(["/sys/fs/cgroup", "-path", &format!("*{id}*")]).output();
