@@ -73,11 +73,33 @@ fn filters_and_new_privileges_are_as_the_flags_say() {
     assert_eq!(said, "0 2 ");
     assert_eq!(says(&["--security-opt", "no-new-privileges"], show).unwrap(), "1 2 ");
     assert_eq!(says(&["--security-opt", "seccomp=unconfined"], show).unwrap(), "0 0 ");
-    with(&["--security-opt", "label=disable"], "true").unwrap().expect_failure(2, &["label=disable"]);
+    assert_eq!(says(&["--security-opt", "label=disable"], show).unwrap(), "0 2 ");
+    with(&["--security-opt", "label=type:x"], "true").unwrap().expect_failure(2, &["label=type:x"]);
+    assert_ne!(
+        says(&["--security-opt", "systempaths=unconfined"], "cat /proc/timer_list | wc -l").unwrap(),
+        "0\n"
+    );
     // What a filter keeps from one is there without, for who has the right to it.
     let unshare = "unshare --uts hostname other && echo done";
     assert_ne!(with(&[], unshare).unwrap().code(), 0);
     assert_eq!(says(&["--cap-add", "SYS_ADMIN"], unshare).unwrap(), "done\n");
+}
+
+#[test]
+fn a_profile_in_a_file_is_the_filter() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("profile.json");
+    let profile = r#"{"defaultAction":"SCMP_ACT_ALLOW","archMap":[],"syscalls":[
+        {"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":28,"excludes":{"caps":["CAP_SYS_ADMIN"]}}]}"#;
+    std::fs::write(&file, profile).unwrap();
+    let option = format!("seccomp={}", file.display());
+    let make = "mkdir /made 2>&1 || true; test -d /made && echo made";
+    let Some(ended) = with(&["--security-opt", &option], make) else { return };
+    assert!(ended.code() != 0 && ended.stdout.contains("No space left"), "{ended:?}");
+    let flags = ["--security-opt", &option, "--cap-add", "SYS_ADMIN"];
+    assert_eq!(says(&flags, make).unwrap(), "made\n");
+    std::fs::write(&file, "{}").unwrap();
+    with(&["--security-opt", &option], make).unwrap().expect_failure(125, &["defaultAction"]);
 }
 
 #[test]

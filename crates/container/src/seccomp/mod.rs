@@ -5,6 +5,7 @@
 //! conditions hold counts. A listener ([`listener`]) is sent what a rule notifies it of.
 
 mod bpf;
+pub mod docker;
 pub mod listener;
 pub mod profile;
 mod tables;

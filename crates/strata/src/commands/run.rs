@@ -22,6 +22,7 @@ pub mod network;
 mod rates;
 pub mod requests;
 mod resolving;
+mod security;
 pub mod session;
 pub mod template;
 pub mod update;

@@ -9,15 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use container::spec::{ConsoleSize, Cpu, Linux, Memory, Pids, Process, Resources, Rlimit, Spec};
-use container::{
-    CreateOptions, Root, Running, Runtime, Signals, Source, Upper, capabilities, seccomp, template,
-};
+use container::{CreateOptions, Root, Running, Runtime, Signals, Source, Upper, capabilities, template};
 
 use workload::Folder;
 use workload::control::{Message, Request};
 use workload::networks::NewLease;
 
 use super::network::Who;
+use super::security::Security;
 use super::volumes::Keep;
 use super::worker::{Link, Reply, Target};
 use super::{Options, bridged, container_network, find, hostname, process, volumes};
@@ -43,7 +42,7 @@ pub struct Flags {
     /// Take a capability away; ALL for all
     #[arg(long, value_name = "NAME")]
     pub(super) cap_drop: Vec<String>,
-    /// no-new-privileges, or seccomp=unconfined
+    /// no-new-privileges, seccomp=unconfined or seccomp=FILE, apparmor=PROFILE, systempaths=unconfined
     #[arg(long, value_name = "OPTION")]
     pub(super) security_opt: Vec<String>,
     /// Let nothing be written to the root
@@ -361,19 +360,7 @@ fn granted(flags: &Flags) -> Outcome<Vec<String>> {
 fn spec(options: &Options, wanted: protocol::Process, hostname: String) -> Outcome<Spec> {
     let flags = &options.container;
     let names = granted(flags)?;
-    let (mut no_new_privileges, mut filtered) = (false, !flags.privileged);
-    for option in &flags.security_opt {
-        match option.as_str() {
-            "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true" => {
-                no_new_privileges = true
-            }
-            "seccomp=unconfined" | "seccomp:unconfined" => filtered = false,
-            other => {
-                let text = format!("--security-opt {other:?}: no-new-privileges or seccomp=unconfined");
-                return Err(Failure::new(text).exit(Exit::Usage));
-            }
-        }
-    }
+    let security = Security::parse(&flags.security_opt)?;
     let mut mounts = template::mounts();
     for entry in &flags.tmpfs {
         mounts.push(tmpfs(entry)?);
@@ -387,7 +374,11 @@ fn spec(options: &Options, wanted: protocol::Process, hostname: String) -> Outco
     let quota = i64::try_from(millicpus.saturating_mul(PERIOD_US / 1000)).unwrap_or(i64::MAX);
     let devices = if flags.privileged { Vec::new() } else { vec![template::deny_all()] };
     let hidden = |paths: &[&str]| -> Vec<String> {
-        if flags.privileged { Vec::new() } else { paths.iter().map(|p| (*p).to_owned()).collect() }
+        if flags.privileged || security.open_paths {
+            Vec::new()
+        } else {
+            paths.iter().map(|p| (*p).to_owned()).collect()
+        }
     };
     Ok(Spec {
         oci_version: container::state::OCI_VERSION.to_owned(),
@@ -399,7 +390,8 @@ fn spec(options: &Options, wanted: protocol::Process, hostname: String) -> Outco
             cwd: if wanted.cwd.is_empty() { "/".to_owned() } else { wanted.cwd },
             capabilities: Some(template::capabilities(&names)),
             rlimits: flags.ulimit.clone(),
-            no_new_privileges,
+            no_new_privileges: security.no_new_privileges,
+            apparmor_profile: security.app_armor.clone(),
             ..Process::default()
         }),
         root: Some(container::spec::Root { readonly: flags.read_only, ..Default::default() }),
@@ -418,7 +410,7 @@ fn spec(options: &Options, wanted: protocol::Process, hostname: String) -> Outco
             }),
             cgroups_path: None,
             namespaces: template::namespaces(&["pid", "network", "ipc", "uts", "mount", "cgroup"]),
-            seccomp: filtered.then(|| seccomp::profile::default_rules(&names)),
+            seccomp: security.rules(&names, flags.privileged)?,
             masked_paths: hidden(&template::MASKED),
             readonly_paths: hidden(&template::READ_ONLY),
             ..Linux::default()

@@ -13,6 +13,7 @@ use workload::control::{self, Answer, Client, Request};
 use workload::monitor::{Commands, Saved};
 use workload::{Description, Folder, LogLimits, Wanted, Workloads};
 
+use super::security::Security;
 use super::volumes::{Keep, Settled};
 use super::{Isolation, Options, container, flags};
 use crate::cli::Global;
@@ -130,6 +131,10 @@ pub(super) fn wanted(
             // What the image says may change.
             workdir: Some(process.cwd.clone()),
             user: Some(process.user.clone()),
+        },
+        container: container::Flags {
+            security_opt: Security::settle(&options.container.security_opt)?,
+            ..options.container.clone()
         },
         detach: false,
         pull: super::Pull::Never,
