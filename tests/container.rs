@@ -6,8 +6,9 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
+use crate::detached::Place;
 use crate::support::bundle::Bundle;
-use crate::support::{finish, run};
+use crate::support::{finish, run, start};
 
 #[test]
 fn a_bundle_runs_with_its_streams_and_exit_code() {
@@ -146,4 +147,23 @@ fn both_isolations_show_the_same_files() {
         container.len(),
         vm.len()
     );
+}
+
+#[test]
+fn one_in_the_foreground_with_a_name_is_reached_by_it() {
+    let Some(place) = Place::each().find(|place| place.isolation == "container") else { return };
+    let script = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    let run = ["run", "--name", "front", "--isolation", "container", "debian", "--", "sh", "-c", script];
+    let mut running = start(place.command(&run));
+    running.wait_for("up");
+    assert!(place.strata(&["ps"]).contains("front"));
+    place.try_to(&run).expect_failure(125, &["front", "another workload has it"]);
+    assert_eq!(place.strata(&["exec", "front", "sh", "-c", "cat /proc/1/comm"]), "sh\n");
+    assert!(place.strata(&["top", "front"]).contains("sleep 0.1"));
+    place.strata(&["pause", "front"]);
+    place.strata(&["unpause", "front"]);
+    place.strata(&["stop", "front"]);
+    let ended = running.finish();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (3, "up\nbye\n"), "{ended:?}");
+    assert_eq!(place.strata(&["ps", "-aq"]), "");
 }

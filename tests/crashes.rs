@@ -114,3 +114,39 @@ fn a_killed_machine_leaves_its_store_as_it_was() {
     let again = finish(on(&store, &["run", "debian", "--", "true"]));
     assert_eq!((again.code(), again.stderr.as_str()), (0, ""));
 }
+
+/// What the host keeps of the containers whose ids have this in them: folders of states, and control groups.
+fn kept_of_containers(mark: &str) -> Vec<String> {
+    let mut find = Command::new("find");
+    find.args(["/run/strata", "/sys/fs/cgroup", "-name", &format!("*{mark}*"), "-not", "-path", "*/lock"]);
+    finish(find).stdout.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn whatever_comes_after_a_killed_container_in_the_foreground_clears_what_is_left_of_it() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: containers of images need root");
+        return;
+    }
+    let Some(assets) = assets() else { return };
+    let store = assets.join("store");
+    let run = ["run", "--isolation", "container"];
+    let next: [&[&str]; 4] = [
+        &["ps"],
+        &["rm", "no-such-workload"],
+        &["check"],
+        &["run", "--isolation", "container", "debian", "true"],
+    ];
+    for next in next {
+        let command = ["--network", "user", "debian", "--", "sh", "-c", "sleep 1000 & echo up; sleep 1000"];
+        let mut running = start(on(&store, &[&run[..], &command].concat()));
+        running.wait_for("up");
+        let mark = format!("-{}-", running.child.id());
+        let states = kept_of_containers(&mark);
+        assert!(states.iter().any(|path| path.starts_with("/run/strata/run/run-")), "{states:?}");
+        running.child.kill().unwrap();
+        running.child.wait().unwrap();
+        finish(on(&store, next));
+        assert_eq!(kept_of_containers(&mark), [""; 0], "after {next:?}");
+    }
+}

@@ -235,6 +235,27 @@ fn a_killed_monitor_leaves_the_truth() {
 }
 
 #[test]
+fn nothing_is_left_of_a_workload_whose_worker_is_killed() {
+    for place in Place::each() {
+        for flags in [&["--name", "one"][..], &["--name", "one", "--rm"]] {
+            let id = place.start(flags, "echo up; sleep 1000");
+            place.wait_for("the first line", || place.try_to(&["logs", "one"]).stdout == "up\n");
+            let worker = place.state("one")["worker_pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+            let pid = rustix::process::Pid::from_raw(worker.unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            if flags.contains(&"--rm") {
+                place.wait_for("its removal", || place.try_to(&["inspect", "one"]).code() == 125);
+            } else {
+                assert_eq!(place.strata(&["wait", "one"]), "137\n");
+                place.strata(&["rm", "one"]);
+            }
+            let kept = Command::new("find").args(["/run/strata", "/sys/fs/cgroup", "-name", &id]).output();
+            assert_eq!(String::from_utf8_lossy(&kept.unwrap().stdout), "", "{flags:?}");
+        }
+    }
+}
+
+#[test]
 fn it_is_started_again_as_often_as_the_policy_says() {
     for place in Place::each() {
         place.start(&["--name", "again", "--restart", "on-failure:1"], "echo run; exit 5");

@@ -54,4 +54,4 @@ pub use foreground::{Signals, Streams};
 pub use rootfs::{Root, Upper};
 pub use tree::Tree;
 pub use user::resolve as user;
-pub use verbs::{CreateOptions, ExecOptions, Exit, Running, Runtime, Source, features};
+pub use verbs::{CreateOptions, ExecOptions, Exit, Running, Runtime, Source, features, id_of, own_id};

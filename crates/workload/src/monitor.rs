@@ -117,6 +117,8 @@ pub struct Commands<'a> {
     pub worker: &'a dyn Fn() -> Command,
     /// The command in the workload that these arguments are.
     pub check: &'a (dyn Fn(&[String]) -> Command + Sync),
+    /// Removes what a worker may have left that was killed. Called when one has ended, before that is noted.
+    pub bury: &'a dyn Fn(),
 }
 
 /// Watches `folder` until its workload has ended for good. The first worker goes on from `saved`, if that is given. `listening` is
@@ -237,6 +239,7 @@ impl Monitor<'_> {
                 Err(reason) => drop(failed.get_or_insert(reason)),
             };
             let code = self.run_worker(commands, saved.take(), &mut started)?;
+            (commands.bury)();
             // It may have been decided anew meanwhile.
             let now = Folder::open(self.folder.path());
             let policy = now.as_ref().unwrap_or(self.folder).description().wanted.restart;

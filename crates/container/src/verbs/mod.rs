@@ -6,6 +6,7 @@ mod exec;
 mod features;
 mod kill;
 mod list;
+mod orphans;
 mod pause;
 mod run;
 mod start;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 pub use create::{CreateOptions, Source};
 pub use exec::ExecOptions;
 pub use features::features;
+pub use orphans::{id_of, own_id};
 pub use run::{Exit, Running};
 
 use crate::error::{Error, Result};

@@ -7,6 +7,7 @@ mod repair;
 
 use serde::Serialize;
 
+use super::run::container;
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::Outcome;
@@ -14,7 +15,8 @@ use crate::output::{self, Table};
 
 /// Say what this host offers for each layer of isolation
 ///
-/// Every gap comes with what to do about it. Exit code 1 means that microVMs cannot run here yet.
+/// Every gap comes with what to do about it. Exit code 1 means that microVMs cannot run here yet. What killed programs left of
+/// their containers is removed.
 #[derive(clap::Args)]
 pub struct Options {
     /// Write JSON
@@ -94,6 +96,7 @@ impl Finding {
 /// # Errors
 /// Standard output cannot be written.
 pub fn run(global: &Global, options: &Options) -> Outcome {
+    container::bury_orphans();
     if options.store {
         return repair::run(global, options);
     }

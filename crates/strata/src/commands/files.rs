@@ -60,7 +60,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
             Isolation::Vm if is_up(&folder)? => return in_machine(&folder, &request, input),
             Isolation::Container if is_up(&folder)? => {
                 containers::check_rights()?;
-                let opened = containers::runtime().root_of(&folder.description().id);
+                let opened = containers::runtime().root_of(&containers::id_of(&folder));
                 let root = opened.map_err(containers::explain)?;
                 return in_root(&folder, &root, &request, input);
             }

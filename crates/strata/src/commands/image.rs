@@ -10,6 +10,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use image::{Bootstrap, Reference, SaveFormat, Store};
 use workload::Workloads;
 
+pub use build::runtime as build_runtime;
+
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While, each};

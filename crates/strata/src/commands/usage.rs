@@ -77,7 +77,7 @@ pub fn usage(folder: &Folder) -> Option<Usage> {
         return usage_of_process(state.worker_pid?);
     }
     let ::container::Usage { cpu_ns, memory_bytes, memory_limit, pids, .. } =
-        container::runtime().usage(&folder.description().id).ok()?;
+        container::runtime().usage(&container::id_of(folder)).ok()?;
     Some(Usage { cpu_ns, memory_bytes, limit_bytes: memory_limit, pids })
 }
 
@@ -135,7 +135,7 @@ pub fn processes(folder: &Folder) -> Option<Vec<Process>> {
         let text = files::ask_agent(folder, "processes").ok()?;
         return Some(text.lines().filter_map(row).collect());
     }
-    let mut pids = container::runtime().processes(&folder.description().id).ok()?;
+    let mut pids = container::runtime().processes(&container::id_of(folder)).ok()?;
     pids.sort_unstable();
     let host = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let boot = host.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<u64>().ok());

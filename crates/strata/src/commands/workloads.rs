@@ -157,6 +157,7 @@ fn ask(folder: &Folder, act: &str, request: &Request) -> Outcome<Answer> {
 /// # Errors
 /// The workloads cannot be read.
 pub fn ps(global: &Global, options: &PsOptions) -> Outcome {
+    container::bury_orphans();
     let mut found = Vec::new();
     for folder in all(global)?.list().while_trying(|| "list the workloads".to_owned())? {
         // One that is being removed just now is gone.
@@ -362,6 +363,7 @@ pub fn unpause(global: &Global, options: &PauseOptions) -> Outcome {
 /// # Errors
 /// It runs, or its folder cannot be removed.
 pub fn rm(global: &Global, options: &RmOptions) -> Outcome {
+    container::bury_orphans();
     each(&options.workloads, |name| {
         let folder = find(global, name)?;
         if options.force && state(&folder)?.status.is_active() {
@@ -378,13 +380,13 @@ pub fn rm(global: &Global, options: &RmOptions) -> Outcome {
     })
 }
 
-/// Removes one that does not run, and what is left of its container if its monitor was killed.
+/// Removes one that does not run, and what is left of its container if that was killed.
 ///
 /// # Errors
 /// It runs, or its files cannot be removed.
 pub fn remove(all: &Workloads, folder: &Folder) -> Outcome<()> {
     let Description { id, name, wanted, .. } = folder.description();
-    if wanted.isolation == Isolation::Container && state(folder)?.status == Status::Lost {
+    if wanted.isolation == Isolation::Container && !state(folder)?.status.is_active() {
         container::bury(id)?;
     }
     all.remove(folder).map_err(|error| {

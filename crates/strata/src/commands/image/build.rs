@@ -13,6 +13,7 @@ use image::{Image, Reference, Store};
 use rustix::process::Signal;
 
 use self::containers::InContainers;
+pub use self::containers::runtime;
 use self::machines::InMachines;
 use super::{explain, parse};
 use crate::commands::registry;

@@ -6,20 +6,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use container::spec::{ConsoleSize, Cpu, Linux, Memory, Pids, Process, Resources, Rlimit, Spec};
 use container::{CreateOptions, Root, Running, Runtime, Signals, Source, Upper, capabilities, template};
 
-use workload::Folder;
-use workload::control::{Message, Request};
+use workload::control::{Answer, Message, Request};
 use workload::networks::NewLease;
+use workload::{Folder, Foreground, State};
 
 use super::network::Who;
 use super::security::Security;
 use super::volumes::Keep;
 use super::worker::{Link, Reply, Target};
-use super::{Options, bridged, container_network, find, hostname, process, volumes};
+use super::{Options, bridged, container_network, detach, find, hostname, process, volumes};
 use crate::cli::Global;
 use crate::commands::oci::enter;
 use crate::commands::{files, image as images};
@@ -97,6 +97,8 @@ fn parse_limit(text: &str) -> Result<Rlimit, String> {
 
 /// Where containers of `run` have their states.
 const STATES: &str = "/run/strata/run";
+/// What ids of those in the foreground begin with.
+const FOREGROUND: &str = "run";
 
 /// Microseconds in which a container has its share of the processors.
 pub(super) const PERIOD_US: u64 = 100_000;
@@ -104,6 +106,24 @@ pub(super) const PERIOD_US: u64 = 100_000;
 /// Containers of `run`.
 pub fn runtime() -> Runtime {
     Runtime::new(STATES)
+}
+
+/// The container of a workload: one in the foreground is named after its process.
+pub fn id_of(folder: &Folder) -> String {
+    match folder.state() {
+        Ok(State { monitor_pid: Some(pid), worker_pid, .. }) if worker_pid == Some(pid) => {
+            container::id_of(FOREGROUND, pid, 0)
+        }
+        _ => folder.description().id.clone(),
+    }
+}
+
+/// Removes what is left of containers in the foreground, and of builds, that were killed: they ended with their process.
+/// Whoever may not has none.
+pub fn bury_orphans() {
+    for runtime in [runtime(), images::build_runtime()] {
+        runtime.bury_orphans();
+    }
 }
 
 /// Removes what is left of the container of a workload whose worker was killed.
@@ -140,8 +160,9 @@ pub fn check_rights() -> Outcome<()> {
 /// Image, flags or host are not as they should be; the message says which.
 pub fn run(global: &Global, options: &Options) -> Outcome {
     protect()?;
-    let id = format!("run-{}-{}", std::process::id(), container::state::now());
-    let create = prepare(global, options, id, |_| Ok(Upper::Memory))?;
+    bury_orphans();
+    let id = container::own_id(FOREGROUND);
+    let create = prepare(global, options, id, options.name.clone(), |_| Ok(Upper::Memory))?;
     if !options.interactive {
         let null = std::fs::File::open("/dev/null").while_trying(|| "open /dev/null".to_owned())?;
         rustix::stdio::dup2_stdin(&null).while_trying(|| "close standard input".to_owned())?;
@@ -156,7 +177,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
 pub fn run_linked(global: &Global, options: &Options, folder: &Folder, mut link: Link) -> Outcome {
     let id = folder.description().id.clone();
     bury(&id)?;
-    let create = prepare(global, options, id, |image| files::make_upper(folder, &image.digest()))?;
+    let create = prepare(global, options, id, None, |image| files::make_upper(folder, &image.digest()))?;
     let act = || "set up standard input".to_owned();
     let stdin = match link.stdin.take() {
         Some(stdin) => stdin,
@@ -178,18 +199,22 @@ struct Prepared {
     /// The store, and what it wants of each of those.
     root: PathBuf,
     common: NewLease,
+    /// Its name, of one in the foreground that has one.
+    named: Option<Foreground>,
 }
 
 fn prepare(
     global: &Global,
     options: &Options,
     id: String,
+    claimed: Option<String>,
     upper: impl FnOnce(&image::Image) -> Outcome<Upper>,
 ) -> Outcome<Prepared> {
     check_rights()?;
     let store = store::open(global)?;
     let image = find(&store, options)?;
-    let wanted = process(options, &image.config())?;
+    let said = image.config();
+    let wanted = process(options, &said)?;
     let root = store
         .root_for_vm(&image, &Bar::new())
         .map_err(|error| images::explain(format!("run {:?}", options.image), &options.image, error))?;
@@ -199,7 +224,7 @@ fn prepare(
     let who = Who { id: &id, name: &workload, hostname: &name };
     let (wanted_bridge, common) = (options.network.wanted(who)?, options.network.common(who));
     let user = wanted.user.clone();
-    let mut spec = spec(options, wanted, name)?;
+    let mut spec = spec(options, wanted.clone(), name)?;
     if let Some(resources) = spec.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
         resources.block_io = options.rates.block_io(store.root())?;
     }
@@ -218,6 +243,13 @@ fn prepare(
     let keep = if options.container.read_only { Keep::CommandOnReadOnlyRoot } else { Keep::Command };
     let files = options.files.settle(&store, &image, keep)?;
     spec.mounts.extend(volumes::mounts(&files.volumes));
+    let claim = |name| {
+        let described = detach::wanted(options, &wanted, &said.stop_signal, &files)?;
+        let all = workload::Workloads::open(store.root());
+        let named = all.and_then(|all| Foreground::claim(&all, Some(name), described));
+        named.while_trying(|| "name the workload".to_owned())
+    };
+    let named = claimed.map(claim).transpose()?;
     let (file, fs_type) = (root.path().to_owned(), root.fstype().to_owned());
     let root = Root::Image { file, fs_type, below: Vec::new(), upper };
     let source = Source::Config { spec: Box::new(spec), root, user: Some(user) };
@@ -231,6 +263,7 @@ fn prepare(
         bridged,
         root: store.root().to_owned(),
         common,
+        named,
     })
 }
 
@@ -243,11 +276,16 @@ fn name_of(global: &Global, options: &Options, id: &str) -> Outcome<String> {
 }
 
 fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome {
-    let Prepared { create, network, files, bridged, root, common } = prepared;
+    let Prepared { create, network, files, bridged, root, common, named } = prepared;
     let signals = Signals::block().map_err(explain)?;
     let running = runtime().run(&create).map_err(explain)?;
     let (_network, files_of_network) = network.map(container_network::Prepared::carry).transpose()?.unzip();
     let late = options.timeout.map(|timeout| watch(&running, timeout)).transpose()?;
+    if let Some(named) = named {
+        let (id, signal) = (create.id.clone(), named.folder().description().wanted.stop_signal);
+        let serving = named.serve(move |message| answer_in_foreground(&id, signal, &message.body));
+        serving.while_trying(|| "answer requests".to_owned())?;
+    }
     let attend = || enter::attend(&running, &signals, options.interactive);
     let exit = match link {
         Some(link) => {
@@ -270,6 +308,38 @@ fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome 
         }
         _ => exit,
     }
+}
+
+fn has_begun_and_runs(id: &str) -> bool {
+    use container::state::Status::{Paused, Running};
+    runtime().state(id).is_ok_and(|state| matches!(state.status, Running | Paused))
+}
+
+/// What a container in the foreground does for whoever asks.
+fn answer_in_foreground(id: &str, stop_signal: u8, request: &Request) -> Answer {
+    const KILL: i32 = rustix::process::Signal::KILL.as_raw();
+    let done = match request {
+        Request::Signal { number } => runtime().kill(id, i32::from(*number), false),
+        Request::Kill => runtime().kill(id, KILL, false),
+        Request::Stop { timeout_ms } => runtime().kill(id, i32::from(stop_signal), false).and_then(|()| {
+            let deadline = Instant::now() + Duration::from_millis(*timeout_ms);
+            while has_begun_and_runs(id) {
+                if Instant::now() >= deadline {
+                    return runtime().kill(id, KILL, false);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(())
+        }),
+        Request::Pause => runtime().pause(id),
+        Request::Resume => runtime().resume(id),
+        _ => {
+            return Answer::Error {
+                reason: "it runs in the foreground, on a terminal of its own".to_owned(),
+            };
+        }
+    };
+    done.map_or_else(|error| Answer::Error { reason: error.chain() }, |()| Answer::Done)
 }
 
 /// A container, and what its monitor may ask of it.

@@ -247,7 +247,8 @@ pub fn monitor(global: &Global, options: &InnerOptions) -> Outcome {
         command.args(arguments);
         command
     };
-    let commands = Commands { worker: &worker, check: &check };
+    let bury = || bury(folder.description());
+    let commands = Commands { worker: &worker, check: &check, bury: &bury };
     // Who waits may have been interrupted.
     let say =
         |line: &str| drop(writeln!(std::io::stdout(), "{line}").and_then(|()| std::io::stdout().flush()));
@@ -257,6 +258,15 @@ pub fn monitor(global: &Global, options: &InnerOptions) -> Outcome {
     }
     watched.while_trying(act)?;
     Ok(Exit::Success)
+}
+
+/// A worker that is killed takes its container along, and not what the host keeps of it.
+fn bury(description: &Description) {
+    if description.wanted.isolation == workload::Isolation::Container
+        && let Err(failure) = container::bury(&description.id)
+    {
+        tracing::warn!("remove what is left of {}: {failure}", description.name);
+    }
 }
 
 /// The same program with the same arguments.

@@ -76,7 +76,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
 fn in_container(folder: &Folder, options: &Options) -> Outcome {
     containers::protect()?;
     containers::check_rights()?;
-    let id = folder.description().id.clone();
+    let id = containers::id_of(folder);
     let runtime = containers::runtime();
     let mut process = runtime.process_of(&id).map_err(containers::explain)?;
     process.args.clone_from(&options.command);

@@ -14,10 +14,10 @@ pub fn traffic(folder: &Folder) -> Option<Traffic> {
     if folder.description().wanted.isolation == Isolation::Vm {
         return Some(Traffic { network: of_machine(folder), block: of_process(state.worker_pid?) });
     }
-    let (runtime, id) = (container::runtime(), &folder.description().id);
-    let block = runtime.usage(id).ok().and_then(|usage| usage.block);
+    let (runtime, id) = (container::runtime(), container::id_of(folder));
+    let block = runtime.usage(&id).ok().and_then(|usage| usage.block);
     let block = block.map(|(read_bytes, written_bytes)| BlockTraffic { read_bytes, written_bytes });
-    let pids = runtime.processes(id).unwrap_or_default();
+    let pids = runtime.processes(&id).unwrap_or_default();
     Some(Traffic { network: pids.first().and_then(|pid| of_network(*pid)), block })
 }
 

@@ -16,6 +16,11 @@ use crate::commands::files::OVERLAYFS;
 /// Where containers of builds have their states.
 const STATES: &str = "/run/strata/build";
 
+/// Containers of builds.
+pub fn runtime() -> Runtime {
+    Runtime::new(STATES)
+}
+
 /// Commands run in containers; what they say goes to standard error, for the digest goes to standard output.
 pub struct InContainers;
 
@@ -26,7 +31,7 @@ impl Runner for InContainers {
                 "RUN needs root on this host: commands run in a container, as the image's own users".into()
             );
         }
-        bury();
+        runtime().bury_orphans();
         if rustix::fs::statfs(run.space)?.f_type == OVERLAYFS {
             rest::memory(run.space).map_err(|error| error.chain())?;
         }
@@ -61,7 +66,7 @@ fn command(run: &Run<'_>, upper: &Path) -> Result<Exit, Box<dyn Error + Send + S
         hostname: String::new(),
         mounts: mounts.into_iter().collect(),
         state: PathBuf::from(STATES),
-        id: format!("build-{}-{}", std::process::id(), container::state::now()),
+        id: container::own_id("build"),
     };
     let (input, output) =
         (File::open("/dev/null")?, rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?);
@@ -80,18 +85,4 @@ fn write_changes(upper: &Path, changes: &File) -> Result<(), Box<dyn Error + Sen
     let null = File::open("/dev/null")?;
     let text = |error: archive::Error| error.line(|errno| io::Error::from(errno).to_string());
     Request::Changes.run(&roots, null.as_fd(), changes.as_fd()).map_err(|error| text(error).into())
-}
-
-/// Removes what builds that were killed have left: states and control groups, for their containers died with them.
-fn bury() {
-    let runtime = Runtime::new(STATES);
-    let left = std::fs::read_dir(STATES).into_iter().flatten().flatten();
-    for id in left.filter_map(|entry| entry.file_name().into_string().ok()) {
-        let maker = id.strip_prefix("build-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if maker.is_some_and(|maker| !Path::new(&format!("/proc/{maker}")).exists())
-            && let Err(error) = runtime.delete(&id, true)
-        {
-            tracing::debug!("remove what is left of {id}: {}", error.chain());
-        }
-    }
 }
