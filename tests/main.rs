@@ -46,6 +46,7 @@ mod snapshot_command;
 mod snapshots;
 mod soak_api;
 mod starts;
+mod stores;
 mod streams;
 mod stress;
 mod support;

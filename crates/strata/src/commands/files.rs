@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use archive::{Request, Roots};
 use clap::Args;
@@ -30,7 +30,25 @@ const READ_ONLY: u8 = 4;
 /// What this ends with where nothing is kept of a workload that does not run.
 const AT_REST: u8 = 5;
 /// Where an overlay cannot have its upper folder: on another one.
-pub const OVERLAYFS: i64 = 0x794c_7630;
+const OVERLAYFS: i64 = 0x794c_7630;
+/// What to do about it.
+pub const NO_OVERLAY_HINT: &str =
+    "keep the store on a disk or in a volume of what this runs in: --root DIR or STRATA_ROOT";
+
+/// Whether upper folders there would be on another overlay, so that what containers write stays in memory.
+pub fn is_overlay(folder: &Path) -> bool {
+    rustix::fs::statfs(folder).is_ok_and(|found| found.f_type == OVERLAYFS)
+}
+
+/// Says so to whoever makes a container in the background, which is expected to keep what it writes.
+pub fn warn_of_overlay(store: &Path) {
+    if is_overlay(store) {
+        tracing::warn!(
+            "{} is on an overlay file system: what this container writes stays in memory, and is gone when it ends; {NO_OVERLAY_HINT}",
+            store.display()
+        );
+    }
+}
 
 /// The words of [`Request`].
 #[derive(Args)]
@@ -79,12 +97,14 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
 }
 
 fn at_rest(folder: &Folder) -> Failure {
-    let name = &folder.description().name;
-    Failure::new(format!(
-        "files of {name}: what a machine wrote is gone when it has ended, and this one does not run"
-    ))
-    .exit(Exit::Workload(AT_REST))
-    .hint(format!("strata start {name}"))
+    let Description { name, wanted, .. } = folder.description();
+    let (who, hint) = match wanted.isolation {
+        Isolation::Vm => ("a machine wrote", ""),
+        Isolation::Container => ("a container wrote to memory", NO_OVERLAY_HINT),
+    };
+    let text = format!("files of {name}: what {who} is gone when it has ended, and this one does not run");
+    let failure = Failure::new(text).exit(Exit::Workload(AT_REST));
+    failure.hint(if hint.is_empty() { format!("strata start {name}") } else { hint.to_owned() })
 }
 
 fn is_up(folder: &Folder) -> Outcome<bool> {
@@ -168,7 +188,7 @@ pub fn ask_agent(folder: &Folder, word: &str) -> Outcome<String> {
 
 /// Bytes that a workload has written to its image's root: those of a container, for what a machine writes is not kept.
 pub fn written(folder: &Folder) -> Option<u64> {
-    fn below(folder: &std::path::Path) -> u64 {
+    fn below(folder: &Path) -> u64 {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries
             .map(|entry| match entry.metadata() {
@@ -183,6 +203,11 @@ pub fn written(folder: &Folder) -> Option<u64> {
 }
 
 fn in_root(folder: &Folder, root: &OwnedFd, request: &Request, input: BorrowedFd<'_>) -> Outcome {
+    if matches!(request, Request::Changes) && is_overlay(&upper_of(folder)) {
+        let name = &folder.description().name;
+        let text = format!("changes of {name}: the store is on an overlay, and what it writes in memory");
+        return Err(Failure::new(text).hint(NO_OVERLAY_HINT));
+    }
     let upper = || File::open(upper_of(folder).join("upper")).ok().map(OwnedFd::from);
     let user = |name: &str| container::user(root.as_fd(), name).ok().map(|user| (user.uid, user.gid));
     let roots = Roots { root: root.as_fd(), upper: &upper, user: &user };
@@ -234,9 +259,7 @@ pub fn make_upper(folder: &Folder, image: &image::Digest) -> Outcome<Upper> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error).while_trying(act),
         _ => {}
     }
-    let found = rustix::fs::statfs(&path).while_trying(act)?;
-    if found.f_type == OVERLAYFS {
-        tracing::info!("{}: on an overlay, what a container writes stays in memory", path.display());
+    if is_overlay(&path) {
         return Ok(Upper::Memory);
     }
     let note = path.join("image");

@@ -7,6 +7,7 @@ use rustix::fs::{Access, statvfs};
 
 use super::{Finding, Layer};
 use crate::cli::Global;
+use crate::commands::files;
 use crate::commands::image::NOT_ROOT;
 use crate::failure::Failure;
 use crate::{output, store};
@@ -38,6 +39,15 @@ pub fn store(global: &Global) -> Vec<Finding> {
 
 fn writable(root: &Path, there: &Path) -> Finding {
     match rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) if files::is_overlay(there) => Finding::limited(
+            Layer::Store,
+            "folder",
+            format!(
+                "{}, on an overlay: what containers in the background write stays in memory",
+                root.display()
+            ),
+            files::NO_OVERLAY_HINT,
+        ),
         Ok(()) => Finding::ok(Layer::Store, "folder", root.display().to_string()),
         Err(error) => Finding::missing(
             Layer::Store,

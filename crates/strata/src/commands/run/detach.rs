@@ -17,7 +17,7 @@ use super::security::Security;
 use super::volumes::{Keep, Settled};
 use super::{Isolation, Options, container, flags};
 use crate::cli::Global;
-use crate::commands::image as images;
+use crate::commands::{files as kept, image as images};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::progress::Bar;
@@ -80,7 +80,12 @@ pub fn create_as(
     let process = super::process(options, &config)?;
     match options.isolation {
         Isolation::Vm => check_kernel(&store, options)?,
-        Isolation::Container => container::check_rights()?,
+        Isolation::Container => {
+            container::check_rights()?;
+            if !options.rm {
+                kept::warn_of_overlay(store.root());
+            }
+        }
     }
     // Here, where it is seen how long it takes.
     let root = store.root_for_vm(&image, &Bar::new());

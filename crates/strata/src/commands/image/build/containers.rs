@@ -11,7 +11,7 @@ use build::{Ended, Run, Runner};
 use container::command::{Command, Network};
 use container::{Exit, Root, Runtime, Upper, rest, template};
 
-use crate::commands::files::OVERLAYFS;
+use crate::commands::files;
 
 /// Where containers of builds have their states.
 const STATES: &str = "/run/strata/build";
@@ -32,7 +32,7 @@ impl Runner for InContainers {
             );
         }
         runtime().bury_orphans();
-        if rustix::fs::statfs(run.space)?.f_type == OVERLAYFS {
+        if files::is_overlay(run.space) {
             rest::memory(run.space).map_err(|error| error.chain())?;
         }
         let upper = run.space.join(run.below.len().to_string());
