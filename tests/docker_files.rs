@@ -259,3 +259,36 @@ fn what_a_workload_changed_is_told_exported_and_made_an_image() {
     let id = server.docker(&["commit", "still"]);
     assert_eq!(server.docker(&["run", "--rm", id.trim(), "echo", "made"]), "made\n");
 }
+
+#[test]
+fn builds_run_where_their_client_says() {
+    let Some(server) = Server::with_client() else { return };
+    let context = tempfile::tempdir().unwrap();
+    let file = "FROM debian\nRUN ls /sys/class/net > /seen; cat /proc/sys/kernel/osrelease >> /seen\n";
+    std::fs::write(context.path().join("Dockerfile"), file).unwrap();
+    let folder = context.path().to_str().unwrap();
+    let built = |flags: &[&str]| {
+        server.docker(&[&["build", "--no-cache", "-q", "-t", "seen"], flags, &[folder]].concat());
+        server.docker(&["run", "--rm", "seen", "cat", "/seen"])
+    };
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_eq!(built(&["--network", "none"]), format!("lo\n{kernel}"));
+    let there = std::fs::read_dir("/sys/class/net").unwrap().count();
+    assert_eq!(built(&[]).lines().count(), there + 1);
+    let inside = built(&["--isolation", "vm", "--network", "none"]);
+    assert!(inside.starts_with("lo\n") && !inside.ends_with(&kernel), "{inside}");
+    // What it does not know is said, and what changes nothing is passed over.
+    refused(&server.try_to(&["build", "--memory", "100m", folder]), 1, "build with memory=104857600");
+    refused(
+        &server.try_to(&["build", "--platform", "linux/s390x", folder]),
+        1,
+        "this host builds for linux/",
+    );
+    let said = server.docker(&["build", "--cache-from", "seen", folder]);
+    assert!(said.contains("cachefrom is passed over") && said.contains("Successfully built"), "{said}");
+    // What is here is used, unless it is to be brought anew, from where nobody answers.
+    server.place.strata(&["image", "tag", "debian", "localhost:1/debian"]);
+    std::fs::write(context.path().join("Dockerfile"), "FROM localhost:1/debian\nENV A=b\n").unwrap();
+    server.docker(&["build", folder]);
+    refused(&server.try_to(&["build", "--pull", folder]), 1, "localhost:1");
+}

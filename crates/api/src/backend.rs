@@ -288,6 +288,12 @@ pub struct BuildOptions {
     pub target: Option<String>,
     /// Steps that were done before are done again.
     pub no_cache: bool,
+    /// Images that it starts from are brought from their registries even if they are here.
+    pub pull: bool,
+    /// Commands see no network but loopback.
+    pub no_network: bool,
+    /// Commands run in machines.
+    pub in_machines: bool,
 }
 
 /// An image that is to be made of a workload's files.

@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use axum::body::Body;
 use axum::extract::State;
-use image::Reference;
+use image::{Platform, Reference};
 use serde_json::json;
 
 use super::params::Params;
@@ -23,20 +23,68 @@ const MAX_ENTRIES: usize = 1 << 20;
 
 /// `POST /build`
 pub(super) async fn build(State(app): App, params: Params, body: Body) -> Result {
-    let options = options(&params)?;
+    // First of all: a client that still sends hears no answer.
     let archive = keep(&app, body).await?;
+    let options = options(&params)?;
     let quiet = params.flag("q");
-    Ok(told(&app, PULL, move |backend, lines| run(backend, archive, options, quiet, lines)))
+    let passed_over = asks(&params, "cachefrom");
+    Ok(told(&app, PULL, move |backend, lines| {
+        if passed_over && !quiet {
+            let text = "cachefrom is passed over: what was done here before is known without it\n";
+            lines.say(json!({ "stream": text }));
+        }
+        run(backend, archive, options, quiet, lines)
+    }))
+}
+
+/// What cannot be done: passing it over would not be what was asked for.
+const NOT_OFFERED: [&str; 15] = [
+    "remote",
+    "squash",
+    "extrahosts",
+    "outputs",
+    "memory",
+    "memswap",
+    "cpushares",
+    "cpuperiod",
+    "cpuquota",
+    "cpusetcpus",
+    "cpusetmems",
+    "cgroupparent",
+    "shmsize",
+    "ulimits",
+    "securityopt",
+];
+
+/// Whether a parameter has a value that asks for something.
+fn asks(params: &Params, name: &str) -> bool {
+    let value = params.get(name).unwrap_or_default();
+    !matches!(value, "" | "0" | "false" | "default" | "null" | "[]")
+}
+
+/// Whether what the parameter `name` says is the second of two things, each of which has some words.
+fn choice(params: &Params, name: &str, first: &[&str], second: &[&str]) -> Result<bool> {
+    let value = params.get(name).unwrap_or("default");
+    if !first.contains(&value) && !second.contains(&value) {
+        let words = [first, second].concat().join(", ");
+        return Err(ApiError::not_offered(format!("build with {name}={value}: {words} are there")));
+    }
+    Ok(second.contains(&value))
 }
 
 fn options(params: &Params) -> Result<BuildOptions> {
     if params.get("version").is_some_and(|version| version != "1") {
         return Err(ApiError::not_offered("Strata builds without BuildKit: DOCKER_BUILDKIT=0 docker build"));
     }
-    for name in ["remote", "squash", "networkmode", "extrahosts", "outputs", "cachefrom"] {
+    if let Some(name) = NOT_OFFERED.into_iter().find(|name| asks(params, name)) {
         let value = params.get(name).unwrap_or_default();
-        if !matches!(value, "" | "0" | "false" | "default" | "null" | "[]") {
-            return Err(ApiError::not_offered(format!("build with {name}={value}: not there yet")));
+        return Err(ApiError::not_offered(format!("build with {name}={value}: not there yet")));
+    }
+    if let Some(wanted) = params.get("platform") {
+        let platform: Platform = wanted.parse().map_err(|error| ApiError::bad(chain(&error)))?;
+        if platform != Platform::host() {
+            let host = Platform::host();
+            return Err(ApiError::not_offered(format!("build for {wanted}: this host builds for {host}")));
         }
     }
     let map = |name: &str| -> Result<BTreeMap<String, Option<String>>> {
@@ -57,6 +105,9 @@ fn options(params: &Params) -> Result<BuildOptions> {
         labels: map("labels")?.into_iter().filter_map(pair).collect(),
         target: params.get("target").map(str::to_owned),
         no_cache: params.flag("nocache"),
+        pull: params.flag("pull"),
+        no_network: choice(params, "networkmode", &["default", "bridge", "host"], &["none"])?,
+        in_machines: choice(params, "isolation", &["default", "container"], &["vm"])?,
         ..BuildOptions::default()
     })
 }
@@ -198,6 +249,22 @@ mod tests {
         assert_eq!(of(&[("remote", "http://x")]).unwrap_err().status.as_u16(), 501);
         assert_eq!(of(&[("buildargs", "{")]).unwrap_err().status.as_u16(), 400);
         assert_eq!(of(&[("t", "Not A Name")]).unwrap_err().status.as_u16(), 400);
-        assert!(of(&[("cachefrom", "[]"), ("networkmode", "default"), ("labels", "null")]).is_ok());
+        let nothing = [("networkmode", "default"), ("labels", "null"), ("memory", "0"), ("ulimits", "null")];
+        assert_eq!(of(&nothing), of(&[("cachefrom", "[\"x\"]")]));
+        let here = Platform::host().to_string();
+        let asked = [("networkmode", "none"), ("isolation", "vm"), ("pull", "1"), ("platform", &here)];
+        let asked = of(&asked).unwrap();
+        assert!(asked.no_network && asked.in_machines && asked.pull);
+        for (name, value) in [
+            ("networkmode", "container:x"),
+            ("isolation", "hyperv"),
+            ("platform", "linux/s390x"),
+            ("memory", "1000000"),
+            ("ulimits", "[{\"Name\":\"nofile\"}]"),
+            ("squash", "1"),
+        ] {
+            let refused = of(&[(name, value)]).unwrap_err();
+            assert!(refused.status.as_u16() == 501 && refused.message.contains(value), "{refused:?}");
+        }
     }
 }

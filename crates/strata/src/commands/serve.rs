@@ -169,6 +169,9 @@ impl Backend for Host {
         let mut command = self.again("image")?;
         command.args(["build", "--tied"]);
         command.args(options.no_cache.then_some("--no-cache"));
+        command.args(options.pull.then_some("--pull"));
+        command.args(options.no_network.then_some("--network=none"));
+        command.args(options.in_machines.then_some("--isolation=vm"));
         command.args(
             options.containerfile.iter().map(|file| {
                 format!("--file={}", options.context.join(file.trim_start_matches('/')).display())

@@ -43,6 +43,12 @@ pub struct BuildOptions {
     /// Do again what was done before
     #[arg(long)]
     no_cache: bool,
+    /// Bring the images of FROM from their registries even if they are here
+    #[arg(long)]
+    pull: bool,
+    /// What the commands of RUN see of networks
+    #[arg(long, value_enum, default_value_t = Network::Host, value_name = "KIND")]
+    network: Network,
     /// What stands between the commands of RUN and this host: container needs root, vm does not
     #[arg(long, value_enum, default_value_t = Isolation::Container, value_name = "KIND")]
     isolation: Isolation,
@@ -65,6 +71,15 @@ enum Isolation {
     Vm,
 }
 
+/// What a command of RUN sees of networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Network {
+    /// What this host sees; in a machine, what this user reaches
+    Host,
+    /// Loopback alone
+    None,
+}
+
 /// Builds an image; its digest goes to standard output.
 ///
 /// # Errors
@@ -84,13 +99,15 @@ pub fn build(store: &Store, options: &BuildOptions) -> Outcome<()> {
         target: options.target.clone(),
         no_cache: options.no_cache,
     };
-    let machines = InMachines { store, memory: options.memory };
+    let network = options.network;
+    let machines = InMachines { store, memory: options.memory, network };
     let runner: &dyn Runner = match options.isolation {
-        Isolation::Container => &InContainers,
+        Isolation::Container => &InContainers { network },
         Isolation::Vm => &machines,
     };
     let bar = Bar::new();
-    let built = build::build(store, &wanted, &FromStore(store), runner, &bar);
+    let images = FromStore { store, pull: options.pull };
+    let built = build::build(store, &wanted, &images, runner, &bar);
     drop(bar);
     let digest = built.map_err(|error| {
         let failure = Failure::because(format!("build {}", options.context.display()), error);
@@ -129,15 +146,23 @@ fn variables(given: &[String], host: impl Fn(&str) -> Option<String>) -> Outcome
 }
 
 /// Images of the store, and those that their registries have.
-struct FromStore<'s>(&'s Store);
+struct FromStore<'s> {
+    store: &'s Store,
+    /// Whatever the store has.
+    pull: bool,
+}
 
 impl Images for FromStore<'_> {
     fn image(&self, name: &Reference) -> Result<Image, Box<dyn Error + Send + Sync>> {
-        match self.0.image(name) {
-            Err(error) if error.is_not_found() => {
-                let pulled = registry::fetch(self.0, name, &::registry::Options::default());
-                Ok(pulled.map_err(|failure| failure.to_string())?.image)
-            }
+        let fetch = || -> Result<Image, Box<dyn Error + Send + Sync>> {
+            let pulled = registry::fetch(self.store, name, &::registry::Options::default());
+            Ok(pulled.map_err(|failure| failure.to_string())?.image)
+        };
+        if self.pull {
+            return fetch();
+        }
+        match self.store.image(name) {
+            Err(error) if error.is_not_found() => fetch(),
             found => {
                 Ok(found.map_err(|error| explain(format!("use {name}"), name.name(), error).to_string())?)
             }

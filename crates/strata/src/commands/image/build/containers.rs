@@ -22,7 +22,9 @@ pub fn runtime() -> Runtime {
 }
 
 /// Commands run in containers; what they say goes to standard error, for the digest goes to standard output.
-pub struct InContainers;
+pub struct InContainers {
+    pub network: super::Network,
+}
 
 impl Runner for InContainers {
     fn run(&self, run: &Run<'_>) -> Result<Ended, Box<dyn Error + Send + Sync>> {
@@ -37,7 +39,11 @@ impl Runner for InContainers {
         }
         let upper = run.space.join(run.below.len().to_string());
         std::fs::create_dir(&upper)?;
-        let code = command(run, &upper)?.shell_code();
+        let network = match self.network {
+            super::Network::Host => Network::Host,
+            super::Network::None => Network::None,
+        };
+        let code = command(run, network, &upper)?.shell_code();
         let written = upper.join("upper");
         if code == 0 {
             write_changes(&written, run.changes)?;
@@ -47,7 +53,7 @@ impl Runner for InContainers {
 }
 
 /// Runs the command with our standard error for its output.
-fn command(run: &Run<'_>, upper: &Path) -> Result<Exit, Box<dyn Error + Send + Sync>> {
+fn command(run: &Run<'_>, network: Network, upper: &Path) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     const RESOLVER: &str = "/etc/resolv.conf";
     let resolver = template::mount(RESOLVER, "bind", RESOLVER, "bind,ro");
     let mounts = Path::new(RESOLVER).exists().then_some(resolver);
@@ -62,7 +68,7 @@ fn command(run: &Run<'_>, upper: &Path) -> Result<Exit, Box<dyn Error + Send + S
         env: run.env.to_vec(),
         cwd: run.cwd.to_owned(),
         user: run.user.to_owned(),
-        network: Network::Host,
+        network,
         hostname: String::new(),
         mounts: mounts.into_iter().collect(),
         state: PathBuf::from(STATES),

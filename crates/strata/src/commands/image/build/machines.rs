@@ -20,6 +20,7 @@ const CONFIG: &[u8] = br#"{"architecture":"amd64","os":"linux","config":{}}"#;
 pub struct InMachines<'s> {
     pub store: &'s Store,
     pub memory: u64,
+    pub network: super::Network,
 }
 
 impl Runner for InMachines<'_> {
@@ -27,7 +28,10 @@ impl Runner for InMachines<'_> {
         let incoming = self.store.incoming()?;
         let digest = incoming.add_image(CONFIG, &[])?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg("--root").arg(self.store.root()).args(["run", "--pull", "never", "--network", "user"]);
+        command.arg("--root").arg(self.store.root()).args(["run", "--pull", "never"]);
+        if self.network == super::Network::Host {
+            command.args(["--network", "user"]);
+        }
         command.arg(format!("--memory={}", self.memory)).arg("--image-digest").arg(digest.to_string());
         command.arg("--root-file").arg(run.file).args(["--user", "0:0", "--workdir", "/"]);
         command.args(["--hostname", "build", "--entrypoint", AGENT, "build", "--", "change"]);
