@@ -139,14 +139,18 @@ impl Traces {
     }
 }
 
-/// Processes but the server that were told of this store by flag or variable.
+/// Processes but the server that were told of this store by flag or variable, and its children, dead ones too.
 pub fn processes_of(store: &str, server: u32) -> usize {
+    let parent = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
     let is_ours = |pid: u32| {
         let holds = |file: &str| {
             let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             String::from_utf8_lossy(&bytes).contains(store)
         };
-        pid != server && (holds("cmdline") || holds("environ"))
+        pid != server && (holds("cmdline") || holds("environ") || parent(pid) == Some(server))
     };
     let pids = fs::read_dir("/proc").unwrap().flatten();
     pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| is_ours(*pid)).count()

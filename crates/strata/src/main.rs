@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod bridge;
+mod children;
 mod cli;
 mod commands;
 mod confine;

@@ -220,6 +220,7 @@ pub fn start_monitor(
         child.stdout.take().ok_or_else(|| Failure::new("start the process that watches: no pipe"))?;
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line).while_trying(act)?;
+    crate::children::leave(child);
     Ok(match line.trim_end() {
         "" => Err("the process that watches it ended".to_owned()),
         LISTENING => Ok(()),
