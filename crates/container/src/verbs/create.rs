@@ -18,7 +18,7 @@ use crate::namespaces::Namespaces;
 use crate::process::Plan;
 use crate::rootfs::{self, Root};
 use crate::seccomp::listener::Listener;
-use crate::spec::Spec;
+use crate::spec::{Linux, Spec};
 use crate::state::{First, Folder, Record, Status, now, process_start};
 use crate::sys::{self, Child};
 use crate::{bundle, idmapped, ids};
@@ -138,9 +138,7 @@ impl Runtime {
         let console = console_for(process.terminal, options, start, &mut plan)?;
         let namespaces = Namespaces::new(&linux.namespaces)?;
         let start_socket = (start == Start::Later).then(|| listen(folder.path())).transpose()?;
-        let resources = linux.resources.clone().unwrap_or_default();
-        let path = linux.cgroups_path.as_deref();
-        let cgroups = Cgroups::create(path, &options.id, self.systemd_cgroup, &resources)?;
+        let cgroups = self.groups(&options.id, linux)?;
         let record = Record {
             id: options.id.clone(),
             bundle: bundle.clone(),
@@ -184,6 +182,11 @@ impl Runtime {
                 Err(error)
             }
         }
+    }
+
+    fn groups(&self, id: &str, linux: &Linux) -> Result<Cgroups> {
+        let resources = linux.resources.clone().unwrap_or_default();
+        Cgroups::create(linux.cgroups_path.as_deref(), id, self.systemd_cgroup, &resources)
     }
 }
 
