@@ -235,6 +235,40 @@ fn a_killed_monitor_leaves_the_truth() {
 }
 
 #[test]
+fn a_server_starts_what_was_always_to_run_and_is_lost() {
+    for place in Place::each() {
+        for (name, policy) in [("kept", "always"), ("gone", "on-failure")] {
+            place.start(&["--name", name, "--restart", policy], "echo up; sleep 1000");
+            place.wait_for("the first line", || place.strata(&["logs", name]) == "up\n");
+            let monitor = place.state(name)["monitor_pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+            let pid = rustix::process::Pid::from_raw(monitor.unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            place.wait_for("its loss", || place.state(name)["status"] == "lost");
+        }
+        let socket = format!("unix://{}", place.dir.path().join("d.sock").display());
+        let mut server = place.command(&["serve", "--listen", &socket]).spawn().unwrap();
+        place.wait_for("its start", || place.strata(&["logs", "kept"]) == "up\nup\n");
+        assert_eq!(place.state("kept")["status"], "running");
+        assert_eq!(place.state("gone")["status"], "lost");
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+}
+
+#[test]
+fn as_much_of_the_output_is_kept_as_its_flags_say() {
+    for place in Place::each() {
+        let flags = ["--name", "one", "--log-opt", "max-size=1k", "--log-opt", "max-file=2"];
+        place.start(&flags, "i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); done");
+        assert_eq!(place.strata(&["wait", "one"]), "0\n");
+        let said = place.strata(&["logs", "one"]);
+        assert!(said.ends_with("line 198\nline 199\n") && !said.contains("line 100\n"), "{said}");
+        let wrong = place.try_to(&["run", "-d", "--log-opt", "max-size=x", "debian", "true"]);
+        wrong.expect_failure(2, &["max-size=x"]);
+    }
+}
+
+#[test]
 fn nothing_is_left_of_a_workload_whose_worker_is_killed() {
     for place in Place::each() {
         for flags in [&["--name", "one"][..], &["--name", "one", "--rm"]] {

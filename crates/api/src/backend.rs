@@ -158,6 +158,8 @@ pub struct Creation {
     pub remove: bool,
     /// When it is started again.
     pub restart: Restart,
+    /// How much of its output is kept, `KEY=VALUE`.
+    pub log_opts: Vec<String>,
     /// Instead of the image's; `Some(None)` is none at all.
     pub health: Option<Option<HealthCheck>>,
     /// The signal that asks it to end, instead of the image's.

@@ -204,6 +204,41 @@ impl Default for LogLimits {
     }
 }
 
+impl LogLimits {
+    /// From docker's words, `KEY=VALUE`: `max-size`, in bytes or with k, m or g behind it, -1 for any, and `max-file`.
+    ///
+    /// # Errors
+    /// A key that is not known, or a value that makes no sense.
+    pub fn parse<'a>(options: impl IntoIterator<Item = &'a str>) -> std::result::Result<Self, String> {
+        let mut limits = Self::default();
+        for option in options {
+            let (key, value) = option.split_once('=').unwrap_or((option, ""));
+            let known = match key {
+                "max-size" => log_bytes(value).map(|bytes| limits.max_bytes = bytes),
+                "max-file" => value.parse().ok().filter(|files| *files > 0).map(|files| limits.files = files),
+                _ => return Err(format!("log option {key:?}: max-size and max-file are there")),
+            };
+            known.ok_or_else(|| format!("log option {option:?}: it makes no sense"))?;
+        }
+        Ok(limits)
+    }
+}
+
+fn log_bytes(text: &str) -> Option<u64> {
+    if text == "-1" {
+        return Some(u64::MAX);
+    }
+    let text = text.to_ascii_lowercase();
+    let text = text.trim_end_matches('b');
+    let (number, shift) = match text.strip_suffix(['k', 'm', 'g']) {
+        Some(number) => {
+            (number, [10, 20, 30][['k', 'm', 'g'].iter().position(|unit| text.ends_with(*unit))?])
+        }
+        None => (text, 0),
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift).filter(|bytes| *bytes > 0)
+}
+
 /// When a workload that has ended is started again. Docker's words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -237,7 +272,7 @@ impl FromStr for Restart {
             None => match text {
                 "no" => Restart::No,
                 "on-failure" => Restart::OnFailure(None),
-                // There is no daemon that would start workloads after a reboot, so both mean the same.
+                // What the user stopped has ended, and is not started again with a server, so both mean the same.
                 "always" | "unless-stopped" => Restart::Always,
                 _ => return Err(wrong()),
             },
@@ -275,6 +310,28 @@ impl From<Restart> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_of_logs_are_dockers() {
+        let of = |options: &[&str]| LogLimits::parse(options.iter().copied()).ok();
+        let limits = |max_bytes, files| Some(LogLimits { max_bytes, files });
+        assert_eq!(of(&[]), Some(LogLimits::default()));
+        assert_eq!(of(&["max-size=10m", "max-file=3"]), limits(10 << 20, 3));
+        assert_eq!(of(&["max-size=5000", "max-file=1"]), limits(5000, 1));
+        assert_eq!(of(&["max-size=1GB"]), limits(1 << 30, 5));
+        assert_eq!(of(&["max-size=-1"]), limits(u64::MAX, 5));
+        for wrong in [
+            "max-size",
+            "max-size=0",
+            "max-size=m",
+            "max-size=99999999999g",
+            "max-file=0",
+            "max-file=x",
+            "mode=a",
+        ] {
+            assert_eq!(of(&[wrong]), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn restart_policies_are_dockers() {

@@ -9,12 +9,12 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use bollard_stubs::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, NetworkingConfig, PortMap, RestartPolicy,
-    RestartPolicyNameEnum, ThrottleDevice,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, NetworkingConfig, PortMap,
+    RestartPolicy, RestartPolicyNameEnum, ThrottleDevice,
 };
 use serde_json::json;
 use workload::networks::Endpoint;
-use workload::{HealthCheck, HealthTest, Isolation, Restart};
+use workload::{HealthCheck, HealthTest, Isolation, LogLimits, Restart};
 
 use super::params::Params;
 use super::{App, endpoints, exec, images, json, volumes};
@@ -105,6 +105,7 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         privileged: host.privileged.unwrap_or_default(),
         remove: host.auto_remove.unwrap_or_default(),
         restart: restart(host.restart_policy)?,
+        log_opts: log_opts(host.log_config)?,
         health: body.healthcheck.map(health).transpose()?.flatten(),
         stop_signal: given(body.stop_signal),
         network,
@@ -242,6 +243,19 @@ fn resolving(host: &HostConfig) -> Result<Resolving> {
         search: words(&host.dns_search)?,
         options: words(&host.dns_options)?,
     })
+}
+
+/// Docker's own default is all that there is.
+fn log_opts(config: Option<HostConfigLogConfig>) -> Result<Vec<String>> {
+    let Some(config) = config else { return Ok(Vec::new()) };
+    match config.typ.as_deref().unwrap_or_default() {
+        "" | "json-file" => {}
+        other => return Err(ApiError::not_offered(format!("log driver {other}: json-file is there"))),
+    }
+    let options: Vec<String> =
+        config.config.into_iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
+    LogLimits::parse(options.iter().map(String::as_str)).map_err(ApiError::bad)?;
+    Ok(options)
 }
 
 pub(super) fn restart(policy: Option<RestartPolicy>) -> Result<Restart> {

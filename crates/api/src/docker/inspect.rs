@@ -150,6 +150,7 @@ fn host_config(folder: &Folder) -> Value {
         Restart::OnFailure(most) => ("on-failure", most.unwrap_or_default()),
         Restart::Always => ("always", 0),
     };
+    let log = said.log_config.as_ref().and_then(|log| log.config.clone()).unwrap_or_default();
     let mut value = json!(HostConfig {
         network_mode: Some(network_of(folder)),
         auto_remove: Some(wanted.remove),
@@ -158,7 +159,7 @@ fn host_config(folder: &Folder) -> Value {
         ..said
     });
     value["RestartPolicy"] = json!({ "Name": name, "MaximumRetryCount": most });
-    value["LogConfig"] = json!({ "Type": "json-file", "Config": {} });
+    value["LogConfig"] = json!({ "Type": "json-file", "Config": log });
     value
 }
 

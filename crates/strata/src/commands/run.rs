@@ -122,10 +122,15 @@ pub struct Options {
     #[arg(long = "label", value_name = "KEY[=VALUE]")]
     #[serde(default)]
     labels: Vec<String>,
+    /// How much of the output in the background is kept: max-size=SIZE of a file, max-file=COUNT of them
+    #[arg(long = "log-opt", value_name = "KEY=VALUE")]
+    #[serde(default)]
+    log_opts: Vec<String>,
     /// Remove the workload in the background when it has ended
     #[arg(long)]
     rm: bool,
-    /// When to start the workload in the background again: no, on-failure, on-failure:TIMES or always
+    /// When to start the workload in the background again: no, on-failure, on-failure:TIMES or always; a server starts those
+    /// again as well that were always to run when their monitor or the host ended
     #[arg(long, value_name = "POLICY", default_value = "no")]
     restart: workload::Restart,
     #[command(flatten)]

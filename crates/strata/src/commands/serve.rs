@@ -11,7 +11,7 @@ use api::{Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Proces
 use clap::Args;
 use image::Store;
 use workload::networks::{Endpoint, Network, NewNetwork};
-use workload::{Folder, Workloads};
+use workload::{Folder, Restart, Status, Workloads};
 
 use super::run::{creation, detach, update};
 use super::{files, network, usage, workloads};
@@ -43,6 +43,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let store = store::open(global)?;
     let workloads = Workloads::open(store.root()).while_trying(|| "open the workloads".to_owned())?;
     let global = Global { root: Some(store.root().to_owned()), verbose: 0 };
+    start_lost(&global, &workloads)?;
     let host = Host { global, store, workloads };
     let (end, ended) = api::end();
     let _watch = Watch::start(&ENDING, move |_| end.now())?;
@@ -60,6 +61,29 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         Failure::because("serve", error).hint("--listen unix:///another/path; or end the one that is there")
     })?;
     Ok(Exit::Success)
+}
+
+/// Workloads that are always to run, and whose monitor or whose host ended under them, run again. Who asks for one meanwhile does
+/// not wait for all.
+fn start_lost(global: &Global, all: &Workloads) -> Outcome<()> {
+    let act = || "start workloads again".to_owned();
+    let is_lost = |folder: &Folder| {
+        folder.description().wanted.restart == Restart::Always
+            && folder.state().is_ok_and(|state| state.status == Status::Lost)
+    };
+    let lost: Vec<Folder> = all.list().while_trying(act)?.into_iter().filter(is_lost).collect();
+    let global = Global { root: global.root.clone(), verbose: global.verbose };
+    let start = move || {
+        for folder in lost {
+            let name = &folder.description().name;
+            match detach::start(&global, &folder, None) {
+                Ok(Ok(())) => tracing::info!("{name} runs again"),
+                Ok(Err(reason)) => tracing::warn!("start {name} again: {reason}"),
+                Err(failure) => tracing::warn!("start {name} again: {failure}"),
+            }
+        }
+    };
+    std::thread::Builder::new().name("lost".into()).spawn(start).map(drop).while_trying(act)
 }
 
 /// What the other commands do, for the API.

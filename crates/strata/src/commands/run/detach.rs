@@ -155,7 +155,8 @@ pub(super) fn wanted(
         command: process.argv.clone(),
         remove: options.rm,
         restart: options.restart,
-        log: LogLimits::default(),
+        log: LogLimits::parse(options.log_opts.iter().map(String::as_str))
+            .map_err(|wrong| Failure::new(wrong).exit(Exit::Usage))?,
         health: None,
         labels: BTreeMap::new(),
         publish: options.network.publish.clone(),
