@@ -85,8 +85,8 @@ impl Server {
     /// Sends these bytes, and gives the status and the body of the answer.
     pub fn raw(&self, request: &str) -> (u16, String) {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
-        // The server may answer, and close, before it has read all of it.
-        let _ = stream.write_all(request.as_bytes());
+        // It may answer before it has read all of it, but does not close the connection then.
+        stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
@@ -409,6 +409,22 @@ fn nonsense_gets_dockers_status_and_one_line() {
         let names = std::fs::read_dir(server.place.dir.path().join("store")).unwrap();
         !names.flatten().any(|entry| left(&entry.file_name().to_string_lossy()))
     });
+}
+
+#[test]
+fn who_sends_more_than_is_read_hears_why() {
+    let Some(server) = Server::start() else { return };
+    let long = "x".repeat(8 << 20);
+    for _ in 0..20 {
+        for (method, path, status) in [
+            ("POST", "/containers/create", 413),
+            ("PUT", "/containers/none/archive?path=/", 404),
+            ("POST", "/v1.99/images/load", 400),
+            ("DELETE", "/containers/create", 405),
+        ] {
+            assert_eq!(server.ask(method, path, &long).0, status, "{method} {path}");
+        }
+    }
 }
 
 #[test]

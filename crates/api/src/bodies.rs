@@ -1,9 +1,9 @@
-//! Bodies that come in time.
+//! Bodies that come in time, and what becomes of those that nobody wants to the end.
 
 use std::io;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::{Body, BodyDataStream, Bytes, HttpBody};
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -14,6 +14,10 @@ const SHORT_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const SHORT_BODY_BYTES: u64 = 4 << 20;
 /// Between two pieces of another body. An archive may come from a pipe whose other end thinks for a while.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(600);
+/// What is read, and for how long, of a body that was refused: a connection that is closed with bytes in it is reset, and the
+/// client may never see the answer.
+const UNWANTED_BYTES: usize = 64 << 20;
+const UNWANTED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// This body; it ends with an error where its client keeps it waiting for too long.
 pub(crate) fn in_time<B>(body: B) -> Body
@@ -32,22 +36,48 @@ where
 
 fn limited(body: Body, whole: Option<Duration>, piece: Duration) -> Body {
     let deadline = whole.map(|whole| Instant::now() + whole);
-    let pieces = stream::unfold(Some(body.into_data_stream()), move |pieces| async move {
-        let mut pieces = pieces?;
+    let pieces = stream::unfold(Pieces(Some(body.into_data_stream())), move |mut pieces| async move {
+        let whole = pieces.0.as_mut()?;
         let next = match deadline {
-            Some(deadline) => timeout_at(deadline, pieces.next()).await,
-            None => timeout(piece, pieces.next()).await,
+            Some(deadline) => timeout_at(deadline, whole.next()).await,
+            None => timeout(piece, whole.next()).await,
         };
         match next {
-            Ok(next) => next.map(|next| (next, Some(pieces))),
+            Ok(Some(next)) => Some((next, pieces)),
+            Ok(None) => {
+                pieces.0.take();
+                None
+            }
             Err(_) => {
+                pieces.0 = None;
                 let late =
                     io::Error::new(io::ErrorKind::TimedOut, "the rest of the body did not come in time");
-                Some((Err(axum::Error::new(late)), None))
+                Some((Err(axum::Error::new(late)), pieces))
             }
         }
     });
     Body::from_stream(pieces)
+}
+
+/// A body until it has ended. What is dropped before is read for a while.
+struct Pieces(Option<BodyDataStream>);
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        let (Some(mut rest), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let read = async move {
+            let mut count = 0;
+            while let Some(Ok(piece)) = rest.next().await {
+                count += piece.len();
+                if count > UNWANTED_BYTES {
+                    return;
+                }
+            }
+        };
+        runtime.spawn(timeout(UNWANTED_TIMEOUT, read));
+    }
 }
 
 #[cfg(test)]

@@ -123,10 +123,11 @@ async fn converse(stream: Box<dyn Stream>, access: Access, router: Router) {
             if let Some(refusal) = refusal {
                 return Ok(refusal);
             }
-            let answer: Result<Response<Body>, Infallible> = match docker::unversioned(request) {
-                Ok(request) => router.oneshot(request.map(bodies::in_time)).await,
-                Err(error) => Ok(error.into_response()),
-            };
+            let answer: Result<Response<Body>, Infallible> =
+                match docker::unversioned(request.map(bodies::in_time)) {
+                    Ok(request) => router.oneshot(request).await,
+                    Err(error) => Ok(error.into_response()),
+                };
             answer
         }
     });
