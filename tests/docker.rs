@@ -428,6 +428,28 @@ fn who_sends_more_than_is_read_hears_why() {
 }
 
 #[test]
+fn what_ends_while_it_is_removed_by_force_is_removed() {
+    let Some(server) = Server::start() else { return };
+    for runtime in RUNTIMES {
+        for round in 0..if runtime == "strata" { 40 } else { 8 } {
+            let script = format!("sleep 0.{:02}", round % 40);
+            let body = format!(
+                r#"{{"Image":"debian","Cmd":["sh","-c","{script}"],"HostConfig":{{"NetworkMode":"none","Runtime":"{runtime}","AutoRemove":{}}}}}"#,
+                round % 2 == 1
+            );
+            let (status, said) = server.ask("POST", "/containers/create?name=brief", &body);
+            assert_eq!(status, 201, "{said}");
+            assert_eq!(server.ask("POST", "/containers/brief/start", "").0, 204);
+            std::thread::sleep(std::time::Duration::from_millis(round * 13 % 400));
+            let (status, said) = server.ask("DELETE", "/containers/brief?force=1", "");
+            // One that goes by itself may be gone.
+            assert!(status == 204 || (status == 404 && round % 2 == 1), "{runtime} {round}: {status} {said}");
+        }
+    }
+    assert_eq!(server.ask("GET", "/containers/json?all=1", "").1.trim(), "[]");
+}
+
+#[test]
 fn two_servers_cannot_have_one_socket_and_can_have_one_store() {
     let Some(server) = Server::start() else { return };
     let taken = server.place.try_to(&["serve", "--listen", &format!("unix://{}", server.socket().display())]);

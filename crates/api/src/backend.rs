@@ -7,7 +7,7 @@ use std::process::Command;
 
 use image::Store;
 use workload::networks::{Endpoint, NewNetwork};
-use workload::{Folder, HealthCheck, Isolation, Mount, Restart, Workloads};
+use workload::{Folder, HealthCheck, Isolation, Mount, Restart, Running, Workloads};
 
 /// What is asked of the program. Calls may wait: they are made on threads of their own.
 pub trait Backend: crate::Machines + Send + Sync + 'static {
@@ -29,11 +29,11 @@ pub trait Backend: crate::Machines + Send + Sync + 'static {
     /// Somebody watches it already, or the host has no more processes.
     fn watch(&self, folder: &Folder) -> Result<(), Refusal>;
 
-    /// Removes a workload that does not run, and what a crash left of it.
+    /// Removes a workload, and what a crash left of it.
     ///
     /// # Errors
-    /// It runs, or its files cannot be removed.
-    fn remove(&self, folder: &Folder) -> Result<(), Refusal>;
+    /// It runs and is not to be killed, or its files cannot be removed.
+    fn remove(&self, folder: &Folder, running: Running) -> Result<(), Refusal>;
 
     /// The program that runs another command in a workload. Its standard streams and its exit code are the command's.
     ///

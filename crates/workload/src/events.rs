@@ -148,7 +148,7 @@ mod tests {
         let mut reader = all.events().unwrap();
         let folder = all.create(Some("web".to_owned()), wanted()).unwrap();
         all.rename(&folder, "site".to_owned()).unwrap();
-        all.remove(&all.find("site").unwrap()).unwrap();
+        all.remove(&all.find("site").unwrap(), crate::Running::Stays).unwrap();
         let mut next = || reader.next_entry().unwrap().map(|event| (event.action, event.name, event.more));
         let old = BTreeMap::from([("oldName".to_owned(), "web".to_owned())]);
         assert_eq!(next(), Some(("create".to_owned(), "web".to_owned(), BTreeMap::new())));

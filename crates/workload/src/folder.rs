@@ -5,19 +5,18 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::control::{Client, Request};
 use crate::description::{self, Description, Wanted};
 use crate::error::{Error, Result};
 use crate::files::{self, Durable};
 use crate::listing;
 use crate::state::{self, State, Status, now_ms};
-use crate::volumes::Volumes;
 
 /// Letters and digits of an id.
 const ID_DIGITS: usize = 64;
 /// Folders that are being made or removed begin so; what a crash left of them is removed.
-const UNFINISHED: &str = ".";
+pub(crate) const UNFINISHED: &str = ".";
 
 /// All workloads of a store.
 #[derive(Clone, Debug)]
@@ -169,30 +168,6 @@ impl Workloads {
             None => Ok(()),
         }
     }
-
-    /// Removes a workload that does not run, and all it wrote.
-    ///
-    /// # Errors
-    /// Somebody watches it, or its folder cannot be removed.
-    pub fn remove(&self, folder: &Folder) -> Result<()> {
-        let _lock = self.lock()?;
-        if folder.is_watched()? && !folder.state()?.status.is_active() {
-            // Whoever was to start it may be gone. One that was started meanwhile refuses, and is found busy.
-            let _ = Client::connect(folder).and_then(|mut client| client.ask(&Request::GiveUp, &[]));
-        }
-        // A monitor whose workload has ended still answers those who asked.
-        for _ in 0..100 {
-            if !folder.is_watched()? || folder.state()?.status.is_active() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        if folder.is_watched()? {
-            let status = folder.state()?.status;
-            return Err(Error::Busy { name: folder.description.name.clone(), status });
-        }
-        folder.bury()
-    }
 }
 
 /// The folder of one workload.
@@ -315,27 +290,11 @@ impl Folder {
         for _ in 0..100 {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
-                Err(fs::TryLockError::WouldBlock) => std::thread::sleep(std::time::Duration::from_millis(10)),
+                Err(fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
                 Err(fs::TryLockError::Error(e)) => return Err(Error::file("lock", &path)(e)),
             }
         }
         Err(Error::Refused(format!("{} is watched already", self.description.name)))
-    }
-
-    /// Removes the folder: for [`Workloads::remove`], and for a monitor whose workload is to be removed.
-    pub(crate) fn bury(&self) -> Result<()> {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let grave = self.path.with_file_name(format!("{UNFINISHED}{name}"));
-        fs::rename(&self.path, &grave).map_err(Error::file("remove", &self.path))?;
-        files::sync_parent(&self.path)?;
-        self.tell("destroy", &[]);
-        fs::remove_dir_all(&grave).map_err(Error::file("remove", &grave))?;
-        if self.description.wanted.remove && !self.description.wanted.mounts.is_empty() {
-            // What cannot be removed now is by whoever looks at the volumes next.
-            let root = self.path.parent().and_then(Path::parent).unwrap_or(&self.path);
-            let _ = Volumes::open(root).and_then(|volumes| volumes.clean());
-        }
-        Ok(())
     }
 }
 
@@ -420,6 +379,7 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::{wanted, workloads};
     use super::*;
+    use crate::Running;
 
     #[test]
     fn copies_are_numbered_and_a_number_that_is_taken_is_passed_over() {
@@ -485,7 +445,7 @@ mod tests {
         for name in ["", "-a", ".a", "a/b", "a b", "é", &"a".repeat(129), &"a".repeat(64)] {
             assert!(all.create(Some(name.to_owned()), wanted()).is_err(), "{name:?}");
         }
-        all.remove(&first).unwrap();
+        all.remove(&first, Running::Stays).unwrap();
         all.create(Some("a".to_owned()), wanted()).unwrap();
     }
 
@@ -498,14 +458,15 @@ mod tests {
         let running = State { status: Status::Running, worker_pid: Some(7), ..State::new() };
         folder.set_state(&running).unwrap();
         assert_eq!(folder.state().unwrap(), running);
-        let message = all.remove(&folder).unwrap_err().to_string();
+        let message = all.remove(&folder, Running::Stays).unwrap_err().to_string();
         assert_eq!(message, "a is running");
         assert!(folder.watch().is_err());
         drop(watch);
         let lost = folder.state().unwrap();
         assert_eq!((lost.status, lost.worker_pid), (Status::Lost, None));
-        all.remove(&folder).unwrap();
+        all.remove(&folder, Running::Stays).unwrap();
         assert!(all.find("a").is_err() && !folder.path().exists());
+        assert!(all.remove(&folder, Running::Killed).unwrap_err().is_not_found());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
 use workload::control::{Answer, Client, Request};
-use workload::{Folder, Status};
+use workload::{Folder, Running, Status};
 
 use super::filters::Filters;
 use super::params::Params;
@@ -177,22 +177,14 @@ pub(super) async fn remove(State(app): App, Path(name): Path<String>, params: Pa
     let folder = app.find(name).await?;
     let found = status(&app, &folder).await?;
     let volumes = folder.description().wanted.volumes();
-    if found.is_active() {
-        if !params.flag("force") {
-            let (name, id) = (&folder.description().name, &folder.description().id);
-            return Err(ApiError::conflict(format!(
-                "cannot remove container \"/{name}\": container is {found}: stop the container before removing or force remove: {id}"
-            )));
-        }
-        // It may have ended at this moment.
-        let _ = ask(&app, &folder, Request::Kill).await;
+    let running = if params.flag("force") { Running::Killed } else { Running::Stays };
+    if found.is_active() && running == Running::Stays {
+        let (name, id) = (&folder.description().name, &folder.description().id);
+        return Err(ApiError::conflict(format!(
+            "cannot remove container \"/{name}\": container is {found}: stop the container before removing or force remove: {id}"
+        )));
     }
-    app.blocking(move |backend| match backend.remove(&folder) {
-        // It goes by itself when it ends.
-        Err(_) if folder.description().wanted.remove && !folder.path().exists() => Ok(()),
-        removed => Ok(removed?),
-    })
-    .await?;
+    app.blocking(move |backend| Ok(backend.remove(&folder, running)?)).await?;
     if params.flag("v") {
         app.blocking(move |backend| Ok(backend.workloads().volumes()?.remove_anonymous(&volumes)?)).await?;
     }
@@ -211,7 +203,7 @@ pub(super) async fn prune(State(app): App, params: Params) -> Result {
                 let ended = |status| matches!(status, Status::Created | Status::Exited | Status::Lost);
                 if fits
                     && folder.state().is_ok_and(|state| ended(state.status))
-                    && backend.remove(&folder).is_ok()
+                    && backend.remove(&folder, Running::Stays).is_ok()
                 {
                     deleted.push(description.id.clone());
                 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use clap::Args;
 use machine::snapshot::Frozen;
 use serde_json::{Value, json};
-use workload::{Description, Folder, Workloads};
+use workload::{Description, Folder, Running, Workloads};
 
 use super::run::detach;
 use super::run::network::{self, Flags};
@@ -121,7 +121,7 @@ fn start_all(global: &Global, all: &Workloads, made: Vec<Folder>, frozen: &Froze
     let work = || {
         while let Some(copy) = next() {
             if failed.load(Ordering::Relaxed) {
-                let _ = all.remove(&copy);
+                let _ = all.remove(&copy, Running::Stays);
                 continue;
             }
             let started = start(global, all, copy, frozen);
@@ -143,6 +143,6 @@ fn start(global: &Global, all: &Workloads, copy: Folder, frozen: &Frozen) -> Out
         Err(failure) => failure.to_string(),
     };
     // Nothing ever ran in it.
-    let _ = all.remove(&copy);
+    let _ = all.remove(&copy, Running::Stays);
     Err(Failure::new(format!("start {name}: {reason}")))
 }

@@ -11,7 +11,7 @@ use api::{Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Proces
 use clap::Args;
 use image::Store;
 use workload::networks::{Endpoint, Network, NewNetwork};
-use workload::{Folder, Restart, Status, Workloads};
+use workload::{Folder, Restart, Running, Status, Workloads};
 
 use super::run::{creation, detach, update};
 use super::{files, network, usage, workloads};
@@ -149,8 +149,8 @@ impl Backend for Host {
         started.map_err(|reason| Refusal::new(RefusalKind::Conflict, reason))
     }
 
-    fn remove(&self, folder: &Folder) -> Result<(), Refusal> {
-        workloads::remove(&self.workloads, folder).map_err(refusal)
+    fn remove(&self, folder: &Folder, running: Running) -> Result<(), Refusal> {
+        workloads::remove(&self.workloads, folder, running).map_err(refusal)
     }
 
     fn command(&self, folder: &Folder, options: &CommandOptions) -> Result<Command, Refusal> {

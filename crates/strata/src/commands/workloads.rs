@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 use workload::control::{Answer, Client, Request};
 use workload::log::{self, Part, rfc3339};
-use workload::{Description, Folder, Isolation, State, Status, Workloads, now_ms};
+use workload::{Description, Folder, Isolation, Running, State, Status, Workloads, now_ms};
 
 use super::listing::Listing;
 use super::run::container;
@@ -366,11 +366,8 @@ pub fn rm(global: &Global, options: &RmOptions) -> Outcome {
     container::bury_orphans();
     each(&options.workloads, |name| {
         let folder = find(global, name)?;
-        if options.force && state(&folder)?.status.is_active() {
-            ask(&folder, "kill", &Request::Kill)?;
-        }
         let all = all(global)?;
-        remove(&all, &folder)?;
+        remove(&all, &folder, if options.force { Running::Killed } else { Running::Stays })?;
         if options.volumes {
             let removed =
                 all.volumes().and_then(|v| v.remove_anonymous(&folder.description().wanted.volumes()));
@@ -380,18 +377,23 @@ pub fn rm(global: &Global, options: &RmOptions) -> Outcome {
     })
 }
 
-/// Removes one that does not run, and what is left of its container if that was killed.
+/// Removes one, and what is left of its container if that was killed.
 ///
 /// # Errors
-/// It runs, or its files cannot be removed.
-pub fn remove(all: &Workloads, folder: &Folder) -> Outcome<()> {
+/// It runs and is not to be killed, or its files cannot be removed.
+pub fn remove(all: &Workloads, folder: &Folder, running: Running) -> Outcome<()> {
     let Description { id, name, wanted, .. } = folder.description();
+    let act = || format!("remove {name:?}");
+    let hint = "strata stop it, or strata rm --force";
+    folder.end(running).map_err(|error| Failure::because(act(), error).hint(hint))?;
     if wanted.isolation == Isolation::Container && !state(folder)?.status.is_active() {
         container::bury(id)?;
     }
-    all.remove(folder).map_err(|error| {
-        Failure::because(format!("remove {name:?}"), error).hint("strata stop it, or strata rm --force")
-    })
+    match all.remove(folder, running) {
+        // Its monitor did: it was to be removed at its end.
+        Err(error) if error.is_not_found() && wanted.remove => Ok(()),
+        removed => removed.map_err(|error| Failure::because(act(), error).hint(hint)),
+    }
 }
 
 /// `strata rename`

@@ -55,7 +55,7 @@ fn one_in_use_is_not_removed_and_the_error_says_by_whom() {
     let web = workloads.create(Some("web".to_owned()), seeing("v", false)).unwrap();
     drop(held);
     assert_eq!(all.remove("v").unwrap_err().to_string(), "volume v is used by web");
-    workloads.remove(&web).unwrap();
+    workloads.remove(&web, crate::Running::Stays).unwrap();
     all.remove("v").unwrap();
     assert!(all.hold("v").unwrap_err().is_not_found());
 }
@@ -70,7 +70,7 @@ fn a_temporary_one_goes_with_its_workload_and_others_stay() {
     let folder = workloads.create(None, seeing(&name, true)).unwrap();
     all.clean().unwrap();
     assert_eq!(names(&all).len(), 2, "it is used");
-    workloads.remove(&folder).unwrap();
+    workloads.remove(&folder, crate::Running::Stays).unwrap();
     assert_eq!(names(&all), ["kept"]);
 }
 

@@ -53,6 +53,6 @@ pub fn run(global: &Global, root: &Path, folder: &Path, name: Option<String>, wa
         Err(failure) => failure.to_string(),
     };
     // Nothing ever ran in it.
-    let _ = workloads.remove(&made);
+    let _ = workloads.remove(&made, workload::Running::Stays);
     Err(Failure::new(format!("{}: {reason}", act())))
 }
