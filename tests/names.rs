@@ -2,8 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::process::Command;
+use std::process::{Child, Command};
 
+use rustix::process::{Pid, Signal};
 use simple_dns::rdata::{A, RData};
 use simple_dns::{CLASS, Name, Packet, Question, RCODE, ResourceRecord, TYPE};
 
@@ -105,6 +106,20 @@ fn servers(net: &Network) -> Vec<i32> {
     let all = std::fs::read_dir("/proc").unwrap();
     let pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
     pids.filter(is_it).collect()
+}
+
+/// The process that keeps the cable of a workload in the foreground.
+fn keeper_of(workload: &Child) -> Pid {
+    let pid = workload.id();
+    let children = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flat_map(|task| {
+        let text = std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+        text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>()
+    });
+    let is_it = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == b"cable")
+    };
+    Pid::from_raw(children.into_iter().find(is_it).unwrap()).unwrap()
 }
 
 #[test]
@@ -265,17 +280,34 @@ fn a_server_of_names_is_confined_comes_back_when_it_is_killed_and_ends_with_the_
     assert_eq!(found(&second, "ahostsv4", &third), [net.address(4)]);
     assert_eq!(servers(&net), [server]);
 
-    let pid = rustix::process::Pid::from_raw(server).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(Pid::from_raw(server).unwrap(), Signal::KILL).unwrap();
     wait_for("another server", || matches!(servers(&net)[..], [other] if other != server));
     wait_for("an answer", || found(&second, "ahostsv4", &first) == [net.address(2)]);
     // Whose processes are killed is nobody's neighbour any more.
     let mut killed = start(net.run(&["--network-alias", "killed"], "echo ready; sleep 100000"));
     killed.wait_for("ready");
     assert_eq!(found(&second, "ahostsv4", "killed").len(), 1);
-    killed.signal(rustix::process::Signal::KILL);
+    killed.signal(Signal::KILL);
     killed.finish();
     wait_for("the end of its name", || found(&second, "ahostsv4", "killed").is_empty());
+    // Nor is one whose keeper is killed too, so that nobody is left to give anything back.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for isolation in ["container", "vm"] {
+        let publish = format!("127.0.0.1:{port}:80");
+        let flags = ["--network-alias", "killed", "-p", &publish];
+        let mut killed = start(net.run_in(isolation, &flags, "echo ready; sleep 100000"));
+        killed.wait_for("ready");
+        assert_eq!(found(&second, "ahostsv4", "killed").len(), 1, "{isolation}");
+        assert!(net.rules().contains(&port.to_string()), "{}", net.rules());
+        for pid in [keeper_of(&killed.child), Pid::from_child(&killed.child)] {
+            rustix::process::kill_process(pid, Signal::KILL).unwrap();
+        }
+        killed.finish();
+        wait_for("the end of its name", || found(&second, "ahostsv4", "killed").is_empty());
+        // Whoever looks at the network removes what the host has for it.
+        assert_eq!(net.connected().as_array().unwrap().len(), 3, "{isolation}");
+        assert!(!net.rules().contains(&port.to_string()), "{}", net.rules());
+    }
     good(&["rm", "-f", &first, &second, &third]);
     // It ends in its own time, which the end of the network waits for.
     assert_eq!(network(&["rm", &net.name]).code(), 0);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use image::Store;
-use workload::networks::{Endpoint, NewNetwork};
+use workload::networks::{Endpoint, LeaseInfo, NewNetwork};
 use workload::{Folder, HealthCheck, Isolation, Mount, Restart, Running, Workloads};
 
 /// What is asked of the program. Calls may wait: they are made on threads of their own.
@@ -78,6 +78,12 @@ pub trait Backend: crate::Machines + Send + Sync + 'static {
     /// # Errors
     /// Its name or addresses are another's, or this host cannot do it.
     fn make_network(&self, new: NewNetwork) -> Result<workload::networks::Network, Refusal>;
+
+    /// Who is connected to a network.
+    ///
+    /// # Errors
+    /// Its folder cannot be read.
+    fn connected(&self, network: &workload::networks::Network) -> Result<Vec<LeaseInfo>, Refusal>;
 
     /// Removes a network that nobody is connected to.
     ///

@@ -174,7 +174,8 @@ impl<Z: Zones + 'static> Server<Z> {
             Ok(query) => query,
             Err(answer) => return Some((answer?, None)),
         };
-        Some(match resolve(&query, &asker) {
+        let mut zones = self.zones.borrow_mut();
+        Some(match resolve(&query, &asker, &mut |zone, member| zones.is_there(zone, member)) {
             Verdict::Answer(answer) if by == Transport::Udp && answer.len() > query.limit() => {
                 (query.too_long(), None)
             }

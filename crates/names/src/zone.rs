@@ -68,6 +68,10 @@ pub struct Asker {
 pub trait Zones {
     /// What the one with this address may know; nothing at all, if it is no address of the network: its queries are lost.
     fn of(&mut self, address: IpAddr) -> Option<Asker>;
+
+    /// Whether a member is still on the network: one that was killed may have been written down, and nobody there to note its
+    /// end.
+    fn is_there(&mut self, zone: &Zone, member: &Member) -> bool;
 }
 
 /// What becomes of a query.
@@ -79,16 +83,20 @@ pub enum Verdict {
     Ask(Vec<SocketAddr>),
 }
 
-/// Answers a query, as far as that is to be done here.
-pub fn resolve(query: &Query<'_>, asker: &Asker) -> Verdict {
+/// Whether a member of a zone is still there.
+type IsThere<'a> = dyn FnMut(&Zone, &Member) -> bool + 'a;
+
+/// Answers a query, as far as that is to be done here. `is_there` is [`Zones::is_there`], asked of those who would be named.
+pub fn resolve(query: &Query<'_>, asker: &Asker, is_there: &mut IsThere<'_>) -> Verdict {
     if !query.is_internet() || matches!(query.kind(), kind::AXFR | kind::IXFR) {
         return Verdict::Answer(query.error(Rcode::Refused));
     }
     if let Some(address) = reverse(query.name()) {
         if let Some(zone) = asker.zones.iter().find(|zone| zone.subnets.contain(address)) {
-            return Verdict::Answer(by_address(query, zone, address));
+            return Verdict::Answer(by_address(query, zone, address, is_there));
         }
-    } else if let Some(addresses) = asker.zones.iter().find_map(|zone| by_name(zone, query.name())) {
+    } else if let Some(addresses) = asker.zones.iter().find_map(|zone| by_name(zone, query.name(), is_there))
+    {
         let is_wanted = |address: &IpAddr| match query.kind() {
             kind::A => address.is_ipv4(),
             kind::AAAA => address.is_ipv6(),
@@ -104,7 +112,7 @@ pub fn resolve(query: &Query<'_>, asker: &Asker) -> Verdict {
 }
 
 /// The addresses of all who are called so on the network; none if nobody is.
-fn by_name(zone: &Zone, name: &str) -> Option<Vec<IpAddr>> {
+fn by_name(zone: &Zone, name: &str, is_there: &mut IsThere<'_>) -> Option<Vec<IpAddr>> {
     // The network's name may have capitals; the query's has none.
     let bare = name.len().checked_sub(zone.name.len() + 1).filter(|at| *at > 0 && name.is_char_boundary(*at));
     let bare =
@@ -113,12 +121,14 @@ fn by_name(zone: &Zone, name: &str) -> Option<Vec<IpAddr>> {
     let is_called = |own: &String| {
         own.eq_ignore_ascii_case(name) || bare.is_some_and(|bare| own.eq_ignore_ascii_case(bare))
     };
-    let found: Vec<&Member> = zone.members.iter().filter(|m| m.names.iter().any(is_called)).collect();
+    let called = zone.members.iter().filter(|member| member.names.iter().any(is_called));
+    let found: Vec<&Member> = called.filter(|member| is_there(zone, member)).collect();
     (!found.is_empty()).then(|| found.iter().flat_map(|member| &member.addresses).copied().collect())
 }
 
-fn by_address(query: &Query<'_>, zone: &Zone, address: IpAddr) -> Vec<u8> {
+fn by_address(query: &Query<'_>, zone: &Zone, address: IpAddr, is_there: &mut IsThere<'_>) -> Vec<u8> {
     let found = zone.members.iter().find(|member| member.addresses.contains(&address));
+    let found = found.filter(|member| is_there(zone, member));
     match found.and_then(|member| member.names.first()) {
         Some(name) if matches!(query.kind(), kind::PTR | kind::ANY) => {
             query.answer(Rcode::NoError, &[Record::Name(format!("{name}.{}", zone.name))])
@@ -165,16 +175,19 @@ mod tests {
     fn said(name: &str, kind: impl Into<QTYPE>) -> Option<(RCODE, Vec<String>)> {
         let other = Zone {
             subnets: Subnets { four: (Ipv4Addr::new(10, 8, 0, 0), 24), six: None },
-            members: vec![Member {
-                names: vec!["far".to_owned(), "web".to_owned()],
-                addresses: vec!["10.8.0.2".parse().unwrap()],
-            }],
+            members: [("gone", "10.8.0.3"), ("far", "10.8.0.2")]
+                .map(|(name, address)| Member {
+                    names: [name, "web", "late"].map(str::to_owned).to_vec(),
+                    addresses: vec![address.parse().unwrap()],
+                })
+                .to_vec(),
             name: "other".to_owned(),
         };
         let servers = ["10.0.0.1", "::1", "10.0.0.3", "10.0.0.4"].map(|text| text.parse().unwrap());
         let asker = Asker { zones: vec![zone("Test").into(), other.into()], servers: servers.to_vec() };
         let bytes = query(name, kind);
-        match resolve(&Query::parse(&bytes).unwrap(), &asker) {
+        let mut is_there = |_: &Zone, member: &Member| member.names[0] != "gone";
+        match resolve(&Query::parse(&bytes).unwrap(), &asker, &mut is_there) {
             Verdict::Ask(servers) => {
                 assert_eq!(servers.len(), MAX_SERVERS);
                 None
@@ -206,6 +219,10 @@ mod tests {
         found("www", TYPE::A, &["10.9.0.2", "10.9.0.3"]);
         found("far", TYPE::A, &["10.8.0.2"]);
         found("web.other", TYPE::A, &["10.8.0.2"]);
+        // Who is gone has no name any more, and takes none away.
+        found("late", TYPE::A, &["10.8.0.2"]);
+        assert_eq!(said("gone", TYPE::A), None);
+        assert_eq!(said("3.0.8.10.in-addr.arpa", TYPE::PTR).unwrap().0, RCODE::NameError);
         // There is such a name, but it has none of these.
         found("far", TYPE::AAAA, &[]);
         found("web", TYPE::MX, &[]);
@@ -230,7 +247,10 @@ mod tests {
         assert_eq!(said("web", QTYPE::AXFR).unwrap().0, RCODE::Refused);
         let bytes = query("example.org", TYPE::A);
         let alone = Asker { zones: vec![zone("test").into()], servers: Vec::new() };
-        let Verdict::Answer(answer) = resolve(&Query::parse(&bytes).unwrap(), &alone) else { panic!() };
+        let Verdict::Answer(answer) = resolve(&Query::parse(&bytes).unwrap(), &alone, &mut |_, _| true)
+        else {
+            panic!()
+        };
         assert_eq!(Packet::parse(&answer).unwrap().rcode(), RCODE::ServerFailure);
     }
 

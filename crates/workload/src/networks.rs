@@ -34,7 +34,7 @@ use crate::files::{self, Durable};
 use crate::folder::{self, Workloads, new_id, open_lock};
 use crate::state::now_ms;
 
-pub use lease::{CONNECTED, Endpoint, Lease, LeaseInfo, NewLease, Published, mac_text};
+pub use lease::{CONNECTED, Connected, Endpoint, Lease, LeaseInfo, NewLease, Published, mac_text};
 pub use subnet::Subnet;
 pub use subnet6::Subnet6;
 

@@ -165,7 +165,7 @@ pub(super) fn settings(backend: &dyn Backend, folder: &Folder) -> (Value, Value)
 fn place(backend: &dyn Backend, network: &str, id: &str) -> Option<(NetworkInfo, Option<LeaseInfo>)> {
     let networks = backend.workloads().networks().ok()?;
     let network = networks.find(network).ok()?;
-    let leases = network.leases(&networks.lock().ok()?).ok()?;
+    let leases = backend.connected(&network).ok()?;
     Some((network.info().clone(), leases.into_iter().find(|lease| lease.id == id)))
 }
 

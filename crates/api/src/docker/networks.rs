@@ -120,10 +120,9 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
             let mut rows: Vec<Value> =
                 builtin.filter(|row| !dangling.contains(&true) && fits(row, "builtin")).collect();
             let networks = backend.workloads().networks()?;
-            let locked = networks.lock()?;
             for network in networks.list()? {
                 let row = row(network.info());
-                let is_free = dangling.is_empty() || network.leases(&locked)?.is_empty();
+                let is_free = dangling.is_empty() || backend.connected(&network)?.is_empty();
                 if dangling.iter().all(|wanted| *wanted == is_free) && fits(&row, "custom") {
                     rows.push(row);
                 }
@@ -157,7 +156,7 @@ fn described(backend: &dyn Backend, name: &str) -> Result<Value> {
     }
     let networks = backend.workloads().networks()?;
     let network = find(&networks, name)?;
-    let leases = network.leases(&networks.lock()?)?;
+    let leases = backend.connected(&network)?;
     let mut value = row(network.info());
     value["Containers"] = leases.iter().map(|lease| member(network.info(), lease)).collect();
     Ok(value)

@@ -7,7 +7,7 @@ use simple_dns::{Packet, PacketFlag, RCODE, TYPE};
 use super::*;
 use crate::message::testing::query;
 use crate::zone::testing::zone;
-use crate::zone::{Asker, Member};
+use crate::zone::{Asker, Member, Zone};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// So long nobody waits in vain.
@@ -27,6 +27,10 @@ impl Zones for Fixed {
         };
         zone.members.extend((100..200).map(member));
         Some(Asker { zones: vec![zone.into()], servers: self.servers.clone() })
+    }
+
+    fn is_there(&mut self, _zone: &Zone, _member: &Member) -> bool {
+        true
     }
 }
 

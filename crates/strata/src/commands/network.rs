@@ -147,7 +147,7 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
             let locked = networks.lock().while_trying(act)?;
             let described = |name: &String| {
                 let network = find(&networks, name)?;
-                Ok(described(&network, &network.leases(&locked).while_trying(act)?))
+                Ok(described(&network, &connected(&locked, &network)?))
             };
             output::json(&options.names.iter().map(described).collect::<Outcome<Vec<_>>>()?)?;
         }
@@ -279,6 +279,22 @@ pub fn unmake(networks: &Networks, locked: &Locked, network: &Network) -> Outcom
     })
 }
 
+/// Who is connected. What the host still has for those who were killed, and their keepers with them, is removed.
+///
+/// # Errors
+/// The network's folder cannot be read.
+pub fn connected(locked: &Locked, network: &Network) -> Outcome<Vec<LeaseInfo>> {
+    let name = &network.info().name;
+    let found = network.look(locked).while_trying(|| format!("look who is on network {name:?}"))?;
+    if found.has_lost {
+        // Who may only look leaves it to whoever comes next.
+        if let Err(failure) = bridge::restore(network.info(), &found.leases) {
+            tracing::warn!("{failure}");
+        }
+    }
+    Ok(found.leases)
+}
+
 /// A network and who is connected.
 fn described(network: &Network, leases: &[LeaseInfo]) -> Value {
     let mut value = json!(network.info());
@@ -293,7 +309,7 @@ fn list(networks: &Networks, listing: &Listing) -> Outcome<()> {
     let mut table = Table::new(&["NAME", "ID", "SUBNET", "GATEWAY", "CONNECTED"]);
     let mut rows = Vec::new();
     for network in networks.list().while_trying(act)? {
-        let leases = network.leases(&locked).while_trying(act)?;
+        let leases = connected(&locked, &network)?;
         let info = network.info();
         if listing.quiet {
             output::write(&format!("{}\n", info.id))?;

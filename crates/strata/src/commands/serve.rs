@@ -10,7 +10,7 @@ use std::process::Command;
 use api::{Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Process, Refusal, RefusalKind};
 use clap::Args;
 use image::Store;
-use workload::networks::{Endpoint, Network, NewNetwork};
+use workload::networks::{Endpoint, LeaseInfo, Network, NewNetwork};
 use workload::{Folder, Restart, Running, Status, Workloads};
 
 use super::run::{creation, detach, update};
@@ -215,6 +215,11 @@ impl Backend for Host {
 
     fn make_network(&self, new: NewNetwork) -> Result<Network, Refusal> {
         network::make(&self.workloads.networks().map_err(plain)?, new).map_err(refusal)
+    }
+
+    fn connected(&self, network: &Network) -> Result<Vec<LeaseInfo>, Refusal> {
+        let locked = self.workloads.networks().and_then(|networks| networks.lock()).map_err(plain)?;
+        network::connected(&locked, network).map_err(refusal)
     }
 
     fn remove_network(&self, name: &str) -> Result<(), Refusal> {

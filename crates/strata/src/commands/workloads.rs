@@ -386,7 +386,7 @@ pub fn remove(all: &Workloads, folder: &Folder, running: Running) -> Outcome<()>
     let act = || format!("remove {name:?}");
     let hint = "strata stop it, or strata rm --force";
     folder.end(running).map_err(|error| Failure::because(act(), error).hint(hint))?;
-    if wanted.isolation == Isolation::Container && !state(folder)?.status.is_active() {
+    if wanted.isolation == Isolation::Container && folder.state().is_ok_and(|s| !s.status.is_active()) {
         container::bury(id)?;
     }
     match all.remove(folder, running) {

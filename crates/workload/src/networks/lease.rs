@@ -111,6 +111,15 @@ pub struct Lease {
     pub files: [File; 2],
 }
 
+/// Who is connected to a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connected {
+    /// What each has, by address.
+    pub leases: Vec<LeaseInfo>,
+    /// Some that were gone are forgotten only now: what the host's kernel has for them is still there.
+    pub has_lost: bool,
+}
+
 /// A hardware address as it is written.
 #[must_use]
 pub fn mac_text(mac: [u8; 6]) -> String {
@@ -245,25 +254,39 @@ impl Network {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub fn leases(&self, _locked: &Locked) -> Result<Vec<LeaseInfo>> {
+    pub fn leases(&self, locked: &Locked) -> Result<Vec<LeaseInfo>> {
+        Ok(self.look(locked)?.leases)
+    }
+
+    /// As [`Self::leases`]; says whether there was something to forget.
+    ///
+    /// # Errors
+    /// As [`Self::leases`].
+    pub fn look(&self, _locked: &Locked) -> Result<Connected> {
         let dir = self.path.join("leases");
-        let mut found = Vec::new();
+        let (mut leases, mut has_lost) = (Vec::new(), false);
         for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
             let path = entry.map_err(Error::file("list", &dir))?.path();
             let file = open_lock(&path)?;
             match file.try_lock() {
-                Ok(()) => fs::remove_file(&path).map_err(Error::file("remove", &path))?,
+                Ok(()) => {
+                    fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+                    has_lost = true;
+                }
                 Err(TryLockError::WouldBlock) => {
                     let mut bytes = Vec::new();
                     file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(Error::file("read", &path))?;
                     let parsed = serde_json::from_slice(&bytes);
-                    found.push(parsed.map_err(|source| Error::Json { path, source })?);
+                    leases.push(parsed.map_err(|source| Error::Json { path, source })?);
                 }
                 Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
             }
         }
-        found.sort_by_key(|lease: &LeaseInfo| lease.address);
-        Ok(found)
+        leases.sort_by_key(|lease: &LeaseInfo| lease.address);
+        if has_lost {
+            self.note(&leases)?;
+        }
+        Ok(Connected { leases, has_lost })
     }
 
     /// As [`Self::leases`], and writes down for those who are connected who they are.
@@ -272,8 +295,12 @@ impl Network {
     /// As [`Self::leases`], or the folder cannot be written.
     pub fn settle(&self, locked: &Locked) -> Result<Vec<LeaseInfo>> {
         let leases = self.leases(locked)?;
-        files::replace(&self.path.join(CONNECTED), &leases, Durable::Later)?;
+        self.note(&leases)?;
         Ok(leases)
+    }
+
+    fn note(&self, leases: &[LeaseInfo]) -> Result<()> {
+        files::replace(&self.path.join(CONNECTED), &leases, Durable::Later)
     }
 }
 

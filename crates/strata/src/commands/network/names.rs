@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -234,9 +234,28 @@ impl Zones for Files {
         }
         Some(asker)
     }
+
+    fn is_there(&mut self, zone: &Zone, member: &Member) -> bool {
+        let Some(IpAddr::V4(address)) = member.addresses.first() else { return true };
+        self.is_held(&zone.name, *address)
+    }
 }
 
 impl Files {
+    /// Whether somebody has this address. While somebody is coming or going that says itself who is there.
+    fn is_held(&self, network: &str, address: Ipv4Addr) -> bool {
+        let open = |path: &str| {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(&self.folder, path, flags, Mode::empty()).map(File::from)
+        };
+        // As long as this is locked nobody takes a look of ours at the other for a holder.
+        let Ok(all) = open("lock") else { return true };
+        if all.try_lock_shared().is_err() {
+            return true;
+        }
+        open(&format!("{network}/leases/{address}")).is_ok_and(|lease| lease.try_lock_shared().is_err())
+    }
+
     /// The names of the other networks.
     fn others(&self) -> Vec<String> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
