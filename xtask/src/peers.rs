@@ -50,6 +50,18 @@ pub struct Peers {
     pub kernel_id: String,
     kernel: PathBuf,
     initrd: PathBuf,
+    _image: Imported,
+}
+
+/// [`IMAGE`] in a store, which is as before when this is dropped.
+struct Imported(Program);
+
+impl Drop for Imported {
+    fn drop(&mut self) {
+        if let Err(error) = run(&mut self.0.command(&["image", "rm", IMAGE])) {
+            println!("{IMAGE} is still in the store: {error}");
+        }
+    }
 }
 
 impl Peers {
@@ -78,9 +90,9 @@ impl Peers {
         }
         archive.file("modules/order", 0o644, order.as_bytes())?;
         archive.finish()?;
-        import(folder.path(), &transfers, program)?;
+        let image = import(folder.path(), &transfers, program)?;
         let kernel_id = bundle.info().id.clone();
-        Ok(Self { folder, program: program.clone(), kernel_id, kernel, initrd })
+        Ok(Self { folder, program: program.clone(), kernel_id, kernel, initrd, _image: image })
     }
 
     /// QEMU with these flags more and this command line; what follows `--` there is the guest's command.
@@ -109,7 +121,7 @@ pub fn append(settings: &str, command: &str) -> String {
 }
 
 /// An image of busybox and the program.
-fn import(folder: &Path, transfers: &Path, program: &Program) -> Outcome {
+fn import(folder: &Path, transfers: &Path, program: &Program) -> Outcome<Imported> {
     let bin = folder.join("root/bin");
     fs::create_dir_all(&bin)?;
     fs::create_dir_all(folder.join("root/tmp"))?;
@@ -120,7 +132,8 @@ fn import(folder: &Path, transfers: &Path, program: &Program) -> Outcome {
     }
     let tar = folder.join("root.tar");
     run(Command::new("tar").arg("-C").arg(folder.join("root")).arg("-cf").arg(&tar).arg("."))?;
-    run(program.command(&["image", "import"]).arg(&tar).arg(IMAGE))
+    run(program.command(&["image", "import"]).arg(&tar).arg(IMAGE))?;
+    Ok(Imported(program.clone()))
 }
 
 /// Runs a command that has to succeed.
