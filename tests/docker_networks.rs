@@ -227,3 +227,29 @@ fn a_container_that_runs_is_connected_and_disconnected_and_unused_networks_are_p
     assert!(pruned.contains(&second) && !pruned.contains(&first), "{pruned}");
     assert_eq!(server.docker(&["network", "ls", "-q", "--filter", "type=custom"]).lines().count(), 1);
 }
+
+#[test]
+fn addresses_are_given_of_the_range_and_reserved_ones_to_nobody() {
+    let Some(server) = Server::with_client() else { return };
+    let mut nets = Nets::new(&server);
+    let (four, _) = subnets(3);
+    let address = |last: u8| four.replace(".0/24", &format!(".{last}"));
+    let range = four.replace(".0/24", ".64/30");
+    let aux = format!("router={}", address(64));
+    let flags = ["--subnet", &four, "--ip-range", &range, "--aux-address", &aux];
+    let (name, _) = nets.create("range", &flags);
+    let config = &inspect(&server, "network", &name)["IPAM"]["Config"][0];
+    assert_eq!(config["IPRange"], json!(range));
+    assert_eq!(config["AuxiliaryAddresses"], json!({"router": address(64)}));
+    let own = |flags: &[&str]| {
+        let run = ["run", "--rm", "--network", &name];
+        server.try_to(&[&run[..], flags, &["debian", "hostname", "-I"]].concat())
+    };
+    assert_eq!(own(&[]).stdout.trim(), address(65));
+    assert_eq!(own(&["--ip", &address(7)]).stdout.trim(), address(7));
+    refused(&own(&["--ip", &address(64)]), 125, "taken");
+    let body =
+        json!({"Name": "other", "IPAM": {"Config": [{"Subnet": "10.1.0.0/24", "IPRange": "10.2.0.0/28"}]}});
+    let (status, said) = server.ask("POST", "/networks/create", &body.to_string());
+    assert!(status == 409 && said.contains("is not in"), "{status} {said}");
+}

@@ -17,6 +17,7 @@
 //! Deliberately not here: bridges, rules, and the server of names.
 
 mod lease;
+mod pool;
 mod subnet;
 mod subnet6;
 
@@ -35,6 +36,7 @@ use crate::folder::{self, Workloads, new_id, open_lock};
 use crate::state::now_ms;
 
 pub use lease::{CONNECTED, Connected, Endpoint, Lease, LeaseInfo, NewLease, Published, mac_text};
+pub use pool::Pool;
 pub use subnet::Subnet;
 pub use subnet6::Subnet6;
 
@@ -67,6 +69,9 @@ pub struct NetworkInfo {
     /// Its IPv6 addresses, if it has any, and the host's own of them.
     #[serde(default)]
     pub six: Option<(Subnet6, Ipv6Addr)>,
+    /// Which addresses it gives away.
+    #[serde(default)]
+    pub pool: Pool,
     /// Bytes of a packet at most.
     pub mtu: u32,
     /// Nothing leads out of it.
@@ -129,6 +134,8 @@ pub struct NewNetwork {
     pub subnet6: Option<Subnet6>,
     /// The first address of those, unless given.
     pub gateway6: Option<Ipv6Addr>,
+    /// Which addresses it gives away.
+    pub pool: Pool,
     /// Bytes of a packet at most; as Ethernet has them, unless given.
     pub mtu: Option<u32>,
     /// Nothing leads out of it.
@@ -229,7 +236,7 @@ impl Networks {
     /// Makes a network. `taken` are addresses which this host has routes for.
     ///
     /// # Errors
-    /// The name is none or taken, the subnet overlaps with another, the gateway is not in it, or the folder cannot be written.
+    /// The name is none or taken, the subnet overlaps with another, other addresses are not in it, or the folder cannot be written.
     pub fn create(&self, _locked: &Locked, new: NewNetwork, taken: &Taken) -> Result<Network> {
         let name = folder::parse_name(&new.name)
             .map_err(|reason| Error::BadName { name: new.name.clone(), reason })?;
@@ -355,6 +362,7 @@ fn settle(new: NewNetwork, id: String, others: &[Network], taken: &Taken) -> Res
         subnet,
         gateway,
         six: None,
+        pool: new.pool,
         mtu,
         internal: new.internal,
         routed: new.routed,
@@ -372,6 +380,7 @@ fn settle(new: NewNetwork, id: String, others: &[Network], taken: &Taken) -> Res
         }
         info.six = Some((subnet, gateway));
     }
+    info.pool.check(info.subnet, info.six.map(|(subnet, _)| subnet))?;
     Ok(info)
 }
 

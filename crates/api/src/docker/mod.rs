@@ -16,6 +16,7 @@ mod exits;
 mod filters;
 mod images;
 mod inspect;
+mod ipam;
 mod lifecycle;
 mod logs;
 mod networks;

@@ -1,23 +1,21 @@
 //! Networks: those with a name, which clients make, and those that are always there.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use bollard_stubs::models::{Ipam, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
+use bollard_stubs::models::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
 use serde_json::{Map, Value, json};
 use workload::log::rfc3339;
 use workload::networks::{LeaseInfo, NetworkInfo, Networks, NewNetwork, mac_text};
 
 use super::containers::network_of;
-use super::endpoints;
 use super::filters::Filters;
 use super::params::Params;
-use super::{App, NOTHING, json};
+use super::{App, NOTHING, endpoints, ipam, json};
 use crate::backend::Backend;
 use crate::error::{ApiError, Result};
 
@@ -65,10 +63,6 @@ fn predefined(name: &str, driver: &str) -> Value {
 }
 
 fn row(info: &NetworkInfo) -> Value {
-    let config = |subnet: String, gateway: IpAddr| json!({ "Subnet": subnet, "Gateway": gateway });
-    let six = info.six.map(|(subnet, gateway)| config(subnet.to_string(), gateway.into()));
-    let config: Vec<_> =
-        std::iter::once(config(info.subnet.to_string(), info.gateway.into())).chain(six).collect();
     let mut options = info.options.clone();
     // Of one that another face made, what differs from what is usual.
     if info.mtu != 1500 {
@@ -85,7 +79,7 @@ fn row(info: &NetworkInfo) -> Value {
         "Driver": DRIVER,
         "EnableIPv4": true,
         "EnableIPv6": info.six.is_some(),
-        "IPAM": { "Driver": "default", "Options": {}, "Config": config },
+        "IPAM": { "Driver": "default", "Options": {}, "Config": ipam::rows(info) },
         "Internal": info.internal,
         "Attachable": false,
         "Ingress": false,
@@ -241,7 +235,7 @@ fn wanted(body: NetworkCreateRequest) -> Result<NewNetwork> {
         ..NewNetwork::default()
     };
     options(&mut new, body.options.unwrap_or_default().into_iter().collect())?;
-    addresses(&mut new, body.ipam.unwrap_or_default())?;
+    ipam::wanted(&mut new, body.ipam.unwrap_or_default())?;
     Ok(new)
 }
 
@@ -263,50 +257,6 @@ fn options(new: &mut NewNetwork, said: BTreeMap<String, String>) -> Result<()> {
         }
     }
     new.options = said;
-    Ok(())
-}
-
-fn addresses(new: &mut NewNetwork, ipam: Ipam) -> Result<()> {
-    if let Some(driver) = ipam.driver.filter(|driver| !matches!(&**driver, "" | "default")) {
-        return Err(ApiError::not_found(format!("could not find plugin {driver}: plugin not found")));
-    }
-    let bad = |what: &str, text: &str, why: &dyn std::fmt::Display| {
-        ApiError::bad(format!("invalid network config:\ninvalid {what} {text}: {why}"))
-    };
-    for config in ipam.config.into_iter().flatten() {
-        let has_more = config.ip_range.is_some_and(|range| !range.is_empty())
-            || config.auxiliary_addresses.is_some_and(|map| !map.is_empty());
-        if has_more {
-            return Err(ApiError::not_offered("networks: IPRange, AuxiliaryAddresses: not there yet"));
-        }
-        let subnet = config.subnet.unwrap_or_default();
-        let gateway = config.gateway.filter(|gateway| !gateway.is_empty());
-        let is_six = subnet.contains(':');
-        if subnet.is_empty() && gateway.is_some() {
-            return Err(ApiError::bad("invalid network config:\na gateway needs a subnet"));
-        } else if subnet.is_empty() {
-            continue;
-        }
-        if (is_six && new.subnet6.is_some()) || (!is_six && new.subnet.is_some()) {
-            let text = "networks: several subnets of one kind: not there yet";
-            return Err(ApiError::not_offered(text));
-        }
-        let wrong = |error: String| bad("subnet", &subnet, &error);
-        if is_six {
-            new.subnet6 = Some(subnet.parse().map_err(wrong)?);
-        } else {
-            new.subnet = Some(subnet.parse().map_err(wrong)?);
-        }
-        match gateway.as_deref().map(|text| text.parse().map_err(|error| bad("gateway", text, &error))) {
-            None => {}
-            Some(Ok(IpAddr::V4(gateway))) if !is_six => new.gateway = Some(gateway),
-            Some(Ok(IpAddr::V6(gateway))) if is_six => new.gateway6 = Some(gateway),
-            Some(Ok(gateway)) => {
-                return Err(bad("gateway", &gateway.to_string(), &"it is not of the subnet's kind"));
-            }
-            Some(Err(error)) => return Err(error),
-        }
-    }
     Ok(())
 }
 
@@ -416,7 +366,8 @@ mod tests {
             "Name": "team", "Driver": "bridge", "Scope": "", "EnableIPv4": true, "EnableIPv6": true, "Internal": true,
             "Attachable": false, "Ingress": false, "ConfigOnly": false, "ConfigFrom": null, "Labels": {"a": "b"},
             "IPAM": {"Driver": "default", "Options": {}, "Config": [
-                {"Subnet": "10.9.0.0/24", "Gateway": "10.9.0.9"}, {"Subnet": "fd00:9::/64"}]},
+                {"Subnet": "10.9.0.0/24", "Gateway": "10.9.0.9", "IPRange": "10.9.0.64/26",
+                 "AuxiliaryAddresses": {"router": "10.9.0.254"}}, {"Subnet": "fd00:9::/64"}]},
             "Options": {MTU: "1400", MASQUERADE: "false", "com.docker.network.bridge.enable_icc": "true"},
         }))
         .unwrap();
@@ -425,6 +376,8 @@ mod tests {
         assert_eq!(new.gateway.unwrap().to_string(), "10.9.0.9");
         assert_eq!((new.subnet6.unwrap().to_string(), new.gateway6), ("fd00:9::/64".to_owned(), None));
         assert_eq!((new.labels["a"].as_str(), new.options.len()), ("b", 3));
+        assert_eq!(new.pool.range.unwrap().to_string(), "10.9.0.64/26");
+        assert_eq!(new.pool.reserved["router"].to_string(), "10.9.0.254");
         assert_eq!(
             of(json!({"Name": "x"})).unwrap(),
             NewNetwork { name: "x".to_owned(), ..NewNetwork::default() }
@@ -448,7 +401,9 @@ mod tests {
             (config(json!({"Gateway": "10.9.0.1"})), 400),
             (config(json!({"Subnet": "10.9.0.0/24", "Gateway": "fd00::1"})), 400),
             (config(json!({"Subnet": "10.9.0.0/24", "Gateway": "x"})), 400),
-            (config(json!({"Subnet": "10.9.0.0/24", "IPRange": "10.9.0.0/28"})), 501),
+            (config(json!({"Subnet": "10.9.0.0/24", "IPRange": "10.9.0.x/28"})), 400),
+            (config(json!({"IPRange": "10.9.0.0/28"})), 400),
+            (config(json!({"Subnet": "10.9.0.0/24", "AuxiliaryAddresses": {"a": "10.9.0"}})), 400),
         ] {
             assert_eq!(of(body.clone()).unwrap_err().status.as_u16(), status, "{body}");
         }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use workload::networks::{Endpoint, LeaseInfo, Locked, Network, Networks, NewNetwork, Subnet, Subnet6};
+use workload::networks::{Endpoint, LeaseInfo, Locked, Network, Networks, NewNetwork, Pool, Subnet, Subnet6};
 
 use super::listing::Listing;
 use super::workloads;
@@ -47,6 +47,12 @@ pub struct CreateOptions {
     /// The host's own address of them; a second one may be of IPv6 [default: the first]
     #[arg(long, value_name = "ADDRESS")]
     gateway: Vec<IpAddr>,
+    /// Addresses of the subnet that are given to those who ask for none; a second one may be of IPv6 [default: all]
+    #[arg(long, value_name = "SUBNET")]
+    ip_range: Vec<Block>,
+    /// An address that no workload gets
+    #[arg(long = "aux-address", value_name = "NAME=ADDRESS", value_parser = reserved)]
+    aux_addresses: Vec<(String, IpAddr)>,
     /// Give it IPv6 addresses too, unless told which some that nobody has (RFC 4193)
     #[arg(long)]
     ipv6: bool,
@@ -123,6 +129,12 @@ fn one_of_each<T, A, B>(
         found = (found.0.or(four), found.1.or(six));
     }
     Ok(found)
+}
+
+fn reserved(text: &str) -> Result<(String, IpAddr), String> {
+    let (name, address) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=ADDRESS"))?;
+    let address = address.parse().map_err(|error| format!("{address:?}: {error}"))?;
+    Ok((name.to_owned(), address))
 }
 
 /// Which networks.
@@ -209,10 +221,15 @@ fn create(networks: &Networks, options: &CreateOptions) -> Outcome<()> {
         let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
         (key.to_owned(), value.to_owned())
     };
-    let (subnet, subnet6) = one_of_each("subnet", &options.subnet, |block| match block {
+    let either = |block: &Block| match block {
         Block::Four(subnet) => (Some(*subnet), None),
         Block::Six(subnet) => (None, Some(*subnet)),
-    })?;
+    };
+    let (subnet, subnet6) = one_of_each("subnet", &options.subnet, either)?;
+    let (range, range6) = one_of_each("ip-range", &options.ip_range, either)?;
+    if (range.is_some() && subnet.is_none()) || (range6.is_some() && subnet6.is_none()) {
+        return Err(Failure::new("--ip-range: of which --subnet?").exit(Exit::Usage));
+    }
     let (gateway, gateway6): (Option<Ipv4Addr>, Option<Ipv6Addr>) =
         one_of_each("gateway", &options.gateway, |address| match address {
             IpAddr::V4(address) => (Some(*address), None),
@@ -225,6 +242,7 @@ fn create(networks: &Networks, options: &CreateOptions) -> Outcome<()> {
         ipv6: options.ipv6,
         subnet6,
         gateway6,
+        pool: Pool { range, range6, reserved: options.aux_addresses.iter().cloned().collect() },
         mtu: Some(options.mtu),
         internal: options.internal,
         routed: options.no_masquerade,

@@ -163,8 +163,11 @@ impl Networks {
 
 fn address(network: &Network, others: &[LeaseInfo], wanted: Option<Ipv4Addr>) -> Result<Ipv4Addr> {
     let info = network.info();
-    let is_free =
-        |address: Ipv4Addr| address != info.gateway && others.iter().all(|lease| lease.address != address);
+    let is_free = |address: Ipv4Addr| {
+        address != info.gateway
+            && !info.pool.is_reserved(address.into())
+            && others.iter().all(|lease| lease.address != address)
+    };
     match wanted {
         Some(address) if !info.subnet.is_host(address) => {
             let text = format!("{address} is no address of network {} ({})", info.name, info.subnet);
@@ -174,9 +177,12 @@ fn address(network: &Network, others: &[LeaseInfo], wanted: Option<Ipv4Addr>) ->
             Err(Error::Refused(format!("{address} of network {} is taken", info.name)))
         }
         Some(address) => Ok(address),
-        None => info.subnet.hosts().find(|address| is_free(*address)).ok_or_else(|| {
-            Error::Refused(format!("network {} ({}) has no free address", info.name, info.subnet))
-        }),
+        None => {
+            let range = info.pool.range.unwrap_or(info.subnet);
+            let found = range.all().find(|address| info.subnet.is_host(*address) && is_free(*address));
+            found
+                .ok_or_else(|| Error::Refused(format!("network {} ({range}) has no free address", info.name)))
+        }
     }
 }
 
@@ -196,8 +202,11 @@ fn address6(
             }
         };
     };
-    let is_free =
-        |address: Ipv6Addr| address != gateway && others.iter().all(|lease| lease.address6 != Some(address));
+    let is_free = |address: Ipv6Addr| {
+        address != gateway
+            && !info.pool.is_reserved(address.into())
+            && others.iter().all(|lease| lease.address6 != Some(address))
+    };
     match wanted {
         Some(address) if !subnet.is_host(address) => {
             Err(Error::Refused(format!("{address} is no address of network {} ({subnet})", info.name)))
@@ -208,10 +217,12 @@ fn address6(
         Some(address) => Ok(Some(address)),
         None => {
             let offset = u128::from(four.to_bits() & !info.subnet.mask());
-            let mut tries = (0..TRIES).map(|more| subnet.at(offset + more));
-            tries.find(|address| subnet.is_host(*address) && is_free(*address)).map(Some).ok_or_else(|| {
-                Error::Refused(format!("network {} ({subnet}) has no free address", info.name))
-            })
+            let range = info.pool.range6.unwrap_or(subnet);
+            let mut tries = (0..TRIES).map(|more| range.at(offset + more));
+            tries
+                .find(|address| range.is_host(*address) && is_free(*address))
+                .map(Some)
+                .ok_or_else(|| Error::Refused(format!("network {} ({range}) has no free address", info.name)))
         }
     }
 }

@@ -62,9 +62,15 @@ impl Subnet {
         (self.address.to_bits() + 1..self.last()).contains(&address.to_bits())
     }
 
-    /// All addresses that hosts can have.
-    pub fn hosts(self) -> impl Iterator<Item = Ipv4Addr> {
-        (self.address.to_bits() + 1..self.last()).map(Ipv4Addr::from_bits)
+    /// Whether all addresses of the other are its own too.
+    #[must_use]
+    pub fn has_all_of(self, other: Self) -> bool {
+        self.address.to_bits() <= other.address.to_bits() && other.last() <= self.last()
+    }
+
+    /// All addresses, also those that no host can have.
+    pub(super) fn all(self) -> impl Iterator<Item = Ipv4Addr> {
+        (self.address.to_bits()..=self.last()).map(Ipv4Addr::from_bits)
     }
 
     /// Whether they have an address in common.

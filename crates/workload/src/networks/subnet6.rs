@@ -65,6 +65,12 @@ impl Subnet6 {
         address != self.address && (self.address.to_bits()..=self.last()).contains(&address.to_bits())
     }
 
+    /// Whether all addresses of the other are its own too.
+    #[must_use]
+    pub fn has_all_of(self, other: Self) -> bool {
+        self.address.to_bits() <= other.address.to_bits() && other.last() <= self.last()
+    }
+
     /// Whether they have an address in common.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {

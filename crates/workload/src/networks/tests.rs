@@ -49,11 +49,43 @@ fn what_is_no_subnet_is_refused() {
         assert!(text.parse::<Subnet>().is_err(), "{text}");
     }
     let least: Subnet = "192.168.7.4/30".parse().unwrap();
-    assert_eq!(least.hosts().collect::<Vec<_>>(), [5, 6].map(|last| Ipv4Addr::new(192, 168, 7, last)));
+    let hosts: Vec<_> = least.all().filter(|address| least.is_host(*address)).collect();
+    assert_eq!(hosts, [5, 6].map(|last| Ipv4Addr::new(192, 168, 7, last)));
     // Routes may be for all there is or for one host.
     assert!(Subnet::around(Ipv4Addr::UNSPECIFIED, 0).overlaps(least));
     assert!(Subnet::around(Ipv4Addr::new(192, 168, 7, 7), 32).overlaps(least));
     assert!(!Subnet::around(Ipv4Addr::new(192, 168, 7, 8), 32).overlaps(least));
+}
+
+#[test]
+fn addresses_come_from_the_range_and_reserved_ones_are_nobodys() {
+    let (_dir, networks) = open();
+    let locked = networks.lock().unwrap();
+    let pool = |range: &str, reserved: &str| Pool {
+        range: Some(range.parse().unwrap()),
+        range6: None,
+        reserved: [("router".to_owned(), reserved.parse().unwrap())].into(),
+    };
+    let wanted = |pool| NewNetwork { pool, ..new("range", Some("10.9.0.0/24")) };
+    for (range, reserved) in
+        [("10.9.1.0/28", "10.9.0.5"), ("10.9.0.0/16", "10.9.0.5"), ("10.9.0.0/28", "10.8.0.5")]
+    {
+        let refused = networks.create(&locked, wanted(pool(range, reserved)), &Taken::default());
+        assert!(refused.unwrap_err().to_string().contains("is not in 10.9.0.0/24"), "{range} {reserved}");
+    }
+    let pool = pool("10.9.0.252/30", "10.9.0.253");
+    let network = networks.create(&locked, wanted(pool), &Taken::default()).unwrap();
+    assert_eq!(networks.find("range").unwrap(), network);
+    let lease = |address: Option<&str>| {
+        let address = address.map(|text| text.parse().unwrap());
+        networks.lease(&locked, &network, named(address, "x"))
+    };
+    // The last address of the network is no host's.
+    let taken = [lease(None).unwrap(), lease(None).unwrap()];
+    assert_eq!(taken.map(|lease| lease.info.address.octets()[3]), [252, 254]);
+    assert!(lease(Some("10.9.0.253")).unwrap_err().to_string().contains("taken"));
+    let asked = lease(Some("10.9.0.7")).unwrap();
+    assert_eq!(asked.info.address, Ipv4Addr::new(10, 9, 0, 7));
 }
 
 fn named(address: Option<Ipv4Addr>, name: &str) -> NewLease {
