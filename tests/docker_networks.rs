@@ -83,7 +83,7 @@ fn the_stock_client_makes_networks_and_looks_at_them_and_removes_them() {
     assert_eq!(list("label=team=a"), format!("{name}\n"));
     assert_eq!(list(&format!("id={}", &id[..20])), format!("{name}\n"));
     assert_eq!(list("type=custom"), format!("{inner}\n{name}\n"));
-    assert_eq!(list("type=builtin"), "bridge\nnone\nuser\n");
+    assert_eq!(list("type=builtin"), "bridge\nhost\nnone\nuser\n");
     assert_eq!(list("driver=bridge"), format!("{inner}\n{name}\n"));
 
     let create = |arguments: &[&str]| server.try_to(&[&["network", "create"], arguments].concat());

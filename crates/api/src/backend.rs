@@ -214,7 +214,7 @@ pub enum Throttled {
 }
 
 /// What a workload is connected to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Network {
     /// Whatever it is without being asked.
     #[default]
@@ -223,6 +223,10 @@ pub enum Network {
     None,
     /// What the user of this program may connect to.
     User,
+    /// All that this host has.
+    Host,
+    /// All that another container has: its id.
+    Container(String),
     /// The first of its networks with a name.
     Named,
 }

@@ -80,10 +80,32 @@ impl Namespace {
         in_a_thread(work)
     }
 
+    /// The same once more.
+    ///
+    /// # Errors
+    /// This process has no descriptor left.
+    pub fn try_clone(&self) -> Result<Self> {
+        let file = self.file.try_clone().during(|| "hold a network namespace".to_owned())?;
+        Ok(Self { file })
+    }
+
     /// Its path in this process, for a bundle.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+    }
+}
+
+impl From<Namespace> for OwnedFd {
+    fn from(namespace: Namespace) -> Self {
+        namespace.file
+    }
+}
+
+impl From<OwnedFd> for Namespace {
+    /// One that is open already.
+    fn from(file: OwnedFd) -> Self {
+        Self { file }
     }
 }
 

@@ -154,6 +154,15 @@ pub fn connect(info: &NetworkInfo, lease: &LeaseInfo, is_way_out: bool) -> io::R
     Ok(name)
 }
 
+/// Has what is for nobody on the networks of this thread's namespace leave by these gateways.
+///
+/// # Errors
+/// This process may not.
+pub fn lead_out(gateway: Ipv4Addr, six: Option<Ipv6Addr>) -> io::Result<()> {
+    let six = six.map(|gateway| format!("route replace ::/0 via {gateway}\n")).unwrap_or_default();
+    ip(&format!("route replace default via {gateway}\n{six}"))
+}
+
 /// Sets up the host's end of a tap, whose other end is there.
 ///
 /// # Errors

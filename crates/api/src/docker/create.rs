@@ -14,7 +14,7 @@ use bollard_stubs::models::{
 };
 use serde_json::json;
 use workload::networks::Endpoint;
-use workload::{HealthCheck, HealthTest, Isolation, LogLimits, Restart};
+use workload::{HealthCheck, HealthTest, Isolation, LogLimits, Restart, Workloads};
 
 use super::params::Params;
 use super::{App, endpoints, exec, images, json, volumes};
@@ -42,10 +42,25 @@ pub(super) async fn create(
             // What is not here is a 404: clients pull it then. An id becomes a name.
             creation.image = images::find(backend.store(), &creation.image)?.name().to_string();
             endpoints::resolve(&backend.workloads().networks()?, &mut creation.endpoints)?;
+            name_by_id(backend.workloads(), &mut creation)?;
             Ok(backend.create(name, creation)?)
         })
         .await?;
     Ok(json(StatusCode::CREATED, &json!({ "Id": folder.description().id, "Warnings": [] })))
+}
+
+/// Has it name the container whose network it joins by its id, which stays as it is.
+fn name_by_id(workloads: &Workloads, creation: &mut Creation) -> Result<()> {
+    if let Network::Container(name) = &mut creation.network {
+        // Of what is not found docker's client takes the image for missing.
+        let missing = |_| ApiError::bad(format!("No such container: {name}"));
+        let folder = workloads.find(name.trim_start_matches('/')).map_err(missing)?;
+        name.clone_from(&folder.description().id);
+        if let Some(mode) = creation.said.pointer_mut("/HostConfig/NetworkMode") {
+            *mode = json!(format!("container:{name}"));
+        }
+    }
+    Ok(())
 }
 
 /// What a client wants, in our words.
@@ -74,6 +89,19 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).filter(|n| *n > 0);
     let is_off = body.network_disabled == Some(true);
     let (network, endpoints, resolving) = connections(is_off, &host, body.networking_config)?;
+    let mut publish = publish(host.port_bindings.as_ref().unwrap_or(&PortMap::default()))?;
+    match &network {
+        // They are the host's already.
+        Network::Host => publish.clear(),
+        Network::Container(_) if !publish.is_empty() => {
+            let text = "conflicting options: port publishing and the container type network mode";
+            return Err(ApiError::bad(text));
+        }
+        Network::Container(_) if body.hostname.as_ref().is_some_and(|name| !name.is_empty()) => {
+            return Err(ApiError::bad("conflicting options: hostname and the network mode"));
+        }
+        _ => {}
+    }
     let limit = |limit: bollard_stubs::models::ResourcesUlimits| Limit {
         name: limit.name.unwrap_or_default(),
         soft: limit.soft.unwrap_or(-1),
@@ -111,7 +139,7 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         network,
         endpoints,
         resolving,
-        publish: publish(&host.port_bindings.unwrap_or_default())?,
+        publish,
         mounts,
         volumes_from: list(host.volumes_from),
         throttles,
@@ -393,7 +421,6 @@ mod tests {
         assert_eq!(refused(json!({"Init": true})).0, 501);
         assert!(of(json!({"Image": "x", "HostConfig": {"Init": true, "Runtime": VM}})).is_ok());
         assert_eq!(refused(json!({"Runtime": "runc"})).0, 400);
-        assert_eq!(refused(json!({"NetworkMode": "host"})).0, 501);
         assert_eq!(refused(json!({"Dns": ["10.0.0.1"]})).0, 501);
         assert_eq!(refused(json!({"NetworkMode": "team", "Dns": ["x"]})).0, 400);
         assert_eq!(refused(json!({"NetworkMode": "team", "DnsSearch": ["a\nb"]})).0, 400);

@@ -14,6 +14,9 @@ use super::networks::find;
 use crate::backend::{Backend, Network};
 use crate::error::{ApiError, Result};
 
+/// What docker says where there is no place for another network.
+pub(super) const SHARED: &str = "container sharing network namespace with another container or host cannot be connected to any other network";
+
 /// The id of what a workload has of a network: docker has one, and so its clients do.
 pub(super) fn id(network: &str, workload: &str) -> String {
     image::Digest::of(format!("endpoint {network} {workload}").as_bytes()).hex()
@@ -40,7 +43,6 @@ pub(super) fn parse(network: &str, said: EndpointSettings) -> Result<Endpoint> {
     let refused = [
         ("Links", said.links.is_some_and(|list| !list.is_empty())),
         ("DriverOpts", said.driver_opts.is_some_and(|map| !map.is_empty())),
-        ("GwPriority", said.gw_priority.is_some_and(|priority| priority != 0)),
         ("IPAMConfig.LinkLocalIPs", ipam.link_local_ips.is_some_and(|list| !list.is_empty())),
     ];
     if let Some((name, _)) = refused.iter().find(|(_, is_set)| *is_set) {
@@ -55,7 +57,8 @@ pub(super) fn parse(network: &str, said: EndpointSettings) -> Result<Endpoint> {
     let mac = said.mac_address.filter(|mac| !mac.is_empty()).map(|mac| parse_mac(&mac)).transpose()?;
     let (ip, ip6) =
         (address::<Ipv4Addr>(ipam.ipv4_address, "IPv4")?, address::<Ipv6Addr>(ipam.ipv6_address, "IPv6")?);
-    Ok(Endpoint { network: network.to_owned(), aliases, ip, ip6, mac })
+    let priority = said.gw_priority.unwrap_or_default();
+    Ok(Endpoint { network: network.to_owned(), aliases, ip, ip6, mac, priority })
 }
 
 fn address<T: FromStr>(text: Option<String>, kind: &str) -> Result<Option<T>> {
@@ -75,19 +78,18 @@ pub(super) fn wanted(mode: &str, config: Option<NetworkingConfig>) -> Result<(Ne
         "" | "default" | "bridge" => Network::Default,
         "none" => Network::None,
         "user" => Network::User,
-        "host" => {
-            return Err(ApiError::not_offered("network host: the host's own network is not given away"));
-        }
-        mode if mode.starts_with("container:") => {
-            return Err(ApiError::not_offered(format!("network {mode}: not there yet")));
-        }
-        _ => Network::Named,
+        "host" => Network::Host,
+        "container:" => return Err(ApiError::bad("invalid container format container:<name|id>")),
+        mode => match mode.strip_prefix("container:") {
+            Some(name) => Network::Container(name.to_owned()),
+            None => Network::Named,
+        },
     };
     let mut endpoints = Vec::new();
     if network == Network::Named {
         endpoints.push(parse(mode, said.remove(mode).unwrap_or_default())?);
     } else {
-        for name in ["default", "bridge", "none", "user"] {
+        for name in ["default", "bridge", "none", "user", "host", mode] {
             let Some(own) = said.remove(name) else { continue };
             let own = parse(name, own)?;
             if own.ip.is_some() || own.ip6.is_some() {
@@ -100,16 +102,23 @@ pub(super) fn wanted(mode: &str, config: Option<NetworkingConfig>) -> Result<(Ne
             }
         }
     }
-    if network == Network::None && !said.is_empty() {
-        return Err(ApiError::bad(
+    let alone = match network {
+        Network::None => Some(
             "container cannot be connected to multiple networks with one of the networks in private (none) mode",
-        ));
+        ),
+        Network::Host | Network::Container(_) => Some(SHARED),
+        _ => None,
+    };
+    if let Some(text) = alone.filter(|_| !said.is_empty()) {
+        return Err(ApiError::bad(text));
     }
     let mut others: Vec<_> = said.into_iter().collect();
     others.sort_by(|a, b| a.0.cmp(&b.0));
     for (name, own) in others {
         endpoints.push(parse(&name, own)?);
     }
+    // The first is the one that published ports lead to.
+    endpoints.sort_by_key(|endpoint| std::cmp::Reverse(endpoint.priority));
     Ok((network, endpoints))
 }
 
@@ -132,7 +141,7 @@ pub(super) fn names(folder: &Folder) -> Vec<String> {
     let own = &folder.description().wanted.networks;
     let first = network_of(folder);
     // Otherwise the mode is the name or the id of one of them.
-    let is_predefined = matches!(&*first, "bridge" | "user") || (first == "none" && own.is_empty());
+    let is_predefined = matches!(&*first, "bridge" | "user" | "host") || (first == "none" && own.is_empty());
     let first = is_predefined.then_some(first);
     first.into_iter().chain(own.iter().map(|endpoint| endpoint.network.clone())).collect()
 }
@@ -193,7 +202,7 @@ fn row(
         "Links": null,
         "Aliases": endpoint.map(|endpoint| &endpoint.aliases).filter(|aliases| !aliases.is_empty()),
         "DriverOpts": null,
-        "GwPriority": 0,
+        "GwPriority": endpoint.map_or(0, |endpoint| endpoint.priority),
         "NetworkID": info.map(|info| info.id.as_str()).unwrap_or_default(),
         "EndpointID": text(&|info, _| Some(id(&info.id, &what.id))),
         "MacAddress": text(&|_, lease| Some(mac_text(lease.mac))),
@@ -232,6 +241,7 @@ mod tests {
             ip: Some(Ipv4Addr::new(10, 9, 0, 9)),
             ip6: Some("fd00::9".parse().unwrap()),
             mac: Some([2, 0x42, 0xac, 0x11, 0, 2]),
+            priority: 0,
         };
         let other = Endpoint { network: "other".to_owned(), ..Endpoint::default() };
         assert_eq!(endpoints, [expected, other.clone()]);
@@ -240,6 +250,13 @@ mod tests {
             (Network::Default, vec![other])
         );
         assert_eq!(of("none", json!({"none": {}})).unwrap(), (Network::None, Vec::new()));
+        assert_eq!(of("host", json!({"host": {}})).unwrap(), (Network::Host, Vec::new()));
+        let joined = of("container:x", json!({"container:x": {}})).unwrap();
+        assert_eq!(joined, (Network::Container("x".to_owned()), Vec::new()));
+        let config = json!({"team": {}, "b": {"GwPriority": 7}, "a": {"GwPriority": 7}});
+        let (_, endpoints) = of("team", config).unwrap();
+        let order: Vec<_> = endpoints.iter().map(|endpoint| &*endpoint.network).collect();
+        assert_eq!(order, ["a", "b", "team"]);
         assert_eq!(wanted("", None).unwrap(), (Network::Default, Vec::new()));
     }
 
@@ -261,7 +278,9 @@ mod tests {
         let error = |mode: &str, config| of(mode, config).unwrap_err().status.as_u16();
         assert_eq!(error("bridge", json!({"bridge": {"IPAMConfig": {"IPv4Address": "10.9.0.1"}}})), 400);
         assert_eq!(error("none", json!({"team": {}})), 400);
-        assert_eq!(error("host", json!({})), 501);
-        assert_eq!(error("container:x", json!({})), 501);
+        for mode in ["host", "container:x"] {
+            assert_eq!(error(mode, json!({"team": {}})), 400);
+        }
+        assert_eq!(error("container:", json!({})), 400);
     }
 }

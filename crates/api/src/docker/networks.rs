@@ -20,7 +20,8 @@ use crate::backend::Backend;
 use crate::error::{ApiError, Result};
 
 /// The networks that are always there, and what makes them.
-const NETWORKS: [(&str, &str); 3] = [("bridge", "user"), ("none", "null"), ("user", "user")];
+const NETWORKS: [(&str, &str); 4] =
+    [("bridge", "user"), ("host", "host"), ("none", "null"), ("user", "user")];
 /// What makes those with a name.
 const DRIVER: &str = "bridge";
 /// Options that mean something here.
@@ -38,7 +39,7 @@ fn id(name: &str) -> String {
 
 /// Whether it is one of those that are always there, or a word that can be none's name.
 fn is_predefined(name: &str) -> bool {
-    NETWORKS.iter().any(|(own, _)| *own == name) || matches!(name, "host" | "default" | "container")
+    NETWORKS.iter().any(|(own, _)| *own == name) || matches!(name, "default" | "container")
 }
 
 fn predefined(name: &str, driver: &str) -> Value {
@@ -306,6 +307,10 @@ pub(super) async fn connect(
         refuse_predefined(&name)?;
         let network = find(&backend.workloads().networks()?, &name)?.info().name.clone();
         let what = folder.description();
+        let mode = network_of(&folder);
+        if mode == "host" || mode.starts_with("container:") {
+            return Err(ApiError::bad(endpoints::SHARED));
+        }
         if what.wanted.networks.iter().any(|own| own.network == network) {
             let text = format!("endpoint with name {} already exists in network {network}", what.name);
             return Err(ApiError::new(StatusCode::FORBIDDEN, text));

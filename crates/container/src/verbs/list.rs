@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use super::{Runtime, require};
 use crate::cgroups::Usage;
 use crate::error::{Result, While};
+use crate::network::Namespace;
 use crate::state::{State, Status};
 
 impl Runtime {
@@ -39,14 +40,28 @@ impl Runtime {
     /// # Errors
     /// There is no such container, or it does not run.
     pub fn root_of(&self, id: &str) -> Result<OwnedFd> {
+        self.open_of(id, "root", OFlags::PATH | OFlags::DIRECTORY)
+    }
+
+    /// The network namespace of a container that runs.
+    ///
+    /// # Errors
+    /// There is no such container, or it does not run.
+    pub fn network_of(&self, id: &str) -> Result<Namespace> {
+        self.open_of(id, "ns/net", OFlags::RDONLY).map(Namespace::from)
+    }
+
+    /// Opens what the kernel tells of the first process of a container that runs.
+    fn open_of(&self, id: &str, what: &str, flags: OFlags) -> Result<OwnedFd> {
         let folder = self.folder(id)?;
         let record = folder.read()?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let held = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         // Its number may be another's by the time the status is known; what is held open is not.
-        let process = rustix::fs::open(format!("/proc/{}", record.process.pid), flags, Mode::empty());
-        require("open the root of", id, record.status(&folder), &[Status::Running, Status::Paused])?;
-        let root = process.and_then(|process| rustix::fs::openat(process, "root", flags, Mode::empty()));
-        root.during(|| format!("open the root of container {id:?}"))
+        let process = rustix::fs::open(format!("/proc/{}", record.process.pid), held, Mode::empty());
+        require("look into", id, record.status(&folder), &[Status::Running, Status::Paused])?;
+        let flags = flags | OFlags::CLOEXEC;
+        let opened = process.and_then(|process| rustix::fs::openat(process, what, flags, Mode::empty()));
+        opened.during(|| format!("open {what} of container {id:?}"))
     }
 
     /// What the processes of a container take of the host.

@@ -84,6 +84,9 @@ pub struct ConnectOptions {
     /// What others on the network call it too
     #[arg(long, value_name = "NAME", value_parser = workload::parse_name)]
     alias: Vec<String>,
+    /// Of several networks the one with the highest leads out, of several such the first
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
+    gw_priority: i64,
     /// Name of the network, or the beginning of its id
     network: String,
     /// Name or id of the workload
@@ -176,6 +179,7 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
                 ip: options.ip,
                 ip6: options.ip6,
                 mac: None,
+                priority: options.gw_priority,
             };
             connections::connect(&networks, &workloads::all(global)?, &options.workload, endpoint)?;
         }

@@ -17,6 +17,7 @@ mod flags;
 pub mod folders;
 mod health;
 pub mod initrd;
+mod joined;
 mod mount_flags;
 pub mod network;
 mod rates;

@@ -45,6 +45,9 @@ pub struct Endpoint {
     /// Its hardware address, if not any.
     #[serde(default)]
     pub mac: Option<[u8; 6]>,
+    /// Of several networks the one with the highest leads out, of several such the first.
+    #[serde(default)]
+    pub priority: i64,
 }
 
 /// What a workload wants of a network.

@@ -21,6 +21,11 @@ pub fn connect(networks: &Networks, all: &Workloads, name: &str, endpoint: Endpo
     if endpoints.iter().any(|other| other.network == endpoint.network) {
         return Err(Failure::because(act(), workload::Error::Refused("it is on it already".to_owned())));
     }
+    if flags(&folder, &act)?.shares() {
+        let text = "it has all of the host's network, or of another container's, and no place for another"
+            .to_owned();
+        return Err(Failure::because(act(), workload::Error::Refused(text)));
+    }
     endpoints.push(endpoint.clone());
     if folder.description().wanted.isolation == Isolation::Vm && endpoints.len() > 1 {
         let one = workload::Error::Refused("a machine has one card".to_owned());
@@ -62,11 +67,15 @@ fn ask(folder: &Folder, request: &Request, act: &impl Fn() -> String) -> Outcome
     asked.map(drop).while_trying(act)
 }
 
+/// What it was made with.
+fn flags(folder: &Folder, act: &impl Fn() -> String) -> Outcome<Flags> {
+    let said = folder.description().wanted.options.get("network").cloned().unwrap_or_default();
+    if said.is_null() { Ok(Flags::default()) } else { serde_json::from_value(said).while_trying(act) }
+}
+
 /// Writes it down.
 fn set(all: &Workloads, folder: &Folder, endpoints: Vec<Endpoint>, act: &impl Fn() -> String) -> Outcome<()> {
-    let said = folder.description().wanted.options.get("network").cloned().unwrap_or_default();
-    let mut flags: Flags =
-        if said.is_null() { Flags::default() } else { serde_json::from_value(said).while_trying(act)? };
+    let mut flags = flags(folder, act)?;
     flags.set_endpoints(endpoints);
     let options = serde_json::to_value(&flags).while_trying(act)?;
     let changed = all.change(folder, |wanted| {

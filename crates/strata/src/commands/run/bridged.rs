@@ -1,6 +1,6 @@
 //! A container on networks with a name: a network namespace of its own, and a cable to each of them.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -12,9 +12,10 @@ use net::nat::{Publish, Transport};
 use rustix::net::{AddressFamily, SocketType};
 use workload::networks::{Endpoint, NewLease, Published};
 
-use super::cable::{Cable, End};
+use super::cable::{Cable, End, Place};
 use super::container::explain;
 use super::resolving::{Files, HOSTS, RESOLV_CONF};
+use crate::bridge;
 use crate::failure::{Failure, Outcome};
 
 /// What a workload wants of all its networks.
@@ -93,9 +94,36 @@ pub struct Bridged {
 /// The cables of a container, which come and go while it runs.
 #[derive(Default)]
 pub struct Cables {
-    plugged: Mutex<Vec<Cable>>,
+    plugged: Mutex<Vec<Plugged>>,
     /// What changes with them; nothing, if the container has those of its image.
     files: Option<Files>,
+    /// The way out of a network that is none of these.
+    own: Option<Ipv4Addr>,
+}
+
+struct Plugged {
+    cable: Cable,
+    priority: i64,
+}
+
+/// Where what is for nobody on a container's networks goes.
+type WayOut = (Ipv4Addr, Option<Ipv6Addr>);
+
+/// That of the network with the highest priority, of several such of the first, among those that something leads out of.
+fn way_out(plugged: &[Plugged], own: Option<Ipv4Addr>) -> Option<WayOut> {
+    let mut best = own.map(|gateway| (0, (gateway, None)));
+    for Plugged { cable, priority } in plugged {
+        let info = &cable.place().network;
+        if !info.internal && best.is_none_or(|(highest, _)| *priority > highest) {
+            best = Some((*priority, (info.gateway, info.six.map(|(_, gateway)| gateway))));
+        }
+    }
+    best.map(|(_, way)| way)
+}
+
+/// Has the namespace's packets leave there.
+fn lead_out(namespace: Namespace, way: WayOut) -> Outcome<()> {
+    Namespace::enter(namespace.into(), move || bridge::lead_out(way.0, way.1)).map_err(explain)
 }
 
 /// Connects a namespace for the container.
@@ -106,19 +134,21 @@ pub fn prepare(root: &Path, wanted: &Wanted) -> Outcome<Bridged> {
     let ports = reserve(&wanted.publish)?;
     let (namespace, ()) = Namespace::new(|| Ok(())).map_err(explain)?;
     let mut cables = Vec::new();
+    let is_alone = wanted.endpoints.len() == 1;
     for endpoint in &wanted.endpoints {
-        let first = cables.is_empty();
-        let end = End::Interface { is_way_out: first };
-        let lease = wanted.lease(endpoint, first);
+        let end = End::Interface { is_way_out: is_alone };
+        let lease = wanted.lease(endpoint, cables.is_empty());
         let cable = Cable::plug(root, &endpoint.network, lease, end, Some(namespace.as_fd()))?;
-        cables.push(cable);
+        cables.push(Plugged { cable, priority: endpoint.priority });
     }
     if cables.is_empty() {
         return Err(Failure::new("connect a container to no network"));
     }
-    let places: Vec<_> = cables.iter().map(Cable::place).collect();
-    let files = Some(Files::of_networks(&wanted.hostname, &places)?);
-    let cables = Cables { plugged: Mutex::new(cables), files };
+    if let Some(way) = way_out(&cables, None).filter(|_| !is_alone) {
+        lead_out(namespace.try_clone().map_err(explain)?, way)?;
+    }
+    let files = Some(Files::of_networks(&wanted.hostname, &places(&cables))?);
+    let cables = Cables { plugged: Mutex::new(cables), files, own: None };
     Ok(Bridged { namespace, cables, _ports: ports })
 }
 
@@ -140,9 +170,9 @@ impl Bridged {
 }
 
 impl Cables {
-    /// None yet, of a container with these files.
-    pub fn none(files: Option<Files>) -> Self {
-        Self { plugged: Mutex::default(), files }
+    /// None yet, of a container with these files and this way out.
+    pub fn none(files: Option<Files>, own: Option<Ipv4Addr>) -> Self {
+        Self { plugged: Mutex::default(), files, own }
     }
 
     /// Connects the container whose first process is `pid` to another network.
@@ -151,34 +181,44 @@ impl Cables {
     /// It is connected already, or as [`prepare`].
     pub fn connect(&self, root: &Path, wanted: &Wanted, endpoint: &Endpoint, pid: u32) -> Outcome<()> {
         let mut cables = self.plugged.lock().unwrap_or_else(PoisonError::into_inner);
-        if cables.iter().any(|cable| cable.place().network.name == endpoint.network) {
+        if cables.iter().any(|plugged| plugged.cable.place().network.name == endpoint.network) {
             return Err(Failure::new(format!("it is connected to network {} already", endpoint.network)));
         }
         let namespace = Namespace::of(pid).map_err(explain)?;
-        let end = End::Interface { is_way_out: cables.is_empty() };
+        let before = way_out(&cables, self.own);
         let lease = wanted.lease(endpoint, false);
+        let end = End::Interface { is_way_out: false };
         let cable = Cable::plug(root, &endpoint.network, lease, end, Some(namespace.as_fd()))?;
-        cables.push(cable);
-        self.tell(&cables)
+        cables.push(Plugged { cable, priority: endpoint.priority });
+        self.changed(&cables, before, namespace)
     }
 
     /// Takes the container off a network.
     ///
     /// # Errors
     /// It is not on it.
-    pub fn disconnect(&self, network: &str) -> Outcome<()> {
+    pub fn disconnect(&self, network: &str, pid: u32) -> Outcome<()> {
         let mut cables = self.plugged.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = cables.iter().position(|cable| cable.place().network.name == network);
+        let found = cables.iter().position(|plugged| plugged.cable.place().network.name == network);
         let found = found.ok_or_else(|| Failure::new(format!("it is not connected to network {network}")))?;
+        let namespace = Namespace::of(pid).map_err(explain)?;
+        let before = way_out(&cables, self.own);
         drop(cables.remove(found));
-        self.tell(&cables)
+        self.changed(&cables, before, namespace)
     }
 
-    /// Has the container ask those whom it can reach.
-    fn tell(&self, cables: &[Cable]) -> Outcome<()> {
-        let places: Vec<_> = cables.iter().map(Cable::place).collect();
-        self.files.as_ref().map_or(Ok(()), |files| files.update(&places))
+    /// Has the container send what is for others where it leads out now, and ask those whom it can reach.
+    fn changed(&self, cables: &[Plugged], before: Option<WayOut>, namespace: Namespace) -> Outcome<()> {
+        match way_out(cables, self.own) {
+            Some(way) if Some(way) != before => lead_out(namespace, way)?,
+            _ => {}
+        }
+        self.files.as_ref().map_or(Ok(()), |files| files.update(&places(cables)))
     }
+}
+
+fn places(cables: &[Plugged]) -> Vec<&Place> {
+    cables.iter().map(|plugged| plugged.cable.place()).collect()
 }
 
 /// Gives a container all of the host's network.

@@ -19,7 +19,7 @@ use super::network::Who;
 use super::security::Security;
 use super::volumes::Keep;
 use super::worker::{Link, Reply, Target};
-use super::{Options, bridged, container_network, detach, find, hostname, process, volumes};
+use super::{Options, bridged, container_network, detach, find, hostname, joined, process, volumes};
 use crate::cli::Global;
 use crate::commands::oci::enter;
 use crate::commands::{files, image as images};
@@ -194,6 +194,8 @@ struct Prepared {
     network: Option<container_network::Prepared>,
     /// Held until it has ended.
     files: volumes::Settled,
+    /// The network of another, until it is there.
+    joined: Option<joined::Joined>,
     /// Its places on networks with a name, as long as it runs.
     bridged: Option<bridged::Bridged>,
     /// The store, and what it wants of each of those.
@@ -232,6 +234,10 @@ fn prepare(
     if let Some(network) = &network {
         network.add_to(&mut spec);
     }
+    let joined = options.network.joined().map(|name| joined::prepare(store.root(), name)).transpose()?;
+    if let Some(joined) = &joined {
+        joined.add_to(&mut spec);
+    }
     let bridged = wanted_bridge.map(|wanted| bridged::prepare(store.root(), &wanted)).transpose()?;
     if let Some(bridged) = &bridged {
         bridged.add_to(&mut spec);
@@ -260,6 +266,7 @@ fn prepare(
         create: CreateOptions { tied: true, ..CreateOptions::new(id, source) },
         network,
         files,
+        joined,
         bridged,
         root: store.root().to_owned(),
         common,
@@ -276,7 +283,7 @@ fn name_of(global: &Global, options: &Options, id: &str) -> Outcome<String> {
 }
 
 fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome {
-    let Prepared { create, network, files, bridged, root, common, named } = prepared;
+    let Prepared { create, network, files, joined: _joined, bridged, root, common, named } = prepared;
     let signals = Signals::block().map_err(explain)?;
     let running = runtime().run(&create).map_err(explain)?;
     let (_network, files_of_network) = network.map(container_network::Prepared::carry).transpose()?.unzip();
@@ -290,7 +297,8 @@ fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome 
     let exit = match link {
         Some(link) => {
             link.started();
-            let none = bridged::Cables::none(files_of_network);
+            let own = files_of_network.is_some().then_some(net::nat::GATEWAY);
+            let none = bridged::Cables::none(files_of_network, own);
             let cables = bridged.as_ref().map_or(&none, bridged::Bridged::cables);
             let wanted = bridged::Wanted { common, ..bridged::Wanted::default() };
             let contained = Contained { id: &create.id, running: &running, cables, root: &root, wanted };
@@ -364,7 +372,9 @@ impl Target for Contained<'_> {
                 return reply.done(done.map_err(|failure| failure.to_string()));
             }
             Request::Disconnect { network } => {
-                return reply.done(self.cables.disconnect(&network).map_err(|failure| failure.to_string()));
+                let pid = self.running.pid().unsigned_abs();
+                return reply
+                    .done(self.cables.disconnect(&network, pid).map_err(|failure| failure.to_string()));
             }
             // Who asks for another command makes it a process of its own.
             other => return reply.done(Err(format!("a container cannot do this: {other:?}"))),

@@ -58,13 +58,19 @@ fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
     options.window = creation.window;
     (options.rm, options.restart) = (creation.remove, creation.restart);
     options.network.publish.clone_from(&creation.publish);
-    options.network.network = match creation.network {
+    options.network.network = match &creation.network {
         Network::None => Some(network::Kind::None),
+        Network::Host => Some(network::Kind::Host),
+        Network::Container(id) => Some(network::Kind::Container(id.clone())),
         // Docker's workloads have a network unless they are told otherwise.
         Network::Default | Network::User => Some(network::Kind::User),
         Network::Named => None,
     };
     let has_other = matches!(creation.network, Network::Default | Network::User);
+    if !is_container && options.network.shares() {
+        let text = "network: a machine has a kernel of its own, which shares no network of the host or of a container";
+        return Err(Failure::new(text).exit(Exit::Usage));
+    }
     if !is_container && creation.endpoints.len() + usize::from(has_other) > 1 {
         let text = "connect the machine to several networks: it has one card";
         return Err(Failure::new(text).exit(Exit::Usage));

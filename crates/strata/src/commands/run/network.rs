@@ -26,7 +26,8 @@ const MAC: [u8; 6] = [0x02, 0x53, 0x54, 0x52, 0, 1];
 #[command(next_help_heading = "Network")]
 pub struct Flags {
     /// What the command is connected to: none, user (what this user may connect to, but for this host's loopback), a network by
-    /// its name, or of containers host [default: none, or user with --publish or --host-loopback]
+    /// its name, or of containers host, or container:NAME for what that one has [default: none, or user with --publish or
+    /// --host-loopback]
     #[arg(long, value_name = "KIND", value_parser = Kind::parse)]
     pub(super) network: Option<Kind>,
     /// Address on the network, which has a name [default: one that is free]
@@ -63,6 +64,10 @@ pub struct Flags {
     #[arg(skip)]
     #[serde(default)]
     mac: Option<[u8; 6]>,
+    /// Of several networks the one with the highest leads out. For clients of the API.
+    #[arg(skip)]
+    #[serde(default)]
+    priority: i64,
     /// Other networks with a name that a container is on. For clients of the API, and as `strata network connect` says.
     #[arg(skip)]
     #[serde(default)]
@@ -89,6 +94,8 @@ pub(super) enum Kind {
     User,
     /// All that this host has.
     Host,
+    /// All that the container of this name or id has.
+    Container(String),
     /// The network of this name.
     Named(String),
 }
@@ -99,6 +106,7 @@ impl Kind {
             "none" => Self::None,
             "user" => Self::User,
             "host" => Self::Host,
+            text if text.starts_with("container:") => Self::Container(text["container:".len()..].to_owned()),
             name => Self::Named(workload::parse_name(name)?),
         })
     }
@@ -163,11 +171,16 @@ impl Flags {
                 let text = "--publish and --host-loopback: --network host has all of this host's already";
                 return Err(Failure::new(text).exit(Exit::Usage));
             }
+            Some(Kind::Container(_)) if is_needed => {
+                let text =
+                    "--publish and --host-loopback: --network container:NAME has the ports of that one";
+                return Err(Failure::new(text).exit(Exit::Usage));
+            }
             Some(Kind::Named(_)) if self.host_loopback => {
                 let text = "--host-loopback is of --network user";
                 return Err(Failure::new(text).exit(Exit::Usage));
             }
-            Some(Kind::Host | Kind::Named(_)) => return Ok(false),
+            Some(Kind::Host | Kind::Container(_) | Kind::Named(_)) => return Ok(false),
             Some(Kind::None | Kind::User) | None => {}
         }
         if self.network == Some(Kind::None) {
@@ -202,6 +215,7 @@ impl Flags {
                 ip: self.ip,
                 ip6: self.ip6,
                 mac: self.mac,
+                priority: self.priority,
             }),
             _ => None,
         };
@@ -218,7 +232,7 @@ impl Flags {
             if is_named || first.is_some() {
                 let first = first.map(|first| {
                     (self.network_alias, self.ip) = (first.aliases, first.ip);
-                    (self.ip6, self.mac) = (first.ip6, first.mac);
+                    (self.ip6, self.mac, self.priority) = (first.ip6, first.mac, first.priority);
                     Kind::Named(first.network)
                 });
                 if first.is_none() {
@@ -242,6 +256,7 @@ impl Flags {
         let also = self.also.into_iter().map(|endpoint| Endpoint {
             network: endpoint.network,
             aliases: endpoint.aliases,
+            priority: endpoint.priority,
             ..Endpoint::default()
         });
         let also = also.collect();
@@ -251,6 +266,19 @@ impl Flags {
     /// Whether it is the host's own.
     pub fn is_host(&self) -> bool {
         self.network == Some(Kind::Host)
+    }
+
+    /// Whether it is somebody else's, to which nothing can be added.
+    pub fn shares(&self) -> bool {
+        self.is_host() || self.joined().is_some()
+    }
+
+    /// The container whose network it is.
+    pub fn joined(&self) -> Option<&str> {
+        match &self.network {
+            Some(Kind::Container(name)) => Some(name),
+            _ => None,
+        }
     }
 
     /// What the workload wants of networks with a name; `None` if it is on none.
@@ -299,9 +327,9 @@ impl Flags {
     /// # Errors
     /// As [`Self::is_user`], or the kernel came without the driver.
     pub fn has_card(&self, kernel: &KernelBundle) -> Outcome<bool> {
-        if self.is_host() {
-            let text =
-                "network: the host's own is for containers; machines have --network user or one with a name";
+        if self.shares() {
+            let text = "network: the host's own and another container's are for containers; a machine has a kernel and \
+                        a card of its own, --network user or one with a name";
             return Err(Failure::new(text).exit(Exit::Usage).hint("strata run --isolation container"));
         }
         let has_card = self.needs_card()?;

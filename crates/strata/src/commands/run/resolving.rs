@@ -51,6 +51,20 @@ impl Files {
         Ok(files)
     }
 
+    /// What another container has.
+    ///
+    /// # Errors
+    /// The host has no room for files.
+    pub fn copies(resolv_conf: &str, hosts: Option<&str>) -> Outcome<Self> {
+        let mut files = Self::new(resolv_conf)?;
+        if let Some(text) = hosts {
+            let own = file(HOSTS)?;
+            write(&own, HOSTS, text)?;
+            files.hosts = Some(own);
+        }
+        Ok(files)
+    }
+
     /// Writes what is right on these networks.
     ///
     /// # Errors
