@@ -253,3 +253,93 @@ fn addresses_are_given_of_the_range_and_reserved_ones_to_nobody() {
     let (status, said) = server.ask("POST", "/networks/create", &body.to_string());
     assert!(status == 409 && said.contains("is not in"), "{status} {said}");
 }
+
+#[test]
+fn a_container_shares_the_network_of_another_or_of_the_host_and_a_machine_does_not() {
+    let Some(server) = Server::with_client() else { return };
+    let mut nets = Nets::new(&server);
+    let (name, _) = nets.create("joined", &[]);
+    let serve = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 80, Listen => 1); \
+                 while (my $c = $s->accept) { print $c qq{from inside\n}; close $c }";
+    let id =
+        server.docker(&["run", "-d", "--name", "web", "--network", &name, "debian", "perl", "-e", serve]);
+    let id = id.trim();
+    let with = "container:web";
+    let ask = "until exec 3<>/dev/tcp/127.0.0.1/80; do sleep 0.1; done 2>/dev/null; cat <&3";
+    assert_eq!(
+        server.docker(&["run", "--rm", "--network", with, "debian", "bash", "-c", ask]),
+        "from inside\n"
+    );
+    let files = ["cat", "/etc/resolv.conf", "/etc/hosts", "/sys/class/net/eth0/address"];
+    let own = server.docker(&[&["exec", "web"][..], &files].concat());
+    assert_eq!(server.docker(&[&["run", "--rm", "--network", with, "debian"][..], &files].concat()), own);
+    server.docker(&["run", "-d", "--name", "side", "--network", with, "debian", "sleep", "100000"]);
+    let said = inspect(&server, "container", "side");
+    assert_eq!(said["HostConfig"]["NetworkMode"], format!("container:{id}"));
+    assert_eq!(said["NetworkSettings"]["Networks"], json!({}));
+    let connected = server.try_to(&["network", "connect", &name, "side"]);
+    refused(&connected, 1, "sharing network namespace");
+
+    let run = |flags: &[&str]| server.try_to(&[&["run", "--rm"], flags, &["debian", "true"]].concat());
+    refused(&run(&["--network", "container:none"]), 125, "No such container: none");
+    refused(&run(&["--network", with, "-p", "81:80"]), 125, "port publishing and the container type network");
+    refused(&run(&["--network", with, "--runtime", "strata-vm"]), 125, "a machine has a kernel of its own");
+    refused(&run(&["--network", "host", "--runtime", "strata-vm"]), 125, "a machine has a kernel of its own");
+    server.docker(&["rm", "-f", "side"]);
+    server.docker(&["stop", "-t", "0", "web"]);
+    refused(&run(&["--network", with]), 125, "cannot join network of a non running container");
+
+    let ours = std::fs::read_to_string("/proc/net/dev").unwrap().lines().count();
+    let count = ["debian", "sh", "-c", "wc -l < /proc/net/dev"];
+    let inside = server.docker(&[&["run", "--rm", "--network", "host"][..], &count].concat());
+    // Interfaces of other tests come and go; in a network of its own there are two.
+    assert!(inside.trim().parse::<usize>().unwrap() > 4 || ours <= 4, "{inside} {ours}");
+    let link =
+        server.docker(&["run", "--rm", "--network", "host", "debian", "readlink", "/proc/self/ns/net"]);
+    assert_eq!(link.trim(), std::fs::read_link("/proc/self/ns/net").unwrap().to_str().unwrap());
+}
+
+#[test]
+fn the_network_with_the_highest_priority_leads_out() {
+    let Some(server) = Server::with_client() else { return };
+    let mut nets = Nets::new(&server);
+    let (first, _) = nets.create("one", &[]);
+    let (inner, _) = nets.create("inner", &["--internal"]);
+    let (second, _) = nets.create("two", &[]);
+    let gateway = |name: &str| {
+        inspect(&server, "network", name)["IPAM"]["Config"][0]["Gateway"].as_str().unwrap().to_owned()
+    };
+    let hex = |address: &str| {
+        let address: std::net::Ipv4Addr = address.parse().unwrap();
+        format!("{:08X}", address.to_bits().to_be())
+    };
+    // The gateway of the default route, as the kernel writes it.
+    let way_out = || {
+        let said = server.docker(&["exec", "c", "cat", "/proc/net/route"]);
+        let mut lines = said.lines().filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words.get(1) == Some(&"00000000")).then(|| words[2].to_owned())
+        });
+        lines.next().unwrap_or_default()
+    };
+    let body = json!({
+        "Image": "debian", "Cmd": ["sleep", "100000"], "HostConfig": {"NetworkMode": inner},
+        "NetworkingConfig": {"EndpointsConfig": {&inner: {}, &first: {}, &second: {"GwPriority": 7}}},
+    });
+    let (status, said) = server.ask("POST", "/containers/create?name=c", &body.to_string());
+    assert_eq!(status, 201, "{said}");
+    server.docker(&["start", "c"]);
+    let networks = inspect(&server, "container", "c")["NetworkSettings"]["Networks"].clone();
+    assert_eq!(networks.as_object().unwrap().len(), 3);
+    assert_eq!((&networks[&second]["GwPriority"], &networks[&first]["GwPriority"]), (&json!(7), &json!(0)));
+    assert_eq!(way_out(), hex(&gateway(&second)));
+    server.docker(&["network", "disconnect", &second, "c"]);
+    assert_eq!(way_out(), hex(&gateway(&first)), "nothing leads out of the inner one");
+    server.docker(&["network", "connect", &second, "c"]);
+    assert_eq!(way_out(), hex(&gateway(&first)));
+    server.docker(&["network", "disconnect", &second, "c"]);
+    server.docker(&["network", "connect", "--gw-priority", "1", &second, "c"]);
+    assert_eq!(way_out(), hex(&gateway(&second)));
+    server.docker(&["restart", "-t", "0", "c"]);
+    assert_eq!(way_out(), hex(&gateway(&second)));
+}

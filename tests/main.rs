@@ -22,6 +22,7 @@ mod docker_files;
 mod docker_limits;
 mod docker_networks;
 mod docker_sdk;
+mod docker_system;
 mod escape;
 mod files;
 mod fork;

@@ -161,16 +161,16 @@ fn users(workloads: &Workloads, digest: &str, names: &[Reference]) -> Result<Vec
     Ok(all.into_iter().filter(uses).collect())
 }
 
-/// Removes what nobody uses: what no name leads to, and with `unused` images too, those that fit all filters.
+/// Removes what nobody uses: what no name leads to, and with `unused` images too, those that fit all filters. What no name leads
+/// to has no label and no age here, so that it fits no filter.
 ///
 /// # Errors
 /// A filter makes no sense; images are being added just now, or the store cannot be written.
 pub fn prune_images(store: &Store, unused: bool, filters: &ImageFilters) -> Result<Pruned, Refusal> {
-    if *filters != ImageFilters::default() && !unused {
-        let text = "filters without all: what no name leads to has no label and no age here";
-        return Err(Refusal::new(RefusalKind::Unsupported, text));
-    }
     let until: Vec<i64> = filters.until.iter().map(|text| moment(text)).collect::<Result<_, _>>()?;
+    if *filters != ImageFilters::default() && !unused {
+        return Ok(Pruned::default());
+    }
     let fits = |image: &Image| {
         let labels = image.config().labels;
         let has = |wanted: &String| match wanted.split_once('=') {
@@ -202,23 +202,39 @@ pub(crate) fn seconds(created: Option<&str>) -> i64 {
     created.map_or(0, workload::log::seconds)
 }
 
-/// A time in seconds since 1970, as RFC 3339 has it, or so long ago: `90m`, `24h`.
+/// A time in seconds since 1970, as RFC 3339 has it, or so long ago as Go writes it: `24h`, `1h30m`, `1.5h`.
 pub(crate) fn moment(text: &str) -> Result<i64, Refusal> {
     let wrong = || Refusal::new(RefusalKind::Invalid, format!("invalid filter 'until={text}'"));
-    if let Ok(seconds) = text.parse::<i64>() {
+    // Clients send a fraction of nanoseconds too, which does not count.
+    let whole = text.split_once('.').filter(|(_, rest)| rest.bytes().all(|b| b.is_ascii_digit()));
+    if let Ok(seconds) = whole.map_or(text, |(whole, _)| whole).parse::<i64>() {
         return Ok(seconds);
     }
-    let unit = match text.chars().last() {
-        Some('s') => 1,
-        Some('m') => 60,
-        Some('h') => 3600,
-        _ => {
-            let found = workload::log::seconds(text);
-            return if found == 0 { Err(wrong()) } else { Ok(found) };
+    if let Some(age) = age(text) {
+        return Ok((workload::now_ms() / 1000) as i64 - age);
+    }
+    match workload::log::seconds(text) {
+        0 => Err(wrong()),
+        found => Ok(found),
+    }
+}
+
+/// Seconds of a duration as Go writes it.
+fn age(mut text: &str) -> Option<i64> {
+    let mut seconds = 0.0;
+    loop {
+        let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?;
+        let count: f64 = text[..end].parse().ok()?;
+        let rest = &text[end..];
+        // The longer ones first.
+        let units = [("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+        let (unit, factor) = units.into_iter().find(|(unit, _)| rest.starts_with(unit))?;
+        seconds += count * factor;
+        text = &rest[unit.len()..];
+        if text.is_empty() {
+            return Some(seconds as i64);
         }
-    };
-    let count: i64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-    Ok((workload::now_ms() / 1000) as i64 - count.saturating_mul(unit))
+    }
 }
 
 #[cfg(test)]
@@ -230,7 +246,13 @@ mod tests {
         assert_eq!(moment("1700000000"), Ok(1_700_000_000));
         assert_eq!(moment("2023-11-14T22:13:20Z"), Ok(1_700_000_000));
         assert!(moment("24h").unwrap() < (workload::now_ms() / 1000) as i64 - 86_000);
-        for wrong in ["", "h", "soon", "1d", "xm"] {
+        let ago = |text: &str| (workload::now_ms() / 1000) as i64 - moment(text).unwrap();
+        for (text, seconds) in [("1h30m", 5400), ("1.5h", 5400), ("2m3s500ms", 123), ("0s", 0)] {
+            // The clock may go on between the two looks.
+            assert!((seconds..seconds + 60).contains(&ago(text)), "{text}");
+        }
+        assert_eq!(moment("1700000000.123456789"), Ok(1_700_000_000));
+        for wrong in ["", "h", "soon", "1d", "xm", "1h2", "1h x"] {
             assert!(moment(wrong).is_err(), "{wrong}");
         }
     }

@@ -8,12 +8,14 @@ use std::process::Stdio;
 
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::StatusCode;
 use image::{Platform, Reference};
 use serde_json::json;
 
+use super::filters::Filters;
 use super::params::Params;
 use super::pull::{Kept, Lines, PULL, keep, told};
-use super::{App, images};
+use super::{App, images, json};
 use crate::backend::{Backend, BuildOptions};
 use crate::error::{ApiError, Result, chain};
 use crate::scratch;
@@ -70,6 +72,22 @@ fn choice(params: &Params, name: &str, first: &[&str], second: &[&str]) -> Resul
         return Err(ApiError::not_offered(format!("build with {name}={value}: {words} are there")));
     }
     Ok(second.contains(&value))
+}
+
+/// `POST /build/prune`: what builds remember of their steps has no age and no id here, and is removed as a whole.
+pub(super) async fn prune(State(app): App, params: Params) -> Result {
+    let known = ["until", "unused-for", "id", "parent", "type", "description", "inuse", "shared", "private"];
+    let filters = Filters::of(&params, &known)?;
+    filters.fits_until(0)?;
+    let is_part = known.into_iter().any(|name| filters.has(name));
+    let bytes = app
+        .blocking(
+            move |backend| {
+                if is_part { Ok(0) } else { Ok(backend.store().prune_builds()?.collected.bytes) }
+            },
+        )
+        .await?;
+    Ok(json(StatusCode::OK, &json!({ "CachesDeleted": [], "SpaceReclaimed": bytes })))
 }
 
 fn options(params: &Params) -> Result<BuildOptions> {

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::params::Params;
 use crate::error::{ApiError, Result};
+use crate::images;
 
 /// Values by name: one of each name must fit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +54,15 @@ impl Filters {
         !self.has(name) || self.values(name).any(fits)
     }
 
+    /// Whether it was made, in milliseconds since 1970, before each time of `until`.
+    ///
+    /// # Errors
+    /// One is no time.
+    pub(super) fn fits_until(&self, made_ms: u64) -> Result<bool> {
+        let times = self.values("until").map(images::moment).collect::<std::result::Result<Vec<i64>, _>>()?;
+        Ok(times.into_iter().all(|time| ((made_ms / 1000) as i64) < time))
+    }
+
     /// Whether all `KEY` and `KEY=VALUE` that are asked for are among `labels`.
     pub(super) fn fits_labels<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
         let has = |wanted: &str| match wanted.split_once('=') {
@@ -80,6 +90,16 @@ mod tests {
         for wrong in ["{", "[]", r#"{"fly":["x"]}"#, r#"{"name":"web"}"#, r#"{"name":{"a":1}}"#] {
             assert_eq!(filters(wrong).unwrap_err().status.as_u16(), 400, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_was_made_before_all_times_fits() {
+        let filters = |text: &str| Filters::of(&Params::of(&[("filters", text)]), &["until"]).unwrap();
+        let until = |text: &str| filters(text).fits_until(5_000);
+        assert_eq!((until("{}"), until(r#"{"until":["6"]}"#)), (Ok(true), Ok(true)));
+        assert_eq!((until(r#"{"until":["5"]}"#), until(r#"{"until":["6","4"]}"#)), (Ok(false), Ok(false)));
+        assert_eq!(until(r#"{"until":["24h"]}"#), Ok(true));
+        assert_eq!(until(r#"{"until":["soon"]}"#).unwrap_err().status.as_u16(), 400);
     }
 
     #[test]

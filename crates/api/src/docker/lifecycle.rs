@@ -193,23 +193,26 @@ pub(super) async fn remove(State(app): App, Path(name): Path<String>, params: Pa
 
 /// `POST /containers/prune`
 pub(super) async fn prune(State(app): App, params: Params) -> Result {
-    let filters = Filters::of(&params, &["label", "label!"])?;
-    let deleted = app
+    let filters = Filters::of(&params, &["label", "label!", "until"])?;
+    let (deleted, bytes) = app
         .blocking(move |backend| {
-            let mut deleted = Vec::new();
+            let (mut deleted, mut bytes) = (Vec::new(), 0);
             for folder in backend.workloads().list()? {
                 let description = folder.description();
-                let fits = filters.fits_labels(|key| description.wanted.labels.get(key).map(String::as_str));
+                let fits = filters.fits_labels(|key| description.wanted.labels.get(key).map(String::as_str))
+                    && filters.fits_until(description.created_ms)?;
                 let ended = |status| matches!(status, Status::Created | Status::Exited | Status::Lost);
-                if fits
-                    && folder.state().is_ok_and(|state| ended(state.status))
-                    && backend.remove(&folder, Running::Stays).is_ok()
-                {
+                if !fits || !folder.state().is_ok_and(|state| ended(state.status)) {
+                    continue;
+                }
+                let written = backend.written(&folder).unwrap_or_default();
+                if backend.remove(&folder, Running::Stays).is_ok() {
                     deleted.push(description.id.clone());
+                    bytes += written;
                 }
             }
-            Ok(deleted)
+            Ok((deleted, bytes))
         })
         .await?;
-    Ok(json(StatusCode::OK, &json!({ "ContainersDeleted": deleted, "SpaceReclaimed": 0 })))
+    Ok(json(StatusCode::OK, &json!({ "ContainersDeleted": deleted, "SpaceReclaimed": bytes })))
 }

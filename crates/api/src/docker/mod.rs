@@ -106,6 +106,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/images/prune", post(images::prune))
         .route("/images/{*name}", get(images::get).post(images::post).delete(images::remove))
         .route("/build", post(build::build))
+        .route("/build/prune", post(build::prune))
         .route("/networks", get(networks::list))
         .route("/networks/create", post(networks::create))
         .route("/networks/prune", post(networks::prune))

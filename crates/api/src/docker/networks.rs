@@ -276,14 +276,15 @@ pub(super) async fn remove(State(app): App, Path(name): Path<String>) -> Result 
 
 /// `POST /networks/prune`
 pub(super) async fn prune(State(app): App, params: Params) -> Result {
-    let filters = Filters::of(&params, &["label", "label!"])?;
+    let filters = Filters::of(&params, &["label", "label!", "until"])?;
     let names = app
         .blocking(move |backend| {
             let networks = backend.workloads().networks()?;
             let mut names = Vec::new();
             for network in networks.list()? {
                 let info = network.info();
-                let fits = filters.fits_labels(|key| info.labels.get(key).map(String::as_str));
+                let fits = filters.fits_labels(|key| info.labels.get(key).map(String::as_str))
+                    && filters.fits_until(info.created_ms)?;
                 // One that somebody uses stays; so does one that somebody else removes at the same time.
                 if fits && backend.remove_network(&info.id).is_ok() {
                     names.push(info.name.clone());

@@ -60,6 +60,14 @@ impl Store {
         self.prune_rest(names, false)
     }
 
+    /// Removes what only builds remember, and what no name leads to then.
+    ///
+    /// # Errors
+    /// As [`Store::prune`].
+    pub fn prune_builds(&self) -> Result<Pruned> {
+        self.prune_rest(Vec::new(), true)
+    }
+
     fn forget_unused(&self, fits: &dyn Fn(&Reference) -> bool) -> Result<Vec<Reference>> {
         let mut names = Vec::new();
         for (name, digest, _) in self.names()? {
