@@ -5,7 +5,7 @@
 //! into a clean page is caught. Engines use [`GuestRam::page`] to fill their TLBs and then access host
 //! memory directly, under the rules of [`tracker::PageInfo`].
 //!
-//! Reading order: [`GuestRam`], then [`tracker`], [`backing`] and [`written`].
+//! Reading order: [`GuestRam`], then [`tracker`], [`backing`], [`written`] and [`transfer`].
 //!
 //! Deliberately absent: device memory, address decoding of anything but RAM, and Rust references into
 //! guest RAM: other vCPUs and devices write it at any time, so it is touched by volatile or atomic access.
@@ -14,6 +14,7 @@
 
 pub mod backing;
 pub mod tracker;
+pub mod transfer;
 pub mod written;
 
 pub use backing::Backing;

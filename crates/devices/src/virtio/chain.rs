@@ -5,6 +5,7 @@
 //! volatile slices, never referenced.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use memory::{GuestRam, PageTracker};
@@ -172,6 +173,23 @@ impl Chain {
         Ok(count)
     }
 
+    /// One write of at most `limit` bytes to `file` at `offset`, of all pieces at once and straight from guest memory. 0 if
+    /// there is nothing to write.
+    ///
+    /// # Errors
+    /// What `file` says.
+    pub fn write_to(&mut self, file: BorrowedFd<'_>, offset: u64, limit: usize) -> io::Result<usize> {
+        let mut left = limit;
+        let pieces = ranges(&self.segments, self.readable).map_while(|(gpa, len)| {
+            let len = len.min(left);
+            left -= len;
+            (len > 0).then_some((gpa, len))
+        });
+        let count = self.ram.write_to(pieces, file, offset)?;
+        self.skip_readable(count);
+        Ok(count)
+    }
+
     /// Puts both cursors back to the start.
     pub fn rewind(&mut self) {
         (self.readable, self.writable) = self.start;
@@ -199,16 +217,7 @@ impl Chain {
 
     /// Guest physical address and bytes of each piece of the writable part that is left.
     pub fn writable_ranges(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
-        let mut cursor = self.writable;
-        std::iter::from_fn(move || {
-            if cursor.remaining == 0 {
-                return None;
-            }
-            let segment = self.segments.get(cursor.segment)?;
-            let (gpa, len) = (segment.gpa.0 + cursor.offset as u64, segment.len - cursor.offset);
-            cursor.advance(&self.segments, len);
-            Some((gpa, len))
-        })
+        ranges(&self.segments, self.writable)
     }
 
     fn slice(&self, cursor: Cursor, limit: usize) -> Option<Slice<'_>> {
@@ -221,6 +230,21 @@ impl Chain {
         // A segment may span RAM regions; the first piece is enough, the cursor comes back for the rest.
         GuestMemoryBackend::get_slices(self.ram.backend(), gpa, len).next()?.ok()
     }
+}
+
+/// Guest physical address and bytes of each piece from `cursor` on.
+fn ranges(segments: &[Segment], mut cursor: Cursor) -> impl Iterator<Item = (u64, usize)> + '_ {
+    std::iter::from_fn(move || {
+        if cursor.remaining == 0 {
+            return None;
+        }
+        let segment = segments.get(cursor.segment)?;
+        let (gpa, len) = (segment.gpa.0 + cursor.offset as u64, segment.len - cursor.offset);
+        // The readable part ends where the writable one begins.
+        let len = len.min(cursor.remaining);
+        cursor.advance(segments, len);
+        Some((gpa, len))
+    })
 }
 
 impl Cursor {

@@ -1,10 +1,10 @@
 //! The files the guest has open, which the server has handed over: read and written here.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use fuse::wire::{Body, Header, MAX_IO, OUT_HEADER, Opcode, Transfer, out_header};
-use rustix::io::{Errno, ReadWriteFlags, pread, preadv2, pwrite};
+use rustix::io::{Errno, ReadWriteFlags, pread, preadv2};
 
 use super::Patience;
 use crate::virtio::Chain;
@@ -120,18 +120,16 @@ impl Files {
         if size > MAX_IO || size > chain.readable() {
             return Err(Errno::INVAL);
         }
-        self.buffer.resize(size, 0);
-        chain.read(&mut self.buffer);
         let mut done = 0;
         while done < size {
             let at = request.offset.checked_add(done as u64).ok_or(Errno::INVAL)?;
-            match pwrite(file, &self.buffer[done..], at) {
+            match chain.write_to(file.as_fd(), at, size - done) {
                 Ok(0) => break,
                 Ok(count) => done += count,
-                Err(Errno::INTR) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 // What is written is written; whoever goes on there hears of it then.
                 Err(_) if done > 0 => break,
-                Err(errno) => return Err(errno),
+                Err(error) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
             }
         }
         let len = OUT_HEADER + WRITE_OUT;
