@@ -1,8 +1,8 @@
 //! File system device (virtio 1.2, section 5.11): carries FUSE requests to the server of the machine's folders.
 //!
 //! Names go to the server, which is another process ([`fuse::link`]); open files come back, and are read and written here.
-//! Bytes that the host has in its page cache are read on the notifying vCPU, which also writes a few to there; what may wait for
-//! a disk is the device's thread's. The vCPU waits for a moment for what the server answers at once: whoever asked has nothing to
+//! Bytes that the host has in its page cache are read on the notifying vCPU, which also writes to there; what waits for a disk is
+//! the device's thread's. The vCPU waits for a moment for what the server answers at once: whoever asked has nothing to
 //! do meanwhile, and two switches of threads and an interrupt cost more than most answers.
 //!
 //! Without a server the device is there and every request fails, as in a machine that is saved to be given folders later. One
@@ -10,6 +10,7 @@
 //!
 //! Known omissions: DAX window, more than one request queue, notifications.
 
+mod behind;
 mod files;
 
 use std::collections::VecDeque;
@@ -124,6 +125,7 @@ impl Fs {
             }
         };
         self.worker.start("virtio-fs", work);
+        self.shared.lock().files.write_behind();
     }
 }
 
@@ -322,7 +324,7 @@ impl Core {
     fn lose_server(&mut self) {
         tracing::error!("the server of the machine's folders has ended");
         self.server = None;
-        self.files = Files::default();
+        self.files.close_all();
         for Waiting { queue, mut chain, unique, .. } in std::mem::take(&mut self.waiting) {
             chain.rewind();
             let len = chain.write(&failed(Errno::NOTCONN, unique));
@@ -418,7 +420,7 @@ impl VirtioDevice for Fs {
 
     fn reset(&mut self) {
         let mut core = self.shared.lock();
-        core.files = Files::default();
+        core.files.close_all();
         // The next guest says INIT, and the server forgets all that this one knew.
     }
 

@@ -1,26 +1,37 @@
 //! The files the guest has open, which the server has handed over: read and written here.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use fuse::wire::{Body, Header, MAX_IO, OUT_HEADER, Opcode, Transfer, out_header};
+use rustix::fs::OFlags;
 use rustix::io::{Errno, ReadWriteFlags, pread, preadv2};
 
 use super::Patience;
+use super::behind::Behind;
 use crate::virtio::Chain;
 
 /// Bytes of `fuse_entry_out`, which stands before `fuse_open_out` where a file is made.
 const ENTRY: usize = 128;
-/// Bytes of a write that a vCPU does itself, its header among them.
-const FEW: usize = 65 << 10;
 /// `fuse_write_out`.
 const WRITE_OUT: usize = 8;
 
 /// By the number that the server gave each.
 #[derive(Default)]
 pub(super) struct Files {
-    open: HashMap<u64, OwnedFd>,
+    open: HashMap<u64, Open>,
     buffer: Vec<u8>,
+    behind: Option<Behind>,
+}
+
+struct Open {
+    file: Arc<OwnedFd>,
+    /// Each write is on the disk before it is answered.
+    is_durable: bool,
+    /// What was written in order and no disk has been told of.
+    run: Range<u64>,
 }
 
 /// How far a request to move bytes got.
@@ -32,6 +43,16 @@ pub(super) enum Transferred {
 }
 
 impl Files {
+    /// Has disks begin early from now on.
+    pub(super) fn write_behind(&mut self) {
+        self.behind.get_or_insert_with(Behind::new);
+    }
+
+    /// The guest has none of them open any more.
+    pub(super) fn close_all(&mut self) {
+        self.open.clear();
+    }
+
     /// The server was asked something of these.
     pub(super) fn asked(&mut self, opcode: Option<Opcode>, body: &[u8]) {
         match opcode {
@@ -61,7 +82,9 @@ impl Files {
         let handle = Body(answer.get(at..)?).u64().ok()?;
         match file {
             Some(file) => {
-                self.open.insert(handle, file);
+                let flags = rustix::fs::fcntl_getfl(&file).unwrap_or(OFlags::SYNC);
+                let is_durable = flags.intersects(OFlags::SYNC | OFlags::DSYNC);
+                self.open.insert(handle, Open { file: Arc::new(file), is_durable, run: 0..0 });
                 None
             }
             None => Some(Errno::NFILE),
@@ -75,7 +98,7 @@ impl Files {
         patience: Patience,
     ) -> Result<Transferred, Errno> {
         let request = transfer(chain)?;
-        let file = self.open.get(&request.handle).ok_or(Errno::BADF)?;
+        let file = &self.open.get(&request.handle).ok_or(Errno::BADF)?.file;
         let room = chain.writable().checked_sub(OUT_HEADER).ok_or(Errno::INVAL)?;
         let size = (request.size as usize).min(room).min(MAX_IO);
         self.buffer.resize(OUT_HEADER + size, 0);
@@ -110,12 +133,12 @@ impl Files {
         chain: &mut Chain,
         patience: Patience,
     ) -> Result<Transferred, Errno> {
-        // Few bytes go to the host's page cache in less time than to another thread.
-        if patience == Patience::DoNotWait && chain.readable() > FEW {
+        let request = transfer(chain)?;
+        let open = self.open.get_mut(&request.handle).ok_or(Errno::BADF)?;
+        // Others go to the host's page cache in less time than to another thread.
+        if open.is_durable && patience == Patience::DoNotWait {
             return Ok(Transferred::WouldWait);
         }
-        let request = transfer(chain)?;
-        let file = self.open.get(&request.handle).ok_or(Errno::BADF)?;
         let size = request.size as usize;
         if size > MAX_IO || size > chain.readable() {
             return Err(Errno::INVAL);
@@ -123,7 +146,7 @@ impl Files {
         let mut done = 0;
         while done < size {
             let at = request.offset.checked_add(done as u64).ok_or(Errno::INVAL)?;
-            match chain.write_to(file.as_fd(), at, size - done) {
+            match chain.write_to(open.file.as_fd(), at, size - done) {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -131,6 +154,9 @@ impl Files {
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
             }
+        }
+        if let (Some(behind), Some(end)) = (&self.behind, request.offset.checked_add(done as u64)) {
+            behind.written(&open.file, &mut open.run, request.offset..end);
         }
         let len = OUT_HEADER + WRITE_OUT;
         let mut answer = out_header(len, 0, header.unique).to_vec();
