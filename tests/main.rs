@@ -23,6 +23,7 @@ mod docker_limits;
 mod docker_networks;
 mod docker_sdk;
 mod docker_system;
+mod docker_tuning;
 mod escape;
 mod files;
 mod fork;

@@ -184,6 +184,8 @@ pub struct Creation {
     pub volumes_from: Vec<String>,
     /// What a container may do with disks of this host.
     pub throttles: Vec<Throttle>,
+    /// What else a container has of the kernel.
+    pub tuning: crate::Tuning,
     /// The client's own description.
     pub said: serde_json::Value,
 }

@@ -36,6 +36,7 @@ mod server;
 mod strata;
 mod terminal;
 mod tls;
+mod tuning;
 
 pub use backend::{
     Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Limit, Limits, Network, Process, Refusal,
@@ -47,3 +48,4 @@ pub use listen::Listen;
 pub use machines::{AfterSnapshot, BlockTraffic, Machines, NetworkTraffic, SavedWorkload, Traffic};
 pub use server::{End, Service, end, serve};
 pub use tls::{Tls, TlsError};
+pub use tuning::{HostName, Tuning};

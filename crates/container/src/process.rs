@@ -166,7 +166,12 @@ pub fn execute(
 ) -> Result<Infallible> {
     let process = &plan.process;
     let user = match &plan.user_name {
-        Some(name) => paths_user(root, name)?,
+        Some(name) => {
+            // By their numbers, which nobody has to look up.
+            let mut user = paths_user(root, name)?;
+            user.additional_gids.extend(&process.user.additional_gids);
+            user
+        }
         None => process.user.clone(),
     };
     write_labels(plan)?;

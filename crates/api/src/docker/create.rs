@@ -9,15 +9,16 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use bollard_stubs::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, NetworkingConfig, PortMap,
+    ContainerCreateBody, HealthConfig, HostConfig, NetworkingConfig, PortBinding, PortMap,
+    ResourcesUlimits,
     RestartPolicy, RestartPolicyNameEnum, ThrottleDevice,
 };
 use serde_json::json;
 use workload::networks::Endpoint;
-use workload::{HealthCheck, HealthTest, Isolation, LogLimits, Restart, Workloads};
+use workload::{HealthCheck, HealthTest, Isolation, Restart, Workloads};
 
 use super::params::Params;
-use super::{App, endpoints, exec, images, json, volumes};
+use super::{App, endpoints, exec, images, json, tuning, volumes};
 use crate::backend::{Creation, Limit, Network, Resolving, Throttle, Throttled};
 use crate::error::{ApiError, Result};
 
@@ -36,11 +37,17 @@ pub(super) async fn create(
         return Err(ApiError::not_offered(format!("containers are linux/amd64, not {platform}")));
     }
     let name = params.get("name").map(str::to_owned);
+    let is_all = body.host_config.as_ref().is_some_and(|host| host.publish_all_ports == Some(true));
+    let exposed = is_all.then(|| body.exposed_ports.clone().unwrap_or_default());
     let mut creation = creation(body)?;
     let folder = app
         .blocking(move |backend| {
             // What is not here is a 404: clients pull it then. An id becomes a name.
-            creation.image = images::find(backend.store(), &creation.image)?.name().to_string();
+            let image = images::find(backend.store(), &creation.image)?;
+            creation.image = image.name().to_string();
+            if let Some(exposed) = exposed.filter(|_| creation.network != Network::Host) {
+                publish_all(&mut creation.publish, exposed.into_iter().chain(image.config().exposed_ports))?;
+            }
             endpoints::resolve(&backend.workloads().networks()?, &mut creation.endpoints)?;
             name_by_id(backend.workloads(), &mut creation)?;
             Ok(backend.create(name, creation)?)
@@ -79,6 +86,7 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
     let image = image.ok_or_else(|| ApiError::bad("No image was specified"))?;
     let isolation = isolation(host.runtime.as_deref().unwrap_or_default())?;
     let throttles = throttles(&host)?;
+    let tuning = tuning::wanted(&host, isolation)?;
     if isolation == Isolation::Vm && !throttles.is_empty() {
         let text = "HostConfig.BlkioDevice…: a microVM has no disk of this host; strata run has --disk-rate";
         return Err(ApiError::not_offered(text));
@@ -89,24 +97,8 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).filter(|n| *n > 0);
     let is_off = body.network_disabled == Some(true);
     let (network, endpoints, resolving) = connections(is_off, &host, body.networking_config)?;
-    let mut publish = publish(host.port_bindings.as_ref().unwrap_or(&PortMap::default()))?;
-    match &network {
-        // They are the host's already.
-        Network::Host => publish.clear(),
-        Network::Container(_) if !publish.is_empty() => {
-            let text = "conflicting options: port publishing and the container type network mode";
-            return Err(ApiError::bad(text));
-        }
-        Network::Container(_) if body.hostname.as_ref().is_some_and(|name| !name.is_empty()) => {
-            return Err(ApiError::bad("conflicting options: hostname and the network mode"));
-        }
-        _ => {}
-    }
-    let limit = |limit: bollard_stubs::models::ResourcesUlimits| Limit {
-        name: limit.name.unwrap_or_default(),
-        soft: limit.soft.unwrap_or(-1),
-        hard: limit.hard.unwrap_or(-1),
-    };
+    let has_hostname = body.hostname.as_ref().is_some_and(|name| !name.is_empty());
+    let publish = published(&host, &network, has_hostname)?;
     Ok(Creation {
         isolation,
         image,
@@ -133,7 +125,7 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         privileged: host.privileged.unwrap_or_default(),
         remove: host.auto_remove.unwrap_or_default(),
         restart: restart(host.restart_policy)?,
-        log_opts: log_opts(host.log_config)?,
+        log_opts: tuning::log_options(host.log_config)?,
         health: body.healthcheck.map(health).transpose()?.flatten(),
         stop_signal: given(body.stop_signal),
         network,
@@ -143,8 +135,34 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         mounts,
         volumes_from: list(host.volumes_from),
         throttles,
+        tuning,
         said,
     })
+}
+
+/// Ports of the host that lead to it, where its network is its own.
+fn published(host: &HostConfig, network: &Network, has_hostname: bool) -> Result<Vec<String>> {
+    let publish = publish(host.port_bindings.as_ref().unwrap_or(&PortMap::default()))?;
+    match network {
+        // They are the host's already.
+        Network::Host => Ok(Vec::new()),
+        Network::Container(_) if !publish.is_empty() => {
+            let text = "conflicting options: port publishing and the container type network mode";
+            Err(ApiError::bad(text))
+        }
+        Network::Container(_) if has_hostname => {
+            Err(ApiError::bad("conflicting options: hostname and the network mode"))
+        }
+        _ => Ok(publish),
+    }
+}
+
+fn limit(limit: ResourcesUlimits) -> Limit {
+    Limit {
+        name: limit.name.unwrap_or_default(),
+        soft: limit.soft.unwrap_or(-1),
+        hard: limit.hard.unwrap_or(-1),
+    }
 }
 
 /// Limits of disks of this host. 0 is none, as docker has it.
@@ -202,34 +220,22 @@ fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
     let words = |text: &Option<String>, fine: &[&str]| {
         text.as_deref().is_some_and(|text| !text.is_empty() && !fine.contains(&text))
     };
-    let number = |number: Option<i64>, fine: &[i64]| number.is_some_and(|n| n != 0 && !fine.contains(&n));
+    let number = |number: Option<i64>| number.is_some_and(|number| number != 0);
     let refused = [
-        ("Devices", some(&host.devices)),
         ("DeviceRequests", some(&host.device_requests)),
         ("DeviceCgroupRules", some(&host.device_cgroup_rules)),
         ("Links", some(&host.links)),
-        ("ExtraHosts", some(&host.extra_hosts)),
-        ("GroupAdd", some(&host.group_add)),
-        ("Sysctls", host.sysctls.as_ref().is_some_and(|map| !map.is_empty())),
         ("StorageOpt", host.storage_opt.as_ref().is_some_and(|map| !map.is_empty())),
-        ("PublishAllPorts", host.publish_all_ports == Some(true)),
         ("OomKillDisable", host.oom_kill_disable == Some(true)),
         ("CgroupParent", words(&host.cgroup_parent, &[])),
-        ("PidMode", words(&host.pid_mode, &["private"])),
-        ("IpcMode", words(&host.ipc_mode, &["private"])),
-        ("UTSMode", words(&host.uts_mode, &[])),
-        ("UsernsMode", words(&host.userns_mode, &[])),
-        ("CpusetCpus", words(&host.cpuset_cpus, &[])),
-        ("CpusetMems", words(&host.cpuset_mems, &[])),
-        ("CpuShares", number(host.cpu_shares, &[])),
-        ("CpuRealtimePeriod", number(host.cpu_realtime_period, &[])),
-        ("CpuRealtimeRuntime", number(host.cpu_realtime_runtime, &[])),
+        ("PidMode", words(&host.pid_mode, &["private", "host"])),
+        ("IpcMode", words(&host.ipc_mode, &["private", "host"])),
+        ("UTSMode", words(&host.uts_mode, &["host"])),
+        ("UsernsMode", words(&host.userns_mode, &["host"])),
+        ("CpuRealtimePeriod", number(host.cpu_realtime_period)),
+        ("CpuRealtimeRuntime", number(host.cpu_realtime_runtime)),
         ("BlkioWeight", host.blkio_weight.is_some_and(|weight| weight != 0)),
         ("BlkioWeightDevice", some(&host.blkio_weight_device)),
-        ("ShmSize", number(host.shm_size, &[64 << 20])),
-        ("OomScoreAdj", number(host.oom_score_adj, &[])),
-        ("MemoryReservation", number(host.memory_reservation, &[])),
-        ("MemorySwap", number(host.memory_swap, &[-1, host.memory.unwrap_or_default().saturating_mul(2)])),
     ];
     let names: Vec<&str> = refused.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| *name).collect();
     if names.is_empty() {
@@ -271,19 +277,6 @@ fn resolving(host: &HostConfig) -> Result<Resolving> {
         search: words(&host.dns_search)?,
         options: words(&host.dns_options)?,
     })
-}
-
-/// Docker's own default is all that there is.
-fn log_opts(config: Option<HostConfigLogConfig>) -> Result<Vec<String>> {
-    let Some(config) = config else { return Ok(Vec::new()) };
-    match config.typ.as_deref().unwrap_or_default() {
-        "" | "json-file" => {}
-        other => return Err(ApiError::not_offered(format!("log driver {other}: json-file is there"))),
-    }
-    let options: Vec<String> =
-        config.config.into_iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
-    LogLimits::parse(options.iter().map(String::as_str)).map_err(ApiError::bad)?;
-    Ok(options)
 }
 
 pub(super) fn restart(policy: Option<RestartPolicy>) -> Result<Restart> {
@@ -355,6 +348,19 @@ fn publish(ports: &PortMap) -> Result<Vec<String>> {
     Ok(all)
 }
 
+/// Has a free port of the host lead to each that is exposed and not published yet.
+fn publish_all(publish: &mut Vec<String>, exposed: impl IntoIterator<Item = String>) -> Result<()> {
+    for port in exposed {
+        let port = if port.contains('/') { port } else { format!("{port}/tcp") };
+        if publish.iter().any(|own| own.ends_with(&format!(":{port}"))) {
+            continue;
+        }
+        let anywhere = PortBinding { host_ip: None, host_port: None };
+        publish.extend(self::publish(&PortMap::from([(port, Some(vec![anywhere]))]))?);
+    }
+    Ok(())
+}
+
 /// A port that nobody has now. Somebody else may have it when the workload starts, which says so then.
 fn free_port(ip: Ipv4Addr, protocol: &str) -> Result<u16> {
     let bound = match protocol {
@@ -413,14 +419,23 @@ mod tests {
             let error = of(json!({"Image": "x", "HostConfig": host})).unwrap_err();
             (error.status.as_u16(), error.message)
         };
-        let (status, message) = refused(json!({"PidMode": "host", "ShmSize": 1}));
+        let (status, message) = refused(json!({"PidMode": "container:x", "UsernsMode": "x"}));
         assert_eq!(
             (status, message.as_str()),
-            (501, "HostConfig.PidMode, HostConfig.ShmSize: not there yet")
+            (501, "HostConfig.PidMode, HostConfig.UsernsMode: not there yet")
         );
         assert_eq!(refused(json!({"Init": true})).0, 501);
         assert!(of(json!({"Image": "x", "HostConfig": {"Init": true, "Runtime": VM}})).is_ok());
         assert_eq!(refused(json!({"Runtime": "runc"})).0, 400);
+        let host = json!({"NetworkMode": "host", "PortBindings": {"80/tcp": [{"HostPort": "80"}]}});
+        assert!(of(json!({"Image": "x", "HostConfig": host})).unwrap().publish.is_empty());
+        let joined = json!({"NetworkMode": "container:x", "PortBindings": {"80/tcp": [{"HostPort": "80"}]}});
+        assert_eq!(refused(joined).0, 400);
+        let mut publish = vec!["0.0.0.0:8080:80/tcp".to_owned()];
+        publish_all(&mut publish, ["80/tcp", "53/udp", "90"].map(str::to_owned)).unwrap();
+        let ends: Vec<_> = publish.iter().map(|entry| entry.rsplit(':').next().unwrap()).collect();
+        assert_eq!(ends, ["80/tcp", "53/udp", "90/tcp"]);
+        assert!(publish_all(&mut publish, ["x/tcp".to_owned()]).is_err());
         assert_eq!(refused(json!({"Dns": ["10.0.0.1"]})).0, 501);
         assert_eq!(refused(json!({"NetworkMode": "team", "Dns": ["x"]})).0, 400);
         assert_eq!(refused(json!({"NetworkMode": "team", "DnsSearch": ["a\nb"]})).0, 400);

@@ -25,6 +25,7 @@ mod pull;
 mod stats;
 mod streams;
 mod system;
+mod tuning;
 mod update;
 mod volumes;
 

@@ -26,6 +26,7 @@ mod resolving;
 mod security;
 pub mod session;
 pub mod template;
+mod tuning;
 pub mod update;
 pub mod volumes;
 pub mod worker;

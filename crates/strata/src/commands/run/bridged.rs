@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use api::HostName;
 use container::network::Namespace;
 use container::spec::{Mount, Spec};
 use container::template;
@@ -29,6 +30,8 @@ pub struct Wanted {
     pub publish: Vec<Publish>,
     /// What it calls itself.
     pub hostname: String,
+    /// Names that it knows without asking.
+    pub hosts: Vec<HostName>,
 }
 
 impl Wanted {
@@ -147,7 +150,7 @@ pub fn prepare(root: &Path, wanted: &Wanted) -> Outcome<Bridged> {
     if let Some(way) = way_out(&cables, None).filter(|_| !is_alone) {
         lead_out(namespace.try_clone().map_err(explain)?, way)?;
     }
-    let files = Some(Files::of_networks(&wanted.hostname, &places(&cables))?);
+    let files = Some(Files::of_networks(&wanted.hostname, &wanted.hosts, &places(&cables))?);
     let cables = Cables { plugged: Mutex::new(cables), files, own: None };
     Ok(Bridged { namespace, cables, _ports: ports })
 }

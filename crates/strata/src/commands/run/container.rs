@@ -19,7 +19,9 @@ use super::network::Who;
 use super::security::Security;
 use super::volumes::Keep;
 use super::worker::{Link, Reply, Target};
-use super::{Options, bridged, container_network, detach, find, hostname, joined, process, volumes};
+use super::{
+    Options, bridged, container_network, detach, find, hostname, joined, process, resolving, tuning, volumes,
+};
 use crate::cli::Global;
 use crate::commands::oci::enter;
 use crate::commands::{files, image as images};
@@ -57,6 +59,9 @@ pub struct Flags {
     /// All capabilities, all devices, no filter of system calls: root inside is root outside
     #[arg(long)]
     pub(super) privileged: bool,
+    #[command(flatten)]
+    #[serde(default)]
+    pub(super) tuning: tuning::Flags,
     /// Thousandths of a processor, instead of --cpus. For clients of the API, who may ask for less than one.
     #[arg(skip)]
     #[serde(default)]
@@ -79,7 +84,8 @@ impl Flags {
             ("--ulimit", !self.ulimit.is_empty()),
             ("--privileged", self.privileged),
         ];
-        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+        let own = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+        own.or_else(|| self.tuning.beyond_machines())
     }
 }
 
@@ -196,6 +202,8 @@ struct Prepared {
     files: volumes::Settled,
     /// The network of another, until it is there.
     joined: Option<joined::Joined>,
+    /// Names that it knows without asking, until they are there.
+    _hosts: Option<tempfile::NamedTempFile>,
     /// Its places on networks with a name, as long as it runs.
     bridged: Option<bridged::Bridged>,
     /// The store, and what it wants of each of those.
@@ -230,6 +238,7 @@ fn prepare(
     if let Some(resources) = spec.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
         resources.block_io = options.rates.block_io(store.root())?;
     }
+    options.container.tuning.add_to(&mut spec)?;
     let network = options.network.config()?.map(|config| container_network::prepare(&config)).transpose()?;
     if let Some(network) = &network {
         network.add_to(&mut spec);
@@ -245,6 +254,8 @@ fn prepare(
     if options.network.is_host() {
         bridged::share_host(&mut spec);
     }
+    let hosts = options.network.hosts_file()?;
+    spec.mounts.extend(hosts.iter().map(resolving::hosts_mount));
     // What is to stay of one in the background is in its upper folder and in volumes, which were made with it.
     let keep = if options.container.read_only { Keep::CommandOnReadOnlyRoot } else { Keep::Command };
     let files = options.files.settle(&store, &image, keep)?;
@@ -267,6 +278,7 @@ fn prepare(
         network,
         files,
         joined,
+        _hosts: hosts,
         bridged,
         root: store.root().to_owned(),
         common,
@@ -283,7 +295,7 @@ fn name_of(global: &Global, options: &Options, id: &str) -> Outcome<String> {
 }
 
 fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome {
-    let Prepared { create, network, files, joined: _joined, bridged, root, common, named } = prepared;
+    let Prepared { create, network, files, joined: _joined, _hosts, bridged, root, common, named } = prepared;
     let signals = Signals::block().map_err(explain)?;
     let running = runtime().run(&create).map_err(explain)?;
     let (_network, files_of_network) = network.map(container_network::Prepared::carry).transpose()?.unzip();

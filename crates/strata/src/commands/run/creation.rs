@@ -5,7 +5,7 @@ use clap::Parser;
 use container::spec::Rlimit;
 use workload::{Folder, Isolation as Layer, Mount, Wanted, Workloads};
 
-use super::{Isolation, MAX_CPUS, Options, Pull, detach, network};
+use super::{Isolation, MAX_CPUS, Options, Pull, detach, network, tuning};
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
@@ -77,6 +77,8 @@ fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
     }
     options.network.set_endpoints(creation.endpoints.clone());
     options.network.set_resolving(&creation.resolving);
+    options.network.set_hosts(&creation.tuning.hosts);
+    options.container.tuning = tuning::Flags::of(&creation.tuning);
     options.files.mounts.clone_from(&creation.mounts);
     options.rates.throttle(&creation.throttles);
     // A container has all of the host that nobody takes from it.

@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
+use api::HostName;
 use image::kernels::KernelBundle;
 use machine::config::NetConfig;
 use net::nat::{self, Config, Loopback, Nat, Publish, Transport};
+use tempfile::NamedTempFile;
 use workload::networks::{Endpoint, NewLease};
 
 use super::bridged::Wanted;
@@ -54,6 +56,10 @@ pub struct Flags {
     #[arg(long, value_name = "OPTION", value_parser = resolving::check_word)]
     #[serde(default)]
     dns_option: Vec<String>,
+    /// A name that a container knows without asking; host-gateway is this host, on its network, which has a name
+    #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
+    #[serde(default)]
+    hosts: Vec<HostName>,
     /// Let a port of this host lead to one of the command's, e.g. 8080:80 or 127.0.0.1:5353:53/udp
     #[arg(short, long, value_name = "[HOSTIP:]HOSTPORT:PORT[/tcp|udp]", value_parser = check)]
     pub publish: Vec<String>,
@@ -268,6 +274,29 @@ impl Flags {
         self.network == Some(Kind::Host)
     }
 
+    /// Has these names known without asking.
+    pub fn set_hosts(&mut self, hosts: &[HostName]) {
+        hosts.clone_into(&mut self.hosts);
+    }
+
+    /// What a container that is on no network with a name knows without asking, if that is more than its image says.
+    ///
+    /// # Errors
+    /// There is no place for it, or the host has no room for a file.
+    pub fn hosts_file(&self) -> Outcome<Option<NamedTempFile>> {
+        if self.hosts.is_empty() || !self.endpoints().is_empty() {
+            return Ok(None);
+        }
+        let refuse = |why: &str| Err(Failure::new(format!("--add-host: {why}")).exit(Exit::Usage));
+        if self.joined().is_some() {
+            return refuse("--network container:NAME has the names of that one");
+        }
+        if self.hosts.iter().any(|host| host.address.is_none()) {
+            return refuse("host-gateway is an address of a network with a name");
+        }
+        resolving::hosts_file(&self.hosts, self.is_host()).map(Some)
+    }
+
     /// Whether it is somebody else's, to which nothing can be added.
     pub fn shares(&self) -> bool {
         self.is_host() || self.joined().is_some()
@@ -289,8 +318,13 @@ impl Flags {
         let endpoints = self.endpoints();
         let publish =
             if matches!(self.network, Some(Kind::Named(_))) { parse_all(&self.publish)? } else { Vec::new() };
-        let wanted =
-            Wanted { endpoints, common: self.common(who), publish, hostname: who.hostname.to_owned() };
+        let wanted = Wanted {
+            endpoints,
+            common: self.common(who),
+            publish,
+            hostname: who.hostname.to_owned(),
+            hosts: self.hosts.clone(),
+        };
         Ok((!wanted.endpoints.is_empty()).then_some(wanted))
     }
 
@@ -327,6 +361,10 @@ impl Flags {
     /// # Errors
     /// As [`Self::is_user`], or the kernel came without the driver.
     pub fn has_card(&self, kernel: &KernelBundle) -> Outcome<bool> {
+        if !self.hosts.is_empty() {
+            return Err(Failure::new("--add-host: of containers; what a machine knows its image says")
+                .exit(Exit::Usage));
+        }
         if self.shares() {
             let text = "network: the host's own and another container's are for containers; a machine has a kernel and \
                         a card of its own, --network user or one with a name";

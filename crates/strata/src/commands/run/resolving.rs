@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 
+use api::HostName;
 use container::spec::Mount;
 use container::template;
 use tempfile::NamedTempFile;
@@ -27,6 +28,37 @@ pub struct Files {
     /// What the former says where it is on no network with a name.
     alone: String,
     hostname: String,
+    /// What the latter says beside that.
+    known: Vec<HostName>,
+}
+
+/// What every host knows of itself.
+const LOOPBACK: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// Names and addresses as `/etc/hosts` has them; those without an address have `gateway`.
+fn lines_of(hosts: &[HostName], gateway: Option<IpAddr>) -> String {
+    let line = |host: &HostName| Some(format!("{}\t{}\n", host.address.or(gateway)?, host.name));
+    hosts.iter().filter_map(line).collect()
+}
+
+/// `/etc/hosts` of a container that is on no network with a name, where it is to know more than its image says.
+///
+/// # Errors
+/// The host has no room for a file.
+pub fn hosts_file(hosts: &[HostName], is_host: bool) -> Outcome<NamedTempFile> {
+    let own = is_host.then(|| std::fs::read_to_string(HOSTS).ok()).flatten();
+    let made = file(HOSTS)?;
+    write(&made, HOSTS, &(own.unwrap_or_else(|| LOOPBACK.to_owned()) + &lines_of(hosts, None)))?;
+    Ok(made)
+}
+
+/// Puts such a file where a container sees it.
+pub fn hosts_mount(file: &NamedTempFile) -> Mount {
+    mount(HOSTS, file)
+}
+
+fn mount(at: &str, file: &NamedTempFile) -> Mount {
+    template::mount(at, "bind", &file.path().to_string_lossy(), "bind,ro,nosuid,nodev,noexec")
 }
 
 impl Files {
@@ -34,8 +66,9 @@ impl Files {
     ///
     /// # Errors
     /// The host has no room for files.
-    pub fn of_networks(hostname: &str, places: &[&Place]) -> Outcome<Self> {
-        let files = Self { hosts: Some(file(HOSTS)?), hostname: hostname.to_owned(), ..Self::new("")? };
+    pub fn of_networks(hostname: &str, known: &[HostName], places: &[&Place]) -> Outcome<Self> {
+        let (hosts, hostname, known) = (Some(file(HOSTS)?), hostname.to_owned(), known.to_vec());
+        let files = Self { hosts, hostname, known, ..Self::new("")? };
         files.update(places)?;
         Ok(files)
     }
@@ -46,7 +79,7 @@ impl Files {
     /// The host has no room for files.
     pub fn new(alone: &str) -> Outcome<Self> {
         let (resolv_conf, hostname) = (file(RESOLV_CONF)?, String::new());
-        let files = Self { resolv_conf, hosts: None, alone: alone.to_owned(), hostname };
+        let files = Self { resolv_conf, hosts: None, alone: alone.to_owned(), hostname, known: Vec::new() };
         files.update(&[])?;
         Ok(files)
     }
@@ -73,7 +106,8 @@ impl Files {
         let text = if places.is_empty() { self.alone.clone() } else { resolv_conf(places) };
         write(&self.resolv_conf, RESOLV_CONF, &text)?;
         let Some(hosts) = &self.hosts else { return Ok(()) };
-        let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+        let gateway = places.first().map(|place| place.network.gateway.into());
+        let mut text = LOOPBACK.to_owned() + &lines_of(&self.known, gateway);
         for lease in places.iter().map(|place| &place.lease) {
             let six = lease.address6.map(IpAddr::from);
             for address in std::iter::once(lease.address.into()).chain(six) {
@@ -86,10 +120,7 @@ impl Files {
     /// Puts them where the container sees them.
     pub fn mounts(&self) -> impl Iterator<Item = Mount> {
         let hosts = self.hosts.iter().map(|file| (HOSTS, file));
-        std::iter::once((RESOLV_CONF, &self.resolv_conf)).chain(hosts).map(|(at, file)| {
-            let source = file.path().to_string_lossy();
-            template::mount(at, "bind", &source, "bind,ro,nosuid,nodev,noexec")
-        })
+        std::iter::once((RESOLV_CONF, &self.resolv_conf)).chain(hosts).map(|(at, file)| mount(at, file))
     }
 }
 

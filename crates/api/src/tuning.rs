@@ -1,0 +1,61 @@
+//! What only containers can have of the kernel, which machines have one of their own of.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+/// What a container has beside its limits; what is empty is as ever.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tuning {
+    /// Parameters of the kernel, of the container's own namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// Bytes of `/dev/shm` at most.
+    pub shm_bytes: Option<u64>,
+    /// How soon it is killed where memory is short.
+    pub oom_score_adj: Option<i32>,
+    /// Its part of the processors where others want them too; 1024 is usual.
+    pub cpu_shares: Option<u64>,
+    /// Processors that it may use: `0-3,7`.
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes that it may use.
+    pub cpuset_mems: Option<String>,
+    /// Bytes that are left to it where memory is short.
+    pub memory_reservation: Option<i64>,
+    /// Bytes of memory and swap together.
+    pub memory_swap: Option<i64>,
+    /// Further groups of its first process.
+    pub groups: Vec<u32>,
+    /// Devices of the host: `HOST:INSIDE:ACCESS`.
+    pub devices: Vec<String>,
+    /// Names that it knows without asking.
+    pub hosts: Vec<HostName>,
+    /// Kinds of name spaces that it has none of its own of: `pid`, `ipc`, `uts`.
+    pub shared: Vec<String>,
+}
+
+/// A name and its address.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct HostName {
+    /// The name.
+    pub name: String,
+    /// Its address; the host's own on the first network of the container, if none is said.
+    pub address: Option<IpAddr>,
+}
+
+impl FromStr for HostName {
+    type Err = String;
+
+    /// `NAME:ADDRESS` or `NAME=ADDRESS`; `host-gateway` is the host's own.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let at = text.find(['=', ':']).ok_or("it is not NAME:ADDRESS")?;
+        let (name, address) = (&text[..at], text[at + 1..].trim_matches(['[', ']']));
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+            return Err(format!("{name:?} is no name"));
+        }
+        let address = match address {
+            "host-gateway" => None,
+            address => Some(address.parse().map_err(|_| format!("{address:?} is no address"))?),
+        };
+        Ok(Self { name: name.to_owned(), address })
+    }
+}

@@ -1,0 +1,171 @@
+//! What a container has of the kernel beside its limits.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use api::Tuning;
+use container::spec::{Cpu, Device, DeviceRule, Linux, Memory, Spec};
+
+use crate::exit::Exit;
+use crate::failure::{Failure, Outcome, While};
+use crate::size::parse_size;
+
+/// Flags for it.
+#[derive(clap::Args, Clone, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Flags {
+    /// Set a parameter of the kernel, of the container's own namespaces
+    #[arg(long = "sysctl", value_name = "NAME=VALUE", value_parser = pair)]
+    sysctls: Vec<(String, String)>,
+    /// Bytes of /dev/shm at most
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    shm_size: Option<u64>,
+    /// How soon it is killed where memory is short, from -1000 to 1000
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
+    oom_score_adj: Option<i32>,
+    /// Its part of the processors where others want them too; 1024 is usual
+    #[arg(long, value_name = "N")]
+    cpu_shares: Option<u64>,
+    /// Processors that it may use, e.g. 0-3,7
+    #[arg(long, value_name = "LIST")]
+    cpuset_cpus: Option<String>,
+    /// Memory nodes that it may use
+    #[arg(long, value_name = "LIST")]
+    cpuset_mems: Option<String>,
+    /// Bytes that are left to it where memory is short. For clients of the API.
+    #[arg(skip)]
+    memory_reservation: Option<i64>,
+    /// Bytes of memory and swap together. For clients of the API.
+    #[arg(skip)]
+    memory_swap: Option<i64>,
+    /// A further group, by its number
+    #[arg(long = "group-add", value_name = "GID")]
+    groups: Vec<u32>,
+    /// See all processes of this host: host
+    #[arg(long, value_name = "host", value_parser = ["host"])]
+    pid: Option<String>,
+    /// Have the shared memory of this host: host
+    #[arg(long, value_name = "host", value_parser = ["host"])]
+    ipc: Option<String>,
+    /// Have the host name of this host: host
+    #[arg(long, value_name = "host", value_parser = ["host"])]
+    uts: Option<String>,
+    /// Give it a device of this host
+    #[arg(long = "device", value_name = "HOST[:INSIDE[:rwm]]")]
+    devices: Vec<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+impl Flags {
+    /// What a client of the API says.
+    pub fn of(tuning: &Tuning) -> Self {
+        let shared = |kind: &str| tuning.shared.iter().any(|own| own == kind).then(|| "host".to_owned());
+        Self {
+            pid: shared("pid"),
+            ipc: shared("ipc"),
+            uts: shared("uts"),
+            sysctls: tuning.sysctls.clone().into_iter().collect(),
+            shm_size: tuning.shm_bytes,
+            oom_score_adj: tuning.oom_score_adj,
+            cpu_shares: tuning.cpu_shares,
+            cpuset_cpus: tuning.cpuset_cpus.clone(),
+            cpuset_mems: tuning.cpuset_mems.clone(),
+            memory_reservation: tuning.memory_reservation,
+            memory_swap: tuning.memory_swap,
+            groups: tuning.groups.clone(),
+            devices: tuning.devices.clone(),
+        }
+    }
+
+    /// A flag that was given and says nothing to a machine.
+    pub fn beyond_machines(&self) -> Option<&'static str> {
+        let given = [
+            ("--sysctl", !self.sysctls.is_empty()),
+            ("--shm-size", self.shm_size.is_some()),
+            ("--oom-score-adj", self.oom_score_adj.is_some()),
+            ("--cpu-shares", self.cpu_shares.is_some()),
+            ("--cpuset-cpus", self.cpuset_cpus.is_some()),
+            ("--cpuset-mems", self.cpuset_mems.is_some()),
+            ("--group-add", !self.groups.is_empty()),
+            ("--pid", self.pid.is_some()),
+            ("--ipc", self.ipc.is_some()),
+            ("--uts", self.uts.is_some()),
+            ("--device", !self.devices.is_empty()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
+    /// Puts it into a container's bundle.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn add_to(&self, spec: &mut Spec) -> Outcome<()> {
+        if let Some(process) = &mut spec.process {
+            process.oom_score_adj = self.oom_score_adj;
+            process.user.additional_gids.extend(&self.groups);
+        }
+        if let Some(size) = self.shm_size {
+            for mount in spec.mounts.iter_mut().filter(|mount| mount.destination == "/dev/shm") {
+                mount.options.retain(|option| !option.starts_with("size="));
+                mount.options.push(format!("size={size}"));
+            }
+        }
+        if self.uts.is_some() {
+            spec.hostname = None;
+        }
+        let Some(linux) = &mut spec.linux else { return Ok(()) };
+        for (kind, shared) in [("pid", &self.pid), ("ipc", &self.ipc), ("uts", &self.uts)] {
+            linux.namespaces.retain(|namespace| shared.is_none() || namespace.kind != kind);
+        }
+        linux.sysctl.extend(self.sysctls.iter().cloned());
+        if let Some(resources) = &mut linux.resources {
+            let memory = resources.memory.get_or_insert_with(Memory::default);
+            (memory.reservation, memory.swap) = (self.memory_reservation, self.memory_swap);
+            let cpu = resources.cpu.get_or_insert_with(Cpu::default);
+            cpu.shares = self.cpu_shares;
+            (cpu.cpus, cpu.mems) = (self.cpuset_cpus.clone(), self.cpuset_mems.clone());
+        }
+        self.devices.iter().try_for_each(|text| add_device(linux, text))
+    }
+}
+
+fn add_device(linux: &mut Linux, text: &str) -> Outcome<()> {
+    let mut words = text.split(':');
+    let host = words.next().unwrap_or_default();
+    let inside = words.next().filter(|word| !word.is_empty()).unwrap_or(host);
+    let access = words.next().unwrap_or("rwm");
+    let is_right = !access.is_empty() && access.bytes().all(|letter| b"rwm".contains(&letter));
+    if words.next().is_some() || !is_right || !inside.starts_with('/') {
+        let text = format!("--device {text:?} is not HOST[:INSIDE[:rwm]]");
+        return Err(Failure::new(text).exit(Exit::Usage));
+    }
+    let found = std::fs::metadata(host).while_trying(|| format!("give the device {host}"))?;
+    let kind = match found.file_type() {
+        kind if kind.is_char_device() => "c",
+        kind if kind.is_block_device() => "b",
+        _ => return Err(Failure::new(format!("give the device {host}: it is none")).exit(Exit::Usage)),
+    };
+    let (major, minor) = (rustix::fs::major(found.rdev()).into(), rustix::fs::minor(found.rdev()).into());
+    linux.devices.push(Device {
+        path: inside.to_owned(),
+        kind: kind.to_owned(),
+        major,
+        minor,
+        file_mode: Some(found.mode() & 0o777),
+        uid: Some(found.uid()),
+        gid: Some(found.gid()),
+    });
+    if let Some(resources) = linux.resources.as_mut().filter(|resources| !resources.devices.is_empty()) {
+        resources.devices.push(DeviceRule {
+            allow: true,
+            kind: Some(kind.to_owned()),
+            major: Some(major),
+            minor: Some(minor),
+            access: Some(access.to_owned()),
+        });
+    }
+    Ok(())
+}
