@@ -33,7 +33,7 @@ BENCH_FLAGS ?=
 
 PACKAGES_RUN := gcc libc6-dev mmdebstrap
 # Not containerd and runc, which Docker's own packages would have to make room for: what is there is tested and measured.
-PACKAGES_TEST := $(PACKAGES_RUN) g++ git buildah busybox-static chromium docker-registry iproute2 nftables openssl podman python3-docker skopeo
+PACKAGES_TEST := $(PACKAGES_RUN) g++ git buildah busybox-static chromium docker-compose docker-registry iproute2 nftables openssl podman python3-docker skopeo
 # In the guest, from the host's package sources.
 PACKAGES_SOAK := bc bison bzip2 flex gcc libc6-dev libelf-dev libssl-dev linux-source make xz-utils
 # virtiofsd is a part of qemu-system-common, or a package of its own that the other replaces.

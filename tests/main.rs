@@ -18,6 +18,7 @@ mod crashes;
 mod debug;
 mod detached;
 mod docker;
+mod docker_compose;
 mod docker_files;
 mod docker_limits;
 mod docker_networks;
