@@ -9,8 +9,7 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use bollard_stubs::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, NetworkingConfig, PortBinding, PortMap,
-    ResourcesUlimits,
+    ContainerCreateBody, HealthConfig, HostConfig, NetworkingConfig, PortBinding, PortMap, ResourcesUlimits,
     RestartPolicy, RestartPolicyNameEnum, ThrottleDevice,
 };
 use serde_json::json;
