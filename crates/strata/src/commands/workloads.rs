@@ -293,9 +293,17 @@ pub fn stop(global: &Global, options: &StopOptions) -> Outcome {
 pub fn end(folder: &Folder, patience: Duration) -> Outcome<()> {
     if state(folder)?.status.is_active() {
         let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        ask(folder, "stop", &Request::Stop { timeout_ms })?;
+        gone(folder, ask(folder, "stop", &Request::Stop { timeout_ms }).map(drop))?;
     }
     Ok(())
+}
+
+/// What came of asking for the end. One in the foreground may be gone before it has answered, and soon shows it.
+fn gone(folder: &Folder, asked: Outcome<()>) -> Outcome<()> {
+    const TRIES: u32 = 10;
+    let is_over = || !folder.state().is_ok_and(|state| state.status.is_active());
+    let waited = || (0..TRIES).any(|_| is_over() || (std::thread::sleep(Duration::from_millis(20)), false).1);
+    asked.or_else(|failure| if waited() { Ok(()) } else { Err(failure) })
 }
 
 /// `strata kill`
@@ -313,7 +321,14 @@ pub fn kill(global: &Global, options: &KillOptions) -> Outcome {
         },
     };
     each(&options.workloads, |name| {
-        ask(&find(global, name)?, "kill", &request)?;
+        let folder = find(global, name)?;
+        let ran = state(&folder)?.status.is_active();
+        let asked = ask(&folder, "kill", &request).map(drop);
+        if ran && request == Request::Kill {
+            gone(&folder, asked)?
+        } else {
+            asked?
+        }
         output::write(&format!("{name}\n"))
     })
 }
