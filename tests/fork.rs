@@ -275,3 +275,21 @@ fn memory_that_a_guest_has_freed_is_the_hosts_again() {
     assert!(figure("returned_bytes") > before);
     place.strata(&["kill", "eater"]);
 }
+
+#[test]
+fn a_machine_that_waits_gives_back_what_is_kept_for_its_speed_and_still_answers() {
+    let Some(place) = Place::new() else { return };
+    let script = "trap 'echo answered' USR1; echo up; while :; do sleep 1000 & wait; done";
+    place.start(&["--start", "cold", "--engine", "jit", "--name", "idle"], script);
+    place.wait_for("the first line", || place.strata(&["logs", "idle"]) == "up\n");
+    let own = || -> u64 {
+        let all: Value = serde_json::from_str(&place.strata(&["stats", "--json"])).unwrap();
+        all[0]["own_memory_bytes"].as_u64().unwrap_or_default()
+    };
+    // Decoded and translated code of its start is more than that.
+    let before = own();
+    place.wait_for("memory to come back", || own() + (20 << 20) < before);
+    place.strata(&["kill", "-s", "USR1", "idle"]);
+    place.wait_for("an answer", || place.strata(&["logs", "idle"]) == "up\nanswered\n");
+    place.strata(&["kill", "idle"]);
+}

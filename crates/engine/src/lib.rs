@@ -123,6 +123,10 @@ pub trait Vcpu: Send {
     /// (translations are kept only if the changed fields cannot affect them).
     fn state_mut(&mut self) -> &mut CpuState;
 
+    /// Gives memory back to the host that is kept for speed alone: the vCPU has little to do. What it needs of it is made anew
+    /// when it has more.
+    fn give_back(&mut self) {}
+
     /// What the engine has counted so far.
     fn statistics(&self) -> Statistics;
 }

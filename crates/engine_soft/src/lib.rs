@@ -136,6 +136,10 @@ impl Vcpu for SoftVcpu {
         &mut self.0.state
     }
 
+    fn give_back(&mut self) {
+        self.0.give_back();
+    }
+
     fn statistics(&self) -> Statistics {
         self.0.statistics()
     }

@@ -1,6 +1,7 @@
 //! How a machine ends.
 
 use crate::console::PANIC_MARK;
+use crate::vcpu::EndCause;
 
 /// Why a machine stopped running. Each machine ends with exactly one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,15 @@ pub enum MachineEvent {
     },
     /// The owner called [`crate::Machine::stop`].
     Stopped,
+}
+
+impl From<EndCause> for MachineEvent {
+    fn from(cause: EndCause) -> Self {
+        match cause {
+            EndCause::Shutdown(reason) => Self::TripleFault { reason },
+            EndCause::Fatal(reason) | EndCause::Gone(reason) => Self::Fatal { reason },
+        }
+    }
 }
 
 impl std::fmt::Display for MachineEvent {

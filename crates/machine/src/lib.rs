@@ -14,6 +14,7 @@ pub mod console;
 mod doorbells;
 pub mod error;
 pub mod event;
+mod idle;
 pub mod kvmclock;
 pub mod loader;
 pub mod machine;

@@ -48,6 +48,8 @@ pub struct Backends {
     /// Called once everything the machine needs is open and before its first thread: the place to give up what threads
     /// inherit, such as capabilities.
     pub confine: Option<Confine>,
+    /// Called by a thread of the machine when a vCPU has come to have little to do: the time for the process to give memory back.
+    pub when_idle: Option<Box<dyn Fn() + Send>>,
 }
 
 /// See [`Backends::confine`].
@@ -151,10 +153,9 @@ impl Machine {
         config.validate()?;
         let saved_hz = snapshot.as_ref().map(|snapshot| snapshot.apic_timer_hz(engine)).transpose()?;
         let ram = snapshot.as_ref().map(Snapshot::memory).transpose()?;
-        let Backends { console, vsock, net, folders, confine } = backends;
-        let network = net::Counts::default();
+        let Backends { console, vsock, net, folders, confine, when_idle } = backends;
+        let (network, console) = (net::Counts::default(), Arc::new(Console::new(console)));
         let net = net.into_iter().map(|port| network.watch(port)).collect();
-        let console = Arc::new(Console::new(console));
         let (messages, inbox) = channel();
         let power = Arc::new(Power::new(messages.clone()));
         let signals: Vec<_> = (0..config.cpus).map(|_| Arc::new(VcpuSignal::new())).collect();
@@ -187,6 +188,7 @@ impl Machine {
             console: console.clone(),
             ending: ending.clone(),
             on_reset: config.on_reset,
+            when_idle,
             timers: Some(board.timers().spawn(Arc::new(Advance(board.clone())))?),
             state: RunState::Paused,
         };
@@ -196,7 +198,7 @@ impl Machine {
             Some(snapshot) => supervisor.restore(snapshot)?,
         }
         let statistics = supervisor.vcpus.iter().map(vcpu::Handle::counters).collect();
-        let (config, supervisor) = (config.clone(), Some(run(supervisor, vm)?));
+        let (config, supervisor) = (snapshot::without_kernel(config.clone()), Some(run(supervisor, vm)?));
         Ok(Self {
             config,
             disks,
@@ -368,6 +370,7 @@ struct Supervisor {
     console: Arc<Console>,
     ending: Arc<Ending>,
     on_reset: OnReset,
+    when_idle: Option<Box<dyn Fn() + Send>>,
     timers: Option<JoinHandle<()>>,
     state: RunState,
 }
@@ -394,6 +397,10 @@ impl Supervisor {
                 },
                 Some(Message::Vcpu(Report::Ended { cause, .. })) => break cause.into(),
                 Some(Message::Vcpu(Report::Paused { .. })) => Ok(()),
+                Some(Message::Vcpu(Report::Idle)) => {
+                    self.when_idle.iter().for_each(|act| act());
+                    Ok(())
+                }
                 Some(Message::Stop) | None => break MachineEvent::Stopped,
             };
             if let Err(error) = done {
@@ -520,15 +527,6 @@ impl Drop for Supervisor {
             let _ = timers.join();
         }
         self.ending.set(MachineEvent::Fatal { reason: "the machine's supervisor ended".to_owned() });
-    }
-}
-
-impl From<EndCause> for MachineEvent {
-    fn from(cause: EndCause) -> Self {
-        match cause {
-            EndCause::Shutdown(reason) => Self::TripleFault { reason },
-            EndCause::Fatal(reason) | EndCause::Gone(reason) => Self::Fatal { reason },
-        }
     }
 }
 

@@ -129,14 +129,14 @@ impl MachineTimers {
         }
     }
 
-    /// Sleeps as a halted vCPU does: until a request or its own timer, which then expires into `expiry`.
+    /// Sleeps as a halted vCPU does: until a request or its own timer, which then expires into `expiry`; or until `at_most`.
     /// The vCPU's thread only.
-    pub fn sleep(&self, vcpu: u32, expiry: &dyn Expiry) {
+    pub fn sleep(&self, vcpu: u32, at_most: Option<Instant>, expiry: &dyn Expiry) {
         let Some(slot) = self.vcpus.get(vcpu as usize) else { return };
         slot.asleep.store(true, Ordering::SeqCst);
         self.queue.deadline_changed(slot.timer, None);
         let deadline = self.deadlines[slot.timer.0 as usize].load(Ordering::SeqCst);
-        slot.signal.wait(self.instant_of(deadline));
+        slot.signal.wait(self.instant_of(deadline).into_iter().chain(at_most).min());
         slot.asleep.store(false, Ordering::SeqCst);
         // It may have been changed meanwhile.
         let deadline = self.deadlines[slot.timer.0 as usize].load(Ordering::SeqCst);
@@ -230,7 +230,7 @@ mod tests {
         timers.resume();
         // No timer thread runs: only the sleeper can notice.
         timers.deadline_changed(TimerId(2), Some(clock.now() + 1_000_000));
-        timers.sleep(0, &*report);
+        timers.sleep(0, None, &*report);
         assert_eq!(expired.try_recv().unwrap(), TimerId(2));
         assert_eq!(timers.queue.pop_due(u64::MAX), None, "not queued as well");
     }
@@ -242,7 +242,7 @@ mod tests {
         timers.resume();
         timers.deadline_changed(TimerId(2), Some(u64::MAX - 1));
         timers.vcpus[0].signal.interrupt();
-        timers.sleep(0, &*report);
+        timers.sleep(0, None, &*report);
         assert!(expired.try_recv().is_err());
         assert_eq!(timers.queue.pop_due(u64::MAX), Some(TimerId(2)));
     }

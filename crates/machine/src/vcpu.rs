@@ -16,6 +16,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use arch::x86::{CpuState, Cr0, Segment, SegmentRegister};
 use devices::chipset::lapic::Events;
@@ -23,6 +24,7 @@ use engine::{Exit, Request, Statistics, Vcpu, VcpuSignal};
 
 use crate::Error;
 use crate::boards::Board;
+use crate::idle::Idleness;
 
 /// What a vCPU's thread is told. Each is followed by a kick of the vCPU.
 #[derive(Debug)]
@@ -67,6 +69,8 @@ pub enum Report {
         /// Which vCPU.
         vcpu: u32,
     },
+    /// It has come to have little to do, and has given back what it can do without.
+    Idle,
     /// It cannot go on, and is paused.
     Ended {
         /// Which vCPU.
@@ -154,6 +158,7 @@ pub fn spawn(
         reports: reports.clone(),
         counters: counters.clone(),
         latched_nmi: false,
+        idleness: Idleness::new(Instant::now()),
     };
     let name = format!("vcpu{index}");
     let run = move || {
@@ -184,6 +189,7 @@ struct Thread {
     counters: Counters,
     /// An NMI that came while waiting for a start-up IPI.
     latched_nmi: bool,
+    idleness: Idleness,
 }
 
 impl Thread {
@@ -203,7 +209,10 @@ impl Thread {
 
     fn obey(&mut self, command: Command, now: Mode) -> Mode {
         match command {
-            Command::Run => Mode::Running,
+            Command::Run => {
+                self.idleness.begins(Instant::now());
+                Mode::Running
+            }
             Command::Pause => {
                 self.count();
                 (self.reports)(Report::Paused { vcpu: self.index });
@@ -267,13 +276,22 @@ impl Thread {
                 self.count();
                 let (vcpu, rip) = (self.index, self.vcpu.state().rip);
                 tracing::trace!(vcpu, rip = format_args!("{rip:#x}"), "halts");
-                let board = self.board.clone();
-                board.timers().sleep(self.index, &*board);
+                self.sleep();
                 Mode::Running
             }
             Exit::Shutdown { reason } => self.end(EndCause::Shutdown(reason)),
             Exit::Fatal { reason } => self.end(EndCause::Fatal(reason)),
         }
+    }
+
+    fn sleep(&mut self) {
+        if self.idleness.sleeps(Instant::now()) {
+            self.vcpu.give_back();
+            (self.reports)(Report::Idle);
+        }
+        let board = self.board.clone();
+        board.timers().sleep(self.index, self.idleness.deadline(), &*board);
+        self.idleness.wakes(Instant::now());
     }
 
     fn end(&mut self, cause: EndCause) -> Mode {

@@ -14,6 +14,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use arch::x86::CpuState;
+use arch::x86::paging::PAGE_SIZE;
 
 /// What a thunk is: it gets the guest's state and the host address of the memory operand, and returns 0, or
 /// non-zero if it was cut short by `hostexec::simd_error`.
@@ -173,6 +174,20 @@ impl CodeArea {
         self.reused = true;
     }
 
+    /// Gives the host back the memory behind the prologue, after [`Self::clear`].
+    pub(in crate::x86) fn give_back(&mut self) {
+        assert_eq!(self.used, self.shared, "nothing else is to stay");
+        let first = self.shared.next_multiple_of(PAGE_SIZE as usize).min(self.len);
+        // A file keeps what mappings of it let go.
+        let (base, advice) = match self.alias {
+            Some(alias) => (alias, libc::MADV_REMOVE),
+            None => (self.base, libc::MADV_DONTNEED),
+        };
+        // SAFETY: whole pages of this value's own mapping; nothing runs in them, and whoever reads them is the next to fill them.
+        // A host that does not do it keeps the memory.
+        unsafe { libc::madvise(base.as_ptr().add(first).cast(), self.len - first, advice) };
+    }
+
     fn protect(&mut self, protection: libc::c_int) -> io::Result<()> {
         // SAFETY: exactly this value's own mapping.
         match unsafe { libc::mprotect(self.base.as_ptr().cast(), self.len, protection) } {
@@ -223,6 +238,30 @@ mod tests {
             assert_eq!(area.push(&[0; 4096]).unwrap(), None);
             area.clear();
             assert_eq!(area.push(&[0; 4096]).unwrap(), Some(0));
+        }
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_filled_again_and_the_prologue_stays() {
+        for mut area in [CodeArea::mapped_twice(4 * 4096).unwrap(), CodeArea::mapped_once(4 * 4096).unwrap()]
+        {
+            let mut state = CpuState::power_up();
+            let returns = |value: u8| [0xb8, value, 0, 0, 0, 0xc3]; // mov eax, value; ret
+            let prologue = area.push(&returns(1)).unwrap().unwrap();
+            area.seal_prologue();
+            area.push(&[0; 4096]).unwrap().unwrap();
+            let before = area.push(&returns(2)).unwrap().unwrap();
+            area.clear();
+            area.give_back();
+            // SAFETY: inside the area.
+            let left = unsafe { area.base.as_ptr().add(before as usize).read() };
+            assert_eq!(left, 0);
+            area.push(&[0; 4096]).unwrap().unwrap();
+            let again = area.push(&returns(3)).unwrap().unwrap();
+            // SAFETY: code that was pushed and not cleared since, which touches nothing.
+            let results =
+                [prologue, again].map(|at| unsafe { area.enter(at, &mut state, std::ptr::null_mut()) });
+            assert_eq!(results, [1, 3]);
         }
     }
 }

@@ -1,14 +1,16 @@
 //! Lists of places in a table.
 
+use super::zeroed::Zeroed;
+
 /// Numbers below `N`, each at most once.
 pub struct Listed<const N: usize> {
     list: Vec<u16>,
-    has: Box<[bool; N]>,
+    has: Zeroed<[bool; N]>,
 }
 
 impl<const N: usize> Default for Listed<N> {
     fn default() -> Self {
-        Self { list: Vec::new(), has: Box::new([false; N]) }
+        Self { list: Vec::new(), has: Zeroed::new() }
     }
 }
 

@@ -19,12 +19,13 @@ use super::listed::Listed;
 use super::parked::Parked;
 use super::regions::Regions;
 use super::walk::Walk;
+use super::zeroed::Zeroed;
 
 /// Entries a view of the TLB has; a power of two. With a quarter of them, programs that walk through 16 MiB would find none of
 /// their pages; those not used cost nothing.
 pub const TLB_ENTRIES: usize = 4096;
 const EXEC_ENTRIES: usize = 512;
-/// A tag no page-aligned address equals.
+/// A tag no page-aligned address equals. In a table of zeros, zero is as good but in the first slot.
 const NO_CODE: u64 = 1;
 /// The size of an entry as a power of two, which generated code shifts by.
 pub const TLB_ENTRY_SHIFT: u32 = size_of::<TlbEntry>().trailing_zeros();
@@ -99,7 +100,7 @@ impl TlbEntry {
     }
 
     /// A view that never hits.
-    pub fn empty_view() -> Box<[Self; TLB_ENTRIES]> {
+    pub fn empty_view() -> Zeroed<[Self; TLB_ENTRIES]> {
         tables::empty_view()
     }
 }
@@ -144,7 +145,7 @@ const LARGE_BITS: [u32; 2] = [21, 30];
 pub struct Mmu {
     entries: tables::Views,
     /// Which entries are of global pages.
-    global: Box<[bool; 3 * TLB_ENTRIES]>,
+    global: Zeroed<[bool; 3 * TLB_ENTRIES]>,
     /// Indices (view * TLB_ENTRIES + slot) in use, so that a flush touches only those.
     filled: Vec<u16>,
     /// Those that came to hold pages that are not global since such pages were flushed.
@@ -179,7 +180,7 @@ impl Mmu {
         let (entries, exec) = tables::empty();
         Self {
             entries,
-            global: Box::new([false; 3 * TLB_ENTRIES]),
+            global: Zeroed::new(),
             filled: Vec::new(),
             local: Listed::default(),
             exec,

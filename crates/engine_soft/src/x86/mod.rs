@@ -15,3 +15,4 @@ mod regions;
 pub mod system;
 mod walk;
 pub mod width;
+mod zeroed;

@@ -72,6 +72,20 @@ fn the_first_vcpu_starts_at_the_kernels_pvh_entry() {
 }
 
 #[test]
+fn what_the_guest_was_loaded_from_is_let_go() {
+    let initrd: Arc<[u8]> = Arc::from(&b"archive"[..]);
+    let held = Arc::downgrade(&initrd);
+    let mut config = testing::config();
+    config.boot.initrd = vec![crate::config::Source::Bytes(initrd)];
+    config.on_reset = OnReset::Stop;
+    let machine =
+        Machine::build(&config, Backends::default(), &FakeEngine(Script::new(|stage| reset(stage)))).unwrap();
+    drop(config);
+    assert!(held.upgrade().is_none());
+    drop(machine);
+}
+
+#[test]
 fn init_and_start_up_ipis_start_the_other_vcpus() {
     let (sender, started) = channel();
     let sender = Mutex::new(sender);

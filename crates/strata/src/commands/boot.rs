@@ -65,7 +65,12 @@ pub fn run(options: &Options) -> Outcome {
     config.console = console(&options.append);
     config.disks.clone_from(&options.disks);
     let confine = options.sizing.confine();
-    let backends = Backends { console: Some(Box::new(io::stdout())), confine, ..Backends::default() };
+    let backends = Backends {
+        console: Some(Box::new(io::stdout())),
+        confine,
+        when_idle: Some(Box::new(sandbox::give_back_memory)),
+        ..Backends::default()
+    };
     let machine = Machine::build(&config, backends, engine.as_ref());
     let machine = machine.map_err(|error| explain("boot".to_owned(), error))?;
     let machine = Arc::new(machine);

@@ -222,6 +222,7 @@ fn go_on(
         vsock: Some(agent.host()),
         net: connected.ports()?,
         confine: (!sizing.no_sandbox).then(confine::while_building),
+        when_idle: Some(Box::new(sandbox::give_back_memory)),
     };
     let machine = Machine::restore(snapshot, backends, engine.as_ref());
     let machine = machine.map_err(|error| Failure::because(act, error))?;

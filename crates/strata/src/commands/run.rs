@@ -295,6 +295,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
         folders: folders::serve(&prepared.files.volumes, !options.sizing.no_sandbox)?,
         net: connected.ports()?,
         confine: options.sizing.confine(),
+        when_idle: Some(Box::new(sandbox::give_back_memory)),
     };
     let machine = match template {
         Some(template) => restore(&prepared, template, backends, engine.as_ref(), options)?,

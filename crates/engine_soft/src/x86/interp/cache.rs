@@ -11,6 +11,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::mem::{align_of, size_of};
 
 use super::op::{Block, NO_BLOCK, Op};
+use crate::x86::zeroed::{FromZeros, Zeroed};
 
 /// Bytes of decoded code a vCPU keeps before it starts over. About 60,000 instructions.
 pub const ARENA_BYTES: usize = 4 << 20;
@@ -22,13 +23,13 @@ const JUMP_ENTRIES: usize = 4096;
 
 /// Memory that is handed out and taken back only as a whole.
 struct Arena {
-    memory: Box<[u64]>,
+    memory: Zeroed<[u64]>,
     used: usize,
 }
 
 impl Arena {
     fn new(bytes: usize) -> Self {
-        Self { memory: vec![0; bytes / 8].into_boxed_slice(), used: 0 }
+        Self { memory: Zeroed::slice(bytes / 8), used: 0 }
     }
 
     /// Room for `count` values of `T`, or `None` if the arena is full.
@@ -61,6 +62,7 @@ impl Hasher for KeyHasher {
     }
 }
 
+/// Zeros are one that nothing matches: no key is zero.
 #[derive(Clone, Copy)]
 struct Jump {
     linear: u64,
@@ -68,11 +70,14 @@ struct Jump {
     block: *const Block,
 }
 
+// SAFETY: integers and a pointer.
+unsafe impl FromZeros for Jump {}
+
 /// The blocks of one vCPU.
 pub struct BlockCache {
     arena: Arena,
     blocks: HashMap<u64, *const Block, BuildHasherDefault<KeyHasher>>,
-    jumps: Box<[Jump; JUMP_ENTRIES]>,
+    jumps: Zeroed<[Jump; JUMP_ENTRIES]>,
     clears: u64,
 }
 
@@ -82,16 +87,10 @@ unsafe impl Send for BlockCache {}
 impl BlockCache {
     /// An empty cache that keeps `bytes` of decoded code, which cost host memory only as they are used.
     pub fn new(bytes: usize) -> Self {
-        let empty = Jump { linear: 0, key: u64::MAX, block: NO_BLOCK };
-        Self {
-            arena: Arena::new(bytes),
-            blocks: HashMap::default(),
-            jumps: boxed(std::iter::repeat_n(empty, JUMP_ENTRIES)),
-            clears: 0,
-        }
+        Self { arena: Arena::new(bytes), blocks: HashMap::default(), jumps: Zeroed::new(), clears: 0 }
     }
 
-    /// The block last entered at `linear` under `key` (epoch, mode and privilege).
+    /// The block last entered at `linear` under `key` (epoch, mode and privilege), which is not zero.
     #[inline(always)]
     pub fn jump(&self, linear: u64, key: u64) -> *const Block {
         let entry = &self.jumps[slot(linear)];
@@ -147,9 +146,17 @@ impl BlockCache {
         self.clears += 1;
         self.arena.used = 0;
         self.blocks.clear();
-        for jump in self.jumps.iter_mut() {
-            jump.key = u64::MAX;
+        for jump in self.jumps.iter_mut().filter(|jump| jump.key != 0) {
+            jump.key = 0;
         }
+    }
+
+    /// Drops everything, and gives the memory for it back to the host.
+    pub fn give_back(&mut self) {
+        self.clear();
+        self.arena.memory.give_back();
+        self.jumps.give_back();
+        self.blocks = HashMap::default();
     }
 }
 
@@ -160,10 +167,4 @@ fn slot(linear: u64) -> usize {
 
 fn key(gpa: u64, mode: u64) -> u64 {
     gpa << 5 | mode
-}
-
-/// As many values as there are, put where they stay: an array that is made first is on the stack, which keeps the memory.
-fn boxed<T, const N: usize>(values: impl Iterator<Item = T>) -> Box<[T; N]> {
-    let Ok(array) = values.collect::<Box<[T]>>().try_into() else { unreachable!("as many as there are") };
-    array
 }

@@ -20,6 +20,7 @@ use crate::x86::jit::lockstep::Trial;
 use crate::x86::jit::{Frame, Jit};
 use crate::x86::mmu::{Mmu, TLB_ENTRIES, TlbEntry, View};
 use crate::x86::width::{StatusFlags, Width};
+use crate::x86::zeroed::Zeroed;
 
 /// The instruction faulted; what and why is in [`Cpu::fault`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub struct Cpu {
     pub open_segments: u8,
     /// What the jump table's entries must carry: epoch, privilege and mode.
     pub(super) jump_key: u64,
-    /// How often linear addresses came to lead elsewhere: `[kernel, user]`.
+    /// How often linear addresses came to lead elsewhere, and one: `[kernel, user]`.
     epochs: [u64; 2],
     /// Kernel code was looked up since then that is in the lower half or not the same in all address spaces.
     pub(in crate::x86) local_kernel_code: bool,
@@ -102,7 +103,7 @@ pub struct Cpu {
     pub(in crate::x86) counters: Statistics,
     /// The translator, if this vCPU has one.
     pub(in crate::x86) jit: Option<Box<Jit>>,
-    never_hits: Box<[TlbEntry; TLB_ENTRIES]>,
+    never_hits: Zeroed<[TlbEntry; TLB_ENTRIES]>,
     /// If vCPUs execute one at a time.
     pub(super) turn: Turn,
     /// What is executed will be undone (see `jit::lockstep`).
@@ -155,7 +156,7 @@ impl Cpu {
             mode: 0,
             open_segments: 0,
             jump_key: 0,
-            epochs: [0; 2],
+            epochs: [1; 2],
             local_kernel_code: false,
             mmu,
             ram: Arc::as_ptr(&config.ram),
@@ -358,6 +359,17 @@ impl Cpu {
         if let Some(jit) = self.jit.as_mut() {
             jit.clear();
             jit.note_clear(began.elapsed());
+        }
+    }
+
+    /// Gives back to the host what is kept for speed alone: the vCPU has little to do. Only between two calls of `run`.
+    pub fn give_back(&mut self) {
+        self.forget_blocks();
+        self.cache.give_back();
+        self.mmu.give_back();
+        self.new_epoch();
+        if let Some(jit) = self.jit.as_mut() {
+            jit.give_back();
         }
     }
 

@@ -2,15 +2,16 @@
 //!
 //! Code behind an entry is as fresh as when it was entered: whoever hears that code of a page was overwritten forgets the
 //! jumps to it before the next one ([`Jumps::forget_code`]), so a block need not look whether it is stale.
+// UNSAFETY: says that zeros are entries.
 
 use std::io;
 
 use arch::x86::paging::PAGE_SHIFT;
 
-use super::low::Low;
 use crate::x86::listed::Listed;
 use crate::x86::parked::Parked;
 use crate::x86::regions::Regions;
+use crate::x86::zeroed::{FromZeros, Zeroed};
 
 /// An instruction that ends in a page begins at most so many bytes before it.
 const LONGEST: u64 = 14;
@@ -24,6 +25,9 @@ pub(in crate::x86) struct Jump {
     pub(super) linear: u64,
     pub(super) code: u64,
 }
+
+// SAFETY: integers.
+unsafe impl FromZeros for Jump {}
 
 impl Jump {
     /// An entry that nothing matches: jumps to its address look elsewhere than in `slot` and its neighbour. All but the first
@@ -44,11 +48,11 @@ impl Jump {
 
 /// The jump table of a privilege.
 pub(super) struct Jumps {
-    entries: Low<[Jump; JUMP_ENTRIES]>,
+    entries: Zeroed<[Jump; JUMP_ENTRIES]>,
     /// Which page, by the address of what is known of it, the code of an entry was made from.
-    sources: Box<[usize]>,
+    sources: Zeroed<[usize; JUMP_ENTRIES]>,
     /// Which entries lead to pages that are the same in all address spaces.
-    global: Box<[bool; JUMP_ENTRIES]>,
+    global: Zeroed<[bool; JUMP_ENTRIES]>,
     /// Entries in use, so that forgetting them touches only those: their code is known, if not where it belongs.
     filled: Vec<u16>,
     /// Those that came to lead to pages that are not global since such jumps were forgotten.
@@ -70,12 +74,10 @@ impl Jumps {
     /// # Errors
     /// If the host has no memory where generated code can name it.
     pub(super) fn new() -> io::Result<Self> {
-        let mut entries = Low::<[Jump; JUMP_ENTRIES]>::new()?;
-        (0..2).for_each(|slot| entries[slot] = Jump::none(slot));
-        Ok(Self {
-            entries,
-            sources: vec![0; JUMP_ENTRIES].into_boxed_slice(),
-            global: Box::new([false; JUMP_ENTRIES]),
+        let mut jumps = Self {
+            entries: Zeroed::below_2_gib()?,
+            sources: Zeroed::new(),
+            global: Zeroed::new(),
             filled: Vec::new(),
             local: Listed::default(),
             pages: Regions::default(),
@@ -83,7 +85,24 @@ impl Jumps {
             has_global: false,
             parked: Parked::default(),
             pcid: None,
-        })
+        };
+        jumps.finish();
+        Ok(jumps)
+    }
+
+    /// Makes zeros entries that nothing matches.
+    fn finish(&mut self) {
+        (0..2).for_each(|slot| self.entries[slot] = Jump::none(slot));
+    }
+
+    /// Forgets all jumps, and gives the memory for them back.
+    pub(super) fn give_back(&mut self) {
+        self.forget_all();
+        self.entries.give_back();
+        self.sources.give_back();
+        self.global.give_back();
+        self.finish();
+        (self.filled, self.local, self.parked) = (Vec::new(), Listed::default(), Parked::default());
     }
 
     /// Forgets all jumps.
@@ -177,7 +196,7 @@ impl Jumps {
 
     /// The address of its first entry, which stays where it is.
     pub(super) fn table(&self) -> i32 {
-        self.entries.address()
+        self.entries.low_address()
     }
 
     /// Where the code for `linear` is entered.

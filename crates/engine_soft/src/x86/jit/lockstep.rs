@@ -37,6 +37,7 @@ use crate::x86::interp::cpu::Cpu;
 use crate::x86::interp::op::{Block, Flow, Op};
 use crate::x86::mmu::{Intent, Place, TLB_ENTRIES, TlbEntry, View};
 use crate::x86::width::StatusFlags;
+use crate::x86::zeroed::Zeroed;
 
 const PAGE: usize = 4096;
 
@@ -80,7 +81,7 @@ pub(super) struct InStep {
     /// By block and whether it is user code.
     units: HashMap<(*const Block, bool), Unit>,
     /// The TLB of the interpreter meanwhile: loads find what translated code finds, stores are all seen.
-    tlb: Box<[TlbEntry; TLB_ENTRIES]>,
+    tlb: Zeroed<[TlbEntry; TLB_ENTRIES]>,
     /// Comparisons made.
     pub(super) compared: u64,
 }

@@ -25,7 +25,7 @@
 //! before they enter others. Rust looks whether a block is fresh before it enters it; of two pages, so does its outer entry.
 //! Behind the inner entry's check that vector registers are loaded is the *ready* one, for blocks that have them.
 //!
-//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `held`, `jumps`, `low`, `finished`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `held`, `jumps`, `finished`, `idle`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 //! What it makes is shown by [`listing`], `names` and [`inspect`], and put to the test by [`stress`] and `lockstep`.
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
@@ -38,13 +38,13 @@ mod fixed;
 pub mod flags;
 mod group;
 mod held;
+mod idle;
 pub mod inspect;
 mod jumps;
 mod keep;
 mod lazy;
 pub mod listing;
 pub(super) mod lockstep;
-mod low;
 mod names;
 mod operand;
 mod plan;
@@ -72,11 +72,11 @@ use super::interp::cpu::Cpu;
 use super::interp::op::{Block, Flow, Op};
 use super::known::Known;
 use super::mmu::Mmu;
+use super::zeroed::Zeroed;
 use finished::Spare;
 use group::GROUPS;
 use jumps::Jumps;
 use lockstep::InStep;
-use low::Low;
 use returns::ReturnStack;
 use sites::Sites;
 use stress::Stress;
@@ -329,7 +329,7 @@ pub struct Jit {
     sites: Sites,
     returns: ReturnStack,
     /// Not zero as soon as the vCPU's signal has a request: what generated code polls.
-    attention: Arc<Low<AtomicU32>>,
+    attention: Arc<Zeroed<AtomicU32>>,
     /// Where the bottom of `returns` leads to: a jump to wherever.
     _lost: Box<Site>,
     /// `[kernel, user]`
@@ -388,7 +388,7 @@ impl Jit {
             stubs,
             sites: Sites::default(),
             returns: ReturnStack::new(stubs.bottom, config.stress),
-            attention: Arc::new(Low::new()?),
+            attention: Arc::new(Zeroed::below_2_gib()?),
             _lost: lost,
             jumps: [Jumps::new()?, Jumps::new()?],
             narrow_jumps: None,

@@ -14,6 +14,7 @@
 //! Half of the memory is room that calls never fill, for a signal handler that finds the thread in translated code.
 
 use super::stress::Stress;
+use crate::x86::zeroed::Zeroed;
 
 /// Bytes calls may fill, and bytes below them; a power of two that both halves are aligned to.
 const HALF: usize = 64 << 10;
@@ -31,28 +32,28 @@ pub fn full_mask(stress: Stress) -> i32 {
     (shape(stress).1 - ENTRY) as i32
 }
 
-#[repr(C, align(65536))]
-struct Memory([u64; 2 * HALF / size_of::<u64>()]);
-
 /// The stack of one vCPU.
 pub struct ReturnStack {
-    memory: Box<Memory>,
-    /// Index of the bottom.
-    bottom: usize,
+    _memory: Zeroed<[u64]>,
+    /// Address of the bottom.
+    bottom: u64,
 }
 
 impl ReturnStack {
     /// An empty stack, whose bottom leads to host address `bottom`.
     pub fn new(bottom: u64, stress: Stress) -> Self {
-        let mut memory: Box<Memory> = Box::new(Memory([0; 2 * HALF / size_of::<u64>()]));
+        const WORD: usize = size_of::<u64>();
+        // Wherever it is, two aligned halves are in it.
+        let mut memory = Zeroed::<[u64]>::slice(3 * HALF / WORD);
+        let start = memory.as_ptr().addr().next_multiple_of(HALF) - memory.as_ptr().addr();
         let (calls, stretch) = shape(stress);
-        let below = 2 * HALF - stretch + (calls + 1) * ENTRY;
-        memory.0[below / size_of::<u64>()] = bottom;
-        Self { memory, bottom: below / size_of::<u64>() }
+        let at = &mut memory[(start + 2 * HALF - stretch + (calls + 1) * ENTRY) / WORD];
+        *at = bottom;
+        Self { bottom: std::ptr::from_mut(at) as u64, _memory: memory }
     }
 
     /// The stack pointer while it is empty.
     pub fn empty(&self) -> u64 {
-        std::ptr::from_ref(&self.memory.0[self.bottom]) as u64
+        self.bottom
     }
 }

@@ -256,7 +256,7 @@ impl Cpu {
         let first = sites.len();
         let tools = &mut jit.tools;
         let how = (address, jit.config);
-        let (linear, attention) = (self.frame.page, jit.attention.address());
+        let (linear, attention) = (self.frame.page, jit.attention.low_address());
         let (page, views) = (&bytes[..], self.views_of(user));
         let source = translate::Source {
             pieces: &pieces,

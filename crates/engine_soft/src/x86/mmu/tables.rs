@@ -1,46 +1,59 @@
 //! The tables of an [`Mmu`](super::Mmu) that has seen nothing.
-// UNSAFETY: takes zeroed memory as tables.
+// UNSAFETY: says that zeros are entries.
 
-use super::{CodePage, EXEC_ENTRIES, LAST_SLOT, NO_CODE, TLB_ENTRIES, TlbEntry};
+use super::{CodePage, EXEC_ENTRIES, LAST_SLOT, Mmu, NO_CODE, TLB_ENTRIES, TlbEntry};
+use crate::x86::listed::Listed;
+use crate::x86::parked::Parked;
+use crate::x86::zeroed::{FromZeros, Zeroed};
+
+// SAFETY: integers.
+unsafe impl FromZeros for TlbEntry {}
+// SAFETY: integers, a bool and raw pointers.
+unsafe impl FromZeros for CodePage {}
 
 /// Entries of the TLB's views.
-pub(super) type Views = Box<[[TlbEntry; TLB_ENTRIES]; 3]>;
+pub(super) type Views = Zeroed<[[TlbEntry; TLB_ENTRIES]; 3]>;
 /// Pages with code, for each privilege.
-pub(super) type CodePages = Box<[[CodePage; EXEC_ENTRIES]; 2]>;
+pub(super) type CodePages = Zeroed<[[CodePage; EXEC_ENTRIES]; 2]>;
 
 /// A view without pages.
-pub(super) fn empty_view() -> Box<[TlbEntry; TLB_ENTRIES]> {
-    // SAFETY: integers, for which zeros are values.
-    let mut view = unsafe { Box::<[TlbEntry; TLB_ENTRIES]>::new_zeroed().assume_init() };
-    finish(&mut view);
+pub(super) fn empty_view() -> Zeroed<[TlbEntry; TLB_ENTRIES]> {
+    let mut view = Zeroed::new();
+    finish_view(&mut view);
     view
 }
 
-/// Makes zeros a view without pages; those that are so already stay untouched, and so cost no memory.
-fn finish(view: &mut [TlbEntry; TLB_ENTRIES]) {
+/// Entries of the TLB's views, and of pages with code for each privilege.
+pub(super) fn empty() -> (Views, CodePages) {
+    let (mut entries, mut exec) = (Views::new(), CodePages::new());
+    finish(&mut entries, &mut exec);
+    (entries, exec)
+}
+
+/// Makes zeros tables without pages; entries that are so already stay untouched, and so cost no memory.
+pub(super) fn finish(entries: &mut Views, exec: &mut CodePages) {
+    entries.iter_mut().for_each(finish_view);
+    for pages in exec.iter_mut() {
+        pages[0].tag = NO_CODE;
+    }
+}
+
+fn finish_view(view: &mut [TlbEntry; TLB_ENTRIES]) {
     for slot in [0, LAST_SLOT] {
         view[slot] = TlbEntry::empty(slot);
     }
 }
 
-/// Entries of the TLB's views, and of pages with code for each privilege. They are made where they stay: the stack of a vCPU's
-/// thread is smaller.
-pub(super) fn empty() -> (Views, CodePages) {
-    // SAFETY: integers, a bool and raw pointers, for all of which zeros are values.
-    let (mut entries, mut exec) = unsafe {
-        (
-            Box::<[[TlbEntry; TLB_ENTRIES]; 3]>::new_zeroed().assume_init(),
-            Box::<[[CodePage; EXEC_ENTRIES]; 2]>::new_zeroed().assume_init(),
-        )
-    };
-    entries.iter_mut().for_each(finish);
-    let none = std::ptr::null();
-    exec.as_flattened_mut().fill(CodePage {
-        tag: NO_CODE,
-        global: false,
-        gfn: 0,
-        host: none,
-        info: std::ptr::null(),
-    });
-    (entries, exec)
+impl Mmu {
+    /// Drops everything, and gives the memory for it back to the host.
+    pub fn give_back(&mut self) {
+        self.flush_all();
+        self.entries.give_back();
+        self.global.give_back();
+        self.exec.give_back();
+        finish(&mut self.entries, &mut self.exec);
+        (self.filled, self.local) = (Vec::new(), Listed::default());
+        (self.code_filled, self.code_local) = (Vec::new(), Listed::default());
+        self.parked = Parked::default();
+    }
 }

@@ -204,8 +204,7 @@ pub fn capture(global: &Global, options: &CaptureOptions) -> Outcome {
         // The copies' links are up, so this one's is.
         net: config.net.iter().map(|_| network::open_for_template()).collect::<Outcome<_>>()?,
         confine: options.sizing.confine(),
-        console: None,
-        folders: None,
+        ..Backends::default()
     };
     let build = format!("{}{KERNEL_MARK}{}", build(), kernel.info().id);
     let machine = super::build_checked(&kernel, config, backends, engine.as_ref(), bad_kernel, act)?;
