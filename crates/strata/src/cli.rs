@@ -123,9 +123,43 @@ pub enum Command {
     Completions(completions::Options),
 }
 
+/// The processes in the background alone. To describe all the other commands would take as long as the rest of their start, and
+/// leave memory behind that they hold for as long as the workload runs.
+#[derive(Parser)]
+struct Background {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: BackgroundCommand,
+}
+
+/// Of [`Command`].
+#[derive(Subcommand)]
+enum BackgroundCommand {
+    Monitor(run::InnerOptions),
+    Worker(run::InnerOptions),
+}
+
+/// What the user wants. Ends the process if that cannot be, or is to be told how it would.
+pub fn parse(arguments: Vec<OsString>) -> Cli {
+    background(&arguments).unwrap_or_else(|| Cli::parse_from(with_volumes_spelled_out(arguments)))
+}
+
+fn background(arguments: &[OsString]) -> Option<Cli> {
+    // What cannot be one of them is not even looked at.
+    let is_named = |word: &OsString| word == "monitor" || word == "worker";
+    arguments.iter().find(|word| is_named(word))?;
+    let Background { global, command } = Background::try_parse_from(arguments).ok()?;
+    let command = match command {
+        BackgroundCommand::Monitor(options) => Command::Monitor(options),
+        BackgroundCommand::Worker(options) => Command::Worker(options),
+    };
+    Some(Cli { global, command })
+}
+
 /// `-v` is `--verbose` everywhere, and other programs' letter for `--volume`. After `run` and `create`, and before the image,
 /// one that stands before what can be nothing else is the latter: no image and no flag begins with a slash or has `:/` in it.
-pub fn with_volumes_spelled_out(mut arguments: Vec<OsString>) -> Vec<OsString> {
+fn with_volumes_spelled_out(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let text = |argument: &OsStr| argument.to_str().map(str::to_owned).unwrap_or_default();
     let names_place = |text: &[u8]| text.starts_with(b"/") || text.windows(2).any(|w| w == b":/");
     let is_volume = |pair: &[OsString]| pair[0] == "-v" && names_place(pair[1].as_encoded_bytes());
@@ -178,6 +212,23 @@ mod tests {
     fn spelled_out(line: &str) -> String {
         let arguments = line.split(' ').map(OsString::from).collect();
         with_volumes_spelled_out(arguments).join(OsStr::new(" ")).into_string().unwrap()
+    }
+
+    #[test]
+    fn processes_in_the_background_are_parsed_by_themselves_and_nothing_else_is() {
+        let parsed = |line: &str| background(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        let cli = parsed("strata --root /store -v monitor 0123 --saved").unwrap();
+        assert_eq!((cli.global.root, cli.global.verbose), (Some(PathBuf::from("/store")), 1));
+        assert!(
+            matches!(cli.command, Command::Monitor(run::InnerOptions { id, saved: true }) if id == "0123")
+        );
+        let cli = parsed("strata --root /store worker 0123").unwrap();
+        assert!(matches!(cli.command, Command::Worker(run::InnerOptions { saved: false, .. })));
+        for line in
+            ["strata run monitor worker", "strata ps", "strata --root monitor ps", "strata monitor", "strata"]
+        {
+            assert!(parsed(line).is_none(), "{line}");
+        }
     }
 
     #[test]

@@ -27,8 +27,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use cli::{Cli, Command};
 use failure::Outcome;
 
@@ -45,7 +43,7 @@ fn main() -> ExitCode {
         start_log(0);
         commands::oci::run_with(&arguments[2..])
     } else {
-        let cli = Cli::parse_from(cli::with_volumes_spelled_out(arguments));
+        let cli = cli::parse(arguments);
         start_log(cli.global.verbose);
         dispatch(&cli)
     };
