@@ -4,12 +4,13 @@
 //! the guest, a full pipe on the host) and nothing is held but one buffer.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use protocol::Stream;
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -140,17 +141,19 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Workloa
 
 /// From `socket` to `fd` until the agent closes the stream. If `fd` has no reader the connection is closed, so
 /// that the process in the guest learns it the way it would on a pipe.
-fn carry_output(mut socket: &UnixStream, fd: BorrowedFd<'_>) -> Result<(), Error> {
-    let mut buffer = vec![0; BUFFER_BYTES];
+fn carry_output(socket: &UnixStream, fd: BorrowedFd<'_>) -> Result<(), Error> {
+    // Not filled: what nothing was read into costs no memory.
+    let mut buffer = Vec::with_capacity(BUFFER_BYTES);
     loop {
-        let count = match socket.read(&mut buffer) {
+        buffer.clear();
+        match rustix::io::read(socket, spare_capacity(&mut buffer)) {
             Ok(0) => return Ok(()),
-            Ok(count) => count,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
             // The machine is gone; its end is reported by itself.
             Err(_) => return Ok(()),
-        };
-        if let Err(error) = write_all(fd, &buffer[..count]) {
+        }
+        if let Err(error) = write_all(fd, &buffer) {
             let _ = socket.shutdown(Shutdown::Both);
             return Err(match error {
                 Errno::PIPE => Error::ReaderGone,
@@ -162,8 +165,9 @@ fn carry_output(mut socket: &UnixStream, fd: BorrowedFd<'_>) -> Result<(), Error
 
 /// From `fd` to `socket` until the end of `fd`, or until the other end of `socket` is closed.
 fn carry_input(fd: &OwnedFd, socket: &UnixStream) -> Result<(), Error> {
-    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut buffer = Vec::with_capacity(BUFFER_BYTES);
     loop {
+        buffer.clear();
         let mut waits =
             [PollFd::new(fd, PollFlags::IN), PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::empty())];
         match poll(&mut waits, None) {
@@ -174,9 +178,9 @@ fn carry_input(fd: &OwnedFd, socket: &UnixStream) -> Result<(), Error> {
         if !waits[1].revents().is_empty() {
             return Ok(());
         }
-        match rustix::io::read(fd, &mut buffer) {
+        match rustix::io::read(fd, spare_capacity(&mut buffer)) {
             Ok(0) => break,
-            Ok(count) if write_all(socket.as_fd(), &buffer[..count]).is_ok() => {}
+            Ok(_) if write_all(socket.as_fd(), &buffer).is_ok() => {}
             // The process closed its input: not our caller's fault.
             Ok(_) => return Ok(()),
             Err(Errno::INTR | Errno::AGAIN) => {}
@@ -210,7 +214,7 @@ fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::sync::mpsc::channel;
 
     fn pattern(len: usize) -> Vec<u8> {

@@ -1,11 +1,11 @@
 //! One worker: from its start to its end.
 
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::sync::PoisonError;
 
+use rustix::buffer::spare_capacity;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use super::{Commands, Early, Monitor, Saved, Worker};
@@ -112,24 +112,24 @@ impl Monitor<'_> {
     }
 
     /// Everything a stream brings goes to the log, and to those who are attached.
-    fn keep(&self, name: &str, mut stream: impl Read) {
+    fn keep(&self, name: &str, stream: impl AsFd) {
         let mut lines = Lines::default();
-        let mut buffer = vec![0; 64 << 10];
+        // Not filled: what nothing was read into costs no memory.
+        let mut buffer = Vec::with_capacity(64 << 10);
         let add = |line: &[u8]| self.log.lock().unwrap_or_else(PoisonError::into_inner).add(name, line);
         loop {
-            let count = match stream.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(_) => break,
-            };
+            buffer.clear();
+            match rustix::io::retry_on_intr(|| rustix::io::read(&stream, spare_capacity(&mut buffer))) {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => break,
+            }
             // A full disk loses lines; the workload goes on.
-            let _ = lines.push(&buffer[..count], add);
+            let _ = lines.push(&buffer, add);
             let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
             // A slow reader slows the workload down, as one of a foreground run does. One that is gone is forgotten.
             attached.retain(|client| {
                 let fd = if name == "stdout" { &client.stdout } else { &client.stderr };
-                write_all(fd, &buffer[..count])
+                write_all(fd, &buffer)
             });
         }
         let _ = lines.finish(add);
