@@ -260,13 +260,9 @@ fn prepare(
     let keep = if options.container.read_only { Keep::CommandOnReadOnlyRoot } else { Keep::Command };
     let files = options.files.settle(&store, &image, keep)?;
     spec.mounts.extend(volumes::mounts(&files.volumes));
-    let claim = |name| {
-        let described = detach::wanted(options, &wanted, &said.stop_signal, &files)?;
-        let all = workload::Workloads::open(store.root());
-        let named = all.and_then(|all| Foreground::claim(&all, Some(name), described));
-        named.while_trying(|| "name the workload".to_owned())
-    };
-    let named = claimed.map(claim).transpose()?;
+    let described = |_: &String| detach::wanted(options, &wanted, &said.stop_signal, &files);
+    let described = claimed.as_ref().map(described).transpose()?;
+    let named = claimed.zip(described).map(|(name, wanted)| claim(&store, name, wanted)).transpose()?;
     let (file, fs_type) = (root.path().to_owned(), root.fstype().to_owned());
     let root = Root::Image { file, fs_type, below: Vec::new(), upper };
     let source = Source::Config { spec: Box::new(spec), root, user: Some(user) };
@@ -284,6 +280,13 @@ fn prepare(
         common,
         named,
     })
+}
+
+/// Sees that one in the foreground is found by its name.
+fn claim(store: &image::Store, name: String, wanted: workload::Wanted) -> Outcome<Foreground> {
+    let all = workload::Workloads::open(store.root());
+    let named = all.and_then(|all| Foreground::claim(&all, Some(name), wanted));
+    named.while_trying(|| "name the workload".to_owned())
 }
 
 /// The name of a workload: of one in the background, the one that it was given.
