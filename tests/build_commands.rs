@@ -194,10 +194,11 @@ fn a_killed_build_leaves_no_process_and_no_mount_and_what_else_it_leaves_is_swep
         }
     };
     wait("the command runs", &mut || is_running(&nap));
-    let id = format!("build-{}-", child.id());
+    let maker = format!("-{}-", child.id());
     let states = || {
         let states = fs::read_dir("/run/strata/build").into_iter().flatten().flatten();
-        states.filter(|state| state.file_name().to_string_lossy().starts_with(&id)).count()
+        let names = states.filter_map(|state| state.file_name().into_string().ok());
+        names.filter(|name| name.starts_with("build-") && name.contains(&maker)).count()
     };
     assert_eq!(states(), 1);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -211,7 +212,8 @@ fn a_killed_build_leaves_no_process_and_no_mount_and_what_else_it_leaves_is_swep
     assert_eq!((ended.code(), states()), (0, 0), "{ended:?}");
     assert!(ended.stderr.contains("RUN echo 1 > /first: as before"), "{ended:?}");
     assert_eq!(fs::read_dir(bench.store().join("tmp")).unwrap().count(), 0);
-    let groups = Command::new("find").args(["/sys/fs/cgroup", "-name", &format!("*{id}*")]).output().unwrap();
+    let name = format!("*build-*{maker}*");
+    let groups = Command::new("find").args(["/sys/fs/cgroup", "-name", &name]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&groups.stdout), "");
     bench.good(&["check", "--store"]);
 }

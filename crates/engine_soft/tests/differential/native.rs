@@ -70,6 +70,8 @@ impl Native {
                     libc::close(down[1]);
                     libc::close(up[0]);
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    // What engines of the parent have there for translated code would be memory of the cases too.
+                    libc::munmap(CODE32 as *mut libc::c_void, (2 << 30) - CODE32 as usize);
                     if libc::getppid() == parent {
                         child_main(shared, pool.as_ptr(), down[0], up[1]);
                     }
