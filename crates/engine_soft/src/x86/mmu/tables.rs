@@ -1,4 +1,4 @@
-//! The tables of an [`Mmu`](super::Mmu) that has seen nothing.
+//! The tables of an [`Mmu`] that has seen nothing.
 // UNSAFETY: says that zeros are entries.
 
 use super::{CodePage, EXEC_ENTRIES, LAST_SLOT, Mmu, NO_CODE, TLB_ENTRIES, TlbEntry};
