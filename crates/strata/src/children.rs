@@ -8,7 +8,6 @@ use std::time::Duration;
 /// How long a child may be dead before that is noticed.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-#[derive(Default)]
 struct Left {
     children: Vec<Child>,
     /// A thread waits for them.

@@ -230,12 +230,9 @@ fn log_bytes(text: &str) -> Option<u64> {
     }
     let text = text.to_ascii_lowercase();
     let text = text.trim_end_matches('b');
-    let (number, shift) = match text.strip_suffix(['k', 'm', 'g']) {
-        Some(number) => {
-            (number, [10, 20, 30][['k', 'm', 'g'].iter().position(|unit| text.ends_with(*unit))?])
-        }
-        None => (text, 0),
-    };
+    let mut units = [('k', 10), ('m', 20), ('g', 30)].into_iter();
+    let found = units.find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)));
+    let (number, shift) = found.unwrap_or((text, 0));
     number.parse::<u64>().ok()?.checked_mul(1 << shift).filter(|bytes| *bytes > 0)
 }
 

@@ -54,13 +54,14 @@ impl Filters {
         !self.has(name) || self.values(name).any(fits)
     }
 
-    /// Whether it was made, in milliseconds since 1970, before each time of `until`.
+    /// What fits `until`: what was made, in milliseconds since 1970, before each of its times.
     ///
     /// # Errors
     /// One is no time.
-    pub(super) fn fits_until(&self, made_ms: u64) -> Result<bool> {
+    pub(super) fn until(&self) -> Result<impl Fn(u64) -> bool + use<>> {
         let times = self.values("until").map(images::moment).collect::<std::result::Result<Vec<i64>, _>>()?;
-        Ok(times.into_iter().all(|time| ((made_ms / 1000) as i64) < time))
+        let first = times.into_iter().min();
+        Ok(move |made_ms: u64| first.is_none_or(|time| ((made_ms / 1000) as i64) < time))
     }
 
     /// Whether all `KEY` and `KEY=VALUE` that are asked for are among `labels`.
@@ -95,7 +96,7 @@ mod tests {
     #[test]
     fn what_was_made_before_all_times_fits() {
         let filters = |text: &str| Filters::of(&Params::of(&[("filters", text)]), &["until"]).unwrap();
-        let until = |text: &str| filters(text).fits_until(5_000);
+        let until = |text: &str| filters(text).until().map(|fits| fits(5_000));
         assert_eq!((until("{}"), until(r#"{"until":["6"]}"#)), (Ok(true), Ok(true)));
         assert_eq!((until(r#"{"until":["5"]}"#), until(r#"{"until":["6","4"]}"#)), (Ok(false), Ok(false)));
         assert_eq!(until(r#"{"until":["24h"]}"#), Ok(true));

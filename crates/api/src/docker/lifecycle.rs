@@ -197,10 +197,11 @@ pub(super) async fn prune(State(app): App, params: Params) -> Result {
     let (deleted, bytes) = app
         .blocking(move |backend| {
             let (mut deleted, mut bytes) = (Vec::new(), 0);
+            let fits_until = filters.until()?;
             for folder in backend.workloads().list()? {
                 let description = folder.description();
                 let fits = filters.fits_labels(|key| description.wanted.labels.get(key).map(String::as_str))
-                    && filters.fits_until(description.created_ms)?;
+                    && fits_until(description.created_ms);
                 let ended = |status| matches!(status, Status::Created | Status::Exited | Status::Lost);
                 if !fits || !folder.state().is_ok_and(|state| ended(state.status)) {
                     continue;

@@ -281,10 +281,11 @@ pub(super) async fn prune(State(app): App, params: Params) -> Result {
         .blocking(move |backend| {
             let networks = backend.workloads().networks()?;
             let mut names = Vec::new();
+            let fits_until = filters.until()?;
             for network in networks.list()? {
                 let info = network.info();
                 let fits = filters.fits_labels(|key| info.labels.get(key).map(String::as_str))
-                    && filters.fits_until(info.created_ms)?;
+                    && fits_until(info.created_ms);
                 // One that somebody uses stays; so does one that somebody else removes at the same time.
                 if fits && backend.remove_network(&info.id).is_ok() {
                     names.push(info.name.clone());

@@ -99,12 +99,11 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
 fn at_rest(folder: &Folder) -> Failure {
     let Description { name, wanted, .. } = folder.description();
     let (who, hint) = match wanted.isolation {
-        Isolation::Vm => ("a machine wrote", ""),
-        Isolation::Container => ("a container wrote to memory", NO_OVERLAY_HINT),
+        Isolation::Vm => ("a machine wrote", format!("strata start {name}")),
+        Isolation::Container => ("a container wrote to memory", NO_OVERLAY_HINT.to_owned()),
     };
     let text = format!("files of {name}: what {who} is gone when it has ended, and this one does not run");
-    let failure = Failure::new(text).exit(Exit::Workload(AT_REST));
-    failure.hint(if hint.is_empty() { format!("strata start {name}") } else { hint.to_owned() })
+    Failure::new(text).exit(Exit::Workload(AT_REST)).hint(hint)
 }
 
 fn is_up(folder: &Folder) -> Outcome<bool> {

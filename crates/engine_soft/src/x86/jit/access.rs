@@ -20,7 +20,7 @@ use super::Frame;
 use super::asm::{Alu, Condition, Label, Mem, RBP, Reg, Size};
 use super::held;
 use super::plan::Operand;
-use super::rewrite::{GUEST_RSP, S0, S1, host_of, number};
+use super::rewrite::{self, GUEST_RSP, S0, S1, host_of, number};
 use super::stubs::{frame, gpr};
 use super::translate::Translation;
 use crate::x86::interp::cpu::Cpu;
@@ -40,10 +40,10 @@ impl Translation<'_> {
     /// involved. To `miss` if only the interpreter can tell whether the segment allows it.
     pub(super) fn write_operand_address(&mut self, instruction: &Instruction, size: u32, miss: Label) {
         self.write_effective_address(instruction, self.word(), S0);
-        let segment = instruction.memory_segment();
-        if !matches!(segment, Register::FS | Register::GS) {
+        if !rewrite::in_segment(instruction) {
             return;
         }
+        let segment = instruction.memory_segment();
         if self.narrow {
             let open = Mem::Field(offset_of!(Cpu, open_segments) as i32);
             self.asm.test_memory_byte(open, 1 << segment.number());

@@ -14,6 +14,7 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, Register};
 
 use super::Frame;
+use super::access::HOST;
 use super::asm::{Alu, Condition, Label, Mem, Size};
 use super::keep::Cold;
 use super::plan::Operand;
@@ -22,7 +23,7 @@ use super::stubs::frame;
 use super::translate::Translation;
 use crate::x86::interp::cpu::Cpu;
 use crate::x86::known::{FixedPages, Known};
-use crate::x86::mmu::{Intent, TlbEntry, View};
+use crate::x86::mmu::{Intent, View};
 
 /// Where an operand relative to RIP is.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +50,7 @@ pub(super) struct UnknownFixed {
 impl Translation<'_> {
     /// The place of an operand relative to RIP, if all of it is in one page, and aligned as it must be.
     pub(super) fn fixed(&self, instruction: &Instruction, operand: Operand) -> Option<Fixed> {
-        let plain = instruction.memory_base() == Register::RIP
-            && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+        let plain = instruction.memory_base() == Register::RIP && !rewrite::in_segment(instruction);
         let target = i32::try_from(instruction.memory_displacement64() as i64).ok().filter(|_| plain)?;
         let (distance, offset) = (target & -4096, target & 4095);
         let inside =
@@ -119,7 +119,7 @@ impl Translation<'_> {
             self.asm.lea(Size::Qword, S0, Mem::Base(S0, fixed.offset));
         }
         self.write_check(Operand { alignment: 1, ..fixed.operand }, miss);
-        self.asm.load(Size::Qword, S1, Mem::Base(S1, offset_of!(TlbEntry, host) as i32));
+        self.asm.load(Size::Qword, S1, Mem::Base(S1, HOST));
         self.write_keep_check(access);
         self.write_fixed_page(fixed);
         self.asm.store(Size::Qword, self.fixed_field(fixed, offset_of!(FixedPages, page)), S0);

@@ -329,9 +329,8 @@ impl Group {
 /// `[base + displacement]` with a base that lives in a host register.
 fn reach_of_operand(instruction: &Instruction, operand: Operand) -> Option<Reach> {
     let base = instruction.memory_base();
-    let plain = base.is_gpr()
-        && instruction.memory_index() == Register::None
-        && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    let plain =
+        base.is_gpr() && instruction.memory_index() == Register::None && !rewrite::in_segment(instruction);
     if !plain || host_of(rewrite::number(base)).is_none() || operand.size as i32 > MAX_RANGE {
         return None;
     }

@@ -120,14 +120,6 @@ pub(super) enum Save {
 }
 
 impl Translation<'_> {
-    /// What made the flags, if it was instruction `i`, just translated.
-    pub(super) fn lazy_of(&self, i: usize) -> Option<Lazy> {
-        if self.config.exact_flags || !matches!(self.plans.get(i), Some(Plan::Native { .. })) {
-            return None;
-        }
-        Lazy::of(i, &self.instructions[i])
-    }
-
     /// What has to be done for `live` flags before code is left.
     pub(super) fn saving(&self, live: u32) -> Save {
         match self.place {
@@ -239,7 +231,9 @@ impl Translation<'_> {
     /// After an instruction with this effect.
     pub(super) fn flags_after(&mut self, i: usize, effect: Effect) {
         if effect.changes != 0 {
-            let lazy = self.lazy_of(i).filter(|_| effect.replaces == ALL);
+            let is_native = matches!(self.plans.get(i), Some(Plan::Native { .. }));
+            let is_known = is_native && effect.replaces == ALL && !self.config.exact_flags;
+            let lazy = if is_known { Lazy::of(i, &self.instructions[i]) } else { None };
             self.place = Place { host: true, saved: false, lazy };
         }
     }

@@ -87,15 +87,14 @@ pub(super) struct Unknown {
 fn is_in_segment(instruction: &Instruction) -> bool {
     instruction.memory_base() == Register::None
         && instruction.memory_index() == Register::None
-        && matches!(instruction.memory_segment(), Register::FS | Register::GS)
+        && rewrite::in_segment(instruction)
 }
 
 /// The base and displacement of an operand that has no other parts, if the base lives in a host register.
 fn simple(instruction: &Instruction) -> Option<(Reg, i32)> {
     let base = instruction.memory_base();
-    let plain = base.is_gpr()
-        && instruction.memory_index() == Register::None
-        && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    let plain =
+        base.is_gpr() && instruction.memory_index() == Register::None && !rewrite::in_segment(instruction);
     let home = host_of(rewrite::number(base)).filter(|_| plain);
     home.map(|home| (home, instruction.memory_displacement64() as i32))
 }

@@ -118,6 +118,11 @@ pub fn writes(access: OpAccess) -> bool {
     matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
+/// Whether the operand in memory is in a segment that has a base in 64-bit code too.
+pub fn in_segment(instruction: &Instruction) -> bool {
+    matches!(instruction.memory_segment(), Register::FS | Register::GS)
+}
+
 /// Replaces the explicit registers of `instruction`. `scratch` are free for registers that live in memory;
 /// `None` if they do not suffice.
 pub fn registers(

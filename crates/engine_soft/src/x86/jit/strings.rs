@@ -3,12 +3,12 @@
 use std::mem::offset_of;
 
 use arch::x86::{CpuState, Rflags};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::Frame;
 use super::asm::{Alu, Condition, Label, Mem, RCX, RDI, RSI, Reg, Size};
 use super::plan::{Operand, Plan};
-use super::rewrite::{S0, S1};
+use super::rewrite::{self, S0, S1};
 use super::stubs::frame;
 use super::translate::Translation;
 use crate::x86::interp::cpu::Cpu;
@@ -23,7 +23,7 @@ pub(super) fn plan_of_string(instruction: &Instruction) -> Option<Plan> {
     if !instruction.has_rep_prefix() || instruction.op0_kind() != OpKind::MemoryESRDI {
         return None;
     }
-    let plain = !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    let plain = !rewrite::in_segment(instruction);
     let plan = match instruction.mnemonic() {
         M::Stosb => Plan::FillString { shift: 0 },
         M::Stosw => Plan::FillString { shift: 1 },

@@ -198,5 +198,5 @@ pub(super) fn is_bit_string(instruction: &Instruction, narrow: bool) -> bool {
         && matches!(instruction.op1_register().size(), 4 | 8)
         && instruction.memory_base() != Register::None
         // How far it is from the base of a segment that limits it only the interpreter can tell.
-        && !(narrow && matches!(instruction.memory_segment(), Register::FS | Register::GS))
+        && !(narrow && rewrite::in_segment(instruction))
 }

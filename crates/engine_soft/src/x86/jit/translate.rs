@@ -114,7 +114,7 @@ pub(super) struct Source<'a> {
 
 /// Sites a block of `ops` operations may need.
 pub(super) fn max_sites(ops: usize) -> usize {
-    4 * ops + 12
+    4 * ops + 8
 }
 
 impl<'a> Translation<'a> {
