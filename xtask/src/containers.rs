@@ -1,7 +1,8 @@
 //! `cargo xtask containers`: what starting a container costs, beside the distribution's runtimes, and what many of them leave.
 //!
-//! Each round runs every contestant once, in turn: `true` of busybox in a bundle (`strata oci run`, runc, crun), and `true` of
-//! an image (`strata run --isolation container`, podman). Then many containers run at the same time, and are removed; whatever
+//! Each round runs every contestant once, every other round in the opposite order, since the kernel still clears up after one
+//! while the next runs: `true` of busybox in a bundle (`strata oci run`, runc, crun), and `true` of an image
+//! (`strata run --isolation container`, podman). Then many containers run at the same time, and are removed; whatever
 //! of theirs is left is a failure. It needs root.
 //!
 //! crun refuses hosts with both kinds of control groups. With `--v2-only` all bundles run where nothing but the v2 hierarchy is
@@ -76,11 +77,12 @@ fn single(options: &Options, folder: &Path) -> Outcome {
         contestants.extend(images(options, folder)?);
     }
     let mut times = vec![Vec::new(); contestants.len()];
-    for _ in 0..options.rounds {
-        for ((_, command), times) in contestants.iter().zip(&mut times) {
+    for round in 0..options.rounds {
+        for n in 0..contestants.len() {
+            let n = if round % 2 == 0 { n } else { contestants.len() - 1 - n };
             let begun = Instant::now();
-            let good = command().stdout(Stdio::null()).stderr(Stdio::null()).status()?.success();
-            times.push((begun.elapsed(), good));
+            let good = contestants[n].1().stdout(Stdio::null()).stderr(Stdio::null()).status()?.success();
+            times[n].push((begun.elapsed(), good));
         }
     }
     for ((name, command), mut times) in contestants.into_iter().zip(times) {

@@ -28,10 +28,11 @@ pub fn read(folder: &Path) -> Result<Spec> {
     // A pipe in its place would be waited for.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = std::fs::File::from(rustix::fs::open(&path, flags, Mode::empty()).during(act)?);
-    if !file.metadata().during(act)?.is_file() {
+    let metadata = file.metadata().during(act)?;
+    if !metadata.is_file() {
         return Err(Error::refused(act(), "it is no file"));
     }
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(metadata.len().min(MOST_BYTES) as usize + 1);
     file.take(MOST_BYTES + 1).read_to_end(&mut text).during(act)?;
     if text.len() as u64 > MOST_BYTES {
         return Err(Error::refused(path.display().to_string(), format!("longer than {MOST_BYTES} bytes")));

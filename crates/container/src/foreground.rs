@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::{Result, While};
 use crate::sys::{self, SignalMask};
@@ -10,6 +10,9 @@ use crate::verbs::{Exit, Running};
 
 /// Signals that are about this process, not about the container's.
 const OWN: [i32; 4] = [libc::SIGCHLD, libc::SIGPIPE, libc::SIGTTIN, libc::SIGTTOU];
+
+/// How long nothing happens before it counts as idle: longer than what ends at once takes.
+const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Where a terminal's keys come from and its text goes.
 #[derive(Debug)]
@@ -47,24 +50,30 @@ impl Drop for Signals {
 
 impl Running {
     /// Waits for its end; meanwhile signals reach it, and its terminal, if this process has the controlling end, is
-    /// carried to and from `streams`.
+    /// carried to and from `streams`. `when_idle` is called once, as soon as nothing happens for a tenth of a second.
     ///
     /// # Errors
     /// It is no child of this process.
-    pub fn attend(&self, signals: &Signals, streams: &Streams<'_>) -> Result<Exit> {
+    pub fn attend(&self, signals: &Signals, streams: &Streams<'_>, when_idle: fn()) -> Result<Exit> {
+        let mut idle_after = Some(IDLE);
         let mut input = streams.input.filter(|_| self.console().is_some());
         let mut console = self.console();
         resize(console, streams.output);
         loop {
-            let idle = self.pidfd();
+            let end = self.pidfd();
             let mut polled = [
-                PollFd::from_borrowed_fd(idle, PollFlags::IN),
+                PollFd::from_borrowed_fd(end, PollFlags::IN),
                 PollFd::new(&signals.fd, PollFlags::IN),
-                PollFd::from_borrowed_fd(console.unwrap_or(idle), PollFlags::IN),
-                PollFd::from_borrowed_fd(input.unwrap_or(idle), PollFlags::IN),
+                PollFd::from_borrowed_fd(console.unwrap_or(end), PollFlags::IN),
+                PollFd::from_borrowed_fd(input.unwrap_or(end), PollFlags::IN),
             ];
-            match poll(&mut polled, None) {
+            match poll(&mut polled, idle_after.as_ref()) {
                 Err(rustix::io::Errno::INTR) => continue,
+                Ok(0) => {
+                    idle_after = None;
+                    when_idle();
+                    continue;
+                }
                 polled => polled.during(|| "wait for the container".to_owned())?,
             };
             let ready = polled.map(|fd| !fd.revents().is_empty());

@@ -13,9 +13,10 @@ use crate::namespaces;
 use crate::process;
 use crate::sys::{self, Child};
 
-/// Whether this process has no other threads, whose locks a copy would inherit.
+/// Whether this process has no other threads, whose locks a copy would inherit: their folder has a link for each, beside the two of
+/// every folder.
 fn is_alone() -> bool {
-    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
+    rustix::fs::stat("/proc/self/task").is_ok_and(|tasks| tasks.st_nlink == 3)
 }
 
 /// Starts `child` with new namespaces `flags`, in the groups of `entry`, after `join` in a process before it.

@@ -11,9 +11,6 @@ use std::ptr;
 
 use rustix::mm::{Advice, madvise};
 
-/// The table of relocations, and its bytes, in a dynamic section (System V ABI, "Dynamic Section").
-const DT_RELA: u64 = 7;
-const DT_RELASZ: u64 = 8;
 /// No Linux host has larger pages.
 const LARGEST_PAGE: u64 = 64 << 10;
 
@@ -28,58 +25,6 @@ pub fn give_back_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
-}
-
-/// Gives back what the loader read of the program's file to place it, three quarters of a mebibyte of relocations: at the beginning of
-/// a process that is to stay small from its first moment on.
-pub fn give_back_relocations() {
-    // SAFETY: as above.
-    unsafe { libc::dl_iterate_phdr(Some(find_relocations), ptr::null_mut()) };
-}
-
-/// Where an object is, and its program headers.
-///
-/// # Safety
-/// `object` is a description that the loader has passed.
-unsafe fn headers<'a>(object: *const libc::dl_phdr_info) -> (u64, &'a [libc::Elf64_Phdr]) {
-    // SAFETY: the caller's promise; the headers live as long as the object, which is never taken away.
-    unsafe {
-        let object = &*object;
-        (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)))
-    }
-}
-
-/// Gives back the table that the program's dynamic section names.
-unsafe extern "C" fn find_relocations(
-    object: *mut libc::dl_phdr_info,
-    _size: usize,
-    _data: *mut c_void,
-) -> c_int {
-    // SAFETY: the loader passes it.
-    let (base, headers) = unsafe { headers(object) };
-    let (mut table, mut size) = (0, 0);
-    if let Some(dynamic) = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC) {
-        let count = dynamic.p_memsz as usize / size_of::<[u64; 2]>();
-        let first = ptr::with_exposed_provenance::<[u64; 2]>((base + dynamic.p_vaddr) as usize);
-        // SAFETY: the segment is mapped as long as the object lives and holds pairs of a tag and a value, of which there are so many.
-        for [tag, value] in unsafe { std::slice::from_raw_parts(first, count) } {
-            match *tag {
-                DT_RELA => table = *value,
-                DT_RELASZ => size = *value,
-                _ => {}
-            }
-        }
-    }
-    // Some loaders write where the table is in place of where the file has it.
-    let table = if table < base { base + table } else { table };
-    let holds = |header: &libc::Elf64_Phdr| {
-        let start = base + header.p_vaddr;
-        start <= table && table + size <= start + header.p_memsz
-    };
-    if headers.iter().any(|header| is_constant(header) && holds(header)) {
-        give_back(table, table + size);
-    }
-    1
 }
 
 /// Whether nothing can have been written to a segment.
@@ -110,8 +55,11 @@ unsafe extern "C" fn give_back_segments(
     _size: usize,
     _data: *mut c_void,
 ) -> c_int {
-    // SAFETY: the loader passes it.
-    let (base, headers) = unsafe { headers(object) };
+    // SAFETY: the loader passes it; the headers live as long as the object, which is never taken away.
+    let (base, headers) = unsafe {
+        let object = &*object;
+        (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)))
+    };
     for header in headers.iter().filter(|header| is_constant(header)) {
         give_back(base + header.p_vaddr, base + header.p_vaddr + header.p_memsz);
     }
@@ -137,14 +85,6 @@ mod tests {
             }
         }
         total
-    }
-
-    #[test]
-    fn relocations_go_and_nothing_else_is_changed() {
-        // Addresses that the loader wrote by them: taken back, they would lead nowhere.
-        static TABLE: [&str; 2] = ["one", "three"];
-        give_back_relocations();
-        assert_eq!(std::hint::black_box(&TABLE).map(|text| text.chars().count()), [3, 5]);
     }
 
     #[test]

@@ -59,6 +59,7 @@ pub enum Command {
     Kill(workloads::KillOptions),
     Wait(workloads::WaitOptions),
     Pause(workloads::PauseOptions),
+    /// Let workloads that stand still go on
     Unpause(workloads::PauseOptions),
     Rm(workloads::RmOptions),
     Rename(workloads::RenameOptions),

@@ -34,14 +34,13 @@ fn main() -> ExitCode {
     terminal::restore_on_panic();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let name = arguments.first().map(PathBuf::from);
-    let outcome = if name.as_ref().and_then(|path| path.file_name()).is_some_and(|n| n == commands::oci::LINK)
-    {
+    let linked = name.as_ref().and_then(|path| path.file_name()).is_some_and(|n| n == commands::oci::LINK);
+    // Its --root is another: it must not be taken for ours.
+    let outcome = if linked || arguments.get(1).is_some_and(|verb| verb == "oci") {
+        let rest = &arguments[if linked { 1 } else { 2 }..];
+        commands::oci::protect(rest);
         start_log(0);
-        commands::oci::run_with(&arguments[1..])
-    } else if arguments.get(1).is_some_and(|verb| verb == "oci") {
-        // Its --root is another: it must not be taken for ours.
-        start_log(0);
-        commands::oci::run_with(&arguments[2..])
+        commands::oci::run_with(rest)
     } else {
         let cli = cli::parse(arguments);
         start_log(cli.global.verbose);

@@ -42,7 +42,16 @@ pub const LINK: &str = "strata-oci";
 /// # Errors
 /// As the runtime's.
 pub fn run(options: &Options) -> Outcome {
+    protect(&options.arguments);
     run_with(&options.arguments)
+}
+
+/// Starts this program anew, out of reach of containers, if a verb needs that: before anything is done that would be done twice.
+/// If it fails, so it does once more where the verb says why.
+pub fn protect(arguments: &[OsString]) {
+    if arguments.iter().any(|word| ENTERING.iter().any(|verb| word == verb)) {
+        let _ = container::own_binary::protect();
+    }
 }
 
 /// Parses the arguments, and does what they say.
@@ -50,12 +59,6 @@ pub fn run(options: &Options) -> Outcome {
 /// # Errors
 /// As the runtime's.
 pub fn run_with(arguments: &[OsString]) -> Outcome {
-    // It may start this program anew: before the command line is read, which would be read twice otherwise. If it fails, so it does
-    // once more where the verb says why.
-    if arguments.iter().any(|word| ENTERING.iter().any(|verb| word == verb)) {
-        let _ = container::own_binary::protect();
-    }
-    sandbox::give_back_relocations();
     let oci = Oci::parse_from([OsString::from("strata oci")].into_iter().chain(arguments.iter().cloned()));
     // Those who drive a runtime take 1 for its failure.
     let outcome = dispatch(&oci).map_err(|failure| match failure.exit_code() {

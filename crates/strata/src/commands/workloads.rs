@@ -83,7 +83,7 @@ pub struct WaitOptions {
     workloads: Vec<String>,
 }
 
-/// Let workloads stand still, or go on
+/// Let workloads stand still
 #[derive(Args)]
 pub struct PauseOptions {
     /// Names or ids of workloads

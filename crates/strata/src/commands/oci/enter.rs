@@ -87,11 +87,10 @@ fn has_terminal(options: &CreateOptions) -> bool {
 pub fn attend(running: &Running, signals: &Signals, keys: bool) -> Outcome {
     let raw = running.console().is_some() && keys && terminal::stdin_is_terminal();
     let _raw = raw.then(Raw::enter).transpose()?;
-    // It may be there for long, and beside many others.
-    sandbox::give_back_memory();
     let (input, output) = (std::io::stdin(), std::io::stdout());
     let streams = Streams { input: keys.then(|| input.as_fd()), output: output.as_fd() };
-    let exit = running.attend(signals, &streams).map_err(explain)?;
+    // It may be there for long, and beside many others.
+    let exit = running.attend(signals, &streams, sandbox::give_back_memory).map_err(explain)?;
     Ok(Exit::Workload(exit.shell_code()))
 }
 
