@@ -13,12 +13,6 @@ use crate::namespaces;
 use crate::process;
 use crate::sys::{self, Child};
 
-/// Whether this process has no other threads, whose locks a copy would inherit: their folder has a link for each, beside the two of
-/// every folder.
-fn is_alone() -> bool {
-    rustix::fs::stat("/proc/self/task").is_ok_and(|tasks| tasks.st_nlink == 3)
-}
-
 /// Starts `child` with new namespaces `flags`, in the groups of `entry`, after `join` in a process before it.
 ///
 /// # Errors
@@ -29,7 +23,7 @@ pub fn spawn(
     join: Option<&dyn Fn() -> Result<()>>,
     child: impl FnOnce() -> i32,
 ) -> Result<Child> {
-    let alone = is_alone();
+    let alone = sys::is_alone();
     let v2 = entry.v2.as_ref().map(AsFd::as_fd);
     let act = || "make a process".to_owned();
     if alone && join.is_none() {

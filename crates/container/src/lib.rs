@@ -6,8 +6,8 @@
 //!
 //! **Why not libcontainer** (youki's library, 0.7). Not tried here; decided by what is known of it: youki's run takes 24 ms
 //! where crun's takes 10, without the C library libseccomp it passes filters over with a warning, and v1 hierarchies, which
-//! hosts with both still need, are at the end of their maintenance there. Here a container costs one `clone3`, one new start
-//! of this program from a sealed copy ([`own_binary`]), and no helper process, and paths and mounts go by descriptor.
+//! hosts with both still need, are at the end of their maintenance there. Here a container costs one `clone3` and no helper
+//! process, the program is kept from it without a new start ([`own_binary`]), and paths and mounts go by descriptor.
 //!
 //! Deliberately absent: what leads out of a network namespace, images, checkpoints, Intel RDT, network classes and devices,
 //! policies for memory, RDMA; printing and flags, which are `strata`'s.
@@ -39,6 +39,7 @@ mod namespaces;
 mod options;
 mod paths;
 mod process;
+mod remap;
 pub mod rest;
 mod rlimits;
 mod rootfs;

@@ -1,10 +1,11 @@
 //! The runtime's own program file, kept from containers that get at it (CVE-2019-5736).
 //!
 //! Whatever a container's command is called, it may turn out to be `/proc/self/exe`, which is this program: root inside
-//! could then write to the host's file as soon as nobody executes it. So before it enters anything, this program
-//! executes itself again from a copy of its mount that is read-only and that belongs to no mount namespace: nobody can
-//! make it writable again, and no byte is copied. Without the right to mount it executes a sealed copy in memory.
-//! Where the file cannot be written anyway, nothing is done.
+//! could then write to the host's file as soon as nobody executes it. So before it enters anything, this program runs on
+//! from a copy of its mount that is read-only and that belongs to no mount namespace: nobody can make it writable again,
+//! and no byte of the file is copied. Where the kernel does not let it exchange its file while it runs, it executes itself
+//! again from there; without the right to mount it executes a sealed copy in memory. Where the file cannot be written
+//! anyway, nothing is done.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,10 +15,10 @@ use rustix::fs::{Access, AtFlags, CWD, MemfdFlags, Mode, OFlags, SealFlags, Stat
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{Result, While};
-use crate::{mounts, sys};
+use crate::{mounts, remap, sys};
 
-/// Returns when this program is out of reach: at once if it is, else in a new life. The caller must have done nothing
-/// yet that a second start would do twice.
+/// Returns when this program is out of reach, perhaps in a new life: the caller must have done nothing yet that a second
+/// start would do twice.
 ///
 /// # Errors
 /// Neither way is open.
@@ -29,7 +30,13 @@ pub fn protect() -> Result<()> {
         return Ok(());
     }
     let program = match read_only(&own) {
-        Ok(program) => program,
+        Ok(program) => match exchange(&program) {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                tracing::debug!("run on from a read-only mount: {error}");
+                program
+            }
+        },
         Err(error) => {
             tracing::debug!("{}", error.chain());
             sealed_copy(&own).during(act)?
@@ -67,6 +74,16 @@ fn read_only(own: &OwnedFd) -> Result<OwnedFd> {
     let mount = open_tree(own, "", flags).during(act)?;
     mounts::set_attributes(mount.as_fd(), 1, 0, false).during(act)?;
     Ok(mount)
+}
+
+/// Lets this program run on from a file that is open without the right to read it.
+fn exchange(program: &OwnedFd) -> std::io::Result<()> {
+    if !sys::is_alone() {
+        return Err(std::io::Error::other("it has other threads"));
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let program = rustix::fs::open(mounts::by_descriptor(program.as_fd()), flags, Mode::empty())?;
+    remap::run_from(program.as_fd())
 }
 
 /// A copy in memory that nobody can change.

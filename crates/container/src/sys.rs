@@ -18,6 +18,12 @@ fn check(result: c_long) -> io::Result<c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Whether this process has no other threads, whose locks a copy would inherit: their folder has a link for each, beside the two of
+/// every folder.
+pub fn is_alone() -> bool {
+    rustix::fs::stat("/proc/self/task").is_ok_and(|tasks| tasks.st_nlink == 3)
+}
+
 /// A process that was just made.
 #[derive(Debug)]
 pub struct Child {
