@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use arch::x86::cpuid::CpuModel;
 use arch::x86::{CpuState, saved};
@@ -57,16 +57,32 @@ macro_rules! all_programs {
 #[allow(unused_imports, reason = "not every test runs all of them")]
 pub(crate) use all_programs;
 
-/// The folder with the built programs; they are built once a test process.
-fn programs() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("guest-{}", std::process::id()));
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest/build");
-        let status = Command::new(script).arg(&out).status().expect("guest/build starts");
-        assert!(status.success(), "guest/build: {status}");
-        out
-    })
+/// Program `name`, built unless it is newer than all that it is made from. Tests in other processes may want it too.
+fn program(name: &str) -> PathBuf {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest");
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
+    let program = built.join(format!("{name}.elf"));
+    let modified = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    if modified(&program).is_some_and(|built| Some(built) > newest(&sources)) {
+        return program;
+    }
+    let new = built.join(format!("new-{}-{name}", std::process::id()));
+    let status =
+        Command::new(sources.join("build")).arg(&new).arg(name).status().expect("guest/build starts");
+    assert!(status.success(), "guest/build: {status}");
+    std::fs::rename(new.join(format!("{name}.elf")), &program).unwrap();
+    let _ = std::fs::remove_dir(&new);
+    program
+}
+
+/// When a file in a folder or in those of it was last written.
+fn newest(folder: &Path) -> Option<SystemTime> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let of = |entry: std::fs::DirEntry| match entry.file_type().unwrap().is_dir() {
+        true => newest(&entry.path()),
+        false => entry.metadata().unwrap().modified().ok(),
+    };
+    entries.filter_map(of).max()
 }
 
 /// How a program ended.
@@ -93,7 +109,7 @@ impl Ended {
 
 /// A machine for program `name`, of the best processor that all `engines` can give.
 fn machine(engines: &[&dyn Engine], name: &str, cpus: u32) -> MachineConfig {
-    let mut config = MachineConfig::new(Source::File(programs().join(format!("{name}.elf"))));
+    let mut config = MachineConfig::new(Source::File(program(name)));
     config.cpus = cpus;
     let lacks = |model: &CpuModel| engines.iter().any(|engine| !engine.missing_for(model).is_empty());
     config.cpu_model = CpuModel::best(lacks).to_owned();
