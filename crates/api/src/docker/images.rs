@@ -175,7 +175,7 @@ pub(super) async fn get(State(app): App, Path(path): Path<String>, _params: Para
     let (name, verb) = verb(&path, &["json", "history", "get"])?;
     let name = name.to_owned();
     let value = match verb {
-        "get" => return save(app, name).await,
+        "get" => return save(app, vec![name]).await,
         "history" => app.blocking(move |backend| Ok(history(&find(backend.store(), &name)?))).await?,
         _ => app.blocking(move |backend| describe(backend.store(), &name)).await?,
     };
@@ -230,26 +230,28 @@ fn history(image: &Image) -> Value {
 
 /// `GET /images/get?names=…`
 pub(super) async fn save_several(State(app): App, params: Params) -> Result {
-    let mut names = params.all("names").flat_map(|names| names.split(',')).map(str::to_owned);
-    match (names.next(), names.next()) {
-        (Some(name), None) => save(app, name).await,
-        (None, _) => Err(ApiError::bad("names: which images?")),
-        _ => Err(ApiError::not_offered("several images in one archive: save them one by one")),
+    let names = params.all("names").flat_map(|names| names.split(',')).filter(|name| !name.is_empty());
+    let names: Vec<String> = names.map(str::to_owned).collect();
+    if names.is_empty() {
+        return Err(ApiError::bad("names: which images?"));
     }
+    save(app, names).await
 }
 
 /// As docker's archives are, through a pipe: nothing of it is on disk.
-async fn save(app: std::sync::Arc<Shared>, name: String) -> Result {
-    let image = app.blocking(move |backend| find(backend.store(), &name)).await?;
+async fn save(app: std::sync::Arc<Shared>, names: Vec<String>) -> Result {
+    let find = move |backend: &dyn Backend| names.iter().map(|name| find(backend.store(), name)).collect();
+    let found: Vec<Image> = app.blocking(find).await?;
     let (receiver, to) = streams::output_pipe()?;
     let backend = app.backend.clone();
     tokio::task::spawn_blocking(move || {
         let to: OwnedFd = to;
         let file = PathBuf::from(format!("/proc/self/fd/{}", to.as_raw_fd()));
-        let saved = backend.store().save(&image, &file, SaveFormat::DockerArchive, &NoProgress);
-        // The client sees an archive that ends early.
-        if let Err(error) = saved {
-            tracing::warn!("save {}: {}", image.name(), chain(&error));
+        let saved = backend.store().save(&found, &file, SaveFormat::DockerArchive, &NoProgress);
+        match saved {
+            Ok(()) => found.iter().for_each(|image| images::tell_image(backend.store(), image, "save")),
+            // The client sees an archive that ends early.
+            Err(error) => tracing::warn!("save images: {}", chain(&error)),
         }
     });
     let head = [(header::CONTENT_TYPE, "application/x-tar")];
@@ -263,6 +265,9 @@ pub(super) async fn load(State(app): App, body: Body) -> Result {
     Ok(told(&app, pull::PULL, move |backend, lines| {
         let names = backend.store().load(&file.path(), &NoProgress).map_err(|error| chain(&error))?;
         for name in names {
+            if let Ok(image) = backend.store().image(&name) {
+                images::tell_image(backend.store(), &image, "load");
+            }
             lines.say(json!({ "stream": format!("Loaded image: {name}\n") }));
         }
         Ok(())
@@ -282,7 +287,7 @@ pub(super) async fn post(
         let (name, alias) = (name.to_owned(), pull::with_tag(repository, params.get("tag"))?);
         app.blocking(move |backend| {
             let image = find(backend.store(), &name)?;
-            Ok(backend.store().tag(image.name(), &alias)?)
+            Ok(images::tag_image(backend.store(), image.name(), &alias)?)
         })
         .await?;
         return Ok(StatusCode::CREATED.into_response());
@@ -298,6 +303,7 @@ pub(super) async fn post(
             registry::push(backend.store(), &name, &options, lines).map_err(|error| chain(&error))?;
         let (tag, size) = (name.tag().unwrap_or_default().to_owned(), image.manifest_bytes().len());
         lines.say(json!({ "status": format!("{tag}: digest: {} size: {size}", pushed.digest) }));
+        images::tell_image(backend.store(), &image, "push");
         lines.say(json!({ "progressDetail": {}, "aux": { "Tag": tag, "Digest": pushed.digest.to_string(), "Size": size } }));
         Ok(())
     }))

@@ -92,7 +92,7 @@ fn condition(state: &Condition) -> Value {
         "Running": runs || state.status == Status::Restarting,
         "Paused": state.status == Status::Paused,
         "Restarting": state.status == Status::Restarting,
-        "OOMKilled": false,
+        "OOMKilled": state.oom_killed,
         "Dead": state.status == Status::Lost,
         "Pid": state.worker_pid.filter(|_| runs).unwrap_or_default(),
         "ExitCode": state.exit_code.unwrap_or_default(),
@@ -159,7 +159,7 @@ fn host_config(folder: &Folder) -> Value {
         ..said
     });
     value["RestartPolicy"] = json!({ "Name": name, "MaximumRetryCount": most });
-    value["LogConfig"] = json!({ "Type": "json-file", "Config": log });
+    value["LogConfig"] = json!({ "Type": wanted.log.driver(), "Config": log });
     value
 }
 

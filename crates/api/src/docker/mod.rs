@@ -25,6 +25,7 @@ mod pull;
 mod stats;
 mod streams;
 mod system;
+mod top;
 mod tuning;
 mod update;
 mod volumes;
@@ -91,7 +92,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/containers/{name}/attach", post(attach::attach))
         .route("/containers/{name}/logs", get(logs::logs))
         .route("/containers/{name}/stats", get(stats::stats))
-        .route("/containers/{name}/top", get(stats::top))
+        .route("/containers/{name}/top", get(top::top))
         .route("/containers/{name}/archive", get(archive::get).head(archive::head).put(archive::put))
         .route("/containers/{name}/export", get(archive::export))
         .route("/containers/{name}/changes", get(commit::changes))

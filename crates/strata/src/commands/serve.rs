@@ -161,6 +161,7 @@ impl Backend for Host {
         for (flag, value) in [("--workdir", &options.workdir), ("--user", &options.user)] {
             command.args(value.iter().map(|value| format!("{flag}={value}")));
         }
+        command.args(options.id.iter().map(|id| format!("--announced={id}")));
         let variables = options.env.iter().filter(|entry| entry.contains('=') && !entry.starts_with('='));
         command.args(variables.map(|entry| format!("--env={entry}")));
         command.arg(&folder.description().id).arg("--").args(&options.command);
