@@ -271,6 +271,8 @@ pub struct Limits {
     pub pids_limit: Option<i64>,
     /// When it is started again.
     pub restart: Option<Restart>,
+    /// How a client of the API said that.
+    pub restart_word: Option<String>,
 }
 
 /// A resource limit.
@@ -299,6 +301,8 @@ pub struct CommandOptions {
     pub tty: bool,
     /// It has a standard input.
     pub stdin: bool,
+    /// It has all capabilities.
+    pub privileged: bool,
     /// What others were told it is called, if they were told of it.
     pub id: Option<String>,
 }

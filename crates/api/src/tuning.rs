@@ -23,6 +23,8 @@ pub struct Tuning {
     pub memory_reservation: Option<i64>,
     /// Bytes of memory and swap together.
     pub memory_swap: Option<i64>,
+    /// How readily its memory is swapped out, from 0 to 100.
+    pub swappiness: Option<u64>,
     /// Its part of disks where others want them too, from 10 to 1000; 500 is usual.
     pub blkio_weight: Option<u16>,
     /// Further groups of its first process, by their numbers or by the names that the container has for them.

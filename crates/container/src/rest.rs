@@ -1,6 +1,6 @@
 //! Roots without a container: what its processes would see, without what is mounted for them, and where what they write may be.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -43,6 +43,14 @@ fn leave_hosts_mounts() -> Result<()> {
     let all = all.during(|| "open /".to_owned())?;
     let private = mounts::set_propagation(all.as_fd(), libc::MS_PRIVATE, true);
     private.during(|| "keep mounts from the host".to_owned())
+}
+
+/// A copy, attached nowhere, of what is held open in this mount namespace, with what is mounted below.
+///
+/// # Errors
+/// This process may not mount.
+pub fn copy(place: BorrowedFd<'_>) -> Result<OwnedFd> {
+    mounts::clone(place, Bind::Tree).during(|| "copy a mount".to_owned())
 }
 
 /// A copy, attached nowhere, of what is at `path` below `root` in another mount namespace, if that is of the file system with this

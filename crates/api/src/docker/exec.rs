@@ -123,11 +123,6 @@ pub(super) async fn create(State(app): App, Path(name): Path<String>, body: axum
     if command.is_empty() {
         return Err(ApiError::bad("No exec command specified"));
     }
-    if config.privileged == Some(true) {
-        return Err(ApiError::not_offered(
-            "exec --privileged: a command has no more rights than its workload",
-        ));
-    }
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let exec = Exec {
         container: id,
@@ -138,6 +133,7 @@ pub(super) async fn create(State(app): App, Path(name): Path<String>, body: axum
             user: given(config.user),
             tty: config.tty.unwrap_or_default(),
             stdin: config.attach_stdin.unwrap_or_default(),
+            privileged: config.privileged.unwrap_or_default(),
             id: None,
         },
         outputs: (config.attach_stdout.unwrap_or_default(), config.attach_stderr.unwrap_or_default()),

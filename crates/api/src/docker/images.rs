@@ -68,7 +68,6 @@ pub(super) fn id_of(image: &Image) -> String {
 pub(super) async fn list(State(app): App, params: Params) -> Result {
     let known = ["dangling", "label", "label!", "reference", "before", "since", "until"];
     let filters = Filters::of(&params, &known)?;
-    let digests = params.flag("digests");
     let rows = app
         .blocking(move |backend| {
             // Images without a name are in no list.
@@ -80,7 +79,7 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
             let since = filters.values("since").map(made).collect::<Result<Vec<i64>>>()?;
             let until =
                 filters.values("until").map(|text| Ok(moment(text)?)).collect::<Result<Vec<i64>>>()?;
-            rows(backend, digests, &|image: &Image| {
+            rows(backend, &|image: &Image| {
                 let created = made_at(image);
                 let in_time = before.iter().chain(&until).all(|time| created < *time)
                     && since.iter().all(|time| created > *time);
@@ -116,11 +115,7 @@ fn matches_pattern(pattern: &str, text: &str) -> bool {
 }
 
 /// A row for each image, whatever its names.
-pub(super) fn rows(
-    backend: &dyn Backend,
-    digests: bool,
-    fits: &dyn Fn(&Image) -> bool,
-) -> Result<Vec<Value>> {
+pub(super) fn rows(backend: &dyn Backend, fits: &dyn Fn(&Image) -> bool) -> Result<Vec<Value>> {
     let store = backend.store();
     let used: Vec<Reference> = backend
         .workloads()
@@ -150,7 +145,7 @@ pub(super) fn rows(
             "Id": id,
             "ParentId": "",
             "RepoTags": [summary.name],
-            "RepoDigests": if digests { vec![digest] } else { Vec::new() },
+            "RepoDigests": [digest],
             "Created": seconds(summary.created.as_deref()),
             "Size": summary.size_bytes,
             "SharedSize": -1,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use bollard_stubs::models::{ContainerConfig, HostConfig, PortBinding, PortMap};
+use bollard_stubs::models::{ContainerConfig, HostConfig, PortBinding, PortMap, RestartPolicyNameEnum};
 use serde_json::{Value, json};
 use workload::log::rfc3339;
 use workload::{Folder, Restart, State as Condition, Status};
@@ -145,8 +145,11 @@ fn host_config(folder: &Folder) -> Value {
     let wanted = &folder.description().wanted;
     let said = wanted.said.as_ref().and_then(|said| said.get("HostConfig")).cloned();
     let said = said.and_then(|said| serde_json::from_value::<HostConfig>(said).ok()).unwrap_or_default();
+    let said_word = said.restart_policy.as_ref().and_then(|policy| policy.name);
     let (name, most) = match wanted.restart {
         Restart::No => ("no", 0),
+        // It is the same here: who stops it means it.
+        Restart::Always if said_word == Some(RestartPolicyNameEnum::UNLESS_STOPPED) => ("unless-stopped", 0),
         Restart::OnFailure(most) => ("on-failure", most.unwrap_or_default()),
         Restart::Always => ("always", 0),
     };

@@ -108,7 +108,7 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
         .blocking(move |backend| {
             let fits = |row: &Value, kind: &str| {
                 let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-                filters.fits("name", |wanted| text("Name").contains(wanted))
+                filters.fits_name(&text("Name"))
                     && filters.fits("id", |wanted| text("Id").starts_with(wanted))
                     && filters.fits("driver", |wanted| wanted == text("Driver"))
                     && filters.fits("scope", |wanted| wanted == "local")

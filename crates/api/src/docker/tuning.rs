@@ -39,6 +39,7 @@ pub(super) fn wanted(host: &HostConfig, isolation: Isolation) -> Result<Tuning> 
         cpuset_mems: text(&host.cpuset_mems),
         memory_reservation: positive(host.memory_reservation),
         memory_swap: swap,
+        swappiness: swappiness(host.memory_swappiness)?,
         blkio_weight: blkio_weight(host.blkio_weight.map(i64::from))?,
         groups: host.group_add.iter().flatten().map(|group| group_name(group)).collect::<Result<_>>()?,
         devices: host.devices.iter().flatten().map(device).collect::<Result<_>>()?,
@@ -50,6 +51,17 @@ pub(super) fn wanted(host: &HostConfig, isolation: Isolation) -> Result<Tuning> 
         return Err(ApiError::not_offered(text));
     }
     Ok(tuning)
+}
+
+/// -1 is as ever.
+fn swappiness(number: Option<i64>) -> Result<Option<u64>> {
+    match number {
+        None | Some(-1) => Ok(None),
+        Some(number @ 0..=100) => Ok(Some(number.unsigned_abs())),
+        Some(number) => {
+            Err(ApiError::bad(format!("Invalid value: {number}, valid memory swappiness range is 0-100")))
+        }
+    }
 }
 
 /// A part of disks; 0 is none, as docker has it.

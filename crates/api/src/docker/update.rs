@@ -104,7 +104,9 @@ fn limits(wanted: Wanted) -> Result<Limits> {
     let positive = |number: Option<i64>| number.filter(|number| *number > 0);
     let text = |text: Option<String>| text.filter(|text| !text.is_empty());
     let period = positive(wanted.cpu_period).unwrap_or(PERIOD_US);
+    let restart_word = policy.as_ref().and_then(|policy| policy.name).map(|name| name.to_string());
     Ok(Limits {
+        restart_word,
         memory: positive(wanted.memory).map(i64::unsigned_abs),
         millicpus: create::millicpus(&host),
         quota: positive(wanted.cpu_quota)

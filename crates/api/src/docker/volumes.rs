@@ -61,7 +61,7 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
             let users = volumes.users()?;
             let fits = |volume: &Volume| {
                 let info = volume.info();
-                filters.fits("name", |wanted| info.name.contains(wanted))
+                filters.fits_name(&info.name)
                     && filters.fits("driver", |wanted| wanted == DRIVER)
                     && filters.fits_labels(|key| info.labels.get(key).map(String::as_str))
                     && dangling.iter().all(|wanted| *wanted != users.contains_key(&info.name))

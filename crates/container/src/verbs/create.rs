@@ -133,14 +133,7 @@ impl Runtime {
     ) -> Result<Made> {
         let Loaded { spec, root, user, groups, bundle } = loaded;
         let linux = spec.linux();
-        let root_path = match &root {
-            Root::Folder => bundle::root(&bundle, &spec)?,
-            Root::Image { .. } => {
-                let scratch = folder.path().join("root");
-                std::fs::create_dir(&scratch).during(|| format!("make {}", scratch.display()))?;
-                scratch
-            }
-        };
+        let root_path = place_of_root(folder, &root, &bundle, &spec)?;
         let process = spec.process.clone().unwrap_or_default();
         let mut plan = Plan::new(&process, linux.seccomp.as_ref(), spec.has_namespace("user"))?;
         (plan.user_name, plan.group_names) = (user, groups);
@@ -199,6 +192,18 @@ impl Runtime {
     fn groups(&self, id: &str, linux: &Linux) -> Result<Cgroups> {
         let resources = linux.resources.clone().unwrap_or_default();
         Cgroups::create(linux.cgroups_path.as_deref(), id, self.systemd_cgroup, &resources)
+    }
+}
+
+/// Where the root is mounted: in the bundle, or in the container's own folder.
+fn place_of_root(folder: &Folder, root: &Root, bundle: &Path, spec: &Spec) -> Result<PathBuf> {
+    match root {
+        Root::Folder => bundle::root(bundle, spec),
+        Root::Image { .. } => {
+            let scratch = folder.path().join("root");
+            std::fs::create_dir(&scratch).during(|| format!("make {}", scratch.display()))?;
+            Ok(scratch)
+        }
     }
 }
 

@@ -155,7 +155,9 @@ impl Backend for Host {
 
     fn command(&self, folder: &Folder, options: &CommandOptions) -> Result<Command, Refusal> {
         let mut command = self.again("exec")?;
-        for (flag, is_set) in [("-t", options.tty), ("-i", options.stdin)] {
+        for (flag, is_set) in
+            [("-t", options.tty), ("-i", options.stdin), ("--privileged", options.privileged)]
+        {
             command.args(is_set.then_some(flag));
         }
         for (flag, value) in [("--workdir", &options.workdir), ("--user", &options.user)] {

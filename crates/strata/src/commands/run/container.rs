@@ -232,13 +232,9 @@ fn prepare(
     let who = Who { id: &id, name: &workload, hostname: &name };
     let (wanted_bridge, common) = (options.network.wanted(who)?, options.network.common(who));
     let user = wanted.user.clone();
-    let mut spec = container_spec::spec(options, wanted.clone(), name)?;
-    if let Some(resources) = spec.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
-        resources.block_io = options.rates.block_io(store.root())?;
-    }
-    options.container.tuning.add_to(&mut spec)?;
+    let mut spec = container_spec::spec(options, store.root(), wanted.clone(), name)?;
     let shared = shared::prepare(store.root(), &options.container.tuning)?;
-    let held_mounts = shared.add_to(&mut spec);
+    let mut held_mounts = shared.add_to(&mut spec);
     let network = options.network.config()?.map(|config| container_network::prepare(&config)).transpose()?;
     if let Some(network) = &network {
         network.add_to(&mut spec);
@@ -260,6 +256,7 @@ fn prepare(
     let keep = if options.container.read_only { Keep::CommandOnReadOnlyRoot } else { Keep::Command };
     let files = options.files.settle(&store, &image, keep)?;
     spec.mounts.extend(volumes::mounts(&files.volumes));
+    held_mounts.extend(volumes::held(&files.volumes)?);
     let described = |_: &String| detach::wanted(options, &wanted, &said.stop_signal, &files);
     let described = claimed.as_ref().map(described).transpose()?;
     let named = claimed.zip(described).map(|(name, wanted)| claim(&store, name, wanted)).transpose()?;
@@ -267,16 +264,9 @@ fn prepare(
     let root = Root::Image { file, fs_type, below: Vec::new(), upper };
     let groups = options.container.tuning.groups().to_vec();
     let source = Source::Config { spec: Box::new(spec), root, user: Some(user), groups };
-    if options.container.privileged {
-        tracing::warn!("--privileged: root in this container can do what root can do on this host");
-    }
+    let init = options.container.tuning.init.then_some(agent::AGENT);
     Ok(Prepared {
-        create: CreateOptions {
-            tied: true,
-            init: options.container.tuning.init.then_some(agent::AGENT),
-            mounts: held_mounts,
-            ..CreateOptions::new(id, source)
-        },
+        create: CreateOptions { tied: true, init, mounts: held_mounts, ..CreateOptions::new(id, source) },
         _shared: shared,
         network,
         files,

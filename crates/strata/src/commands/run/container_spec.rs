@@ -1,5 +1,7 @@
 //! What flags come to in a container's bundle: its process, its rights, its limits.
 
+use std::path::Path;
+
 use container::spec::{ConsoleSize, Cpu, Linux, Memory, Pids, Process, Resources, Spec};
 use container::{capabilities, template};
 
@@ -42,11 +44,24 @@ fn granted(flags: &Flags) -> Outcome<Vec<String>> {
     Ok(names)
 }
 
-/// What a container's bundle says of what all of them have; `wanted` is the command.
+/// What a container's bundle says but for networks and volumes; `wanted` is the command, `store` the folder whose disk is the one
+/// that is meant where no other is named.
 ///
 /// # Errors
-/// A flag names no capability, or makes no sense.
-pub fn spec(options: &Options, wanted: protocol::Process, hostname: String) -> Outcome<Spec> {
+/// A flag names no capability or device, or makes no sense.
+pub fn spec(options: &Options, store: &Path, wanted: protocol::Process, hostname: String) -> Outcome<Spec> {
+    if options.container.privileged {
+        tracing::warn!("--privileged: root in this container can do what root can do on this host");
+    }
+    let mut spec = plain(options, wanted, hostname)?;
+    if let Some(resources) = spec.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
+        resources.block_io = options.rates.block_io(store)?;
+    }
+    options.container.tuning.add_to(&mut spec)?;
+    Ok(spec)
+}
+
+fn plain(options: &Options, wanted: protocol::Process, hostname: String) -> Outcome<Spec> {
     let flags = &options.container;
     let names = granted(flags)?;
     let security = Security::parse(&flags.security_opt)?;

@@ -43,6 +43,9 @@ pub struct Options {
     /// Kill the command, and all that it began, after this time, e.g. 90s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "detach")]
     timeout: Option<Duration>,
+    /// Give it all capabilities, which in a microVM root has anyway
+    #[arg(long)]
+    privileged: bool,
     /// Its id, which those who listen to events know already: for servers.
     #[arg(long, hide = true, value_name = "ID")]
     announced: Option<String>,
@@ -122,6 +125,10 @@ fn in_container(folder: &Folder, options: &Options) -> Outcome {
     process.args.clone_from(&options.command);
     process.env = environment(&process.env, &options.process.env, |name| std::env::var(name).ok());
     process.terminal = options.tty;
+    if options.privileged {
+        let all = container::capabilities::NAMES.map(str::to_owned);
+        process.capabilities = Some(container::template::capabilities(&all));
+    }
     if let Some(folder) = &options.process.workdir {
         process.cwd.clone_from(folder);
     }

@@ -40,6 +40,9 @@ pub struct Flags {
     /// Bytes of memory and swap together. For clients of the API.
     #[arg(skip)]
     memory_swap: Option<i64>,
+    /// How readily its memory is swapped out. For clients of the API.
+    #[arg(skip)]
+    swappiness: Option<u64>,
     /// Its part of disks where others want them too, from 10 to 1000
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(10..=1000))]
     blkio_weight: Option<u16>,
@@ -115,6 +118,7 @@ impl Flags {
             cpuset_mems: tuning.cpuset_mems.clone(),
             memory_reservation: tuning.memory_reservation,
             memory_swap: tuning.memory_swap,
+            swappiness: tuning.swappiness,
             blkio_weight: tuning.blkio_weight,
             groups: tuning.groups.clone(),
             devices: tuning.devices.clone(),
@@ -179,6 +183,7 @@ impl Flags {
         if let Some(resources) = &mut linux.resources {
             let memory = resources.memory.get_or_insert_with(Memory::default);
             (memory.reservation, memory.swap) = (self.memory_reservation, self.memory_swap);
+            memory.swappiness = self.swappiness;
             let cpu = resources.cpu.get_or_insert_with(Cpu::default);
             cpu.shares = self.cpu_shares;
             (cpu.cpus, cpu.mems) = (self.cpuset_cpus.clone(), self.cpuset_mems.clone());

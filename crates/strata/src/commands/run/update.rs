@@ -124,7 +124,8 @@ pub fn change(all: &Workloads, folder: &Folder, limits: &api::Limits) -> Outcome
 /// Whether there is one among them that only containers have.
 fn is_of_containers(limits: &api::Limits) -> bool {
     let (memory, millicpus, quota, restart) = (limits.memory, limits.millicpus, limits.quota, limits.restart);
-    *limits != api::Limits { memory, millicpus, quota, restart, ..api::Limits::default() }
+    let restart_word = limits.restart_word.clone();
+    *limits != api::Limits { memory, millicpus, quota, restart, restart_word, ..api::Limits::default() }
 }
 
 impl Options {
@@ -195,6 +196,7 @@ fn note(said: &mut Value, limits: &api::Limits) {
         ("CpusetMems", limits.cpuset_mems.as_ref().map(|value| json!(value))),
         ("MemoryReservation", limits.memory_reservation.map(|value| json!(value))),
         ("MemorySwap", limits.memory_swap.map(|value| json!(value))),
+        ("RestartPolicy", limits.restart_word.as_ref().map(|word| json!({ "Name": word }))),
         ("BlkioWeight", limits.blkio_weight.map(|value| json!(value))),
     ];
     for (key, value) in all {

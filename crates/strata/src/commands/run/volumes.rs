@@ -3,7 +3,7 @@
 //! Flags and the API's words become [`Mount`]s. [`Flags::settle`] makes them what is mounted: volumes are made, filled with what
 //! the image has at their places, and held, so that nobody removes them.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -254,9 +254,9 @@ pub fn mounts(volumes: &[Volume]) -> Vec<container::spec::Mount> {
             }
             Source::Inside(held) => {
                 let options = format!("rbind,rprivate,nosuid,nodev,{access}");
-                // Of this process, whose copy mounts it.
-                let path = format!("/proc/self/fd/{}", held.as_raw_fd());
-                container::template::mount(&volume.target, "bind", &path, &options)
+                // What `held` gives is mounted instead.
+                let text = format!("descriptor {}", held.as_raw_fd());
+                container::template::mount(&volume.target, "bind", &text, &options)
             }
             Source::Memory(options) => {
                 let access = if volume.read_only { "ro" } else { "rw" };
@@ -266,6 +266,21 @@ pub fn mounts(volumes: &[Volume]) -> Vec<container::spec::Mount> {
         }
     };
     volumes.iter().map(mount).collect()
+}
+
+/// Those that no path leads to, by their places: as mounts that are attached nowhere.
+///
+/// # Errors
+/// This process may not mount.
+pub fn held(volumes: &[Volume]) -> Outcome<Vec<(String, Arc<OwnedFd>)>> {
+    let copy = |volume: &Volume| match &volume.source {
+        Source::Inside(held) => {
+            let made = container::rest::copy(held.as_fd()).map_err(super::container::explain);
+            Some(made.map(|made| (volume.target.clone(), Arc::new(made))))
+        }
+        Source::Host(_) | Source::Memory(_) => None,
+    };
+    volumes.iter().filter_map(copy).collect()
 }
 
 /// What the agent is told of them.
