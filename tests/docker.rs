@@ -239,8 +239,9 @@ fn events_tell_what_happens_whoever_does_it() {
     server.docker(&["run", "-d", "--name", "one", "debian", "sleep", "1000"]);
     server.place.strata(&["stop", "-t", "0", "one"]);
     server.place.strata(&["rm", "one"]);
-    let ours: Vec<String> = lines.by_ref().filter(|line| line.ends_with(" one")).take(4).collect();
-    assert_eq!(ours, ["create one", "start one", "die one", "destroy one"]);
+    let ours: Vec<String> = lines.by_ref().filter(|line| line.ends_with(" one")).take(7).collect();
+    let words = ["create", "start", "kill", "kill", "die", "stop", "destroy"];
+    assert_eq!(ours, words.map(|word| format!("{word} one")));
     events.kill().unwrap();
     events.wait().unwrap();
 }

@@ -39,7 +39,28 @@ fn limits_change_while_a_container_runs() {
     assert_eq!(server.try_to(&["exec", "web", "sh", "-c", script]).stdout, told);
     server.place.strata(&["update", "--memory", "128M", "web"]);
     assert_eq!(server.docker(&["inspect", "-f", "{{.HostConfig.Memory}}", "web"]), "134217728\n");
-    refused(&server.try_to(&["update", "--cpuset-cpus", "0", "web"]), 1, "CpusetCpus");
+    let update = [
+        "update",
+        "--cpuset-cpus",
+        "0",
+        "--cpu-shares",
+        "77",
+        "--cpu-period",
+        "50000",
+        "--cpu-quota",
+        "10000",
+    ];
+    server.docker(&[&update[..], &["--memory-reservation", "32m", "web"]].concat());
+    let script = "grep Cpus_allowed_list /proc/self/status; cd /sys/fs/cgroup; cat cpu/cpu.shares cpu/cpu.cfs_quota_us \
+                  memory/memory.soft_limit_in_bytes 2>/dev/null || cat cpu.max memory.low";
+    let told = server.docker(&["exec", "web", "sh", "-c", script]);
+    assert!(told.starts_with("Cpus_allowed_list:\t0\n") && told.ends_with("\n33554432\n"), "{told}");
+    assert!(told.contains("77\n20000\n") || told.contains("20000 100000\n"), "{told}");
+    let shape = "{{.HostConfig.CpusetCpus}} {{.HostConfig.CpuShares}} {{.HostConfig.CpuQuota}} {{.HostConfig.CpuPeriod}} \
+                 {{.HostConfig.NanoCpus}}";
+    assert_eq!(server.docker(&["inspect", "-f", shape, "web"]), "0 77 10000 50000 0\n");
+    refused(&server.try_to(&["update", "--cpu-rt-period", "5", "web"]), 1, "CpuRealtimePeriod");
+    refused(&server.try_to(&["update", "--blkio-weight", "5", "web"]), 1, "from 10 to 1000");
     server.place.try_to(&["update", "web"]).expect_failure(2, &["what is to be changed"]);
     server.docker(&["rm", "-f", "web"]);
 }

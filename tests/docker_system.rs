@@ -63,3 +63,47 @@ fn all_that_nobody_uses_is_told_of_and_pruned_at_once() {
     assert_eq!(names(&server, &["images", "-q"]).len(), 1, "what runs is used");
     server.docker(&["rm", "-f", "runs"]);
 }
+
+#[test]
+fn lists_are_asked_by_names_ports_and_volumes_and_a_part_of_a_volume_is_seen() {
+    let Some(server) = Server::with_client() else { return };
+    let fill = "mkdir -p /all/a; echo part > /all/a/file; ln -s / /all/out; sleep 1000";
+    let start = [
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "-v",
+        "data:/all",
+        "--restart",
+        "unless-stopped",
+        "debian",
+        "sh",
+        "-c",
+        fill,
+    ];
+    server.docker(&start);
+    let listed = |filter: &str| server.docker(&["ps", "--filter", filter, "--format", "{{.Names}}"]);
+    for filter in ["name=^web$", "name=^/web$", "name=we", "volume=data", "volume=/all"] {
+        assert_eq!(listed(filter), "web\n", "{filter}");
+    }
+    for filter in ["name=^eb", "volume=other", "publish=80", "expose=80"] {
+        assert_eq!(listed(filter), "", "{filter}");
+    }
+    assert_eq!(
+        server.docker(&["inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", "web"]),
+        "unless-stopped\n"
+    );
+    let caps = ["exec", "--privileged", "web", "grep", "CapEff", "/proc/self/status"];
+    assert!(server.docker(&caps).contains("000001ff"), "all of them");
+    let see = |part: &str| {
+        let mount = format!("type=volume,src=data,dst=/part,volume-subpath={part}");
+        server.try_to(&["run", "--rm", "--mount", &mount, "debian", "cat", "/part/file"])
+    };
+    assert_eq!(see("a").stdout, "part\n");
+    refused(&see("none"), 125, "cannot access path");
+    refused(&see("out/etc"), 125, "cannot access path");
+    refused(&see("../other"), 125, "subpath");
+    assert!(server.docker(&["plugin", "ls"]).starts_with("ID"));
+    server.docker(&["rm", "-f", "web"]);
+}

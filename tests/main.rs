@@ -19,6 +19,7 @@ mod debug;
 mod detached;
 mod docker;
 mod docker_compose;
+mod docker_events;
 mod docker_files;
 mod docker_limits;
 mod docker_networks;

@@ -16,7 +16,7 @@ use crate::control::Control;
 use crate::fault::Fault;
 use crate::session::{End, Guest, Session};
 use crate::{
-    console, files, identity, modules, mounts, network, power, root, service, sys, transport, volumes,
+    console, files, identity, modules, mounts, network, power, reaper, root, service, sys, transport, volumes,
 };
 
 /// How long the host's devices may take to be found.
@@ -28,11 +28,19 @@ const STREAM_PATIENCE: Duration = Duration::from_secs(10);
 /// Open files a process may have: at first, and at most. As systemd gives them.
 const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(524_288) };
 
-/// The program. As PID 1 it never returns; as anything else it is a [`service`].
+/// What a program ends with that has a bug, as Rust's own do.
+const PANICKED: i32 = 101;
+
+/// The program, told its command line. As PID 1 of a machine it never returns; else it is what the line says: the first process
+/// of a container ([`reaper`]), or a [`service`].
 #[must_use]
-pub fn main() -> i32 {
-    if getpid().as_raw_nonzero().get() != 1 {
-        return service::main();
+pub fn main(words: &[&[u8]]) -> i32 {
+    let words = words.get(1..).unwrap_or_default();
+    if let Some((&reaper::WORD, words)) = words.split_first() {
+        return reaper::main(words);
+    }
+    if !is_first() {
+        return service::main(words);
     }
     match live() {
         Ok(End::Shutdown) => {}
@@ -42,8 +50,17 @@ pub fn main() -> i32 {
     power::off()
 }
 
-/// What a bug in the agent comes to: a line on the console, and power off.
+fn is_first() -> bool {
+    getpid().as_raw_nonzero().get() == 1
+}
+
+/// What a bug in the agent comes to: a line on the console, and power off. One that is not the first process has no machine: it
+/// may be on somebody's host.
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
+    if !is_first() {
+        sys::complain(&format!("{info}\n"));
+        sys::exit_now(PANICKED);
+    }
     console::report(&format!("{info}"));
     power::off()
 }

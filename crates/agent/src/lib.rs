@@ -7,7 +7,7 @@
 //!
 //! Read in order: [`init`] (the life of a machine), [`session`] (the one loop), [`root`] and
 //! [`mounts`], [`spawn`] with [`command`] and [`user`], [`streams`], [`control`], [`power`]; [`service`] is what the same
-//! program does when the host starts it once more.
+//! program does when the host starts it once more, [`reaper`] what it does as the first process of a container.
 //! Every system call that needs `unsafe` is in `sys` and `transport`.
 //!
 //! Deliberately absent: threads, name service (the image's own `/etc/passwd` is read), a shell,
@@ -30,6 +30,7 @@ pub mod modules;
 pub mod mounts;
 pub mod network;
 pub mod power;
+pub mod reaper;
 pub mod root;
 pub mod service;
 pub mod session;

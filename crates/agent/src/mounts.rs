@@ -104,6 +104,15 @@ pub fn name_files(hostname: &str) {
     }
 }
 
+/// Adds lines to `/etc/hosts`.
+pub fn add_hosts(lines: &str) {
+    if !lines.is_empty() {
+        let text = files::read("/etc/hosts").unwrap_or_default();
+        let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+        let _ = files::write("/etc/hosts", &format!("{text}{end}{lines}"));
+    }
+}
+
 /// The line of `/etc/hosts` that [`name_files`] writes for the machine itself.
 fn own_host(hostname: &str) -> String {
     format!("127.0.1.1\t{hostname}\n")

@@ -50,6 +50,7 @@ pub fn enter(start: &Start, log: &mut dyn FnMut(Log)) -> Result<(), Fault> {
     }
     mounts::directories();
     mounts::name_files(&start.hostname);
+    mounts::add_hosts(&start.hosts);
     Ok(())
 }
 

@@ -22,12 +22,9 @@ const USAGE: i32 = 2;
 /// The kernel tells times in hundredths of a second, whatever its clock (USER_HZ).
 const MS_PER_TICK: u64 = 10;
 
-/// Does what the command line says; gives the exit code.
+/// Does what the words say; gives the exit code.
 #[must_use]
-pub fn main() -> i32 {
-    let line = files::read_bytes("/proc/self/cmdline").unwrap_or_default();
-    let line = line.strip_suffix(b"\0").unwrap_or(&line);
-    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).skip(1).collect();
+pub fn main(words: &[&[u8]]) -> i32 {
     let done = match words.split_first() {
         Some((&b"files", words)) => match Request::parse(words) {
             Some(request) => archive(&request),

@@ -1,5 +1,5 @@
 //! The C library where `rustix` has no safe call for it.
-// UNSAFETY: fork, execve, the signal mask, signalfd, ioctls of interfaces and routes, and the allocator have no
+// UNSAFETY: fork, execve, the command line, the signal mask, signalfd, ioctls of interfaces and routes, and the allocator have no
 // safe wrapper in the crates we use; each is wrapped here once, with a safe signature.
 
 use alloc::ffi::CString;
@@ -43,6 +43,40 @@ fn own_signals() -> libc::sigset_t {
         libc::sigaddset(&raw mut set, libc::SIGCHLD);
         libc::sigaddset(&raw mut set, libc::SIGPIPE);
         set
+    }
+}
+
+/// The words of the command line.
+///
+/// # Safety
+/// `words` points to `count` pointers to C strings, which stay as they are while the program runs: what the C library gives
+/// `main`.
+#[must_use]
+pub unsafe fn words(count: c_int, words: *const *const c_char) -> Vec<&'static [u8]> {
+    let count = usize::try_from(count).unwrap_or_default();
+    // SAFETY: each of the first `count` pointers is a C string's, by this function's contract.
+    (0..count).map(|at| unsafe { CStr::from_ptr(*words.add(at)) }.to_bytes()).collect()
+}
+
+/// Blocks all signals that can be and that are no fault of this process's own, and returns a descriptor to read them from.
+///
+/// # Errors
+/// The kernel's, of `signalfd(2)`.
+pub fn all_signals() -> Result<OwnedFd, Errno> {
+    let faults =
+        [libc::SIGFPE, libc::SIGILL, libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
+    // SAFETY: a zeroed set is valid memory for sigfillset, which initialises it; the numbers are the C library's own; the old
+    // mask isn't asked for.
+    unsafe {
+        let mut set = mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        for fault in faults {
+            libc::sigdelset(&raw mut set, fault);
+        }
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()))?;
+        let fd = check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC))?;
+        // The kernel just made this descriptor for us; nobody else has it.
+        Ok(OwnedFd::from_raw_fd(fd))
     }
 }
 
@@ -160,6 +194,14 @@ impl ExecStrings {
 pub fn exec(path: &CStr, argv: &ExecStrings, env: &ExecStrings) -> Errno {
     // SAFETY: both lists hold pointers to C strings that `argv` and `env` own, and end in null.
     unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
+    last_errno()
+}
+
+/// Becomes another program with this one's own environment; returns only if that fails. Allocates nothing.
+#[must_use]
+pub fn exec_as_it_is(path: &CStr, argv: &ExecStrings) -> Errno {
+    // SAFETY: the list holds pointers to C strings that `argv` owns, and ends in null.
+    unsafe { libc::execv(path.as_ptr(), argv.pointers.as_ptr()) };
     last_errno()
 }
 

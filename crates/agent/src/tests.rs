@@ -352,7 +352,12 @@ fn a_second_process_runs_beside_the_first() {
 #[test]
 fn a_root_that_cannot_be_entered_is_a_failure_and_may_be_tried_again() {
     let mut host = Host::new();
-    let start = Start { root: Root::Initramfs, hostname: "broken".into(), process: shell("true") };
+    let start = Start {
+        root: Root::Initramfs,
+        hostname: "broken".into(),
+        hosts: String::new(),
+        process: shell("true"),
+    };
     host.send(&HostMessage::Start(start));
     let AgentMessage::Failed(failure) = host.next() else { panic!("not failed") };
     assert_eq!(

@@ -164,6 +164,8 @@ pub struct Creation {
     pub remove: bool,
     /// When it is started again.
     pub restart: Restart,
+    /// What keeps its output, in docker's word.
+    pub log_driver: Option<String>,
     /// How much of its output is kept, `KEY=VALUE`.
     pub log_opts: Vec<String>,
     /// Instead of the image's; `Some(None)` is none at all.
@@ -245,16 +247,32 @@ pub struct Resolving {
 }
 
 /// Limits that change; those that are not given stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes.
     pub memory: Option<u64>,
     /// Thousandths of a processor.
     pub millicpus: Option<u64>,
+    /// How a client of the API said that, if as a quota in a period: microseconds.
+    pub quota: Option<(i64, i64)>,
+    /// Its part of the processors where others want them too.
+    pub cpu_shares: Option<u64>,
+    /// Processors that it may use: `0-3,7`.
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes that it may use.
+    pub cpuset_mems: Option<String>,
+    /// Bytes that are left to it where memory is short.
+    pub memory_reservation: Option<i64>,
+    /// Bytes of memory and swap together.
+    pub memory_swap: Option<i64>,
+    /// Its part of disks where others want them too, from 10 to 1000.
+    pub blkio_weight: Option<u16>,
     /// Processes and threads at most; -1 is without limit.
     pub pids_limit: Option<i64>,
     /// When it is started again.
     pub restart: Option<Restart>,
+    /// How a client of the API said that.
+    pub restart_word: Option<String>,
 }
 
 /// A resource limit.
@@ -283,6 +301,10 @@ pub struct CommandOptions {
     pub tty: bool,
     /// It has a standard input.
     pub stdin: bool,
+    /// It has all capabilities.
+    pub privileged: bool,
+    /// What others were told it is called, if they were told of it.
+    pub id: Option<String>,
 }
 
 /// An image that is to be built.

@@ -1,11 +1,14 @@
-//! Images that go, by name or id or age, as docker has it: for the Docker API and for the command line alike.
+//! Images that get names and that go, by name or id or age, as docker has it, and what others hear of that: for the Docker API
+//! and for the command line alike.
 //!
 //! Docker's words are in the refusals, for clients look for them. An image that a workload was made from stays in the store
 //! whether or not a name leads to it, so that what is forced here takes nothing away from anybody.
 
+use std::collections::BTreeMap;
+
 use image::{Image, Pruned, Reference, Store};
 use serde_json::Value;
-use workload::{Folder, Status, Workloads};
+use workload::{EventKind, Folder, Status, Workloads};
 
 use crate::backend::{Refusal, RefusalKind};
 use crate::error::chain;
@@ -88,6 +91,46 @@ fn config_of(image: &Image) -> String {
     image.manifest().config().digest().to_string()
 }
 
+/// Notes that this was done with an image, for whoever listens: `tag`, `untag`, `delete`, `import`, `load`, `save`, and `pull` and
+/// `push`, of which docker tells the name instead of the id.
+pub fn tell_image(store: &Store, image: &Image, action: &str) {
+    let name = image.name();
+    let (id, name) = match action {
+        "pull" | "push" => (name.to_string(), repository(name)),
+        _ => (config_of(image), name.to_string()),
+    };
+    tell(store, |workloads| workloads.tell_image(action, &id, &name, &image.config().labels));
+}
+
+/// A name as it is shown, without its tag or digest.
+fn repository(name: &Reference) -> String {
+    let text = name.to_string();
+    let text = text.split('@').next().unwrap_or_default();
+    let (folder, last) = text.rsplit_once('/').map_or(("", text), |(folder, last)| (folder, last));
+    let last = last.split(':').next().unwrap_or_default();
+    if folder.is_empty() { last.to_owned() } else { format!("{folder}/{last}") }
+}
+
+/// What happened has happened, whether or not it can be noted.
+fn tell(store: &Store, what: impl FnOnce(&Workloads)) {
+    match Workloads::open(store.root()) {
+        Ok(workloads) => what(&workloads),
+        Err(error) => tracing::warn!("note what happened: {}", chain(&error)),
+    }
+}
+
+/// Gives an image another name, whatever that meant before.
+///
+/// # Errors
+/// No image has the name `name`, or the store cannot be written.
+pub fn tag_image(store: &Store, name: &Reference, alias: &Reference) -> image::Result<()> {
+    store.tag(name, alias)?;
+    if let Ok(image) = store.image(alias) {
+        tell_image(store, &image, "tag");
+    }
+    Ok(())
+}
+
 /// Removes a name of an image, and with the last of them the image; by an id all its names. Where docker would not, it wants `force`:
 /// several names of one id, a workload that does not run. What runs from an image keeps its id from being removed at all.
 ///
@@ -133,10 +176,42 @@ pub fn remove_image(
         }
         _ => {}
     }
+    let known = known(store);
     for name in &going {
         store.remove(name).map_err(|error| failed(&error))?;
     }
+    tell_gone(store, &known, &going);
     Ok(RemovedImage { untagged: going, deleted: (is_last && users.is_empty()).then_some(digest) })
+}
+
+/// Docker's ids of all images that can be read, and their labels, by name.
+type Known = BTreeMap<Reference, (String, BTreeMap<String, String>)>;
+
+fn known(store: &Store) -> Known {
+    let names = store.images().unwrap_or_default().into_iter().filter_map(|row| row.name.parse().ok());
+    let of = |name: Reference| {
+        let image = store.image(&name).ok()?;
+        Some((name, (config_of(&image), image.config().labels)))
+    };
+    names.filter_map(of).collect()
+}
+
+/// Notes which names are gone, and which images with the last of them. `before` is what there was.
+fn tell_gone(store: &Store, before: &Known, gone: &[Reference]) {
+    let left = |id: &str| before.iter().any(|(name, (other, _))| other == id && !gone.contains(name));
+    tell(store, |workloads| {
+        let mut deleted = Vec::new();
+        for name in gone {
+            let Some((id, labels)) = before.get(name) else { continue };
+            workloads.tell_image("untag", id, &name.to_string(), labels);
+            if !left(id) && !deleted.contains(&id) {
+                deleted.push(id);
+            }
+        }
+        for id in deleted {
+            workloads.tell_image("delete", id, id, &BTreeMap::new());
+        }
+    });
 }
 
 fn short(user: &Folder) -> &str {
@@ -181,14 +256,18 @@ pub fn prune_images(store: &Store, unused: bool, filters: &ImageFilters) -> Resu
             && !filters.without.iter().any(has)
             && until.iter().all(|time| made_at(image) < *time)
     };
+    let known = known(store);
     let pruned = match *filters == ImageFilters::default() {
         true => store.prune(unused),
         false => store.prune_some(&fits),
     };
-    pruned.map_err(|error| match error {
+    let pruned = pruned.map_err(|error| match error {
         image::Error::InUse { .. } => Refusal::new(RefusalKind::Conflict, chain(&error)),
         error => failed(&error),
-    })
+    })?;
+    tell_gone(store, &known, &pruned.names);
+    tell(store, |workloads| workloads.tell_pruned(EventKind::Image, pruned.collected.bytes));
+    Ok(pruned)
 }
 
 /// When an image was made: seconds since 1970.
@@ -240,6 +319,13 @@ fn age(mut text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_repository_is_a_name_without_its_tag() {
+        for (name, expected) in [("debian:12", "debian"), ("localhost:5000/a/b:c", "localhost:5000/a/b")] {
+            assert_eq!(repository(&name.parse().unwrap()), expected);
+        }
+    }
 
     #[test]
     fn moments_are_numbers_times_and_ages() {

@@ -8,7 +8,7 @@
 //! docker/     a router table, then a file per concern   error       docker's status codes and error bodies
 //! strata      snapshots, forks, templates               terminal    a command on a terminal, over a WebSocket
 //! metrics     for Prometheus                            console     the files of the web console
-//! images      which images may go, for the command line too
+//! images      which images may go, and what is told of them, for the command line too
 //! ```
 //!
 //! Nothing is known here that is not in the files of the store: workloads and images are read from there for each request, so
@@ -43,7 +43,7 @@ pub use backend::{
     RefusalKind, Resolving, Throttle, Throttled, Usage,
 };
 pub use error::ApiError;
-pub use images::{ImageFilters, RemovedImage, prune_images, remove_image};
+pub use images::{ImageFilters, RemovedImage, prune_images, remove_image, tag_image, tell_image};
 pub use listen::Listen;
 pub use machines::{AfterSnapshot, BlockTraffic, Machines, NetworkTraffic, SavedWorkload, Traffic};
 pub use server::{End, Service, end, serve};

@@ -23,14 +23,24 @@ pub struct Tuning {
     pub memory_reservation: Option<i64>,
     /// Bytes of memory and swap together.
     pub memory_swap: Option<i64>,
-    /// Further groups of its first process.
-    pub groups: Vec<u32>,
+    /// How readily its memory is swapped out, from 0 to 100.
+    pub swappiness: Option<u64>,
+    /// Its part of disks where others want them too, from 10 to 1000; 500 is usual.
+    pub blkio_weight: Option<u16>,
+    /// Further groups of its first process, by their numbers or by the names that the container has for them.
+    pub groups: Vec<String>,
     /// Devices of the host: `HOST:INSIDE:ACCESS`.
     pub devices: Vec<String>,
     /// Names that it knows without asking.
     pub hosts: Vec<HostName>,
-    /// Kinds of name spaces that it has none of its own of: `pid`, `ipc`, `uts`.
-    pub shared: Vec<String>,
+    /// Whose processes it sees, if not only its own: `host`, or `container:ID`.
+    pub pid: Option<String>,
+    /// Whose shared memory it has, if not its own: `host`, `container:ID`, or `none`; `shareable` is its own that others may have.
+    pub ipc: Option<String>,
+    /// Whose host name it has, if not its own: `host`.
+    pub uts: Option<String>,
+    /// Its first process waits for all that have lost their parents, and hands signals on to the command.
+    pub init: bool,
 }
 
 /// A name and its address.

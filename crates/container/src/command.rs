@@ -90,6 +90,11 @@ impl Command {
             }),
             ..Spec::default()
         };
-        Source::Config { spec: Box::new(spec), root: self.root.clone(), user: Some(self.user.clone()) }
+        Source::Config {
+            spec: Box::new(spec),
+            root: self.root.clone(),
+            user: Some(self.user.clone()),
+            groups: Vec::new(),
+        }
     }
 }

@@ -39,7 +39,8 @@ pub fn protect() -> Result<()> {
         },
         Err(error) => {
             tracing::debug!("{}", error.chain());
-            sealed_copy(&own).during(act)?
+            let from = std::fs::File::from(own.try_clone().during(act)?);
+            sealed(from).during(act)?
         }
     };
     let args: Vec<CString> = std::env::args_os().filter_map(|a| CString::new(a.into_vec()).ok()).collect();
@@ -86,12 +87,12 @@ fn exchange(program: &OwnedFd) -> std::io::Result<()> {
     remap::run_from(program.as_fd())
 }
 
-/// A copy in memory that nobody can change.
-fn sealed_copy(own: &OwnedFd) -> std::io::Result<OwnedFd> {
+/// A program in memory that nobody can change.
+pub(crate) fn sealed(mut program: impl std::io::Read) -> std::io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let copy = rustix::fs::memfd_create("strata", flags)?;
     let mut target = std::fs::File::from(copy);
-    std::io::copy(&mut std::fs::File::from(own.try_clone()?), &mut target)?;
+    std::io::copy(&mut program, &mut target)?;
     let all = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_add_seals(&target, all)?;
     Ok(target.into())

@@ -30,6 +30,8 @@ pub struct Plan {
     pub process: Process,
     /// `USER[:GROUP]` by names of the container's own files, instead of the specification's numbers.
     pub user_name: Option<String>,
+    /// Further groups, by numbers or by names of the container's own files.
+    pub group_names: Vec<String>,
     /// Its capabilities.
     sets: Sets,
     /// Its filter.
@@ -42,6 +44,8 @@ pub struct Plan {
     pub preserve_fds: u32,
     /// Whether it is killed when the thread that made it ends.
     pub tied: bool,
+    /// The program that is executed instead of the command, and starts it.
+    pub init: Option<OwnedFd>,
     /// Where its terminal's controlling end goes.
     pub console: Option<OwnedFd>,
     /// The host's `/proc`: where labels and the like are written, which a forged one must not swallow.
@@ -82,6 +86,7 @@ impl Plan {
         Ok(Self {
             process: process.clone(),
             user_name: None,
+            group_names: Vec::new(),
             sets: Sets::new(
                 process.capabilities.as_ref().unwrap_or(&spec::Capabilities::default()),
                 new_user,
@@ -91,6 +96,7 @@ impl Plan {
             affinity: Affinity::new(process.exec_cpu_affinity.as_ref())?,
             preserve_fds: 0,
             tied: false,
+            init: None,
             console: None,
             host_proc,
         })
@@ -165,15 +171,11 @@ pub fn execute(
     hooks: impl FnOnce() -> Result<()>,
 ) -> Result<Infallible> {
     let process = &plan.process;
-    let user = match &plan.user_name {
-        Some(name) => {
-            // By their numbers, which nobody has to look up.
-            let mut user = paths_user(root, name)?;
-            user.additional_gids.extend(&process.user.additional_gids);
-            user
-        }
+    let mut user = match &plan.user_name {
+        Some(name) => paths_user(root, name)?,
         None => process.user.clone(),
     };
+    user.additional_gids.extend(crate::user::groups(root, &plan.group_names)?);
     write_labels(plan)?;
     priorities(process)?;
     if plan.console.is_none() {
@@ -215,7 +217,14 @@ pub fn execute(
         }
         hooks()?;
         sys::default_signals();
-        let error = sys::exec(&program, &args, &env);
+        let error = match &plan.init {
+            None => sys::exec(&program, &args, &env),
+            Some(init) => {
+                let own = [c"init".to_owned(), c"reap".to_owned(), program.clone()];
+                let words: Vec<CString> = own.into_iter().chain(args.iter().cloned()).collect();
+                sys::exec_fd(init.as_fd(), &words, &env)
+            }
+        };
         Err(Error::Command { text: explain(&process.args[0], &error), code: code(&error) })
     };
     let ended = end();

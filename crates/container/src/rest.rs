@@ -1,12 +1,12 @@
 //! Roots without a container: what its processes would see, without what is mounted for them, and where what they write may be.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use crate::error::{Result, While};
-use crate::options::MountOptions;
+use crate::error::{Error, Result, While};
+use crate::options::{Bind, MountOptions};
 use crate::rootfs::{self, Root};
 use crate::{mounts, sys};
 
@@ -43,4 +43,34 @@ fn leave_hosts_mounts() -> Result<()> {
     let all = all.during(|| "open /".to_owned())?;
     let private = mounts::set_propagation(all.as_fd(), libc::MS_PRIVATE, true);
     private.during(|| "keep mounts from the host".to_owned())
+}
+
+/// A copy, attached nowhere, of what is held open in this mount namespace, with what is mounted below.
+///
+/// # Errors
+/// This process may not mount.
+pub fn copy(place: BorrowedFd<'_>) -> Result<OwnedFd> {
+    mounts::clone(place, Bind::Tree).during(|| "copy a mount".to_owned())
+}
+
+/// A copy, attached nowhere, of what is at `path` below `root` in another mount namespace, if that is of the file system with this
+/// number of `statfs`. The kernel copies mounts only for those who are in their namespace: a thread is, for that long.
+///
+/// # Errors
+/// There is none, it is of another file system, or the kernel refuses.
+pub(crate) fn clone_of(root: OwnedFd, namespace: OwnedFd, path: &'static str, magic: i64) -> Result<OwnedFd> {
+    let act = move || format!("share /{path} of another container");
+    let work = move || {
+        sys::enter_mounts(namespace.as_fd()).during(act)?;
+        // Whoever is in there may have put anything in its place.
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let found = rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve).during(act)?;
+        if rustix::fs::fstatfs(&found).during(act)?.f_type != magic {
+            return Err(Error::refused(act(), "it is of another file system"));
+        }
+        mounts::clone(found.as_fd(), Bind::One).during(act)
+    };
+    let thread = std::thread::Builder::new().name("mounts".into()).spawn(work).during(act)?;
+    thread.join().unwrap_or_else(|_| Err(Error::refused(act(), "the thread failed")))
 }

@@ -387,6 +387,15 @@ pub fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
     check(c_long::from(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })).map(drop)
 }
 
+/// Makes this thread one of the mount namespace that the file is. What it had in common with other threads, the working folder and
+/// the root, is its own then.
+pub fn enter_mounts(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: unshare and setns take numbers and a descriptor; of what threads share only the folders become this one's own.
+    check(c_long::from(unsafe { libc::unshare(libc::CLONE_FS) }))?;
+    // SAFETY: as above.
+    check(c_long::from(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) })).map(drop)
+}
+
 /// Sets what a process and those it makes believe to run on: `personality(2)`.
 pub fn personality(domain: u64) -> io::Result<()> {
     // SAFETY: personality touches no memory of ours.

@@ -22,7 +22,6 @@ pub fn resolve(root: BorrowedFd<'_>, text: &str) -> Result<User> {
 }
 
 fn find(passwd: &str, groups: &str, name: &str, group: Option<&str>) -> Result<User> {
-    let number = |text: &str| text.parse::<u32>().ok().filter(|number| *number != u32::MAX);
     let name = if name.is_empty() { "0" } else { name };
     let entry = passwd.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
@@ -41,17 +40,38 @@ fn find(passwd: &str, groups: &str, name: &str, group: Option<&str>) -> Result<U
         })
     };
     let (gid, additional_gids) = match group {
-        Some(group) => {
-            let found = rows().find(|row| row.0 == group).map(|row| row.1).or_else(|| number(group));
-            let missing = || Error::refused(format!("group {group:?}"), "there is none in the root");
-            (found.ok_or_else(missing)?, Vec::new())
-        }
+        Some(group) => (find_group(groups, group)?, Vec::new()),
         None => {
             let member = |row: &(&str, u32, &str)| !login.is_empty() && row.2.split(',').any(|m| m == login);
             (own_gid, rows().filter(member).map(|row| row.1).collect())
         }
     };
     Ok(User { uid, gid, umask: None, additional_gids })
+}
+
+/// The numbers of groups, each a name or a number.
+///
+/// # Errors
+/// There is no such group.
+pub fn groups(root: BorrowedFd<'_>, names: &[String]) -> Result<Vec<u32>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = paths::read_small(root, "etc/group", MOST_BYTES).unwrap_or_default();
+    names.iter().map(|name| find_group(&rows, name)).collect()
+}
+
+fn find_group(groups: &str, name: &str) -> Result<u32> {
+    let row = |line: &str| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| number(fields.nth(1)?))?
+    };
+    let missing = || Error::refused(format!("group {name:?}"), "there is none in the root");
+    groups.lines().find_map(row).or_else(|| number(name)).ok_or_else(missing)
+}
+
+fn number(text: &str) -> Option<u32> {
+    text.parse::<u32>().ok().filter(|number| *number != u32::MAX)
 }
 
 /// The home folder of a user, `/` if nobody knows.
@@ -88,5 +108,7 @@ mod tests {
         assert_eq!(numbers("nobody"), None);
         assert_eq!(numbers("web:nobody"), None);
         assert_eq!(numbers("4294967295"), None);
+        let group = |name: &str| find_group(GROUPS, name).ok();
+        assert_eq!((group("logs"), group("7"), group("x"), group("none")), (Some(4), Some(7), None, None));
     }
 }

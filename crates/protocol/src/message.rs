@@ -63,6 +63,8 @@ pub struct Start {
     pub root: Root,
     /// The machine's name; empty leaves the kernel's.
     pub hostname: String,
+    /// What `/etc/hosts` says beside what the image says: whole lines.
+    pub hosts: String,
     /// The first process.
     pub process: Process,
 }
@@ -280,6 +282,7 @@ impl Message for HostMessage {
             HostMessage::Start(start) => {
                 encode_root(&start.root, to);
                 to.string(&start.hostname);
+                to.string(&start.hosts);
                 encode_process(&start.process, to);
                 1
             }
@@ -326,6 +329,7 @@ impl Message for HostMessage {
             1 => HostMessage::Start(Start {
                 root: decode_root(from)?,
                 hostname: from.string("hostname")?,
+                hosts: from.string("hosts")?,
                 process: decode_process(from)?,
             }),
             2 => HostMessage::Exec(decode_process(from)?),

@@ -18,7 +18,14 @@ fn process() -> Process {
 
 fn host_messages() -> Vec<HostMessage> {
     let device = |writable| Root::Device { device: "/dev/vda".into(), fs_type: "squashfs".into(), writable };
-    let start = |root| HostMessage::Start(Start { root, hostname: "box".into(), process: process() });
+    let start = |root| {
+        HostMessage::Start(Start {
+            root,
+            hostname: "box".into(),
+            hosts: "10.0.0.1\tdb\n".into(),
+            process: process(),
+        })
+    };
     vec![
         start(Root::Initramfs),
         start(device(Writable::No)),

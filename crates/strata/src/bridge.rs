@@ -172,7 +172,7 @@ pub fn set_up_tap(info: &NetworkInfo, lease: &LeaseInfo) -> io::Result<()> {
 }
 
 /// Whether the kernel has an interface by this name. One that it takes down has none, though sysfs still shows it.
-fn exists(name: &str) -> bool {
+pub fn exists(name: &str) -> bool {
     rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
         .is_ok_and(|socket| rustix::net::netdevice::name_to_index(socket, name).is_ok())
 }

@@ -218,6 +218,8 @@ pub enum Answer {
 pub enum Event {
     /// The command runs.
     Started,
+    /// The kernel has killed one of its processes, which had more memory than they may.
+    OutOfMemory,
     /// It could not be run, or was ended by something else than its own end.
     Failed {
         /// One line.

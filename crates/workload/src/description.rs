@@ -194,7 +194,7 @@ impl HealthTest {
 pub struct LogLimits {
     /// A file that is longer is set aside.
     pub max_bytes: u64,
-    /// Files that are kept, the current one among them.
+    /// Files that are kept, the current one among them; 0 keeps nothing of what is written.
     pub files: u32,
 }
 
@@ -205,13 +205,30 @@ impl Default for LogLimits {
 }
 
 impl LogLimits {
-    /// From docker's words, `KEY=VALUE`: `max-size`, in bytes or with k, m or g behind it, -1 for any, and `max-file`.
+    /// What keeps the output, in docker's word: one that keeps it in files of JSON, or `none`.
+    #[must_use]
+    pub fn driver(self) -> &'static str {
+        if self.files == 0 { "none" } else { "json-file" }
+    }
+
+    /// From docker's words: the driver, of which `local` has the files of `json-file` here, and its options, `KEY=VALUE`:
+    /// `max-size`, in bytes or with k, m or g behind it, -1 for any, and `max-file`.
     ///
     /// # Errors
-    /// A key that is not known, or a value that makes no sense.
-    pub fn parse<'a>(options: impl IntoIterator<Item = &'a str>) -> std::result::Result<Self, String> {
-        let mut limits = Self::default();
+    /// A driver or a key that is not known, or a value that makes no sense.
+    pub fn parse<'a>(
+        driver: &str,
+        options: impl IntoIterator<Item = &'a str>,
+    ) -> std::result::Result<Self, String> {
+        let mut limits = match driver {
+            "json-file" | "local" => Self::default(),
+            "none" => Self { files: 0, ..Self::default() },
+            _ => return Err(format!("log driver {driver:?}: json-file, local and none are there")),
+        };
         for option in options {
+            if limits.files == 0 {
+                return Err(format!("log option {option:?}: nothing is kept"));
+            }
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
             let known = match key {
                 "max-size" => log_bytes(value).map(|bytes| limits.max_bytes = bytes),
@@ -310,7 +327,9 @@ mod tests {
 
     #[test]
     fn limits_of_logs_are_dockers() {
-        let of = |options: &[&str]| LogLimits::parse(options.iter().copied()).ok();
+        let of = |options: &[&str]| LogLimits::parse("local", options.iter().copied()).ok();
+        assert_eq!(LogLimits::parse("none", []).map(LogLimits::driver), Ok("none"));
+        assert!(LogLimits::parse("none", ["max-file=2"]).is_err() && LogLimits::parse("syslog", []).is_err());
         let limits = |max_bytes, files| Some(LogLimits { max_bytes, files });
         assert_eq!(of(&[]), Some(LogLimits::default()));
         assert_eq!(of(&["max-size=10m", "max-file=3"]), limits(10 << 20, 3));

@@ -1,9 +1,11 @@
-//! What happens to workloads and networks, in the order it happens: a line of JSON each in `events.json`, whoever does it.
+//! What happens to workloads, images, networks and volumes, in the order it happens: a line of JSON each in `events.json`,
+//! whoever does it.
 //!
 //! Who does something adds the line; who wants to know reads the file from where it likes, and what is added
 //! meanwhile. Lines are not made durable: a host that crashes may lose the last ones.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -16,6 +18,7 @@ use crate::error::Result;
 use crate::folder::{Folder, Workloads};
 use crate::log::Reader;
 use crate::networks::NetworkInfo;
+use crate::volumes::VolumeInfo;
 
 /// A file that is longer is set aside; one is kept beside it.
 const MAX_BYTES: u64 = 4 << 20;
@@ -27,8 +30,23 @@ pub enum EventKind {
     /// A workload.
     #[default]
     Container,
+    /// An image.
+    Image,
     /// A network.
     Network,
+    /// A volume.
+    Volume,
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            EventKind::Container => "container",
+            EventKind::Image => "image",
+            EventKind::Network => "network",
+            EventKind::Volume => "volume",
+        })
+    }
 }
 
 /// Something that happened.
@@ -39,14 +57,16 @@ pub struct Event {
     /// To a workload, where nothing else is said.
     #[serde(default)]
     pub kind: EventKind,
-    /// What, in docker's words: `create`, `start`, `die`, `pause`, `unpause`, `rename`, `destroy`, `health_status: healthy`; of a
-    /// network `create`, `connect`, `disconnect`, `destroy`.
+    /// What, in docker's words: `create`, `start`, `kill`, `die`, `oom`, `exec_start: COMMAND`, `health_status: healthy`, … of a
+    /// workload; `pull`, `tag`, `untag`, `delete`, `import`, `load`, `save`, `push` of an image; `create`, `connect`,
+    /// `disconnect`, `destroy` of a network; `create`, `mount`, `unmount`, `destroy` of a volume; `prune` of all of a kind.
     pub action: String,
-    /// The workload's id, or the network's.
+    /// The workload's id, or the network's; an image's as docker has it, or its name where it is pulled or pushed; a volume's
+    /// name. Empty for `prune`.
     pub id: String,
     /// Its name, after the event.
     pub name: String,
-    /// Its image, as the user named it; a network has none.
+    /// Its image, as the user named it; what is no workload has none.
     pub image: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
@@ -55,34 +75,44 @@ pub struct Event {
 }
 
 impl Event {
-    /// Something that happens now to the workload of this description.
-    pub(crate) fn now(description: &Description, action: &str, more: &[(&str, String)]) -> Event {
+    /// Something that happens now to what has this id and this name.
+    fn new(kind: EventKind, action: &str, id: &str, name: &str) -> Event {
         Event {
             at_ms: crate::state::now_ms(),
-            kind: EventKind::Container,
+            kind,
             action: action.to_owned(),
-            id: description.id.clone(),
-            name: description.name.clone(),
-            image: description.wanted.image.clone(),
-            labels: description.wanted.labels.clone(),
-            more: more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+            id: id.to_owned(),
+            name: name.to_owned(),
+            image: String::new(),
+            labels: BTreeMap::new(),
+            more: BTreeMap::new(),
         }
+    }
+
+    fn with(mut self, labels: &BTreeMap<String, String>, more: &[(&str, String)]) -> Event {
+        self.labels.clone_from(labels);
+        self.more = more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        self
+    }
+
+    /// Something that happens now to the workload of this description.
+    pub(crate) fn now(description: &Description, action: &str, more: &[(&str, String)]) -> Event {
+        let Description { id, name, wanted, .. } = description;
+        let event = Event::new(EventKind::Container, action, id, name).with(&wanted.labels, more);
+        Event { image: wanted.image.clone(), ..event }
     }
 
     /// Something that happens now to a network, or on it to the workload of this id.
     pub(crate) fn of_network(network: &NetworkInfo, action: &str, workload: Option<&str>) -> Event {
-        let mut more = BTreeMap::from([("type".to_owned(), "bridge".to_owned())]);
-        more.extend(workload.map(|id| ("container".to_owned(), id.to_owned())));
-        Event {
-            at_ms: crate::state::now_ms(),
-            kind: EventKind::Network,
-            action: action.to_owned(),
-            id: network.id.clone(),
-            name: network.name.clone(),
-            image: String::new(),
-            labels: network.labels.clone(),
-            more,
-        }
+        let mut more = vec![("type", "bridge".to_owned())];
+        more.extend(workload.map(|id| ("container", id.to_owned())));
+        Event::new(EventKind::Network, action, &network.id, &network.name).with(&network.labels, &more)
+    }
+
+    /// Something that happens now to a volume.
+    pub(crate) fn of_volume(volume: &VolumeInfo, action: &str) -> Event {
+        let more = [("driver", "local".to_owned())];
+        Event::new(EventKind::Volume, action, &volume.name, &volume.name).with(&volume.labels, &more)
     }
 
     /// Adds it to the file in the folder `workloads`. What happened has happened: a disk that is full keeps nobody from it.
@@ -126,13 +156,39 @@ impl Workloads {
     pub fn events(&self) -> Result<Reader<Event>> {
         Reader::open(&file(&self.dir))
     }
+
+    /// Notes what happens to an image: `id` is docker's, or its name where it is pulled or pushed.
+    pub fn tell_image(&self, action: &str, id: &str, name: &str, labels: &BTreeMap<String, String>) {
+        Event::new(EventKind::Image, action, id, name).with(labels, &[]).add_to(&self.dir);
+    }
+
+    /// Notes that those of a kind were removed that nobody used, and how many bytes they had.
+    pub fn tell_pruned(&self, kind: EventKind, bytes: u64) {
+        let more = [("reclaimed", bytes.to_string())];
+        Event::new(kind, "prune", "", "").with(&BTreeMap::new(), &more).add_to(&self.dir);
+    }
 }
 
 impl Folder {
     /// Notes that this happened to it.
-    pub(crate) fn tell(&self, action: &str, more: &[(&str, String)]) {
+    pub fn tell(&self, action: &str, more: &[(&str, String)]) {
         if let Some(all) = self.path().parent() {
             Event::now(self.description(), action, more).add_to(all);
+        }
+    }
+
+    /// Notes that it has its volumes from now on (`mount`), or no more (`unmount`).
+    pub(crate) fn tell_of_volumes(&self, action: &str) {
+        let Some(all) = self.path().parent() else { return };
+        for mount in &self.description().wanted.mounts {
+            let Some(name) = mount.volume() else { continue };
+            let mut more = vec![("driver", "local".to_owned()), ("container", self.description().id.clone())];
+            if action == "mount" {
+                let writes = !mount.read_only;
+                more.push(("destination", mount.target.clone()));
+                more.extend([("read/write", writes.to_string()), ("propagation", String::new())]);
+            }
+            Event::new(EventKind::Volume, action, name, name).with(&BTreeMap::new(), &more).add_to(all);
         }
     }
 }
@@ -141,6 +197,27 @@ impl Folder {
 mod tests {
     use super::*;
     use crate::folder::testing::{wanted, workloads};
+
+    #[test]
+    fn volumes_and_images_have_events_too() {
+        let (_dir, all) = workloads();
+        let mut reader = all.events().unwrap();
+        let volumes = all.volumes().unwrap();
+        let new = || crate::NewVolume { name: Some("data".to_owned()), ..crate::NewVolume::default() };
+        volumes.create(new()).unwrap();
+        // It is there already.
+        volumes.create(new()).unwrap();
+        volumes.remove("data").unwrap();
+        all.tell_image("pull", "debian:latest", "debian", &BTreeMap::new());
+        volumes.prune(|_| true).unwrap();
+        let mut seen = Vec::new();
+        while let Some(event) = reader.next_entry().unwrap() {
+            seen.push(format!("{} {} {}", event.kind, event.action, event.id));
+        }
+        let expected =
+            ["volume create data", "volume destroy data", "image pull debian:latest", "volume prune "];
+        assert_eq!(seen, expected);
+    }
 
     #[test]
     fn who_reads_misses_nothing_and_old_ones_go() {

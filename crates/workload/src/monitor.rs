@@ -191,6 +191,7 @@ impl Monitor<'_> {
     /// Notes what happened when one state became another.
     fn tell(&self, before: &State, now: &State) {
         if now.started_ms != before.started_ms && now.status == Status::Running {
+            self.folder.tell_of_volumes("mount");
             self.folder.tell("start", &[]);
         }
         match (before.status, now.status) {
@@ -198,8 +199,14 @@ impl Monitor<'_> {
             (Status::Running, Status::Paused) => self.folder.tell("pause", &[]),
             _ => {}
         }
+        if now.oom_killed && !before.oom_killed {
+            self.folder.tell("oom", &[]);
+        }
         if now.finished_ms.is_some() && now.finished_ms != before.finished_ms {
             self.folder.tell("die", &[("exitCode", now.exit_code.unwrap_or_default().to_string())]);
+            if matches!(before.status, Status::Running | Status::Paused) {
+                self.folder.tell_of_volumes("unmount");
+            }
         }
         let health = |state: &State| state.health.as_ref().map(|health| health.status);
         if let Some(status @ (HealthStatus::Healthy | HealthStatus::Unhealthy)) = health(now)
@@ -232,6 +239,7 @@ impl Monitor<'_> {
                 state.status = Status::Starting;
                 state.monitor_pid = Some(std::process::id());
                 (state.exit_code, state.error, state.finished_ms) = (None, None, None);
+                state.oom_killed = false;
             });
             let mut failed: Option<String> = None;
             let mut started = |result: std::result::Result<(), String>| match result {

@@ -39,6 +39,9 @@ pub enum MountSource {
         /// What its driver is told, of a new one.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         options: BTreeMap<String, String>,
+        /// The folder or file in it that is seen; empty for all of it.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        subpath: String,
     },
     /// Memory of its own, empty at each start.
     Tmpfs {
@@ -50,6 +53,14 @@ pub enum MountSource {
 
 fn yes() -> bool {
     true
+}
+
+impl MountSource {
+    /// The volume of this name, as it is when nothing more is said; `copy` is whether a new one gets what the image has there.
+    pub fn volume(name: impl Into<String>, copy: bool) -> MountSource {
+        let (labels, options) = (BTreeMap::new(), BTreeMap::new());
+        MountSource::Volume { name: name.into(), copy, labels, options, subpath: String::new() }
+    }
 }
 
 impl Mount {

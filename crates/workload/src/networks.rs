@@ -35,7 +35,7 @@ use crate::files::{self, Durable};
 use crate::folder::{self, Workloads, new_id, open_lock};
 use crate::state::now_ms;
 
-pub use lease::{CONNECTED, Connected, Endpoint, Lease, LeaseInfo, NewLease, Published, mac_text};
+pub use lease::{CONNECTED, Connected, Endpoint, Lease, LeaseInfo, Link, NewLease, Published, mac_text};
 pub use pool::Pool;
 pub use subnet::Subnet;
 pub use subnet6::Subnet6;
@@ -85,13 +85,16 @@ pub struct NetworkInfo {
     /// What a client of the API asked for beside all that, in its words: it is told them back.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
+    /// What its bridge is called, if somebody wanted that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
 }
 
 impl NetworkInfo {
     /// The bridge of the host, and the name of its table of rules: no two networks have the same.
     #[must_use]
     pub fn bridge(&self) -> String {
-        format!("st-{}", &self.id[..12])
+        self.bridge.clone().unwrap_or_else(|| format!("st-{}", &self.id[..12]))
     }
 
     /// The bridge's hardware address: without one of its own it would change with who is connected.
@@ -111,8 +114,9 @@ impl NetworkInfo {
             return Err(Error::Version { path: path.to_path_buf(), found: self.version });
         }
         let six = self.six.is_none_or(|(subnet, gateway)| subnet.is_host(gateway) && self.mtu >= MIN_MTU6);
-        if !folder::is_id(&self.id) || !self.subnet.is_host(self.gateway) || !MTU.contains(&self.mtu) || !six
-        {
+        let bridge = self.bridge.as_deref().is_none_or(is_interface);
+        let is_right = self.subnet.is_host(self.gateway) && MTU.contains(&self.mtu) && six && bridge;
+        if !folder::is_id(&self.id) || !is_right {
             return Err(Error::Refused(format!("{} makes no sense", path.display())));
         }
         Ok(())
@@ -146,6 +150,14 @@ pub struct NewNetwork {
     pub labels: BTreeMap<String, String>,
     /// What else a client asked for.
     pub options: BTreeMap<String, String>,
+    /// What its bridge is called, if not as any.
+    pub bridge: Option<String>,
+}
+
+/// Whether an interface of Linux may be called so, and a table of rules too.
+fn is_interface(name: &str) -> bool {
+    let ok = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (1..=15).contains(&name.len()) && name.as_bytes()[0].is_ascii_alphabetic() && name.bytes().all(ok)
 }
 
 /// Addresses that this host has routes for already.
@@ -368,7 +380,12 @@ fn settle(new: NewNetwork, id: String, others: &[Network], taken: &Taken) -> Res
         routed: new.routed,
         labels: new.labels,
         options: new.options,
+        bridge: new.bridge,
     };
+    let bridge = info.bridge();
+    if !is_interface(&bridge) || others.iter().any(|other| other.info.bridge() == bridge) {
+        return Err(Error::Refused(format!("bridge {bridge:?}: it is another network's, or no name of one")));
+    }
     if new.ipv6 || new.subnet6.is_some() {
         let subnet = free6(new.subnet6.unwrap_or_else(|| Subnet6::unique(info.random())), others, taken)?;
         let gateway = new.gateway6.unwrap_or_else(|| subnet.first());

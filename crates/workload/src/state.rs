@@ -29,6 +29,9 @@ pub struct State {
     pub error: Option<String>,
     /// How many times it was started again.
     pub restarts: u32,
+    /// The kernel killed a process of it for want of memory, of those that it may take, since it was last started.
+    #[serde(default)]
+    pub oom_killed: bool,
     /// What its checks say, if it has any and runs.
     #[serde(default)]
     pub health: Option<Health>,
@@ -105,6 +108,7 @@ impl State {
             exit_code: None,
             error: None,
             restarts: 0,
+            oom_killed: false,
             health: None,
         }
     }

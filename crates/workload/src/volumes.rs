@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::events::{Event, EventKind};
 use crate::files::{self, Durable};
 use crate::folder::{self, Workloads, new_id, open_lock};
 use crate::state::now_ms;
@@ -175,7 +176,15 @@ impl Volumes {
         files::replace(&temp.join("volume.json"), &info, Durable::Now)?;
         fs::rename(&temp, &path).map_err(Error::file("create", &path))?;
         files::sync_parent(&path)?;
+        self.tell(&info, "create");
         Ok(Volume { path, info })
+    }
+
+    /// Notes what happens to a volume.
+    fn tell(&self, volume: &VolumeInfo, action: &str) {
+        if let Ok(workloads) = Workloads::open(&self.root) {
+            Event::of_volume(volume, action).add_to(&workloads.dir);
+        }
     }
 
     /// The volume of this name.
@@ -311,7 +320,9 @@ impl Volumes {
     /// # Errors
     /// The volumes cannot be locked or listed.
     pub fn prune(&self, unwanted: impl Fn(&VolumeInfo) -> bool) -> Result<(Vec<String>, u64)> {
-        self.sweep(|info| info.temporary || unwanted(info))
+        let (names, bytes) = self.sweep(|info| info.temporary || unwanted(info))?;
+        Workloads::open(&self.root)?.tell_pruned(EventKind::Volume, bytes);
+        Ok((names, bytes))
     }
 
     /// Removes those that were to go with their workloads, which have gone.
@@ -348,6 +359,7 @@ impl Volumes {
         let _ = fs::remove_dir_all(&grave);
         fs::rename(&volume.path, &grave).map_err(Error::file("remove", &volume.path))?;
         files::sync_parent(&volume.path)?;
+        self.tell(&volume.info, "destroy");
         fs::remove_dir_all(&grave).map_err(Error::file("remove", &grave))
     }
 }

@@ -109,7 +109,7 @@ impl Host {
     }
 
     pub(super) fn start(&mut self, process: Process) {
-        let start = Start { root: Root::Initramfs, hostname: String::new(), process };
+        let start = Start { root: Root::Initramfs, hostname: String::new(), hosts: String::new(), process };
         self.send(&HostMessage::Start(start));
     }
 

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use image::{Reference, Store};
 use serde_json::{Map, Value, json};
-use workload::{Folder, Isolation, State as Condition, Status, now_ms};
+use workload::{Description, Folder, Isolation, State as Condition, Status, now_ms};
 
 use super::filters::Filters;
 use super::params::Params;
@@ -16,9 +16,9 @@ use crate::error::{ApiError, Result};
 use crate::images::is_id_of;
 
 /// What a list can be asked for.
-const KNOWN: [&str; 12] = [
-    "ancestor", "before", "exited", "health", "id", "is-task", "label", "label!", "name", "network", "since",
-    "status",
+const KNOWN: [&str; 15] = [
+    "ancestor", "before", "exited", "expose", "health", "id", "is-task", "label", "label!", "name",
+    "network", "publish", "since", "status", "volume",
 ];
 
 /// `GET /containers/json`
@@ -93,7 +93,10 @@ fn fits(filters: &Filters, folder: &Folder, state: &Condition, images: &mut Imag
     let health = health_word(state);
     let code = state.exit_code.filter(|_| state.status == Status::Exited);
     filters.fits("id", |id| what.id.starts_with(id))
-        && filters.fits("name", |name| what.name.contains(name.trim_start_matches('/')))
+        && filters.fits_name(&what.name)
+        && filters.fits("publish", |port| has_port(&what.wanted.publish, port))
+        && filters.fits("expose", |port| exposes(what, port))
+        && filters.fits("volume", |wanted| sees(what, wanted))
         && filters.fits_labels(|key| what.wanted.labels.get(key).map(String::as_str))
         && filters.fits("status", |word| word == status_word(state.status))
         && filters.fits("exited", |wanted| code.is_some_and(|code| wanted == code.to_string()))
@@ -103,6 +106,35 @@ fn fits(filters: &Filters, folder: &Folder, state: &Condition, images: &mut Imag
                 || normal(&what.wanted.image) == normal(name)
                 || images.id(&what.wanted.image).is_some_and(|id| is_id_of(&id, name))
         })
+}
+
+/// Whether this port is among those that lead to a workload: `PORT[-PORT][/PROTOCOL]`.
+fn has_port(publish: &[String], wanted: &str) -> bool {
+    create::bindings(publish).keys().any(|port| is_port(port, wanted))
+}
+
+/// Whether a client said that a workload has this port.
+fn exposes(what: &Description, wanted: &str) -> bool {
+    let said = what.wanted.said.as_ref().and_then(|said| said.get("ExposedPorts")).and_then(Value::as_object);
+    said.is_some_and(|ports| ports.keys().any(|port| is_port(port, wanted)))
+        || has_port(&what.wanted.publish, wanted)
+}
+
+fn is_port(port: &str, wanted: &str) -> bool {
+    let parts = |text: &str| {
+        let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        (number.to_owned(), protocol.to_owned())
+    };
+    let ((own, own_protocol), (wanted, protocol)) = (parts(port), parts(wanted));
+    let (first, last) = wanted.split_once('-').unwrap_or((&wanted, &wanted));
+    let range = first.parse::<u16>().ok().zip(last.parse::<u16>().ok());
+    let is_in = |(first, last): (u16, u16)| own.parse().is_ok_and(|own| (first..=last).contains(&own));
+    own_protocol == protocol && range.is_some_and(is_in)
+}
+
+/// Whether a workload has this volume, or something at this place.
+fn sees(what: &Description, wanted: &str) -> bool {
+    what.wanted.mounts.iter().any(|mount| mount.volume() == Some(wanted) || mount.target == wanted)
 }
 
 /// A name with its tag; anything else as it is.
@@ -277,6 +309,12 @@ mod tests {
         ] {
             assert_eq!(ago(seconds), text, "{seconds}");
         }
+    }
+
+    #[test]
+    fn ports_are_numbers_and_ranges_of_a_protocol() {
+        assert!(is_port("80/tcp", "80") && is_port("80/tcp", "79-81/tcp") && is_port("53/udp", "53/udp"));
+        assert!(!is_port("53/udp", "53") && !is_port("80/tcp", "81-90") && !is_port("80/tcp", "x"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use bollard_stubs::models::{
     RestartPolicy, RestartPolicyNameEnum, ThrottleDevice,
 };
 use serde_json::json;
-use workload::networks::Endpoint;
+use workload::networks::{Endpoint, Link};
 use workload::{HealthCheck, HealthTest, Isolation, Restart, Workloads};
 
 use super::params::Params;
@@ -55,15 +55,28 @@ pub(super) async fn create(
     Ok(json(StatusCode::CREATED, &json!({ "Id": folder.description().id, "Warnings": [] })))
 }
 
-/// Has it name the container whose network it joins by its id, which stays as it is.
+/// Has it name the containers whose network, processes or shared memory it has by their ids, which stay as they are.
 fn name_by_id(workloads: &Workloads, creation: &mut Creation) -> Result<()> {
-    if let Network::Container(name) = &mut creation.network {
+    let id_of = |name: &str| -> Result<String> {
         // Of what is not found docker's client takes the image for missing.
         let missing = |_| ApiError::bad(format!("No such container: {name}"));
         let folder = workloads.find(name.trim_start_matches('/')).map_err(missing)?;
-        name.clone_from(&folder.description().id);
-        if let Some(mode) = creation.said.pointer_mut("/HostConfig/NetworkMode") {
-            *mode = json!(format!("container:{name}"));
+        Ok(folder.description().id.clone())
+    };
+    let mut said = |key: &str, id: &str| {
+        if let Some(mode) = creation.said.pointer_mut(&format!("/HostConfig/{key}")) {
+            *mode = json!(format!("container:{id}"));
+        }
+    };
+    if let Network::Container(name) = &mut creation.network {
+        *name = id_of(name)?;
+        said("NetworkMode", name);
+    }
+    for (key, mode) in [("PidMode", &mut creation.tuning.pid), ("IpcMode", &mut creation.tuning.ipc)] {
+        if let Some(name) = mode.as_deref().and_then(|mode| mode.strip_prefix("container:")) {
+            let id = id_of(name)?;
+            said(key, &id);
+            *mode = Some(format!("container:{id}"));
         }
     }
     Ok(())
@@ -74,12 +87,6 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
     let said = serde_json::to_value(&body).map_err(|error| ApiError::bad(error.to_string()))?;
     let host = body.host_config.unwrap_or_default();
     refuse_what_is_not_there(&host)?;
-    // A machine has one: the agent, which takes the children that nobody waits for.
-    if host.init == Some(true) && host.runtime.as_deref() != Some(VM) {
-        return Err(ApiError::not_offered(format!(
-            "HostConfig.Init: not there yet but with the runtime {VM}"
-        )));
-    }
     let mounts = volumes::wanted(&host, body.volumes.as_deref().unwrap_or_default())?;
     let image = body.image.filter(|image| !image.is_empty());
     let image = image.ok_or_else(|| ApiError::bad("No image was specified"))?;
@@ -90,6 +97,7 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         let text = "HostConfig.BlkioDevice…: a microVM has no disk of this host; strata run has --disk-rate";
         return Err(ApiError::not_offered(text));
     }
+    let (log_driver, log_opts) = tuning::log_options(host.log_config.clone())?;
     let list = Option::unwrap_or_default;
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let positive =
@@ -124,7 +132,8 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         privileged: host.privileged.unwrap_or_default(),
         remove: host.auto_remove.unwrap_or_default(),
         restart: restart(host.restart_policy)?,
-        log_opts: tuning::log_options(host.log_config)?,
+        log_driver,
+        log_opts,
         health: body.healthcheck.map(health).transpose()?.flatten(),
         stop_signal: given(body.stop_signal),
         network,
@@ -223,17 +232,12 @@ fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
     let refused = [
         ("DeviceRequests", some(&host.device_requests)),
         ("DeviceCgroupRules", some(&host.device_cgroup_rules)),
-        ("Links", some(&host.links)),
         ("StorageOpt", host.storage_opt.as_ref().is_some_and(|map| !map.is_empty())),
         ("OomKillDisable", host.oom_kill_disable == Some(true)),
         ("CgroupParent", words(&host.cgroup_parent, &[])),
-        ("PidMode", words(&host.pid_mode, &["private", "host"])),
-        ("IpcMode", words(&host.ipc_mode, &["private", "host"])),
-        ("UTSMode", words(&host.uts_mode, &["host"])),
         ("UsernsMode", words(&host.userns_mode, &["host"])),
         ("CpuRealtimePeriod", number(host.cpu_realtime_period)),
         ("CpuRealtimeRuntime", number(host.cpu_realtime_runtime)),
-        ("BlkioWeight", host.blkio_weight.is_some_and(|weight| weight != 0)),
         ("BlkioWeightDevice", some(&host.blkio_weight_device)),
     ];
     let names: Vec<&str> = refused.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| *name).collect();
@@ -250,7 +254,20 @@ fn connections(
     config: Option<NetworkingConfig>,
 ) -> Result<(Network, Vec<Endpoint>, Resolving)> {
     let mode = if is_off { "none" } else { host.network_mode.as_deref().unwrap_or_default() };
-    let (network, endpoints) = endpoints::wanted(mode, config.filter(|_| !is_off))?;
+    let (network, mut endpoints) = endpoints::wanted(mode, config.filter(|_| !is_off))?;
+    let links =
+        host.links.iter().flatten().map(|text| endpoints::link(text)).collect::<Result<Vec<Link>>>()?;
+    match endpoints.first_mut() {
+        // Docker's command says it twice.
+        Some(first) => first
+            .links
+            .extend(links.into_iter().filter(|link| !first.links.contains(link)).collect::<Vec<_>>()),
+        None if links.is_empty() => {}
+        None => {
+            let text = "HostConfig.Links: on networks with a name only, where containers find each other by their names anyway";
+            return Err(ApiError::not_offered(text));
+        }
+    }
     let resolving = resolving(host)?;
     if resolving != Resolving::default() && endpoints.is_empty() {
         let text =
@@ -418,13 +435,18 @@ mod tests {
             let error = of(json!({"Image": "x", "HostConfig": host})).unwrap_err();
             (error.status.as_u16(), error.message)
         };
-        let (status, message) = refused(json!({"PidMode": "container:x", "UsernsMode": "x"}));
+        let (status, message) = refused(json!({"CgroupParent": "x", "UsernsMode": "x"}));
         assert_eq!(
             (status, message.as_str()),
-            (501, "HostConfig.PidMode, HostConfig.UsernsMode: not there yet")
+            (501, "HostConfig.CgroupParent, HostConfig.UsernsMode: not there yet")
         );
-        assert_eq!(refused(json!({"Init": true})).0, 501);
-        assert!(of(json!({"Image": "x", "HostConfig": {"Init": true, "Runtime": VM}})).is_ok());
+        for runtime in [VM, CONTAINER] {
+            let made = of(json!({"Image": "x", "HostConfig": {"Init": true, "Runtime": runtime}})).unwrap();
+            assert_eq!(made.tuning.init, runtime == CONTAINER);
+        }
+        assert_eq!(refused(json!({"Links": ["db"]})).0, 501);
+        let host = json!({"Links": ["db:x"], "NetworkMode": "team"});
+        assert_eq!(of(json!({"Image": "x", "HostConfig": host})).unwrap().endpoints[0].links[0].alias, "x");
         assert_eq!(refused(json!({"Runtime": "runc"})).0, 400);
         let host = json!({"NetworkMode": "host", "PortBindings": {"80/tcp": [{"HostPort": "80"}]}});
         assert!(of(json!({"Image": "x", "HostConfig": host})).unwrap().publish.is_empty());

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use bollard_stubs::models::{EndpointSettings, NetworkingConfig};
 use serde_json::{Map, Value, json};
-use workload::networks::{Endpoint, LeaseInfo, NetworkInfo, Networks, mac_text};
+use workload::networks::{Endpoint, LeaseInfo, Link, NetworkInfo, Networks, mac_text};
 use workload::{Description, Folder};
 
 use super::containers::network_of;
@@ -41,7 +41,6 @@ pub(super) fn parse_mac(text: &str) -> Result<[u8; 6]> {
 pub(super) fn parse(network: &str, said: EndpointSettings) -> Result<Endpoint> {
     let ipam = said.ipam_config.unwrap_or_default();
     let refused = [
-        ("Links", said.links.is_some_and(|list| !list.is_empty())),
         ("DriverOpts", said.driver_opts.is_some_and(|map| !map.is_empty())),
         ("IPAMConfig.LinkLocalIPs", ipam.link_local_ips.is_some_and(|list| !list.is_empty())),
     ];
@@ -58,7 +57,16 @@ pub(super) fn parse(network: &str, said: EndpointSettings) -> Result<Endpoint> {
     let (ip, ip6) =
         (address::<Ipv4Addr>(ipam.ipv4_address, "IPv4")?, address::<Ipv6Addr>(ipam.ipv6_address, "IPv6")?);
     let priority = said.gw_priority.unwrap_or_default();
-    Ok(Endpoint { network: network.to_owned(), aliases, ip, ip6, mac, priority })
+    let links = said.links.iter().flatten().map(|text| link(text)).collect::<Result<_>>()?;
+    Ok(Endpoint { network: network.to_owned(), aliases, ip, ip6, mac, priority, links })
+}
+
+/// Understands what a container calls another one, `NAME[:ALIAS]`.
+///
+/// # Errors
+/// It is no name.
+pub(super) fn link(text: &str) -> Result<Link> {
+    text.parse().map_err(|reason| ApiError::bad(format!("bad format for links: {text}: {reason}")))
 }
 
 fn address<T: FromStr>(text: Option<String>, kind: &str) -> Result<Option<T>> {
@@ -199,7 +207,9 @@ fn row(
     let six = now.and_then(|(info, lease)| info.six.zip(lease.address6));
     json!({
         "IPAMConfig": asked,
-        "Links": null,
+        "Links": endpoint.map(|endpoint| &endpoint.links).filter(|links| !links.is_empty()).map(|links| {
+            links.iter().map(|link| format!("{}:{}", link.workload, link.alias)).collect::<Vec<_>>()
+        }),
         "Aliases": endpoint.map(|endpoint| &endpoint.aliases).filter(|aliases| !aliases.is_empty()),
         "DriverOpts": null,
         "GwPriority": endpoint.map_or(0, |endpoint| endpoint.priority),
@@ -228,7 +238,7 @@ mod tests {
     fn what_docker_sends_for_a_container_on_networks_is_understood() {
         let config = json!({
             "team": {
-                "IPAMConfig": {"IPv4Address": "10.9.0.9", "IPv6Address": "fd00::9"}, "Links": null,
+                "IPAMConfig": {"IPv4Address": "10.9.0.9", "IPv6Address": "fd00::9"}, "Links": ["web:site", "db"],
                 "Aliases": ["b", "a", "b"], "MacAddress": "02:42:AC-11:00:02", "DriverOpts": null, "NetworkID": "",
             },
             "other": {"Aliases": null},
@@ -242,6 +252,7 @@ mod tests {
             ip6: Some("fd00::9".parse().unwrap()),
             mac: Some([2, 0x42, 0xac, 0x11, 0, 2]),
             priority: 0,
+            links: vec!["/web:site".parse().unwrap(), "db:db".parse().unwrap()],
         };
         let other = Endpoint { network: "other".to_owned(), ..Endpoint::default() };
         assert_eq!(endpoints, [expected, other.clone()]);
@@ -270,7 +281,7 @@ mod tests {
             (json!({"Aliases": ["a b"]}), 400),
             (json!({"MacAddress": "02:42"}), 400),
             (json!({"MacAddress": "03:42:ac:11:00:02"}), 400),
-            (json!({"Links": ["x"]}), 501),
+            (json!({"Links": ["x:"]}), 400),
             (json!({"DriverOpts": {"a": "b"}}), 501),
         ] {
             assert_eq!(on(settings.clone()), status, "{settings}");

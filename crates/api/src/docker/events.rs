@@ -1,4 +1,4 @@
-//! `GET /events`: what happens to workloads, whoever does it.
+//! `GET /events`: what happens to workloads, images, networks and volumes, whoever does it.
 
 use std::time::Duration;
 
@@ -15,10 +15,27 @@ use super::filters::Filters;
 use super::params::Params;
 use super::{App, streams};
 use crate::error::{ApiError, Result};
+use crate::images;
 
 /// How soon new events are seen.
 const LOOK: Duration = Duration::from_millis(50);
-const KNOWN: [&str; 8] = ["container", "event", "image", "label", "type", "scope", "network", "volume"];
+/// Of those in the second row nothing happens here.
+const KNOWN: [&str; 14] = [
+    "container",
+    "event",
+    "image",
+    "label",
+    "type",
+    "scope",
+    "network",
+    "volume", //
+    "daemon",
+    "plugin",
+    "service",
+    "node",
+    "secret",
+    "config",
+];
 
 /// Which events a client wants.
 struct Wanted {
@@ -89,19 +106,25 @@ impl Wanted {
                     || event.more.get("container").is_some_and(|id| id.starts_with(name))
             })
             && filters.fits("event", |word| kind == Some(word) || event.action == word)
-            && filters.fits("image", |name| event.image == name)
-            && filters.fits("type", |word| word == type_of(event))
+            && filters.fits("image", |name| is_of_image(event, name))
+            && filters.fits("type", |word| word == event.kind.to_string())
             && filters.fits("scope", |word| word == "local")
             && filters.fits("network", |name| is(EventKind::Network, name))
-            && !filters.has("volume")
+            && filters.fits("volume", |name| is(EventKind::Volume, name))
+            && KNOWN[8..].iter().all(|kind| !filters.has(kind))
             && filters.fits_labels(|key| event.labels.get(key).map(String::as_str))
     }
 }
 
-fn type_of(event: &Event) -> &'static str {
+/// Whether it happened to the image of this name or id, or to a workload made from it; a name without a tag stands for all.
+fn is_of_image(event: &Event, name: &str) -> bool {
+    let is = |found: &str| {
+        found == name || found.strip_prefix(name).is_some_and(|rest| rest.starts_with([':', '@']))
+    };
     match event.kind {
-        EventKind::Container => "container",
-        EventKind::Network => "network",
+        EventKind::Container => is(&event.image),
+        EventKind::Image => is(&event.name) || is(&event.id) || images::is_id_of(&event.id, name),
+        _ => false,
     }
 }
 
@@ -109,18 +132,23 @@ fn line(event: &Event) -> Bytes {
     let texts = event.labels.iter().chain(&event.more);
     let mut attributes: serde_json::Map<String, Value> =
         texts.map(|(key, value)| (key.clone(), json!(value))).collect();
-    attributes.insert("name".to_owned(), json!(event.name));
+    // A volume's name is its id, and what is done to all of a kind has none.
+    if event.kind != EventKind::Volume && !event.name.is_empty() {
+        attributes.insert("name".to_owned(), json!(event.name));
+    }
     let mut value = json!({
-        "Type": type_of(event),
+        "Type": event.kind.to_string(),
         "Action": event.action,
         "Actor": { "ID": event.id, "Attributes": attributes },
         "scope": "local",
         "time": event.at_ms / 1000,
         "timeNano": event.at_ms.saturating_mul(1_000_000),
     });
-    if event.kind == EventKind::Container {
-        value["Actor"]["Attributes"]["image"] = json!(event.image);
+    if matches!(event.kind, EventKind::Container | EventKind::Image) && !event.id.is_empty() {
         (value["status"], value["id"]) = (json!(event.action), json!(event.id));
+    }
+    if event.kind == EventKind::Container && !event.id.is_empty() {
+        value["Actor"]["Attributes"]["image"] = json!(event.image);
         value["from"] = json!(event.image);
     }
     Bytes::from(format!("{value}\n"))
@@ -155,6 +183,24 @@ mod tests {
         assert!(fits(r#"{"event":["health_status"]}"#, None, None, "health_status: healthy"));
         assert!(!fits(r#"{"container":["db"]}"#, None, None, "die"));
         assert!(!fits(r#"{"type":["image"]}"#, None, None, "die"));
+    }
+
+    #[test]
+    fn kinds_have_filters_of_their_own() {
+        let fits = |filters: &str, event: &Event| {
+            let filters = Filters::of(&Params::of(&[("filters", filters)]), &KNOWN).unwrap();
+            Wanted { filters, since: None, until: None }.fits(event)
+        };
+        let volume = Event { kind: EventKind::Volume, name: "data".to_owned(), ..event("mount") };
+        assert!(fits(r#"{"volume":["data"],"type":["volume"]}"#, &volume));
+        assert!(!fits(r#"{"volume":["other"]}"#, &volume) && !fits(r#"{"image":["data"]}"#, &volume));
+        let id = "sha256:0123abcd".to_owned();
+        let image = Event { kind: EventKind::Image, name: "debian:12".to_owned(), id, ..event("tag") };
+        for name in ["debian", "debian:12", "0123ab", "sha256:0123abcd"] {
+            assert!(fits(&json!({ "image": [name] }).to_string(), &image), "{name}");
+        }
+        assert!(!fits(r#"{"image":["deb"]}"#, &image) && !fits(r#"{"daemon":["x"]}"#, &image));
+        assert!(fits(r#"{"image":["debian"]}"#, &event("die")));
     }
 
     #[test]

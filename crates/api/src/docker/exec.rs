@@ -123,11 +123,6 @@ pub(super) async fn create(State(app): App, Path(name): Path<String>, body: axum
     if command.is_empty() {
         return Err(ApiError::bad("No exec command specified"));
     }
-    if config.privileged == Some(true) {
-        return Err(ApiError::not_offered(
-            "exec --privileged: a command has no more rights than its workload",
-        ));
-    }
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let exec = Exec {
         container: id,
@@ -138,13 +133,19 @@ pub(super) async fn create(State(app): App, Path(name): Path<String>, body: axum
             user: given(config.user),
             tty: config.tty.unwrap_or_default(),
             stdin: config.attach_stdin.unwrap_or_default(),
+            privileged: config.privileged.unwrap_or_default(),
+            id: None,
         },
         outputs: (config.attach_stdout.unwrap_or_default(), config.attach_stderr.unwrap_or_default()),
         size: console_size(config.console_size.as_deref()),
         changed: Instant::now(),
         state: ExecState::Announced,
     };
-    Ok(json(StatusCode::CREATED, &json!({ "Id": app.execs.add(exec)? })))
+    let action = format!("exec_create: {}", exec.options.command.join(" "));
+    let id = app.execs.add(exec)?;
+    let said = id.clone();
+    app.blocking(move |_| Ok(folder.tell(&action, &[("execID", said)]))).await?;
+    Ok(json(StatusCode::CREATED, &json!({ "Id": id })))
 }
 
 /// Lines and columns, unless both are 0.
@@ -168,6 +169,7 @@ pub(super) async fn start(State(app): App, Path(id): Path<String>, mut request: 
         exec.state = ExecState::Running { pid: None, terminal: None };
         (exec.container.clone(), exec.options.clone(), exec.outputs, exec.size)
     };
+    options.id = Some(id.clone());
     options.stdin &= !detach && connection.is_some();
     options.tty &= !detach;
     let size = console_size(wanted.console_size.as_deref()).or(size);

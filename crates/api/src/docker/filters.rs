@@ -54,6 +54,22 @@ impl Filters {
         !self.has(name) || self.values(name).any(fits)
     }
 
+    /// Whether no name is asked for, or a part of this one; all of it from its beginning with `^`, up to its end with `$`. That is
+    /// what clients write of docker's regular expressions. A slash before a name means nothing.
+    pub(super) fn fits_name(&self, name: &str) -> bool {
+        self.fits("name", |wanted| {
+            let (wanted, from_start) = wanted.strip_prefix('^').map_or((wanted, false), |rest| (rest, true));
+            let (wanted, to_end) = wanted.strip_suffix('$').map_or((wanted, false), |rest| (rest, true));
+            let wanted = wanted.trim_start_matches('/');
+            match (from_start, to_end) {
+                (true, true) => name == wanted,
+                (true, false) => name.starts_with(wanted),
+                (false, true) => name.ends_with(wanted),
+                (false, false) => name.contains(wanted),
+            }
+        })
+    }
+
     /// What fits `until`: what was made, in milliseconds since 1970, before each of its times.
     ///
     /// # Errors
@@ -91,6 +107,16 @@ mod tests {
         for wrong in ["{", "[]", r#"{"fly":["x"]}"#, r#"{"name":"web"}"#, r#"{"name":{"a":1}}"#] {
             assert_eq!(filters(wrong).unwrap_err().status.as_u16(), 400, "{wrong}");
         }
+    }
+
+    #[test]
+    fn names_are_parts_unless_they_have_ends() {
+        let fits = |wanted: &str| {
+            let text = serde_json::json!({ "name": [wanted] }).to_string();
+            Filters::of(&Params::of(&[("filters", &text)]), &["name"]).unwrap().fits_name("web-1")
+        };
+        assert!(["web", "/web", "^web", "1$", "^/web-1$", "^web-1$"].into_iter().all(fits));
+        assert!(!["^eb", "web$", "^web$", "x"].into_iter().any(fits));
     }
 
     #[test]

@@ -68,7 +68,6 @@ pub(super) fn id_of(image: &Image) -> String {
 pub(super) async fn list(State(app): App, params: Params) -> Result {
     let known = ["dangling", "label", "label!", "reference", "before", "since", "until"];
     let filters = Filters::of(&params, &known)?;
-    let digests = params.flag("digests");
     let rows = app
         .blocking(move |backend| {
             // Images without a name are in no list.
@@ -80,7 +79,7 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
             let since = filters.values("since").map(made).collect::<Result<Vec<i64>>>()?;
             let until =
                 filters.values("until").map(|text| Ok(moment(text)?)).collect::<Result<Vec<i64>>>()?;
-            rows(backend, digests, &|image: &Image| {
+            rows(backend, &|image: &Image| {
                 let created = made_at(image);
                 let in_time = before.iter().chain(&until).all(|time| created < *time)
                     && since.iter().all(|time| created > *time);
@@ -116,11 +115,7 @@ fn matches_pattern(pattern: &str, text: &str) -> bool {
 }
 
 /// A row for each image, whatever its names.
-pub(super) fn rows(
-    backend: &dyn Backend,
-    digests: bool,
-    fits: &dyn Fn(&Image) -> bool,
-) -> Result<Vec<Value>> {
+pub(super) fn rows(backend: &dyn Backend, fits: &dyn Fn(&Image) -> bool) -> Result<Vec<Value>> {
     let store = backend.store();
     let used: Vec<Reference> = backend
         .workloads()
@@ -150,7 +145,7 @@ pub(super) fn rows(
             "Id": id,
             "ParentId": "",
             "RepoTags": [summary.name],
-            "RepoDigests": if digests { vec![digest] } else { Vec::new() },
+            "RepoDigests": [digest],
             "Created": seconds(summary.created.as_deref()),
             "Size": summary.size_bytes,
             "SharedSize": -1,
@@ -175,7 +170,7 @@ pub(super) async fn get(State(app): App, Path(path): Path<String>, _params: Para
     let (name, verb) = verb(&path, &["json", "history", "get"])?;
     let name = name.to_owned();
     let value = match verb {
-        "get" => return save(app, name).await,
+        "get" => return save(app, vec![name]).await,
         "history" => app.blocking(move |backend| Ok(history(&find(backend.store(), &name)?))).await?,
         _ => app.blocking(move |backend| describe(backend.store(), &name)).await?,
     };
@@ -230,26 +225,28 @@ fn history(image: &Image) -> Value {
 
 /// `GET /images/get?names=…`
 pub(super) async fn save_several(State(app): App, params: Params) -> Result {
-    let mut names = params.all("names").flat_map(|names| names.split(',')).map(str::to_owned);
-    match (names.next(), names.next()) {
-        (Some(name), None) => save(app, name).await,
-        (None, _) => Err(ApiError::bad("names: which images?")),
-        _ => Err(ApiError::not_offered("several images in one archive: save them one by one")),
+    let names = params.all("names").flat_map(|names| names.split(',')).filter(|name| !name.is_empty());
+    let names: Vec<String> = names.map(str::to_owned).collect();
+    if names.is_empty() {
+        return Err(ApiError::bad("names: which images?"));
     }
+    save(app, names).await
 }
 
 /// As docker's archives are, through a pipe: nothing of it is on disk.
-async fn save(app: std::sync::Arc<Shared>, name: String) -> Result {
-    let image = app.blocking(move |backend| find(backend.store(), &name)).await?;
+async fn save(app: std::sync::Arc<Shared>, names: Vec<String>) -> Result {
+    let find = move |backend: &dyn Backend| names.iter().map(|name| find(backend.store(), name)).collect();
+    let found: Vec<Image> = app.blocking(find).await?;
     let (receiver, to) = streams::output_pipe()?;
     let backend = app.backend.clone();
     tokio::task::spawn_blocking(move || {
         let to: OwnedFd = to;
         let file = PathBuf::from(format!("/proc/self/fd/{}", to.as_raw_fd()));
-        let saved = backend.store().save(&image, &file, SaveFormat::DockerArchive, &NoProgress);
-        // The client sees an archive that ends early.
-        if let Err(error) = saved {
-            tracing::warn!("save {}: {}", image.name(), chain(&error));
+        let saved = backend.store().save(&found, &file, SaveFormat::DockerArchive, &NoProgress);
+        match saved {
+            Ok(()) => found.iter().for_each(|image| images::tell_image(backend.store(), image, "save")),
+            // The client sees an archive that ends early.
+            Err(error) => tracing::warn!("save images: {}", chain(&error)),
         }
     });
     let head = [(header::CONTENT_TYPE, "application/x-tar")];
@@ -263,6 +260,9 @@ pub(super) async fn load(State(app): App, body: Body) -> Result {
     Ok(told(&app, pull::PULL, move |backend, lines| {
         let names = backend.store().load(&file.path(), &NoProgress).map_err(|error| chain(&error))?;
         for name in names {
+            if let Ok(image) = backend.store().image(&name) {
+                images::tell_image(backend.store(), &image, "load");
+            }
             lines.say(json!({ "stream": format!("Loaded image: {name}\n") }));
         }
         Ok(())
@@ -282,7 +282,7 @@ pub(super) async fn post(
         let (name, alias) = (name.to_owned(), pull::with_tag(repository, params.get("tag"))?);
         app.blocking(move |backend| {
             let image = find(backend.store(), &name)?;
-            Ok(backend.store().tag(image.name(), &alias)?)
+            Ok(images::tag_image(backend.store(), image.name(), &alias)?)
         })
         .await?;
         return Ok(StatusCode::CREATED.into_response());
@@ -298,6 +298,7 @@ pub(super) async fn post(
             registry::push(backend.store(), &name, &options, lines).map_err(|error| chain(&error))?;
         let (tag, size) = (name.tag().unwrap_or_default().to_owned(), image.manifest_bytes().len());
         lines.say(json!({ "status": format!("{tag}: digest: {} size: {size}", pushed.digest) }));
+        images::tell_image(backend.store(), &image, "push");
         lines.say(json!({ "progressDetail": {}, "aux": { "Tag": tag, "Digest": pushed.digest.to_string(), "Size": size } }));
         Ok(())
     }))

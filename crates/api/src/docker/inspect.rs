@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use bollard_stubs::models::{ContainerConfig, HostConfig, PortBinding, PortMap};
+use bollard_stubs::models::{ContainerConfig, HostConfig, PortBinding, PortMap, RestartPolicyNameEnum};
 use serde_json::{Value, json};
 use workload::log::rfc3339;
 use workload::{Folder, Restart, State as Condition, Status};
@@ -92,7 +92,7 @@ fn condition(state: &Condition) -> Value {
         "Running": runs || state.status == Status::Restarting,
         "Paused": state.status == Status::Paused,
         "Restarting": state.status == Status::Restarting,
-        "OOMKilled": false,
+        "OOMKilled": state.oom_killed,
         "Dead": state.status == Status::Lost,
         "Pid": state.worker_pid.filter(|_| runs).unwrap_or_default(),
         "ExitCode": state.exit_code.unwrap_or_default(),
@@ -145,8 +145,11 @@ fn host_config(folder: &Folder) -> Value {
     let wanted = &folder.description().wanted;
     let said = wanted.said.as_ref().and_then(|said| said.get("HostConfig")).cloned();
     let said = said.and_then(|said| serde_json::from_value::<HostConfig>(said).ok()).unwrap_or_default();
+    let said_word = said.restart_policy.as_ref().and_then(|policy| policy.name);
     let (name, most) = match wanted.restart {
         Restart::No => ("no", 0),
+        // It is the same here: who stops it means it.
+        Restart::Always if said_word == Some(RestartPolicyNameEnum::UNLESS_STOPPED) => ("unless-stopped", 0),
         Restart::OnFailure(most) => ("on-failure", most.unwrap_or_default()),
         Restart::Always => ("always", 0),
     };
@@ -159,7 +162,7 @@ fn host_config(folder: &Folder) -> Value {
         ..said
     });
     value["RestartPolicy"] = json!({ "Name": name, "MaximumRetryCount": most });
-    value["LogConfig"] = json!({ "Type": "json-file", "Config": log });
+    value["LogConfig"] = json!({ "Type": wanted.log.driver(), "Config": log });
     value
 }
 

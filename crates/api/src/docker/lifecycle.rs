@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
 use workload::control::{Answer, Client, Request};
-use workload::{Folder, Running, Status};
+use workload::{EventKind, Folder, Running, Status};
 
 use super::filters::Filters;
 use super::params::Params;
@@ -96,6 +96,7 @@ pub(super) async fn restart(State(app): App, Path(name): Path<String>, params: P
     let folder = app.find(name).await?;
     end(&app, &folder, &params).await?;
     start_folder(&app, &folder).await?;
+    app.blocking(move |_| Ok(folder.tell("restart", &[]))).await?;
     Ok(NOTHING.into_response())
 }
 
@@ -212,6 +213,7 @@ pub(super) async fn prune(State(app): App, params: Params) -> Result {
                     bytes += written;
                 }
             }
+            backend.workloads().tell_pruned(EventKind::Container, bytes);
             Ok((deleted, bytes))
         })
         .await?;

@@ -92,6 +92,9 @@ pub(super) fn all(path: &FilePath) -> Result<Vec<Entry>> {
 /// `GET /containers/NAME/logs`
 pub(super) async fn logs(State(app): App, Path(name): Path<String>, params: Params) -> Result {
     let folder = app.find(name).await?;
+    if folder.description().wanted.log.files == 0 {
+        return Err(ApiError::not_offered("configured logging driver does not support reading"));
+    }
     let wanted = Wanted::of(&params, &folder)?;
     let media = [(header::CONTENT_TYPE, streams::media_type(wanted.is_raw))];
     let (sender, receiver) = mpsc::channel(16);

@@ -25,6 +25,7 @@ mod pull;
 mod stats;
 mod streams;
 mod system;
+mod top;
 mod tuning;
 mod update;
 mod volumes;
@@ -91,7 +92,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/containers/{name}/attach", post(attach::attach))
         .route("/containers/{name}/logs", get(logs::logs))
         .route("/containers/{name}/stats", get(stats::stats))
-        .route("/containers/{name}/top", get(stats::top))
+        .route("/containers/{name}/top", get(top::top))
         .route("/containers/{name}/archive", get(archive::get).head(archive::head).put(archive::put))
         .route("/containers/{name}/export", get(archive::export))
         .route("/containers/{name}/changes", get(commit::changes))
@@ -118,6 +119,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/volumes/create", post(volumes::create))
         .route("/volumes/prune", post(volumes::prune))
         .route("/volumes/{name}", get(volumes::inspect).delete(volumes::remove))
+        .route("/plugins", get(system::plugins))
         .merge(crate::strata::routes())
         .merge(crate::metrics::routes())
         .fallback(any(unknown))
@@ -138,7 +140,7 @@ async fn unknown(method: Method, uri: Uri) -> ApiError {
         ("plugins", Some(name)) if method == Method::GET => {
             return ApiError::not_found(format!("plugin {name:?} not found"));
         }
-        ("plugins", _) => "Strata has no plugins",
+        ("plugins", _) => "Strata has no plugins, and takes none",
         ("session" | "grpc", _) => "Strata builds without BuildKit: DOCKER_BUILDKIT=0 docker build",
         ("distribution", _) => "Strata does not ask registries for others",
         ("volumes", _) => "volumes are changed in a swarm only",

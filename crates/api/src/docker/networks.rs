@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use bollard_stubs::models::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
 use serde_json::{Map, Value, json};
+use workload::EventKind;
 use workload::log::rfc3339;
 use workload::networks::{LeaseInfo, NetworkInfo, Networks, NewNetwork, mac_text};
 
@@ -27,6 +28,7 @@ const DRIVER: &str = "bridge";
 /// Options that mean something here.
 const MTU: &str = "com.docker.network.driver.mtu";
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
+const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 /// Options that clients may send, with the only value that they can have here.
 const FIXED: [(&str, &str); 2] = [
     ("com.docker.network.bridge.enable_icc", "true"),
@@ -72,6 +74,9 @@ fn row(info: &NetworkInfo) -> Value {
     if info.routed {
         options.insert(MASQUERADE.to_owned(), "false".to_owned());
     }
+    if let Some(bridge) = &info.bridge {
+        options.insert(BRIDGE_NAME.to_owned(), bridge.clone());
+    }
     json!({
         "Name": info.name,
         "Id": info.id,
@@ -103,7 +108,7 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
         .blocking(move |backend| {
             let fits = |row: &Value, kind: &str| {
                 let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-                filters.fits("name", |wanted| text("Name").contains(wanted))
+                filters.fits_name(&text("Name"))
                     && filters.fits("id", |wanted| text("Id").starts_with(wanted))
                     && filters.fits("driver", |wanted| wanted == text("Driver"))
                     && filters.fits("scope", |wanted| wanted == "local")
@@ -253,6 +258,7 @@ fn options(new: &mut NewNetwork, said: BTreeMap<String, String>) -> Result<()> {
                 "false" | "0" => new.routed = true,
                 _ => return Err(ApiError::bad(format!("invalid {MASQUERADE} value {value:?}"))),
             },
+            BRIDGE_NAME => new.bridge = Some(value.clone()).filter(|name| !name.is_empty()),
             key if FIXED.iter().any(|(own, only)| *own == key && only == value) => {}
             key => return Err(ApiError::not_offered(format!("network option {key}={value}: not there yet"))),
         }
@@ -291,6 +297,7 @@ pub(super) async fn prune(State(app): App, params: Params) -> Result {
                     names.push(info.name.clone());
                 }
             }
+            backend.workloads().tell_pruned(EventKind::Network, 0);
             Ok(names)
         })
         .await?;
@@ -375,14 +382,15 @@ mod tests {
             "IPAM": {"Driver": "default", "Options": {}, "Config": [
                 {"Subnet": "10.9.0.0/24", "Gateway": "10.9.0.9", "IPRange": "10.9.0.64/26",
                  "AuxiliaryAddresses": {"router": "10.9.0.254"}}, {"Subnet": "fd00:9::/64"}]},
-            "Options": {MTU: "1400", MASQUERADE: "false", "com.docker.network.bridge.enable_icc": "true"},
+            "Options": {MTU: "1400", MASQUERADE: "false", "com.docker.network.bridge.enable_icc": "true", BRIDGE_NAME: "br7"},
         }))
         .unwrap();
         assert_eq!((new.mtu, new.routed, new.internal, new.ipv6), (Some(1400), true, true, true));
         assert_eq!(new.subnet.unwrap().to_string(), "10.9.0.0/24");
         assert_eq!(new.gateway.unwrap().to_string(), "10.9.0.9");
         assert_eq!((new.subnet6.unwrap().to_string(), new.gateway6), ("fd00:9::/64".to_owned(), None));
-        assert_eq!((new.labels["a"].as_str(), new.options.len()), ("b", 3));
+        assert_eq!((new.labels["a"].as_str(), new.options.len()), ("b", 4));
+        assert_eq!(new.bridge.as_deref(), Some("br7"));
         assert_eq!(new.pool.range.unwrap().to_string(), "10.9.0.64/26");
         assert_eq!(new.pool.reserved["router"].to_string(), "10.9.0.254");
         assert_eq!(
@@ -401,7 +409,7 @@ mod tests {
             (json!({"Name": "x", "IPAM": {"Driver": "dhcp"}}), 404),
             (json!({"Name": "x", "Scope": "swarm"}), 501),
             (json!({"Name": "x", "EnableIPv4": false}), 501),
-            (json!({"Name": "x", "Options": {"com.docker.network.bridge.name": "br7"}}), 501),
+            (json!({"Name": "x", "Options": {"com.docker.network.container_iface_prefix": "x"}}), 501),
             (json!({"Name": "x", "Options": {MTU: "many"}}), 400),
             (config(json!({"Subnet": "10.9.0.0"})), 400),
             (config(json!({"Subnet": "10.9.0.1/24"})), 400),

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use super::params::Params;
 use super::{App, Shared, streams};
 use crate::error::{ApiError, Result, chain};
-use crate::scratch;
+use crate::{images, scratch};
 
 /// How often a client is told how far a layer is.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -55,6 +55,7 @@ pub(super) async fn create(State(app): App, params: Params, headers: HeaderMap, 
                 }
                 _ => chain(&error),
             })?;
+        images::tell_image(backend.store(), &pulled.image, "pull");
         lines.say(json!({ "status": format!("Digest: {}", pulled.digest) }));
         let news = if pulled.is_new { "Downloaded newer image for" } else { "Image is up to date for" };
         lines.say(json!({ "status": format!("Status: {news} {name}") }));
@@ -85,6 +86,7 @@ async fn import(app: std::sync::Arc<Shared>, params: &Params, source: &str, body
     Ok(told(&app, PULL, move |backend, lines| {
         let imported = backend.store().import(&file.path(), &name, lines);
         let image = imported.map_err(|error| chain(&error))?;
+        images::tell_image(backend.store(), &image, "import");
         lines.say(json!({ "status": image.manifest().config().digest().to_string() }));
         Ok(())
     }))

@@ -1,4 +1,4 @@
-//! `GET /containers/NAME/stats` and `top`: what a workload takes of the host.
+//! `GET /containers/NAME/stats`: what a workload takes of the host.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use workload::{Folder, now_ms};
 
 use super::params::Params;
 use super::{App, Shared, json};
-use crate::backend::{CommandOptions, Process, Usage};
-use crate::error::{ApiError, Result};
+use crate::backend::Usage;
+use crate::error::Result;
 use crate::machines::Traffic;
 
 /// From one answer to the next.
@@ -127,96 +127,4 @@ fn disks(traffic: Traffic) -> Option<Value> {
 fn cards(traffic: Traffic) -> Value {
     let Some(network) = traffic.network else { return json!({}) };
     json!({ "eth0": { "rx_bytes": network.received_bytes, "tx_bytes": network.sent_bytes } })
-}
-
-/// `GET /containers/NAME/top`
-pub(super) async fn top(State(app): App, Path(name): Path<String>, params: Params) -> Result {
-    let folder = app.find(name).await?;
-    let arguments = params.get("ps_args").unwrap_or("-ef").to_owned();
-    let look = folder.clone();
-    let (runs, seen) =
-        app.blocking(move |backend| Ok((look.state()?.status.is_active(), backend.processes(&look)))).await?;
-    if !runs {
-        return Err(ApiError::conflict(format!("container {} is not running", folder.description().id)));
-    }
-    let table = match seen {
-        Some(processes) if arguments == "-ef" => table(&processes),
-        Some(_) => return Err(ApiError::not_offered(format!("top {arguments}: -ef is all there is"))),
-        // Only its guest knows.
-        None => in_guest(&app, &folder, &arguments).await?,
-    };
-    Ok(json(StatusCode::OK, &table))
-}
-
-fn table(processes: &[Process]) -> Value {
-    let row = |process: &Process| {
-        let seconds = process.cpu_ms / 1000;
-        let time = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-        let started = rfc3339(process.started_ms).get(11..16).unwrap_or_default().to_owned();
-        [
-            process.uid.to_string(),
-            process.pid.to_string(),
-            process.ppid.to_string(),
-            "0".to_owned(),
-            started,
-            "?".to_owned(),
-            time,
-            process.command.clone(),
-        ]
-    };
-    json!({
-        "Titles": ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"],
-        "Processes": processes.iter().map(row).collect::<Vec<_>>(),
-    })
-}
-
-/// What the workload's own `ps` says.
-async fn in_guest(app: &Arc<Shared>, folder: &Folder, arguments: &str) -> Result<Value> {
-    let words = arguments.split_whitespace().map(str::to_owned);
-    let options = CommandOptions {
-        command: std::iter::once("ps".to_owned()).chain(words).collect(),
-        ..CommandOptions::default()
-    };
-    let folder = folder.clone();
-    let output = app
-        .blocking(move |backend| {
-            let output = backend.command(&folder, &options)?.stdin(std::process::Stdio::null()).output();
-            output.map_err(|error| ApiError::failed(format!("run ps in the guest: {error}")))
-        })
-        .await?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(ApiError::failed(format!("run ps in the guest: {said}")));
-    }
-    Ok(parse_table(&String::from_utf8_lossy(&output.stdout)))
-}
-
-/// A table whose last column may have spaces.
-fn parse_table(text: &str) -> Value {
-    let mut lines = text.lines();
-    let titles: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
-    let row = |line: &str| {
-        let mut rest = line.trim_start();
-        let mut fields = Vec::new();
-        while fields.len() + 1 < titles.len() {
-            let (field, after) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-            fields.push(field.to_owned());
-            rest = after.trim_start();
-        }
-        fields.push(rest.trim_end().to_owned());
-        fields
-    };
-    json!({ "Titles": titles, "Processes": lines.map(row).collect::<Vec<_>>() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_column_keeps_its_spaces() {
-        let table = parse_table("PID TTY   CMD\n  1 ?     sh -c a b\n 20 pts/0 ps\n");
-        assert_eq!(table["Titles"], json!(["PID", "TTY", "CMD"]));
-        assert_eq!(table["Processes"], json!([["1", "?", "sh -c a b"], ["20", "pts/0", "ps"]]));
-    }
 }

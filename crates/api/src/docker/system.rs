@@ -153,7 +153,7 @@ pub(super) async fn disk_usage(State(app): App, _params: Params) -> Result {
         .blocking(|backend| {
             let images = backend.store().images()?;
             let size: u64 = images.iter().map(|image| image.size_bytes).sum();
-            let rows = super::images::rows(backend, true, &|_| true)?;
+            let rows = super::images::rows(backend, &|_| true)?;
             let mut containers = Vec::new();
             for folder in backend.workloads().list()? {
                 let Ok(state) = folder.state() else { continue };
@@ -173,4 +173,9 @@ pub(super) async fn disk_usage(State(app): App, _params: Params) -> Result {
         })
         .await?;
     Ok(json(StatusCode::OK, &value))
+}
+
+/// `GET /plugins`: there are none.
+pub(super) async fn plugins(_params: Params) -> Result {
+    Ok(json(StatusCode::OK, &json!([])))
 }

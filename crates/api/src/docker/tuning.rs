@@ -25,10 +25,12 @@ pub(super) fn wanted(host: &HostConfig, isolation: Isolation) -> Result<Tuning> 
         let text = format!("Invalid value {score}, range for oom score adj is [-1000, 1000]");
         return Err(ApiError::bad(text));
     }
-    let modes = [("pid", &host.pid_mode), ("ipc", &host.ipc_mode), ("uts", &host.uts_mode)];
-    let is_shared = |(_, mode): &(&str, &Option<String>)| mode.as_deref() == Some("host");
     let tuning = Tuning {
-        shared: modes.into_iter().filter(is_shared).map(|(kind, _)| kind.to_owned()).collect(),
+        pid: shared("PID", &host.pid_mode, &["host", OTHER])?,
+        ipc: shared("IPC", &host.ipc_mode, &["host", "none", "shareable", OTHER])?,
+        uts: shared("UTS", &host.uts_mode, &["host"])?,
+        // A machine has one: the agent.
+        init: host.init == Some(true) && isolation == Isolation::Container,
         sysctls: host.sysctls.clone().unwrap_or_default().into_iter().collect(),
         shm_bytes: positive(host.shm_size).filter(|size| *size != 64 << 20).map(i64::unsigned_abs),
         oom_score_adj: Some(score as i32).filter(|score| *score != 0),
@@ -37,21 +39,63 @@ pub(super) fn wanted(host: &HostConfig, isolation: Isolation) -> Result<Tuning> 
         cpuset_mems: text(&host.cpuset_mems),
         memory_reservation: positive(host.memory_reservation),
         memory_swap: swap,
-        groups: host.group_add.iter().flatten().map(|group| number(group)).collect::<Result<_>>()?,
+        swappiness: swappiness(host.memory_swappiness)?,
+        blkio_weight: blkio_weight(host.blkio_weight.map(i64::from))?,
+        groups: host.group_add.iter().flatten().map(|group| group_name(group)).collect::<Result<_>>()?,
         devices: host.devices.iter().flatten().map(device).collect::<Result<_>>()?,
         hosts: host.extra_hosts.iter().flatten().map(|text| host_name(text)).collect::<Result<_>>()?,
     };
-    if isolation == Isolation::Vm && tuning != Tuning::default() {
+    if isolation == Isolation::Vm && (Tuning { hosts: Vec::new(), ..tuning.clone() }) != Tuning::default() {
         let text = "HostConfig.Sysctls, ShmSize, OomScoreAdj, CpuShares, CpusetCpus, CpusetMems, MemoryReservation, MemorySwap, \
-                    GroupAdd, Devices, ExtraHosts, PidMode, IpcMode, UTSMode: a microVM has a kernel of its own, which nobody asks for these";
+                    BlkioWeight, GroupAdd, Devices, PidMode, IpcMode, UTSMode: a microVM has a kernel of its own, which nobody asks for these";
         return Err(ApiError::not_offered(text));
     }
     Ok(tuning)
 }
 
-fn number(group: &str) -> Result<u32> {
-    let text = "HostConfig.GroupAdd: groups by their numbers; names are the image's to know";
-    group.parse().map_err(|_| ApiError::not_offered(format!("{text}: {group:?}")))
+/// -1 is as ever.
+fn swappiness(number: Option<i64>) -> Result<Option<u64>> {
+    match number {
+        None | Some(-1) => Ok(None),
+        Some(number @ 0..=100) => Ok(Some(number.unsigned_abs())),
+        Some(number) => {
+            Err(ApiError::bad(format!("Invalid value: {number}, valid memory swappiness range is 0-100")))
+        }
+    }
+}
+
+/// A part of disks; 0 is none, as docker has it.
+///
+/// # Errors
+/// It is not from 10 to 1000.
+pub(super) fn blkio_weight(weight: Option<i64>) -> Result<Option<u16>> {
+    match weight.filter(|weight| *weight != 0) {
+        None => Ok(None),
+        Some(weight @ 10..=1000) => Ok(Some(weight as u16)),
+        Some(_) => Err(ApiError::bad("Range of blkio weight is from 10 to 1000")),
+    }
+}
+
+/// What stands for the mode of one that has another container's.
+const OTHER: &str = "container:";
+
+/// Whose namespace of a kind a container has; nothing if its own.
+fn shared(kind: &str, mode: &Option<String>, known: &[&str]) -> Result<Option<String>> {
+    let Some(mode) = mode.clone().filter(|mode| !mode.is_empty() && mode != "private") else {
+        return Ok(None);
+    };
+    let is_of_other = mode.strip_prefix(OTHER).is_some_and(|name| !name.is_empty()) && known.contains(&OTHER);
+    if is_of_other || mode != OTHER && known.contains(&&*mode) {
+        return Ok(Some(mode));
+    }
+    Err(ApiError::bad(format!("invalid {kind} mode: {mode}")))
+}
+
+fn group_name(group: &str) -> Result<String> {
+    if group.is_empty() || group.contains([':', ',', '\n', '\0']) {
+        return Err(ApiError::bad(format!("invalid group {group:?}")));
+    }
+    Ok(group.to_owned())
 }
 
 /// `HOST:INSIDE:ACCESS`
@@ -69,26 +113,26 @@ fn host_name(text: &str) -> Result<HostName> {
     text.parse().map_err(|reason| ApiError::bad(format!("invalid extra host {text:?}: {reason}")))
 }
 
-/// How much of its output is kept, as `KEY=VALUE`.
+/// What keeps its output, and how much of it, as `KEY=VALUE`.
 ///
 /// # Errors
 /// It is to go somewhere else, or a word makes no sense.
-pub(super) fn log_options(config: Option<HostConfigLogConfig>) -> Result<Vec<String>> {
+pub(super) fn log_options(config: Option<HostConfigLogConfig>) -> Result<(Option<String>, Vec<String>)> {
     let config = config.unwrap_or_default();
-    match config.typ.as_deref().unwrap_or_default() {
-        "" | "json-file" | "local" => {}
-        other => {
-            let text =
-                format!("HostConfig.LogConfig: what a workload writes is kept in json-file, not {other}");
-            return Err(ApiError::not_offered(text));
-        }
+    let driver = config.typ.filter(|driver| !driver.is_empty());
+    let known = driver.as_deref().unwrap_or("json-file");
+    if !matches!(known, "json-file" | "local" | "none") {
+        let text = format!(
+            "HostConfig.LogConfig: what a workload writes is kept in json-file, or not at all, not {known}"
+        );
+        return Err(ApiError::not_offered(text));
     }
     let said = config.config.into_iter().flatten();
     // What is set aside is small enough as it is.
     let counts = |(key, value): &(String, String)| key != "compress" || !matches!(&**value, "true" | "false");
     let options: Vec<_> = said.filter(counts).map(|(key, value)| format!("{key}={value}")).collect();
-    LogLimits::parse(options.iter().map(String::as_str)).map_err(ApiError::bad)?;
-    Ok(options)
+    LogLimits::parse(known, options.iter().map(String::as_str)).map_err(ApiError::bad)?;
+    Ok((driver, options))
 }
 
 #[cfg(test)]
@@ -121,12 +165,20 @@ mod tests {
         .unwrap();
         assert_eq!(
             (tuning.shm_bytes, tuning.oom_score_adj, &*tuning.groups),
-            (Some(1024), Some(-5), &[27][..])
+            (Some(1024), Some(-5), &["27".to_owned()][..])
         );
-        assert_eq!(of(json!({"PidMode": "host", "UTSMode": "host"})).unwrap().shared, ["pid", "uts"]);
+        let modes =
+            of(json!({"PidMode": "container:x", "IpcMode": "shareable", "UTSMode": "host", "Init": true}))
+                .unwrap();
+        let said = |text: &str| Some(text.to_owned());
+        assert_eq!((modes.pid, modes.ipc, modes.uts), (said("container:x"), said("shareable"), said("host")));
+        assert!(modes.init && of(json!({"PidMode": "private", "IpcMode": ""})).unwrap() == Tuning::default());
         assert_eq!((&*tuning.devices[0], tuning.hosts.len()), ("/dev/fuse:/dev/fuse:rw", 3));
         for (host, status) in [
-            (json!({"GroupAdd": ["audio"]}), 501),
+            (json!({"GroupAdd": ["a:b"]}), 400),
+            (json!({"PidMode": "shareable"}), 400),
+            (json!({"PidMode": "container:"}), 400),
+            (json!({"UTSMode": "container:x"}), 400),
             (json!({"Devices": [{"PathOnHost": "fuse"}]}), 400),
             (json!({"ExtraHosts": ["a"]}), 400),
             (json!({"ExtraHosts": ["a:b"]}), 400),
@@ -142,12 +194,15 @@ mod tests {
     #[test]
     fn output_is_kept_as_far_as_asked_for() {
         let of = |config: Value| log_options(Some(serde_json::from_value(config).unwrap()));
-        assert_eq!(of(json!({"Type": "json-file", "Config": {"compress": "true"}})), Ok(Vec::new()));
+        let driver = |name: &str| Some(name.to_owned());
+        let compressed = json!({"Type": "json-file", "Config": {"compress": "true"}});
+        assert_eq!(of(compressed), Ok((driver("json-file"), Vec::new())));
         let limits = of(json!({"Type": "", "Config": {"max-size": "10m"}}));
-        assert_eq!(limits, Ok(vec!["max-size=10m".to_owned()]));
+        assert_eq!(limits, Ok((None, vec!["max-size=10m".to_owned()])));
+        assert_eq!(of(json!({"Type": "none"})), Ok((driver("none"), Vec::new())));
         for (config, status) in [
             (json!({"Type": "syslog"}), 501),
-            (json!({"Type": "none"}), 501),
+            (json!({"Type": "none", "Config": {"max-size": "1m"}}), 400),
             (json!({"Type": "", "Config": {"tag": "x"}}), 400),
             (json!({"Type": "", "Config": {"max-size": "many"}}), 400),
             (json!({"Type": "", "Config": {"max-file": "0"}}), 400),

@@ -9,10 +9,14 @@ use axum::http::StatusCode;
 use bollard_stubs::models::{HostConfig, RestartPolicy};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use workload::Folder;
 
-use super::{App, create, json};
+use super::{App, create, json, tuning};
 use crate::backend::Limits;
 use crate::error::{ApiError, Result};
+
+/// Microseconds of a period that nobody said.
+const PERIOD_US: i64 = 100_000;
 
 /// What can be changed, and what a client says beside it.
 #[derive(Debug, Default, Deserialize)]
@@ -24,6 +28,12 @@ pub(super) struct Wanted {
     cpu_quota: Option<i64>,
     cpu_period: Option<i64>,
     pids_limit: Option<i64>,
+    cpu_shares: Option<i64>,
+    cpuset_cpus: Option<String>,
+    cpuset_mems: Option<String>,
+    memory_reservation: Option<i64>,
+    memory_swap: Option<i64>,
+    blkio_weight: Option<i64>,
     restart_policy: Option<RestartPolicy>,
     #[serde(flatten)]
     others: BTreeMap<String, Value>,
@@ -36,36 +46,48 @@ pub(super) async fn update(
     body: std::result::Result<Json<Wanted>, JsonRejection>,
 ) -> Result {
     let Json(wanted) = body?;
-    let limits = limits(wanted)?;
     let folder = app.find(name).await?;
+    let limits = limits(completed(wanted, &folder))?;
     app.blocking(move |backend| Ok(backend.update(&folder, &limits)?)).await?;
     Ok(json(StatusCode::OK, &json!({ "Warnings": [] })))
 }
 
+/// A quota is one of a period, which may have been said before, and the other way round.
+fn completed(mut wanted: Wanted, folder: &Folder) -> Wanted {
+    let said = folder.description().wanted.said.as_ref().and_then(|said| said.get("HostConfig"));
+    let before = |key: &str| said.and_then(|host| host.get(key)).and_then(Value::as_i64);
+    let is_said = |number: Option<i64>| number.is_some_and(|number| number != 0);
+    match (is_said(wanted.cpu_quota), is_said(wanted.cpu_period)) {
+        (true, false) => wanted.cpu_period = before("CpuPeriod"),
+        (false, true) => wanted.cpu_quota = before("CpuQuota"),
+        _ => {}
+    }
+    wanted
+}
+
 /// Zero and nothing leave a limit as it is; what cannot be changed is not silently left out.
 fn limits(wanted: Wanted) -> Result<Limits> {
-    let is_said = |name: &str, value: &Value| match value {
+    let is_said = |value: &Value| match value {
         Value::Null | Value::Bool(false) => false,
-        Value::Number(number) => {
-            let is_none = number.as_i64() == Some(0);
-            // No swap is limited here, so one without limit is what there is.
-            !(is_none || name == "MemorySwap" && number.as_i64() == Some(-1))
-        }
+        Value::Number(number) => number.as_i64() != Some(0),
         Value::String(text) => !text.is_empty(),
         Value::Array(list) => !list.is_empty(),
         Value::Object(map) => !map.is_empty(),
         Value::Bool(true) => true,
     };
-    let refused: Vec<&str> = wanted
-        .others
-        .iter()
-        .filter(|(name, value)| is_said(name, value))
-        .map(|(name, _)| name.as_str())
-        .collect();
+    let refused: Vec<&str> =
+        wanted.others.iter().filter(|(_, value)| is_said(value)).map(|(name, _)| name.as_str()).collect();
     if !refused.is_empty() {
         return Err(ApiError::not_offered(format!("update {}: not there yet", refused.join(", "))));
     }
-    let negative = [wanted.memory, wanted.nano_cpus, wanted.cpu_quota, wanted.cpu_period];
+    let negative = [
+        wanted.memory,
+        wanted.nano_cpus,
+        wanted.cpu_quota,
+        wanted.cpu_period,
+        wanted.cpu_shares,
+        wanted.memory_reservation,
+    ];
     if negative.iter().any(|value| value.is_some_and(|value| value < 0)) {
         return Err(ApiError::bad("a limit of less than nothing"));
     }
@@ -79,9 +101,23 @@ fn limits(wanted: Wanted) -> Result<Limits> {
     let policy = wanted.restart_policy.filter(|policy| {
         policy.name.as_ref().is_some_and(|name| *name != bollard_stubs::models::RestartPolicyNameEnum::EMPTY)
     });
+    let positive = |number: Option<i64>| number.filter(|number| *number > 0);
+    let text = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let period = positive(wanted.cpu_period).unwrap_or(PERIOD_US);
+    let restart_word = policy.as_ref().and_then(|policy| policy.name).map(|name| name.to_string());
     Ok(Limits {
-        memory: wanted.memory.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0),
+        restart_word,
+        memory: positive(wanted.memory).map(i64::unsigned_abs),
         millicpus: create::millicpus(&host),
+        quota: positive(wanted.cpu_quota)
+            .filter(|_| positive(wanted.nano_cpus).is_none())
+            .map(|quota| (quota, period)),
+        cpu_shares: positive(wanted.cpu_shares).map(i64::unsigned_abs),
+        cpuset_cpus: text(wanted.cpuset_cpus),
+        cpuset_mems: text(wanted.cpuset_mems),
+        memory_reservation: positive(wanted.memory_reservation),
+        memory_swap: wanted.memory_swap.filter(|swap| *swap != 0),
+        blkio_weight: tuning::blkio_weight(wanted.blkio_weight)?,
         pids_limit: wanted.pids_limit.filter(|limit| *limit != 0),
         restart: policy.map(|policy| create::restart(Some(policy))).transpose()?,
     })
@@ -110,15 +146,23 @@ mod tests {
         assert_eq!(policy.restart, Some(Restart::OnFailure(Some(2))));
         assert_eq!(of(json!({"RestartPolicy": {"Name": "no"}})).unwrap().restart, Some(Restart::No));
         assert_eq!(of(json!({})), Ok(Limits::default()));
+        let found =
+            of(json!({"CpuQuota": 20_000, "CpuShares": 512, "CpusetCpus": "0", "BlkioWeight": 300})).unwrap();
+        assert_eq!((found.millicpus, found.quota), (Some(200), Some((20_000, 100_000))));
+        assert_eq!(
+            (found.cpu_shares, found.cpuset_cpus.as_deref(), found.blkio_weight),
+            (Some(512), Some("0"), Some(300))
+        );
     }
 
     #[test]
     fn what_cannot_be_changed_is_refused_by_name() {
-        let error = of(json!({"CpusetCpus": "0", "CpuShares": 5})).unwrap_err();
+        let error = of(json!({"KernelMemory": 7, "CpuRealtimePeriod": 5})).unwrap_err();
         assert_eq!(
             (error.status.as_u16(), error.message.as_str()),
-            (501, "update CpuShares, CpusetCpus: not there yet")
+            (501, "update CpuRealtimePeriod, KernelMemory: not there yet")
         );
+        assert_eq!(of(json!({"BlkioWeight": 5})).unwrap_err().status.as_u16(), 400);
         assert_eq!(of(json!({"Memory": -5})).unwrap_err().status.as_u16(), 400);
     }
 }

@@ -61,7 +61,7 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
             let users = volumes.users()?;
             let fits = |volume: &Volume| {
                 let info = volume.info();
-                filters.fits("name", |wanted| info.name.contains(wanted))
+                filters.fits_name(&info.name)
                     && filters.fits("driver", |wanted| wanted == DRIVER)
                     && filters.fits_labels(|key| info.labels.get(key).map(String::as_str))
                     && dangling.iter().all(|wanted| *wanted != users.contains_key(&info.name))
@@ -157,8 +157,7 @@ pub(super) fn wanted(host: &HostConfig, places: &[String]) -> Result<Vec<Mount>>
 }
 
 fn nameless() -> MountSource {
-    let (labels, options) = (BTreeMap::new(), BTreeMap::new());
-    MountSource::Volume { name: String::new(), copy: true, labels, options }
+    MountSource::volume("", true)
 }
 
 /// `HOST:PATH[:OPTIONS]`, `NAME:PATH[:OPTIONS]` or `PATH`
@@ -191,8 +190,7 @@ fn bind(text: &str) -> Result<Mount> {
         }
         MountSource::Bind { source: first.to_owned() }
     } else {
-        let (labels, options) = (BTreeMap::new(), BTreeMap::new());
-        MountSource::Volume { name: first.to_owned(), copy, labels, options }
+        MountSource::volume(first, copy)
     };
     Ok(Mount { source, target: target.to_owned(), read_only })
 }
@@ -213,8 +211,11 @@ fn mount_of(said: &Said) -> Result<Mount> {
         Some(MountType::BIND) => MountSource::Bind { source: name },
         None | Some(MountType::VOLUME) => {
             let options = said.volume_options.clone().unwrap_or_default();
-            if options.subpath.is_some_and(|path| !path.is_empty()) {
-                return Err(ApiError::not_offered("Mount.VolumeOptions.Subpath: not there yet"));
+            let subpath = options.subpath.unwrap_or_default();
+            if subpath.starts_with('/') || subpath.split('/').any(|part| part == "..") {
+                return Err(ApiError::bad(format!(
+                    "invalid mount config for type \"volume\": invalid subpath {subpath:?}"
+                )));
             }
             let driver = options.driver_config.unwrap_or_default();
             check_driver(driver.name.as_deref())?;
@@ -223,6 +224,7 @@ fn mount_of(said: &Said) -> Result<Mount> {
                 copy: options.no_copy != Some(true),
                 labels: options.labels.unwrap_or_default().into_iter().collect(),
                 options: driver.options.unwrap_or_default().into_iter().collect(),
+                subpath,
             }
         }
         Some(MountType::TMPFS) => {

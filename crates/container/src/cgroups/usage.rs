@@ -17,6 +17,8 @@ pub struct Usage {
     pub pids: u64,
     /// Bytes read from disks and written to them, if that is counted.
     pub block: Option<(u64, u64)>,
+    /// Processes that the kernel has killed because all of them together had more memory than they may.
+    pub oom_kills: u64,
 }
 
 /// What v1 says when there is no limit, rounded down to a page.
@@ -38,6 +40,7 @@ impl Cgroups {
             memory_limit: limit.filter(|limit| *limit < NO_LIMIT),
             pids: pids.and_then(|group| number(&group.path.join("pids.current"))).unwrap_or_default(),
             block: of("blkio").and_then(block),
+            oom_kills: memory.and_then(oom_kills).unwrap_or_default(),
         }
     }
 }
@@ -78,6 +81,13 @@ fn cpu_ns(group: &Group) -> Option<u64> {
 
 fn memory_bytes(group: &Group) -> Option<u64> {
     number(&group.path.join(if group.is_v2 { "memory.current" } else { "memory.usage_in_bytes" }))
+}
+
+/// Version 1 counts since Linux 4.13.
+fn oom_kills(group: &Group) -> Option<u64> {
+    let file = if group.is_v2 { "memory.events" } else { "memory.oom_control" };
+    let text = std::fs::read_to_string(group.path.join(file)).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
 }
 
 /// A file of one number; `max` is none.

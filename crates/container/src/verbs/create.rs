@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -21,7 +22,7 @@ use crate::seccomp::listener::Listener;
 use crate::spec::{Linux, Spec};
 use crate::state::{First, Folder, Record, Status, now, process_start};
 use crate::sys::{self, Child};
-use crate::{bundle, idmapped, ids};
+use crate::{bundle, idmapped, ids, own_binary};
 
 /// What a container is made from.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub enum Source {
         root: Root,
         /// `USER[:GROUP]` by names of the container's files, instead of the config's numbers.
         user: Option<String>,
+        /// Further groups, by numbers or names of the container's files.
+        groups: Vec<String>,
     },
 }
 
@@ -57,6 +60,11 @@ pub struct CreateOptions {
     pub pivot: bool,
     /// Whether its first process is killed when the thread that made it ends, however that ends.
     pub tied: bool,
+    /// A static program that becomes the first process instead of the command, which it starts: its words are `init`, `reap`, the
+    /// command's file, and the command's own words.
+    pub init: Option<&'static [u8]>,
+    /// What is bound at some places of the config instead of the source there: mounts that are attached nowhere.
+    pub mounts: Vec<(String, Arc<OwnedFd>)>,
 }
 
 impl CreateOptions {
@@ -71,6 +79,8 @@ impl CreateOptions {
             preserve_fds: 0,
             pivot: true,
             tied: false,
+            init: None,
+            mounts: Vec::new(),
         }
     }
 }
@@ -101,12 +111,12 @@ impl Runtime {
     }
 
     pub(super) fn make(&self, options: &CreateOptions, start: Start) -> Result<Made> {
-        let (spec, root, user, bundle) = load(&options.source)?;
-        bundle::check(&spec)?;
+        let loaded = load(&options.source)?;
+        let spec = &loaded.spec;
+        bundle::check(spec)?;
         let folder = self.folder(&options.id)?;
         folder.create()?;
-        let result =
-            folder.lock().and_then(|_lock| self.make_in(&folder, options, start, (spec, root, user, bundle)));
+        let result = folder.lock().and_then(|_lock| self.make_in(&folder, options, start, loaded));
         if result.is_err() {
             // Its groups are removed where they are known; the folder must not stand in the way of another try.
             let _ = folder.remove();
@@ -119,22 +129,17 @@ impl Runtime {
         folder: &Folder,
         options: &CreateOptions,
         start: Start,
-        (spec, root, user, bundle): (Spec, Root, Option<String>, PathBuf),
+        loaded: Loaded,
     ) -> Result<Made> {
+        let Loaded { spec, root, user, groups, bundle } = loaded;
         let linux = spec.linux();
-        let root_path = match &root {
-            Root::Folder => bundle::root(&bundle, &spec)?,
-            Root::Image { .. } => {
-                let scratch = folder.path().join("root");
-                std::fs::create_dir(&scratch).during(|| format!("make {}", scratch.display()))?;
-                scratch
-            }
-        };
+        let root_path = place_of_root(folder, &root, &bundle, &spec)?;
         let process = spec.process.clone().unwrap_or_default();
         let mut plan = Plan::new(&process, linux.seccomp.as_ref(), spec.has_namespace("user"))?;
-        plan.user_name = user;
+        (plan.user_name, plan.group_names) = (user, groups);
         plan.preserve_fds = options.preserve_fds;
         plan.tied = options.tied;
+        plan.init = options.init.map(own_binary::sealed).transpose().during(|| "make its init".to_owned())?;
         let console = console_for(process.terminal, options, start, &mut plan)?;
         let namespaces = Namespaces::new(&linux.namespaces)?;
         let start_socket = (start == Start::Later).then(|| listen(folder.path())).transpose()?;
@@ -160,7 +165,7 @@ impl Runtime {
                 cgroups: record.cgroups.folders(),
                 entry: record.cgroups.entry()?,
                 state: record.state_as(folder, Status::Creating),
-                mapped: idmapped::prepare(&spec, &bundle)?,
+                mapped: prepare_mounts(&spec, &bundle, options)?,
                 pivot: options.pivot,
                 start: start_socket,
                 spec,
@@ -190,17 +195,55 @@ impl Runtime {
     }
 }
 
-/// The config, the root, the user, and the folder that relative paths start from.
-fn load(source: &Source) -> Result<(Spec, Root, Option<String>, PathBuf)> {
+/// Where the root is mounted: in the bundle, or in the container's own folder.
+fn place_of_root(folder: &Folder, root: &Root, bundle: &Path, spec: &Spec) -> Result<PathBuf> {
+    match root {
+        Root::Folder => bundle::root(bundle, spec),
+        Root::Image { .. } => {
+            let scratch = folder.path().join("root");
+            std::fs::create_dir(&scratch).during(|| format!("make {}", scratch.display()))?;
+            Ok(scratch)
+        }
+    }
+}
+
+/// What a source comes to.
+struct Loaded {
+    spec: Spec,
+    root: Root,
+    user: Option<String>,
+    groups: Vec<String>,
+    /// Relative paths start there.
+    bundle: PathBuf,
+}
+
+fn load(source: &Source) -> Result<Loaded> {
     match source {
         Source::Bundle(folder) => {
             let folder = folder.canonicalize().during(|| format!("find bundle {}", folder.display()))?;
-            Ok((bundle::read(&folder)?, Root::Folder, None, folder))
+            let spec = bundle::read(&folder)?;
+            Ok(Loaded { spec, root: Root::Folder, user: None, groups: Vec::new(), bundle: folder })
         }
-        Source::Config { spec, root, user } => {
-            Ok((spec.as_ref().clone(), root.clone(), user.clone(), PathBuf::from("/")))
+        Source::Config { spec, root, user, groups } => Ok(Loaded {
+            spec: spec.as_ref().clone(),
+            root: root.clone(),
+            user: user.clone(),
+            groups: groups.clone(),
+            bundle: PathBuf::from("/"),
+        }),
+    }
+}
+
+/// What is mounted that no path leads to.
+fn prepare_mounts(spec: &Spec, bundle: &Path, options: &CreateOptions) -> Result<idmapped::Prepared> {
+    let mut prepared = idmapped::prepare(spec, bundle)?;
+    for (number, mount) in spec.mounts.iter().enumerate() {
+        if let Some((place, held)) = options.mounts.iter().find(|(place, _)| *place == mount.destination) {
+            let held = held.try_clone().during(|| format!("hold what is mounted on {place}"))?;
+            prepared.insert(number, held);
         }
     }
+    Ok(prepared)
 }
 
 /// Who gets the terminal's controlling end: the socket that was named, or this process.

@@ -30,6 +30,8 @@ pub struct ExecOptions {
     pub process: Process,
     /// `USER[:GROUP]` by names of the container's files, instead of the numbers.
     pub user: Option<String>,
+    /// Further groups, by numbers or names of the container's files.
+    pub groups: Vec<String>,
     /// A socket that is given the controlling end of the terminal.
     pub console_socket: Option<PathBuf>,
     /// A file that is given the process's id.
@@ -70,7 +72,7 @@ impl Runtime {
         if let Some(rules) = &linux.seccomp {
             plan.listener = Listener::connect(rules, record.state(&folder))?;
         }
-        plan.user_name = options.user.clone();
+        (plan.user_name, plan.group_names) = (options.user.clone(), options.groups.clone());
         plan.preserve_fds = options.preserve_fds;
         let ours = match (&options.console_socket, process.terminal) {
             (Some(path), true) => {

@@ -8,7 +8,11 @@ use super::{Runtime, require};
 use crate::cgroups::Usage;
 use crate::error::{Result, While};
 use crate::network::Namespace;
+use crate::rest;
 use crate::state::{State, Status};
+
+/// The number `statfs` has for memory.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 impl Runtime {
     /// All containers, by name. Those that go away meanwhile are left out.
@@ -43,12 +47,21 @@ impl Runtime {
         self.open_of(id, "root", OFlags::PATH | OFlags::DIRECTORY)
     }
 
-    /// The network namespace of a container that runs.
+    /// The namespace of this kind (`net`, `pid`, `ipc`: a name of `/proc/PID/ns`) of a container that runs.
     ///
     /// # Errors
     /// There is no such container, or it does not run.
-    pub fn network_of(&self, id: &str) -> Result<Namespace> {
-        self.open_of(id, "ns/net", OFlags::RDONLY).map(Namespace::from)
+    pub fn namespace_of(&self, id: &str, kind: &str) -> Result<Namespace> {
+        self.open_of(id, &format!("ns/{kind}"), OFlags::RDONLY).map(Namespace::from)
+    }
+
+    /// What a container that runs has at `/dev/shm`, as a mount that is attached nowhere.
+    ///
+    /// # Errors
+    /// There is no such container, it does not run, or has no memory there.
+    pub fn shared_memory_of(&self, id: &str) -> Result<OwnedFd> {
+        let (root, namespace) = (self.root_of(id)?, self.open_of(id, "ns/mnt", OFlags::RDONLY)?);
+        rest::clone_of(root, namespace, "dev/shm", TMPFS_MAGIC)
     }
 
     /// Opens what the kernel tells of the first process of a container that runs.

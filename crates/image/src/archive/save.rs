@@ -1,10 +1,11 @@
-//! An image becomes one file.
+//! Images become one file.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use oci_spec::image::Descriptor;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use serde_json::{Value, json};
 
@@ -32,32 +33,34 @@ pub enum SaveFormat {
 }
 
 impl Store {
-    /// Writes `image` to `file`, which appears whole or not at all (a pipe or device is written as it is).
+    /// Writes `images` to `file`, which appears whole or not at all (a pipe or device is written as it is). What they have in common
+    /// is there once.
     ///
     /// # Errors
     /// A blob is missing or corrupt, or the file cannot be written.
     pub fn save(
         &self,
-        image: &Image,
+        images: &[Image],
         file: &Path,
         format: SaveFormat,
         progress: &dyn Progress,
     ) -> Result<()> {
-        progress.step(&format!("save {} to {}", image.name(), file.display()));
+        let names: Vec<String> = images.iter().map(|image| image.name().to_string()).collect();
+        progress.step(&format!("save {} to {}", names.join(", "), file.display()));
         let special = fs::metadata(file).is_ok_and(|meta| !meta.is_file());
         if special {
             let open = File::options().write(true).open(file).map_err(Error::file("open", file))?;
-            return self.write_archive(image, open, file, format, progress);
+            return self.write_archive(images, open, file, format, progress);
         }
         let out = Unnamed::create(file)?;
         let handle = out.file.try_clone().map_err(Error::file("write", file))?;
-        self.write_archive(image, handle, file, format, progress)?;
+        self.write_archive(images, handle, file, format, progress)?;
         out.publish(file)
     }
 
     fn write_archive(
         &self,
-        image: &Image,
+        images: &[Image],
         out: File,
         file: &Path,
         format: SaveFormat,
@@ -65,15 +68,15 @@ impl Store {
     ) -> Result<()> {
         let mut saving = Saving {
             store: self,
-            image,
+            written: HashSet::new(),
             out: Writer::new(io::BufWriter::with_capacity(1 << 18, out)),
             file: file.to_path_buf(),
             progress,
             done: 0,
         };
         match format {
-            SaveFormat::OciArchive => saving.oci()?,
-            SaveFormat::DockerArchive => saving.docker()?,
+            SaveFormat::OciArchive => saving.oci(images)?,
+            SaveFormat::DockerArchive => saving.docker(images)?,
         }
         saving.out.finish().map_err(Error::file("write", file))?;
         Ok(())
@@ -82,7 +85,8 @@ impl Store {
 
 struct Saving<'a> {
     store: &'a Store,
-    image: &'a Image,
+    /// Blobs that are in the archive, or files in it that were made of them.
+    written: HashSet<Digest>,
     out: Writer<io::BufWriter<File>>,
     file: PathBuf,
     progress: &'a dyn Progress,
@@ -99,58 +103,79 @@ impl Saving<'_> {
         self.progress.bytes(self.done, None);
     }
 
-    fn oci(&mut self) -> Result<()> {
-        let image = self.image;
-        let manifest = oci_manifest(image.manifest_bytes())?;
-        let manifest_digest = Digest::of(&manifest);
+    fn oci(&mut self, images: &[Image]) -> Result<()> {
+        let manifests: Vec<Vec<u8>> =
+            images.iter().map(|image| oci_manifest(image.manifest_bytes())).collect::<Result<_>>()?;
+        let row = |(image, manifest): (&Image, &Vec<u8>)| {
+            json!({
+                "mediaType": media::MANIFEST,
+                "digest": Digest::of(manifest).to_string(),
+                "size": manifest.len(),
+                "annotations": { "org.opencontainers.image.ref.name": image.name().to_string() },
+            })
+        };
         let index = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [{
-                "mediaType": media::MANIFEST,
-                "digest": manifest_digest.to_string(),
-                "size": manifest.len(),
-                "annotations": { "org.opencontainers.image.ref.name": image.name().to_string() },
-            }],
+            "manifests": images.iter().zip(&manifests).map(row).collect::<Vec<_>>(),
         });
         self.put("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         self.put("index.json", &to_bytes(&index)?)?;
-        self.put(&blob_name(&manifest_digest), &manifest)?;
-        self.put(&blob_name(&digest_of(image.manifest().config())?), image.config_bytes())?;
-        let mut written = HashSet::new();
-        for layer in image.manifest().layers() {
-            let digest = digest_of(layer)?;
-            if written.insert(digest) {
-                let mut blob = self.store.open_blob(&digest, Some(layer.size()))?;
-                let size = blob.len();
-                self.out
-                    .file(&blob_name(&digest), size, &mut blob)
-                    .map_err(Error::file("write", &self.file))?;
-                blob.finish()?;
-                self.count(size);
+        for (image, manifest) in images.iter().zip(&manifests) {
+            self.put_blob(Digest::of(manifest), manifest)?;
+            self.put_blob(digest_of(image.manifest().config())?, image.config_bytes())?;
+            for layer in image.manifest().layers() {
+                self.oci_layer(layer)?;
             }
         }
         Ok(())
     }
 
-    fn docker(&mut self) -> Result<()> {
-        let image = self.image;
-        let config = format!("{}.json", digest_of(image.manifest().config())?.hex());
-        self.put(&config, image.config_bytes())?;
-        let mut paths = Vec::new();
-        for layer in image.manifest().layers() {
-            let path = format!("{}/layer.tar", digest_of(layer)?.hex());
-            if !paths.contains(&path) {
-                self.docker_layer(layer, &path)?;
-            }
-            paths.push(path);
+    fn put_blob(&mut self, digest: Digest, bytes: &[u8]) -> Result<()> {
+        if self.written.insert(digest) { self.put(&blob_name(&digest), bytes) } else { Ok(()) }
+    }
+
+    fn oci_layer(&mut self, layer: &Descriptor) -> Result<()> {
+        let digest = digest_of(layer)?;
+        if !self.written.insert(digest) {
+            return Ok(());
         }
-        let manifest = json!([{ "Config": config, "RepoTags": [image.name().to_string()], "Layers": paths }]);
-        self.put("manifest.json", &to_bytes(&manifest)?)
+        let mut blob = self.store.open_blob(&digest, Some(layer.size()))?;
+        let size = blob.len();
+        self.out.file(&blob_name(&digest), size, &mut blob).map_err(Error::file("write", &self.file))?;
+        blob.finish()?;
+        self.count(size);
+        Ok(())
+    }
+
+    fn docker(&mut self, images: &[Image]) -> Result<()> {
+        let mut rows: Vec<(Digest, Value)> = Vec::new();
+        for image in images {
+            let digest = digest_of(image.manifest().config())?;
+            let name = json!(image.name().to_string());
+            if let Some((_, row)) = rows.iter_mut().find(|(other, _)| *other == digest) {
+                row["RepoTags"].as_array_mut().expect("it was made so below").push(name);
+                continue;
+            }
+            let config = format!("{}.json", digest.hex());
+            self.put(&config, image.config_bytes())?;
+            let mut paths = Vec::new();
+            for layer in image.manifest().layers() {
+                let digest = digest_of(layer)?;
+                let path = format!("{}/layer.tar", digest.hex());
+                if self.written.insert(digest) {
+                    self.docker_layer(layer, &path)?;
+                }
+                paths.push(path);
+            }
+            rows.push((digest, json!({ "Config": config, "RepoTags": [name], "Layers": paths })));
+        }
+        let manifest: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
+        self.put("manifest.json", &to_bytes(&json!(manifest))?)
     }
 
     /// The size goes before the contents, so the layer is decompressed twice.
-    fn docker_layer(&mut self, layer: &oci_spec::image::Descriptor, path: &str) -> Result<()> {
+    fn docker_layer(&mut self, layer: &Descriptor, path: &str) -> Result<()> {
         let digest = digest_of(layer)?;
         let what = || Error::file("decompress", self.store.blob_path(&digest));
         let mut blob = self.store.open_blob(&digest, Some(layer.size()))?;

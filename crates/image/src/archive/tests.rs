@@ -116,7 +116,7 @@ fn an_image_survives_both_formats() {
     for format in [SaveFormat::OciArchive, SaveFormat::DockerArchive] {
         let file = temp.path("saved.tar");
         let image = temp.store.image(&reference("app:1")).unwrap();
-        temp.store.save(&image, &file, format, &NoProgress).unwrap();
+        temp.store.save(std::slice::from_ref(&image), &file, format, &NoProgress).unwrap();
         let other = temp_store();
         assert_eq!(other.store.load(&file, &NoProgress).unwrap()[0].to_string(), "app:1");
         assert!(root_bytes(&other, "app:1") == want, "{format:?}");
@@ -139,7 +139,7 @@ fn dockers_media_types_leave_as_those_of_oci() {
     load(&temp, "a.tar", &archive).unwrap();
     let image = temp.store.image(&reference("app:2")).unwrap();
     let file = temp.path("saved.tar");
-    temp.store.save(&image, &file, SaveFormat::OciArchive, &NoProgress).unwrap();
+    temp.store.save(std::slice::from_ref(&image), &file, SaveFormat::OciArchive, &NoProgress).unwrap();
     let other = temp_store();
     other.store.load(&file, &NoProgress).unwrap();
     let index = fs::read_to_string(other.store.root().join("index.json")).unwrap();

@@ -299,7 +299,12 @@ fn a_full_disk_is_one_clear_error_and_leaves_nothing() {
         assert!(message.contains("No space left on device"), "{message}");
         let save = chain(
             &store
-                .save(&image, &dir.path().join("out.tar"), crate::SaveFormat::OciArchive, &NoProgress)
+                .save(
+                    std::slice::from_ref(&image),
+                    &dir.path().join("out.tar"),
+                    crate::SaveFormat::OciArchive,
+                    &NoProgress,
+                )
                 .unwrap_err(),
         );
         assert!(save.contains("out.tar") && save.contains("No space left on device"), "{save}");

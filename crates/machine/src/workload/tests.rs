@@ -10,7 +10,7 @@ use crate::testing;
 
 fn start(argv: &str) -> Start {
     let process = Process { exec: 1, argv: vec![argv.to_owned()], stdin: true, ..Process::default() };
-    Start { root: Root::Initramfs, hostname: String::new(), process }
+    Start { root: Root::Initramfs, hostname: String::new(), hosts: String::new(), process }
 }
 
 struct Harness {

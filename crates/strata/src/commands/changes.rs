@@ -187,7 +187,12 @@ pub fn commit(global: &Global, options: &CommitOptions) -> Outcome {
     } else {
         change(&store, &One { incoming: &incoming, digest }, base.name(), &name, &options.changes)?
     };
-    output::write(&format!("{}\n", image.manifest().config().digest()))?;
+    let id = image.manifest().config().digest().to_string();
+    let about =
+        [("comment", options.message.clone()), ("imageID", id.clone()), ("imageRef", name.to_string())];
+    folder.tell("commit", &about);
+    api::tell_image(&store, &image, "tag");
+    output::write(&format!("{id}\n"))?;
     Ok(Exit::Success)
 }
 

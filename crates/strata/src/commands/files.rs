@@ -69,6 +69,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let words: Vec<&[u8]> = options.words.iter().map(String::as_bytes).collect();
     let request = Request::parse(&words)
         .ok_or_else(|| Failure::new(format!("files: {:?}", options.words)).exit(Exit::Usage))?;
+    tell(&folder, &request);
     let stdin = io::stdin();
     let decoded = if request.reads() { Some(decompress()?) } else { None };
     let input = decoded.as_ref().map_or_else(|| stdin.as_fd(), AsFd::as_fd);
@@ -93,6 +94,17 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
             }
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// Notes what is done with its files, in docker's words.
+fn tell(folder: &Folder, request: &Request) {
+    let path = |path: &[u8]| [("path", String::from_utf8_lossy(path).into_owned())];
+    match request {
+        Request::Get { path: from, .. } => folder.tell("archive-path", &path(from)),
+        Request::Put { path: to, .. } => folder.tell("extract-to-dir", &path(to)),
+        Request::Export => folder.tell("export", &[]),
+        Request::Stat(_) | Request::Changes | Request::Apply => {}
     }
 }
 

@@ -3,11 +3,11 @@
 mod build;
 pub mod more;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::RefusalKind;
 use clap::{Args, Subcommand, ValueEnum};
-use image::{Bootstrap, Reference, SaveFormat, Store};
+use image::{Bootstrap, Image, Reference, SaveFormat, Store};
 use workload::Workloads;
 
 pub use build::runtime as build_runtime;
@@ -39,7 +39,7 @@ pub enum Command {
     Import(ImportOptions),
     /// Take the images of an oci-archive or docker-archive into the store
     Load(LoadOptions),
-    /// Write an image to an archive
+    /// Write images to an archive
     Save(SaveOptions),
     /// List the images
     Ls(LsOptions),
@@ -91,10 +91,9 @@ pub struct LoadOptions {
 
 #[derive(Args)]
 pub struct SaveOptions {
-    /// Name of the image
-    name: String,
-    /// File to write
-    file: PathBuf,
+    /// Names of the images, and the file to write
+    #[arg(required = true, num_args = 2.., value_names = ["NAME", "FILE"])]
+    names_and_file: Vec<String>,
     /// Kind of the archive
     #[arg(long, value_enum, default_value_t = Format::Oci)]
     format: Format,
@@ -217,38 +216,49 @@ fn bootstrap(store: &Store, options: &BootstrapOptions) -> Outcome<()> {
     let name = parse(&options.name)?;
     let wanted = Bootstrap { suite: options.suite.clone(), packages: options.packages.clone() };
     let made = store.bootstrap(&name, &wanted, &Bar::new());
-    made.map(drop).map_err(|error| {
+    let made = made.map_err(|error| {
         let by_tool = matches!(error, image::Error::Tool { .. }) && !rustix::process::geteuid().is_root();
         let failure = Failure::because(format!("bootstrap image {:?}", options.name), error);
         if by_tool { failure.hint(NOT_ROOT) } else { failure }
     })?;
+    api::tell_image(store, &made, "import");
     output::write(&format!("{name}\n"))
 }
 
 fn import(store: &Store, options: &ImportOptions) -> Outcome<()> {
     let name = parse(&options.name)?;
     let made = store.import(&options.rootfs, &name, &Bar::new());
-    made.map(drop).while_trying(|| format!("import {} as {:?}", options.rootfs.display(), options.name))?;
+    let made = made.while_trying(|| format!("import {} as {:?}", options.rootfs.display(), options.name))?;
+    api::tell_image(store, &made, "import");
     output::write(&format!("{name}\n"))
 }
 
 fn load(store: &Store, options: &LoadOptions) -> Outcome<()> {
     let names =
         store.load(&options.file, &Bar::new()).while_trying(|| format!("load {}", options.file.display()))?;
-    names.iter().try_for_each(|name| output::write(&format!("{name}\n")))
+    names.iter().try_for_each(|name| {
+        if let Ok(image) = store.image(name) {
+            api::tell_image(store, &image, "load");
+        }
+        output::write(&format!("{name}\n"))
+    })
 }
 
 fn save(store: &Store, options: &SaveOptions) -> Outcome<()> {
-    let explain = |error| {
-        let act = format!("save image {:?} to {}", options.name, options.file.display());
-        explain(act, &options.name, error)
+    let Some((file, names)) = options.names_and_file.split_last() else { return Ok(()) };
+    let act = || format!("save {} to {file}", names.join(", "));
+    let find = |name: &String| {
+        store.image(&parse(name)?).map_err(|error| explain(format!("save image {name:?}"), name, error))
     };
-    let image = store.image(&parse(&options.name)?).map_err(explain)?;
+    let images = names.iter().map(find).collect::<Outcome<Vec<Image>>>()?;
     let format = match options.format {
         Format::Oci => SaveFormat::OciArchive,
         Format::Docker => SaveFormat::DockerArchive,
     };
-    store.save(&image, &options.file, format, &Bar::new()).map_err(explain)
+    let saved = store.save(&images, Path::new(file), format, &Bar::new());
+    saved.map_err(|error| explain(act(), &names[0], error))?;
+    images.iter().for_each(|image| api::tell_image(store, image, "save"));
+    Ok(())
 }
 
 fn list(store: &Store, options: &LsOptions) -> Outcome<()> {
@@ -278,9 +288,9 @@ fn tag(store: &Store, options: &TagOptions) -> Outcome<()> {
     // All of them are understood before the first is given.
     let aliases = options.aliases.iter().map(|alias| parse(alias)).collect::<Outcome<Vec<Reference>>>()?;
     let act = || format!("tag {:?}", options.name);
-    aliases
-        .iter()
-        .try_for_each(|alias| store.tag(&name, alias).map_err(|error| explain(act(), &options.name, error)))
+    aliases.iter().try_for_each(|alias| {
+        api::tag_image(store, &name, alias).map_err(|error| explain(act(), &options.name, error))
+    })
 }
 
 fn remove(store: &Store, workloads: &Workloads, name: &str, force: bool) -> Outcome<()> {

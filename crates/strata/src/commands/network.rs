@@ -8,7 +8,10 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use workload::networks::{Endpoint, LeaseInfo, Locked, Network, Networks, NewNetwork, Pool, Subnet, Subnet6};
+use workload::EventKind;
+use workload::networks::{
+    Endpoint, LeaseInfo, Link, Locked, Network, Networks, NewNetwork, Pool, Subnet, Subnet6,
+};
 
 use super::listing::Listing;
 use super::workloads;
@@ -65,6 +68,9 @@ pub struct CreateOptions {
     /// Bytes of a packet at most
     #[arg(long, value_name = "BYTES", default_value_t = 1500)]
     mtu: u32,
+    /// What its bridge is to be called on this host [default: st- and the beginning of its id]
+    #[arg(long, value_name = "NAME")]
+    bridge: Option<String>,
     /// Free text by key, for those who look for it
     #[arg(long = "label", value_name = "KEY[=VALUE]")]
     labels: Vec<String>,
@@ -87,6 +93,9 @@ pub struct ConnectOptions {
     /// Of several networks the one with the highest leads out, of several such the first
     #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
     gw_priority: i64,
+    /// What it alone calls another workload on the network
+    #[arg(long = "link", value_name = "WORKLOAD[:ALIAS]")]
+    links: Vec<Link>,
     /// Name of the network, or the beginning of its id
     network: String,
     /// Name or id of the workload
@@ -180,6 +189,7 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
                 ip6: options.ip6,
                 mac: None,
                 priority: options.gw_priority,
+                links: options.links.clone(),
             };
             connections::connect(&networks, &workloads::all(global)?, &options.workload, endpoint)?;
         }
@@ -194,6 +204,7 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
                     remove(&networks, &locked, &network)?;
                 }
             }
+            workloads::all(global)?.tell_pruned(EventKind::Network, 0);
         }
     }
     Ok(Exit::Success)
@@ -252,6 +263,7 @@ fn create(networks: &Networks, options: &CreateOptions) -> Outcome<()> {
         routed: options.no_masquerade,
         labels: options.labels.iter().map(pair).collect(),
         options: Default::default(),
+        bridge: options.bridge.clone(),
     };
     let network = make(networks, new)?;
     output::write(&format!("{}\n", network.info().name))
@@ -269,6 +281,11 @@ pub fn make(networks: &Networks, new: NewNetwork) -> Outcome<Network> {
         return Err(failure.hint("strata run --network user needs no root"));
     }
     let locked = networks.lock().while_trying(act)?;
+    if let Some(bridge) = new.bridge.as_deref().filter(|bridge| bridge::exists(bridge)) {
+        // It would go with the network.
+        let taken = workload::Error::Refused(format!("this host has an interface {bridge} already"));
+        return Err(Failure::because(act(), taken));
+    }
     let network = networks.create(&locked, new, &bridge::routes()?).map_err(|error| {
         Failure::because(act(), error).hint("strata network ls and ip route show what is taken")
     })?;

@@ -83,6 +83,7 @@ pub fn fetch(store: &Store, name: &Reference, access: &Options) -> Outcome<Pulle
     let pulled = registry::pull(store, name, access, &bar);
     drop(bar);
     let pulled = pulled.map_err(|error| explain(&format!("pull {name}"), name.domain(), error))?;
+    api::tell_image(store, &pulled.image, "pull");
     let news = if pulled.is_new { "new" } else { "up to date" };
     eprintln!("strata: {name} is {news}: {}", pulled.digest);
     Ok(pulled)
@@ -112,6 +113,9 @@ pub fn push(global: &Global, options: &PushOptions) -> Outcome {
     let pushed = registry::push(&store, &name, &access, &bar);
     drop(bar);
     let pushed = pushed.map_err(|error| explain(&format!("push {name}"), name.domain(), error))?;
+    if let Ok(image) = store.image(&name) {
+        api::tell_image(&store, &image, "push");
+    }
     let Pushed { sent, mounted, present, .. } = pushed;
     eprintln!(
         "strata: {name} is there: {sent} blobs sent, {mounted} taken from other images, {present} had been there"

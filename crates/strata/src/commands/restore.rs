@@ -228,6 +228,7 @@ fn go_on(
     let machine = machine.map_err(|error| Failure::because(act, error))?;
     tracing::info!("restored in {} ms", started.elapsed().as_millis());
     let session = Session {
+        hosts: String::new(),
         has_identity: true,
         origin: Origin::Restored,
         network: connected.of_guest(),

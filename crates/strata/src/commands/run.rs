@@ -9,6 +9,7 @@ pub mod cable;
 pub mod connected;
 pub mod container;
 mod container_network;
+mod container_spec;
 mod copy_up;
 pub mod creation;
 pub mod detach;
@@ -18,6 +19,7 @@ pub mod folders;
 mod health;
 pub mod initrd;
 mod joined;
+mod log_flags;
 mod mount_flags;
 pub mod network;
 mod rates;
@@ -25,6 +27,7 @@ pub mod requests;
 mod resolving;
 mod security;
 pub mod session;
+mod shared;
 pub mod template;
 mod tuning;
 pub mod update;
@@ -124,10 +127,9 @@ pub struct Options {
     #[arg(long = "label", value_name = "KEY[=VALUE]")]
     #[serde(default)]
     labels: Vec<String>,
-    /// How much of the output in the background is kept: max-size=SIZE of a file, max-file=COUNT of them
-    #[arg(long = "log-opt", value_name = "KEY=VALUE")]
-    #[serde(default)]
-    log_opts: Vec<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    log: log_flags::Flags,
     /// Remove the workload in the background when it has ended
     #[arg(long)]
     rm: bool,
@@ -306,6 +308,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
         has_identity: options.root_file.is_none(),
         origin,
         network: connected.of_guest(),
+        hosts: options.network.lines_of_hosts(connected.gateway())?,
         // That of the start.
         hostname: String::new(),
         interactive: options.interactive,
@@ -415,6 +418,7 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     config.net.extend(has_card.then(network::card));
     options.rates.apply(&mut config)?;
     let files = options.files.settle(store, &image, Keep::Command)?;
+    files.check_machine()?;
     if files.volumes.iter().any(|volume| volume.folder().is_some()) {
         folders::check_kernel(&kernel)?;
         config.folders = true;

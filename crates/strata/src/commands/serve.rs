@@ -155,12 +155,15 @@ impl Backend for Host {
 
     fn command(&self, folder: &Folder, options: &CommandOptions) -> Result<Command, Refusal> {
         let mut command = self.again("exec")?;
-        for (flag, is_set) in [("-t", options.tty), ("-i", options.stdin)] {
+        for (flag, is_set) in
+            [("-t", options.tty), ("-i", options.stdin), ("--privileged", options.privileged)]
+        {
             command.args(is_set.then_some(flag));
         }
         for (flag, value) in [("--workdir", &options.workdir), ("--user", &options.user)] {
             command.args(value.iter().map(|value| format!("{flag}={value}")));
         }
+        command.args(options.id.iter().map(|id| format!("--announced={id}")));
         let variables = options.env.iter().filter(|entry| entry.contains('=') && !entry.starts_with('='));
         command.args(variables.map(|entry| format!("--env={entry}")));
         command.arg(&folder.description().id).arg("--").args(&options.command);

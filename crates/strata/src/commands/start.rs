@@ -104,6 +104,7 @@ pub fn restart(global: &Global, options: &RestartOptions) -> Outcome {
         let folder = find(global, name)?;
         workloads::end(&folder, Duration::from_secs(options.time))?;
         begin(global, &folder)?;
+        folder.tell("restart", &[]);
         output::write(&format!("{name}\n"))
     })
 }

@@ -220,6 +220,9 @@ fn status(state: &State) -> String {
 pub fn logs(global: &Global, options: &LogsOptions) -> Outcome {
     let folder = find(global, &options.workload)?;
     let act = || format!("read the log of {}", folder.description().name);
+    if folder.description().wanted.log.files == 0 {
+        return Err(Failure::new(format!("{}: nothing of what it writes is kept", act())));
+    }
     let mut shown = Ok(());
     let show = |entry| {
         shown = show(&entry, options.timestamps);

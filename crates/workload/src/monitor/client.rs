@@ -79,9 +79,14 @@ impl Monitor<'_> {
                 self.kill();
                 self.wait_for_end(None)
             }
-            Request::Stop { timeout_ms } => self.stop(Duration::from_millis(timeout_ms)),
+            Request::Stop { timeout_ms } => {
+                let answer = self.stop(Duration::from_millis(timeout_ms));
+                self.folder.tell("stop", &[]);
+                answer
+            }
             Request::Attach { stdin } => match self.attach(message.fds, stdin) {
                 Ok(attachment) => {
+                    self.folder.tell("attach", &[]);
                     attachments.push(attachment);
                     Answer::Done
                 }
@@ -182,6 +187,7 @@ impl Monitor<'_> {
             return;
         }
         if let Some(worker) = &self.lock().worker {
+            self.tell_of(&Request::Signal { number });
             let _ = kill_process(worker.pid, Signal::KILL);
         }
     }
@@ -200,6 +206,8 @@ impl Monitor<'_> {
                 return error(&failed.to_string());
             }
             shared.waiting.insert(id, answer);
+            // Before what comes of it can be noted.
+            self.tell_of(request);
         }
         // The sender goes with the worker.
         let answer = answered.recv().unwrap_or_else(|_| error("it has ended"));
@@ -209,6 +217,18 @@ impl Monitor<'_> {
             _ => {}
         }
         answer
+    }
+
+    /// Notes that the worker was asked for this.
+    fn tell_of(&self, request: &Request) {
+        match request {
+            Request::Signal { number } => self.folder.tell("kill", &[("signal", number.to_string())]),
+            Request::Resize { rows, columns } => {
+                let size = [("height", rows.to_string()), ("width", columns.to_string())];
+                self.folder.tell("resize", &size);
+            }
+            _ => {}
+        }
     }
 
     /// Gives the attachment's number.

@@ -97,6 +97,7 @@ impl Monitor<'_> {
                     });
                     started(Ok(()));
                 }
+                FromWorker::Event(Event::OutOfMemory) => self.note(|state| state.oom_killed = true),
                 FromWorker::Event(Event::Failed { reason }) => {
                     self.note(|state| state.error = Some(reason.clone()));
                     started(Err(reason));

@@ -4,13 +4,14 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::unix::fs::FileExt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Locked, Network, Networks};
 use crate::error::{Error, Result};
 use crate::files::{self, Durable};
-use crate::folder::open_lock;
+use crate::folder::{is_id, open_lock, parse_name};
 
 /// Leases are some hundred bytes, and a few for each published port.
 const MAX_BYTES: u64 = 1 << 20;
@@ -48,6 +49,33 @@ pub struct Endpoint {
     /// Of several networks the one with the highest leads out, of several such the first.
     #[serde(default)]
     pub priority: i64,
+    /// What it alone calls others on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
+}
+
+/// What a workload calls another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The other's name, or its id.
+    pub workload: String,
+    /// What it calls it.
+    pub alias: String,
+}
+
+impl FromStr for Link {
+    type Err = String;
+
+    /// `NAME[:ALIAS]`
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (workload, alias) = text.split_once(':').unwrap_or((text, text));
+        // Docker's clients write names so.
+        let (workload, alias) = (workload.trim_start_matches('/'), alias.trim_start_matches('/'));
+        if !is_id(workload) {
+            parse_name(workload)?;
+        }
+        Ok(Self { workload: workload.to_owned(), alias: parse_name(alias)? })
+    }
 }
 
 /// What a workload wants of a network.
@@ -75,6 +103,9 @@ pub struct NewLease {
     pub dns_options: Vec<String>,
     /// Ports of the host that lead to it.
     pub publish: Vec<Published>,
+    /// What it calls others.
+    #[serde(default)]
+    pub links: Vec<Link>,
 }
 
 /// What a workload has of a network.
@@ -103,6 +134,9 @@ pub struct LeaseInfo {
     /// Ports of the host that lead to it.
     #[serde(default)]
     pub publish: Vec<Published>,
+    /// What it calls others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
 }
 
 /// The addresses of a workload, which no other gets as long as a process has the files.
@@ -149,6 +183,7 @@ impl Networks {
             dns: new.dns,
             interface,
             publish: new.publish,
+            links: new.links,
         };
         let users = network.users_lock()?;
         users.lock_shared().map_err(Error::file("lock", network.path.join("users")))?;

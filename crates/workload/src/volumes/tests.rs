@@ -17,8 +17,7 @@ fn names(all: &Volumes) -> Vec<String> {
 }
 
 fn seeing(volume: &str, remove: bool) -> Wanted {
-    let (labels, options) = (BTreeMap::new(), BTreeMap::new());
-    let source = MountSource::Volume { name: volume.to_owned(), copy: true, labels, options };
+    let source = MountSource::volume(volume, true);
     let mount = Mount { source, target: "/data".to_owned(), read_only: false };
     Wanted { mounts: vec![mount], remove, ..wanted() }
 }

@@ -117,6 +117,9 @@ pub fn build(store: &Store, options: &BuildOptions) -> Outcome<()> {
             failure.hint("what was done is remembered: build again")
         }
     })?;
+    for image in wanted.tags.iter().filter_map(|name| store.image(name).ok()) {
+        api::tell_image(store, &image, "tag");
+    }
     if options.tags.is_empty() {
         eprintln!("strata: the image has no name, and goes when it is forgotten: give it one with -t NAME");
     }

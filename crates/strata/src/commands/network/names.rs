@@ -23,7 +23,7 @@ use std::time::Duration;
 use names::{Asker, Member, Sockets, Subnets, Zone, Zones};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use sandbox::Violation;
-use workload::networks::{CONNECTED, LeaseInfo, Network, NetworkInfo};
+use workload::networks::{CONNECTED, LeaseInfo, Link, Network, NetworkInfo};
 
 use crate::cli::Global;
 use crate::exit::Exit;
@@ -220,6 +220,7 @@ impl Zones for Files {
         };
         // One of the host's own, or one that a workload gave itself, knows the network and no more.
         let Some(lease) = own.leases.iter().find(is_it).cloned() else { return Some(asker) };
+        asker.zones.extend(own.linked(&lease));
         let mut leads_out = !own.info.internal;
         for other in self.others() {
             let Ok(other) = self.read(&other) else { continue };
@@ -284,6 +285,16 @@ impl Files {
 }
 
 impl Known {
+    /// The others on the network as this one calls them, if it does.
+    fn linked(&self, lease: &LeaseInfo) -> Option<Arc<Zone>> {
+        let of = |link: &Link| {
+            let is_it = |other: &&LeaseInfo| other.workload == link.workload || other.id == link.workload;
+            Some(member(self.leases.iter().find(is_it)?, std::iter::once(&link.alias)))
+        };
+        let members: Vec<Member> = lease.links.iter().filter_map(of).collect();
+        (!members.is_empty()).then(|| Arc::new(Zone { members, ..(*self.zone).clone() }))
+    }
+
     fn read(folder: std::os::fd::BorrowedFd<'_>, name: &str, path: &str) -> std::io::Result<Known> {
         let open = |path: &str| {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -303,10 +314,7 @@ impl Known {
 }
 
 fn zone(info: &NetworkInfo, leases: &[LeaseInfo]) -> Zone {
-    let member = |lease: &LeaseInfo| Member {
-        names: std::iter::once(&lease.workload).chain(&lease.names).cloned().collect(),
-        addresses: std::iter::once(lease.address.into()).chain(lease.address6.map(IpAddr::from)).collect(),
-    };
+    let member = |lease: &LeaseInfo| member(lease, std::iter::once(&lease.workload).chain(&lease.names));
     Zone {
         name: info.name.clone(),
         subnets: Subnets {
@@ -314,5 +322,13 @@ fn zone(info: &NetworkInfo, leases: &[LeaseInfo]) -> Zone {
             six: info.six.map(|(subnet, gateway)| (gateway, subnet.prefix())),
         },
         members: leases.iter().map(member).collect(),
+    }
+}
+
+fn member<'a>(lease: &LeaseInfo, names: impl Iterator<Item = &'a String>) -> Member {
+    let six = lease.address6.map(IpAddr::from);
+    Member {
+        names: names.cloned().collect(),
+        addresses: std::iter::once(lease.address.into()).chain(six).collect(),
     }
 }

@@ -101,6 +101,7 @@ pub fn exec(runtime: &Runtime, from: &cli::ExecOptions) -> Outcome {
         id: from.id.clone(),
         process: process(runtime, from)?,
         user: None,
+        groups: Vec::new(),
         console_socket: from.console_socket.clone(),
         pid_file: from.pid_file.clone(),
         preserve_fds: from.preserve_fds,

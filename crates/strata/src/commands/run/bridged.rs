@@ -41,6 +41,7 @@ impl Wanted {
             address: endpoint.ip,
             address6: endpoint.ip6,
             mac: endpoint.mac,
+            links: endpoint.links.clone(),
             ..self.common.clone()
         };
         for alias in endpoint.aliases.iter().rev() {

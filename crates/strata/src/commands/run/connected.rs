@@ -1,6 +1,6 @@
 //! What the card of a machine is connected to, from before the machine is built until its process ends.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -77,6 +77,14 @@ impl Connected {
             Self::None | Self::Unplugged => sandbox::Network::None,
             Self::User(_) => sandbox::Network::Sockets,
             Self::Cable { .. } => sandbox::Network::Interface(SET_OFFLOADS),
+        }
+    }
+
+    /// This host's address on it, if that is known there.
+    pub fn gateway(&self) -> Option<IpAddr> {
+        match self {
+            Self::Cable { cable, .. } => Some(cable.place().network.gateway.into()),
+            Self::None | Self::Unplugged | Self::User(_) => None,
         }
     }
 

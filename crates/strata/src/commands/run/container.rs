@@ -8,19 +8,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use container::spec::{ConsoleSize, Cpu, Linux, Memory, Pids, Process, Resources, Rlimit, Spec};
-use container::{CreateOptions, Root, Running, Runtime, Signals, Source, Upper, capabilities, template};
+use container::spec::Rlimit;
+use container::{CreateOptions, Root, Running, Runtime, Signals, Source, Upper};
 
 use workload::control::{Answer, Message, Request};
 use workload::networks::NewLease;
 use workload::{Folder, Foreground, State};
 
 use super::network::Who;
-use super::security::Security;
 use super::volumes::Keep;
 use super::worker::{Link, Reply, Target};
 use super::{
-    Options, bridged, container_network, detach, find, hostname, joined, process, resolving, tuning, volumes,
+    Options, bridged, container_network, container_spec, detach, find, hostname, joined, process, resolving,
+    shared, tuning, volumes,
 };
 use crate::cli::Global;
 use crate::commands::oci::enter;
@@ -28,7 +28,6 @@ use crate::commands::{files, image as images};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::progress::Bar;
-use crate::size::parse_size;
 use crate::store;
 
 /// What only containers have.
@@ -105,9 +104,6 @@ fn parse_limit(text: &str) -> Result<Rlimit, String> {
 const STATES: &str = "/run/strata/run";
 /// What ids of those in the foreground begin with.
 const FOREGROUND: &str = "run";
-
-/// Microseconds in which a container has its share of the processors.
-pub(super) const PERIOD_US: u64 = 100_000;
 
 /// Containers of `run`.
 pub fn runtime() -> Runtime {
@@ -200,6 +196,8 @@ struct Prepared {
     network: Option<container_network::Prepared>,
     /// Held until it has ended.
     files: volumes::Settled,
+    /// Namespaces of others, until it is in them.
+    _shared: shared::Shared,
     /// The network of another, until it is there.
     joined: Option<joined::Joined>,
     /// Names that it knows without asking, until they are there.
@@ -234,11 +232,9 @@ fn prepare(
     let who = Who { id: &id, name: &workload, hostname: &name };
     let (wanted_bridge, common) = (options.network.wanted(who)?, options.network.common(who));
     let user = wanted.user.clone();
-    let mut spec = spec(options, wanted.clone(), name)?;
-    if let Some(resources) = spec.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
-        resources.block_io = options.rates.block_io(store.root())?;
-    }
-    options.container.tuning.add_to(&mut spec)?;
+    let mut spec = container_spec::spec(options, store.root(), wanted.clone(), name)?;
+    let shared = shared::prepare(store.root(), &options.container.tuning)?;
+    let mut held_mounts = shared.add_to(&mut spec);
     let network = options.network.config()?.map(|config| container_network::prepare(&config)).transpose()?;
     if let Some(network) = &network {
         network.add_to(&mut spec);
@@ -260,17 +256,18 @@ fn prepare(
     let keep = if options.container.read_only { Keep::CommandOnReadOnlyRoot } else { Keep::Command };
     let files = options.files.settle(&store, &image, keep)?;
     spec.mounts.extend(volumes::mounts(&files.volumes));
+    held_mounts.extend(volumes::held(&files.volumes)?);
     let described = |_: &String| detach::wanted(options, &wanted, &said.stop_signal, &files);
     let described = claimed.as_ref().map(described).transpose()?;
     let named = claimed.zip(described).map(|(name, wanted)| claim(&store, name, wanted)).transpose()?;
     let (file, fs_type) = (root.path().to_owned(), root.fstype().to_owned());
     let root = Root::Image { file, fs_type, below: Vec::new(), upper };
-    let source = Source::Config { spec: Box::new(spec), root, user: Some(user) };
-    if options.container.privileged {
-        tracing::warn!("--privileged: root in this container can do what root can do on this host");
-    }
+    let groups = options.container.tuning.groups().to_vec();
+    let source = Source::Config { spec: Box::new(spec), root, user: Some(user), groups };
+    let init = options.container.tuning.init.then_some(agent::AGENT);
     Ok(Prepared {
-        create: CreateOptions { tied: true, ..CreateOptions::new(id, source) },
+        create: CreateOptions { tied: true, init, mounts: held_mounts, ..CreateOptions::new(id, source) },
+        _shared: shared,
         network,
         files,
         joined,
@@ -298,7 +295,8 @@ fn name_of(global: &Global, options: &Options, id: &str) -> Outcome<String> {
 }
 
 fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome {
-    let Prepared { create, network, files, joined: _joined, _hosts, bridged, root, common, named } = prepared;
+    let Prepared { create, network, files, joined: _joined, _hosts, _shared, bridged, root, common, named } =
+        prepared;
     let signals = Signals::block().map_err(explain)?;
     let running = runtime().run(&create).map_err(explain)?;
     let (_network, files_of_network) = network.map(container_network::Prepared::carry).transpose()?.unzip();
@@ -317,7 +315,11 @@ fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome 
             let cables = bridged.as_ref().map_or(&none, bridged::Bridged::cables);
             let wanted = bridged::Wanted { common, ..bridged::Wanted::default() };
             let contained = Contained { id: &create.id, running: &running, cables, root: &root, wanted };
-            link.serve(&contained, attend)
+            let exit = link.serve(&contained, attend);
+            if runtime().usage(&create.id).is_ok_and(|usage| usage.oom_kills > 0) {
+                link.out_of_memory();
+            }
+            exit
         }
         None => attend(),
     };
@@ -421,112 +423,6 @@ pub fn explain(error: container::Error) -> Failure {
         _ => Exit::Strata,
     };
     enter::with_next_step(&error, Failure::new(error.chain()).exit(exit))
-}
-
-fn granted(flags: &Flags) -> Outcome<Vec<String>> {
-    let all = || capabilities::NAMES.map(str::to_owned).to_vec();
-    if flags.privileged {
-        return Ok(all());
-    }
-    let mut names = template::default_capabilities();
-    let full = |name: &String| {
-        let number = capabilities::number(name);
-        let unknown = || Failure::new(format!("no capability is called {name:?}")).exit(Exit::Usage);
-        number.map(|number| capabilities::NAMES[number].to_owned()).ok_or_else(unknown)
-    };
-    for name in &flags.cap_drop {
-        if name.eq_ignore_ascii_case("all") {
-            names.clear();
-        } else {
-            let name = full(name)?;
-            names.retain(|other| *other != name);
-        }
-    }
-    for name in &flags.cap_add {
-        if name.eq_ignore_ascii_case("all") {
-            names = all();
-        } else {
-            names.push(full(name)?);
-        }
-    }
-    Ok(names)
-}
-
-fn spec(options: &Options, wanted: protocol::Process, hostname: String) -> Outcome<Spec> {
-    let flags = &options.container;
-    let names = granted(flags)?;
-    let security = Security::parse(&flags.security_opt)?;
-    let mut mounts = template::mounts();
-    for entry in &flags.tmpfs {
-        mounts.push(tmpfs(entry)?);
-    }
-    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let mut env = wanted.env;
-    if !env.iter().any(|entry| entry.starts_with("PATH=")) {
-        env.push(path.to_owned());
-    }
-    let millicpus = flags.millicpus.unwrap_or(u64::from(options.sizing.cpus) * 1000);
-    let quota = i64::try_from(millicpus.saturating_mul(PERIOD_US / 1000)).unwrap_or(i64::MAX);
-    let devices = if flags.privileged { Vec::new() } else { vec![template::deny_all()] };
-    let hidden = |paths: &[&str]| -> Vec<String> {
-        if flags.privileged || security.open_paths {
-            Vec::new()
-        } else {
-            paths.iter().map(|p| (*p).to_owned()).collect()
-        }
-    };
-    Ok(Spec {
-        oci_version: container::state::OCI_VERSION.to_owned(),
-        process: Some(Process {
-            terminal: wanted.tty.is_some(),
-            console_size: wanted.tty.map(|size| ConsoleSize { height: size.rows, width: size.cols }),
-            args: wanted.argv,
-            env,
-            cwd: if wanted.cwd.is_empty() { "/".to_owned() } else { wanted.cwd },
-            capabilities: Some(template::capabilities(&names)),
-            rlimits: flags.ulimit.clone(),
-            no_new_privileges: security.no_new_privileges,
-            apparmor_profile: security.app_armor.clone(),
-            ..Process::default()
-        }),
-        root: Some(container::spec::Root { readonly: flags.read_only, ..Default::default() }),
-        hostname: Some(hostname),
-        mounts,
-        linux: Some(Linux {
-            resources: Some(Resources {
-                devices,
-                memory: Some(Memory {
-                    limit: i64::try_from(options.sizing.memory).ok(),
-                    ..Memory::default()
-                }),
-                cpu: Some(Cpu { quota: Some(quota), period: Some(PERIOD_US), ..Cpu::default() }),
-                pids: Some(Pids { limit: flags.pids_limit }),
-                ..Resources::default()
-            }),
-            cgroups_path: None,
-            namespaces: template::namespaces(&["pid", "network", "ipc", "uts", "mount", "cgroup"]),
-            seccomp: security.rules(&names, flags.privileged)?,
-            masked_paths: hidden(&template::MASKED),
-            readonly_paths: hidden(&template::READ_ONLY),
-            ..Linux::default()
-        }),
-        ..Spec::default()
-    })
-}
-
-fn tmpfs(entry: &str) -> Outcome<container::spec::Mount> {
-    let (folder, options) = entry.split_once(':').unwrap_or((entry, ""));
-    if !folder.starts_with('/') {
-        return Err(Failure::new(format!("--tmpfs {entry:?}: the folder is absolute")).exit(Exit::Usage));
-    }
-    let mut mount = template::mount(folder, "tmpfs", "tmpfs", "nosuid,nodev,noexec");
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        mount.options.push(match option.strip_prefix("size=").map(parse_size) {
-            Some(Ok(bytes)) => format!("size={bytes}"),
-            _ => option.to_owned(),
-        });
-    }
-    Ok(mount)
 }
 
 #[cfg(test)]

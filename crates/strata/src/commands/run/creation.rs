@@ -91,7 +91,8 @@ fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
         let cpus = creation.millicpus.map_or(1, |milli| milli.div_ceil(1000)).clamp(1, MAX_CPUS);
         options.sizing.cpus = cpus as u32;
     }
-    options.log_opts.clone_from(&creation.log_opts);
+    options.log.log_opts.clone_from(&creation.log_opts);
+    options.log.log_driver.clone_from(&creation.log_driver);
     let flags = &mut options.container;
     flags.pids_limit = creation.pids_limit.unwrap_or(flags.pids_limit);
     flags.cap_add.clone_from(&creation.cap_add);

@@ -11,7 +11,7 @@ use clap::Args;
 use image::Store;
 use workload::control::{self, Answer, Client, Request};
 use workload::monitor::{Commands, Saved};
-use workload::{Description, Folder, LogLimits, Wanted, Workloads};
+use workload::{Description, Folder, Wanted, Workloads};
 
 use super::security::Security;
 use super::volumes::{Keep, Settled};
@@ -95,6 +95,9 @@ pub fn create_as(
     // Held until the workload's description names them.
     let files =
         options.files.settle(&store, &image, if options.rm { Keep::Removed } else { Keep::Workload })?;
+    if options.isolation == Isolation::Vm {
+        files.check_machine()?;
+    }
     let wanted = Wanted { health, labels, ..wanted(options, &process, &config.stop_signal, &files)? };
     let wanted = adjust(wanted);
     let workloads = Workloads::open(store.root()).while_trying(act)?;
@@ -155,8 +158,7 @@ pub(super) fn wanted(
         command: process.argv.clone(),
         remove: options.rm,
         restart: options.restart,
-        log: LogLimits::parse(options.log_opts.iter().map(String::as_str))
-            .map_err(|wrong| Failure::new(wrong).exit(Exit::Usage))?,
+        log: options.log.limits()?,
         health: None,
         labels: BTreeMap::new(),
         publish: options.network.publish.clone(),

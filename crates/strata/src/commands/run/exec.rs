@@ -14,7 +14,7 @@ use signal_hook::consts::SIGWINCH;
 use workload::control::{Answer, Client, Exec, Request};
 use workload::{Folder, Isolation, Status};
 
-use super::{container as containers, environment, flags, session};
+use super::{container as containers, environment, flags, joined, session};
 use crate::cli::Global;
 use crate::commands::oci::enter;
 use crate::commands::workloads;
@@ -43,6 +43,12 @@ pub struct Options {
     /// Kill the command, and all that it began, after this time, e.g. 90s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "detach")]
     timeout: Option<Duration>,
+    /// Give it all capabilities, which in a microVM root has anyway
+    #[arg(long)]
+    privileged: bool,
+    /// Its id, which those who listen to events know already: for servers.
+    #[arg(long, hide = true, value_name = "ID")]
+    announced: Option<String>,
     #[command(flatten)]
     process: flags::Process,
     /// Name or id of the workload
@@ -67,21 +73,62 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
             _ => failure,
         });
     }
-    match folder.description().wanted.isolation {
+    let isolation = folder.description().wanted.isolation;
+    if isolation == Isolation::Container {
+        // Before anything is told: it starts this program anew.
+        containers::protect()?;
+        containers::check_rights()?;
+    }
+    let told = Told::begin(&folder, options);
+    let outcome = match isolation {
         Isolation::Vm => in_machine(&folder, options),
         Isolation::Container => in_container(&folder, options),
+    };
+    // The end of one that nobody waits for is not known.
+    if !options.detach || outcome.is_err() {
+        told.end(&outcome);
+    }
+    outcome
+}
+
+/// What those hear of it who listen to events.
+struct Told<'a> {
+    folder: &'a Folder,
+    id: String,
+}
+
+impl<'a> Told<'a> {
+    fn begin(folder: &'a Folder, options: &Options) -> Told<'a> {
+        let new = || image::Digest::of(format!("exec {}", new_key()).as_bytes()).hex();
+        let told = Told { folder, id: options.announced.clone().unwrap_or_else(new) };
+        let command = options.command.join(" ");
+        let words: &[&str] = if options.announced.is_some() { &["start"] } else { &["create", "start"] };
+        for word in words {
+            folder.tell(&format!("exec_{word}: {command}"), &[("execID", told.id.clone())]);
+        }
+        told
+    }
+
+    fn end(&self, outcome: &Outcome) {
+        let code = match outcome {
+            Ok(exit) => exit.code(),
+            Err(failure) => failure.exit_code().code(),
+        };
+        self.folder.tell("exec_die", &[("execID", self.id.clone()), ("exitCode", code.to_string())]);
     }
 }
 
 fn in_container(folder: &Folder, options: &Options) -> Outcome {
-    containers::protect()?;
-    containers::check_rights()?;
     let id = containers::id_of(folder);
     let runtime = containers::runtime();
     let mut process = runtime.process_of(&id).map_err(containers::explain)?;
     process.args.clone_from(&options.command);
     process.env = environment(&process.env, &options.process.env, |name| std::env::var(name).ok());
     process.terminal = options.tty;
+    if options.privileged {
+        let all = container::capabilities::NAMES.map(str::to_owned);
+        process.capabilities = Some(container::template::capabilities(&all));
+    }
     if let Some(folder) = &options.process.workdir {
         process.cwd.clone_from(folder);
     }
@@ -90,6 +137,7 @@ fn in_container(folder: &Folder, options: &Options) -> Outcome {
         id,
         process,
         user,
+        groups: joined::options(folder)?.container.tuning.groups().to_vec(),
         console_socket: None,
         pid_file: None,
         preserve_fds: 0,

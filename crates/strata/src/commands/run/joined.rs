@@ -7,8 +7,9 @@ use std::path::Path;
 use container::network::Namespace;
 use container::spec::Spec;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-use workload::{Isolation, Status, Workloads};
+use workload::{Folder, Isolation, Status, Workloads};
 
+use super::Options;
 use super::container::{explain, runtime};
 use super::resolving::{Files, HOSTS, RESOLV_CONF};
 use crate::failure::{Failure, Outcome, While};
@@ -28,22 +29,41 @@ pub struct Joined {
 /// # Errors
 /// There is none, it is no container, or it does not run.
 pub fn prepare(root: &Path, name: &str) -> Outcome<Joined> {
-    let act = || format!("join the network of {name:?}");
-    let folder = Workloads::open(root).and_then(|all| all.find(name)).while_trying(act)?;
+    let folder = running(root, name, "network")?;
     let id = &folder.description().id;
+    let (namespace, inside) =
+        runtime().namespace_of(id, "net").and_then(|n| Ok((n, runtime().root_of(id)?))).map_err(explain)?;
+    let resolv_conf = read(&inside, RESOLV_CONF).unwrap_or_default();
+    Ok(Joined { namespace, files: Files::copies(&resolv_conf, read(&inside, HOSTS).as_deref())? })
+}
+
+/// The workload `name`, of which another is to have the namespace of this kind.
+///
+/// # Errors
+/// There is none, it is no container, or it does not run.
+pub fn running(root: &Path, name: &str, kind: &str) -> Outcome<Folder> {
+    let act = || format!("join the {kind} namespace of {name:?}");
+    let folder = Workloads::open(root).and_then(|all| all.find(name)).while_trying(act)?;
     if folder.description().wanted.isolation == Isolation::Vm {
-        let text = format!("{}: a microVM's network is its own kernel's", act());
+        let text = format!("{}: a microVM's is its own kernel's", act());
         return Err(Failure::new(text).hint("workloads on one network with a name find each other"));
     }
     let status = folder.state().while_trying(act)?.status;
     if !matches!(status, Status::Running | Status::Paused) {
-        let text = format!("{}: cannot join network of a non running container: {id}", act());
+        let id = &folder.description().id;
+        let text = format!("{}: cannot join {kind} of a non running container: {id}", act());
         return Err(Failure::new(text).hint("strata start starts it"));
     }
-    let (namespace, inside) =
-        runtime().network_of(id).and_then(|n| Ok((n, runtime().root_of(id)?))).map_err(explain)?;
-    let resolv_conf = read(&inside, RESOLV_CONF).unwrap_or_default();
-    Ok(Joined { namespace, files: Files::copies(&resolv_conf, read(&inside, HOSTS).as_deref())? })
+    Ok(folder)
+}
+
+/// What a workload was started with.
+///
+/// # Errors
+/// Another build wrote it.
+pub fn options(folder: &Folder) -> Outcome<Options> {
+    let options = serde_json::from_value(folder.description().wanted.options.clone());
+    options.while_trying(|| format!("read how {} was started", folder.description().name))
 }
 
 /// A file of a container, which may have put anything in its place.

@@ -56,8 +56,7 @@ fn named(name: &str, copy: bool) -> Result<MountSource, String> {
             format!("{name:?} is no path, which begins with / or ./, and no volume: {rule}")
         })?;
     }
-    let (labels, options) = (BTreeMap::new(), BTreeMap::new());
-    Ok(MountSource::Volume { name: name.to_owned(), copy, labels, options })
+    Ok(MountSource::volume(name, copy))
 }
 
 /// The form of the names that volumes get whom nobody gives one.
@@ -96,7 +95,8 @@ pub fn mount(text: &str) -> Result<Mount, String> {
         "bind" => return Err(format!("source {:?} is not a path of this host", said.source)),
         "volume" => match named(&said.source, !said.nocopy)? {
             MountSource::Volume { name, copy, .. } => {
-                MountSource::Volume { name, copy, labels: said.labels, options: said.options }
+                let (labels, options, subpath) = (said.labels, said.options, said.subpath);
+                MountSource::Volume { name, copy, labels, options, subpath }
             }
             other => other,
         },
@@ -104,6 +104,16 @@ pub fn mount(text: &str) -> Result<Mount, String> {
         other => return Err(format!("type={other}: it is bind, volume or tmpfs")),
     };
     Ok(Mount { source, target, read_only: said.read_only })
+}
+
+/// A path in a volume.
+///
+/// # Errors
+/// It leads out of it.
+fn subpath(text: &str) -> Result<&str, String> {
+    let is_inside =
+        Path::new(text).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    is_inside.then_some(text).ok_or_else(|| format!("volume-subpath {text:?} is not a path in the volume"))
 }
 
 #[derive(Default)]
@@ -115,6 +125,7 @@ struct Said {
     nocopy: bool,
     labels: BTreeMap<String, String>,
     options: BTreeMap<String, String>,
+    subpath: String,
     memory: Vec<String>,
 }
 
@@ -129,6 +140,7 @@ impl Said {
             "source" | "src" => value.clone_into(&mut self.source),
             "target" | "dst" | "destination" => value.clone_into(&mut self.target),
             "readonly" | "ro" => self.read_only = flag(key, value)?,
+            "volume-subpath" => subpath(value)?.clone_into(&mut self.subpath),
             "volume-nocopy" => self.nocopy = flag(key, value)?,
             "volume-label" => drop(self.labels.insert(pair().0, pair().1)),
             "volume-opt" => drop(self.options.insert(pair().0, pair().1)),
@@ -181,8 +193,7 @@ mod tests {
     }
 
     fn of_store(name: &str, target: &str, copy: bool) -> Mount {
-        let (labels, options) = (BTreeMap::new(), BTreeMap::new());
-        let source = MountSource::Volume { name: name.to_owned(), copy, labels, options };
+        let source = MountSource::volume(name, copy);
         Mount { source, target: target.to_owned(), read_only: false }
     }
 

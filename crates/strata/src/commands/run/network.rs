@@ -7,7 +7,7 @@ use image::kernels::KernelBundle;
 use machine::config::NetConfig;
 use net::nat::{self, Config, Loopback, Nat, Publish, Transport};
 use tempfile::NamedTempFile;
-use workload::networks::{Endpoint, NewLease};
+use workload::networks::{Endpoint, Link, NewLease};
 
 use super::bridged::Wanted;
 use super::resolving;
@@ -22,6 +22,9 @@ pub const INTERFACE: &str = "eth0";
 pub const MTU: u32 = 1500;
 /// As a card comes. The agent gives it the address that the host chooses when it is connected.
 const MAC: [u8; 6] = [0x02, 0x53, 0x54, 0x52, 0, 1];
+
+/// Why there is no such name.
+const NO_GATEWAY: &str = "--add-host: host-gateway is an address of a network with a name";
 
 /// Which network the command has.
 #[derive(Clone, Debug, Default, clap::Args, serde::Serialize, serde::Deserialize)]
@@ -56,7 +59,7 @@ pub struct Flags {
     #[arg(long, value_name = "OPTION", value_parser = resolving::check_word)]
     #[serde(default)]
     dns_option: Vec<String>,
-    /// A name that a container knows without asking; host-gateway is this host, on its network, which has a name
+    /// A name that the command knows without asking; host-gateway is this host, on its network, which has a name
     #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
     #[serde(default)]
     hosts: Vec<HostName>,
@@ -66,6 +69,10 @@ pub struct Flags {
     /// Let the command reach servers on this host's loopback, at 10.0.2.2
     #[arg(long)]
     host_loopback: bool,
+    /// Have the command call another workload on the network, which has a name, something else too
+    #[arg(long = "link", value_name = "WORKLOAD[:ALIAS]")]
+    #[serde(default)]
+    links: Vec<Link>,
     /// Hardware address on the network. For clients of the API.
     #[arg(skip)]
     #[serde(default)]
@@ -166,10 +173,10 @@ impl Flags {
         let is_addressed = self.ip.is_some()
             || self.ip6.is_some()
             || !self.dns.is_empty()
+            || !self.links.is_empty()
             || words.iter().any(|words| !words.is_empty());
         if is_addressed && !matches!(self.network, Some(Kind::Named(_))) {
-            let text =
-                "--ip, --ip6, --network-alias, --dns, --dns-search and --dns-option need --network NAME";
+            let text = "--ip, --ip6, --network-alias, --link, --dns, --dns-search and --dns-option need --network NAME";
             return Err(Failure::new(text).exit(Exit::Usage));
         }
         match &self.network {
@@ -222,6 +229,7 @@ impl Flags {
                 ip6: self.ip6,
                 mac: self.mac,
                 priority: self.priority,
+                links: self.links.clone(),
             }),
             _ => None,
         };
@@ -239,6 +247,7 @@ impl Flags {
                 let first = first.map(|first| {
                     (self.network_alias, self.ip) = (first.aliases, first.ip);
                     (self.ip6, self.mac, self.priority) = (first.ip6, first.mac, first.priority);
+                    self.links = first.links;
                     Kind::Named(first.network)
                 });
                 if first.is_none() {
@@ -263,6 +272,7 @@ impl Flags {
             network: endpoint.network,
             aliases: endpoint.aliases,
             priority: endpoint.priority,
+            links: endpoint.links,
             ..Endpoint::default()
         });
         let also = also.collect();
@@ -287,14 +297,25 @@ impl Flags {
         if self.hosts.is_empty() || !self.endpoints().is_empty() {
             return Ok(None);
         }
-        let refuse = |why: &str| Err(Failure::new(format!("--add-host: {why}")).exit(Exit::Usage));
+        let refuse = |why: &str| Err(Failure::new(why).exit(Exit::Usage));
         if self.joined().is_some() {
-            return refuse("--network container:NAME has the names of that one");
+            return refuse("--add-host: --network container:NAME has the names of that one");
         }
         if self.hosts.iter().any(|host| host.address.is_none()) {
-            return refuse("host-gateway is an address of a network with a name");
+            return refuse(NO_GATEWAY);
         }
         resolving::hosts_file(&self.hosts, self.is_host()).map(Some)
+    }
+
+    /// What a machine knows without asking beside what its image says: lines of `/etc/hosts`.
+    ///
+    /// # Errors
+    /// It is to know this host's address, on no network that has one.
+    pub fn lines_of_hosts(&self, gateway: Option<IpAddr>) -> Outcome<String> {
+        if gateway.is_none() && self.hosts.iter().any(|host| host.address.is_none()) {
+            return Err(Failure::new(NO_GATEWAY).exit(Exit::Usage));
+        }
+        Ok(resolving::lines_of(&self.hosts, gateway))
     }
 
     /// Whether it is somebody else's, to which nothing can be added.
@@ -361,10 +382,6 @@ impl Flags {
     /// # Errors
     /// As [`Self::is_user`], or the kernel came without the driver.
     pub fn has_card(&self, kernel: &KernelBundle) -> Outcome<bool> {
-        if !self.hosts.is_empty() {
-            return Err(Failure::new("--add-host: of containers; what a machine knows its image says")
-                .exit(Exit::Usage));
-        }
         if self.shares() {
             let text = "network: the host's own and another container's are for containers; a machine has a kernel and \
                         a card of its own, --network user or one with a name";

@@ -36,7 +36,7 @@ pub struct Files {
 const LOOPBACK: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 /// Names and addresses as `/etc/hosts` has them; those without an address have `gateway`.
-fn lines_of(hosts: &[HostName], gateway: Option<IpAddr>) -> String {
+pub fn lines_of(hosts: &[HostName], gateway: Option<IpAddr>) -> String {
     let line = |host: &HostName| Some(format!("{}\t{}\n", host.address.or(gateway)?, host.name));
     hosts.iter().filter_map(line).collect()
 }

@@ -39,6 +39,8 @@ pub struct Session<'a> {
     pub origin: Origin,
     /// What its card is told, if it has one.
     pub network: Option<protocol::Network>,
+    /// What a machine that starts knows beside what its image says: lines of `/etc/hosts`.
+    pub hosts: String,
     /// The name that the machine is to have from now on; empty leaves it the one it has.
     pub hostname: String,
     /// Whether it gets a machine id: not that of a build, for it would be in the image.
@@ -70,10 +72,11 @@ pub(super) fn run(
     session: Session<'_>,
     started: Instant,
 ) -> Outcome {
+    let start = start(prepared, &session.hosts);
     let carried = carry(
         agent,
         machine,
-        start(prepared),
+        start,
         volumes::of_guest(&prepared.files.volumes),
         Some(BOOT_TIMEOUT),
         session,
@@ -114,7 +117,7 @@ pub fn resume(
         ..protocol::Process::default()
     };
     // It was started long ago.
-    let start = Start { root: Root::Initramfs, hostname: String::new(), process };
+    let start = Start { root: Root::Initramfs, hostname: String::new(), hosts: String::new(), process };
     carry(agent, machine, start, Vec::new(), None, session, started)?.conclude(&saved.command)
 }
 
@@ -185,7 +188,7 @@ fn carry(
     Ok(Carried { ended, is_running, last_signal: last_signal.load(Ordering::Relaxed) })
 }
 
-fn start(prepared: &Prepared) -> Start {
+fn start(prepared: &Prepared, hosts: &str) -> Start {
     Start {
         root: Root::Device {
             device: "/dev/vda".to_owned(),
@@ -193,6 +196,7 @@ fn start(prepared: &Prepared) -> Start {
             writable: Writable::Overlay { size_bytes: 0 },
         },
         hostname: prepared.hostname.clone(),
+        hosts: hosts.to_owned(),
         process: prepared.process.clone(),
     }
 }

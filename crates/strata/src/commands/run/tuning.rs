@@ -2,9 +2,12 @@
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use api::Tuning;
-use container::spec::{Cpu, Device, DeviceRule, Linux, Memory, Spec};
+use api::{Limits, Tuning};
+use container::spec::{BlockIo, Cpu, Device, DeviceRule, Linux, Memory, Spec};
 
+use serde::{Deserialize, Deserializer};
+
+use super::shared::OTHER;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::size::parse_size;
@@ -37,21 +40,61 @@ pub struct Flags {
     /// Bytes of memory and swap together. For clients of the API.
     #[arg(skip)]
     memory_swap: Option<i64>,
-    /// A further group, by its number
-    #[arg(long = "group-add", value_name = "GID")]
-    groups: Vec<u32>,
-    /// See all processes of this host: host
-    #[arg(long, value_name = "host", value_parser = ["host"])]
-    pid: Option<String>,
-    /// Have the shared memory of this host: host
-    #[arg(long, value_name = "host", value_parser = ["host"])]
-    ipc: Option<String>,
+    /// How readily its memory is swapped out. For clients of the API.
+    #[arg(skip)]
+    swappiness: Option<u64>,
+    /// Its part of disks where others want them too, from 10 to 1000
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(10..=1000))]
+    blkio_weight: Option<u16>,
+    /// A further group, by its number or by the name that the image has for it
+    #[arg(long = "group-add", value_name = "GROUP", value_parser = parse_groups)]
+    #[serde(deserialize_with = "texts")]
+    groups: Vec<String>,
+    /// See the processes of this host (host), or of another container (container:NAME)
+    #[arg(long, value_name = "WHOSE", value_parser = pid_mode)]
+    pub(super) pid: Option<String>,
+    /// Have the shared memory of this host (host), of another container that is shareable (container:NAME), or none
+    #[arg(long, value_name = "WHOSE", value_parser = ipc_mode)]
+    pub(super) ipc: Option<String>,
     /// Have the host name of this host: host
     #[arg(long, value_name = "host", value_parser = ["host"])]
-    uts: Option<String>,
+    pub(super) uts: Option<String>,
+    /// Begin with a process that hands signals on to the command and waits for those that have lost their parents; in a microVM
+    /// the agent does
+    #[arg(long)]
+    pub(super) init: bool,
     /// Give it a device of this host
     #[arg(long = "device", value_name = "HOST[:INSIDE[:rwm]]")]
     devices: Vec<String>,
+}
+
+/// Whose processes it sees.
+fn pid_mode(text: &str) -> Result<String, String> {
+    mode(text, &["host", "private"])
+}
+
+/// Whose shared memory it has.
+fn ipc_mode(text: &str) -> Result<String, String> {
+    mode(text, &["host", "private", "shareable", "none"])
+}
+
+fn mode(text: &str, known: &[&str]) -> Result<String, String> {
+    let is_of_other = text.strip_prefix(OTHER).is_some_and(|name| !name.is_empty());
+    if is_of_other || known.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("it is one of {}, container:NAME", known.join(", ")))
+}
+
+fn parse_groups(text: &str) -> Result<String, String> {
+    let is_name = !text.is_empty() && !text.contains([':', ',', '\n', '\0']);
+    is_name.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is no group"))
+}
+
+/// Texts, or the numbers that earlier builds wrote.
+fn texts<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let values = Vec::<serde_json::Value>::deserialize(from)?;
+    Ok(values.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)).collect())
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -62,11 +105,11 @@ fn pair(text: &str) -> Result<(String, String), String> {
 impl Flags {
     /// What a client of the API says.
     pub fn of(tuning: &Tuning) -> Self {
-        let shared = |kind: &str| tuning.shared.iter().any(|own| own == kind).then(|| "host".to_owned());
         Self {
-            pid: shared("pid"),
-            ipc: shared("ipc"),
-            uts: shared("uts"),
+            pid: tuning.pid.clone(),
+            ipc: tuning.ipc.clone(),
+            uts: tuning.uts.clone(),
+            init: tuning.init,
             sysctls: tuning.sysctls.clone().into_iter().collect(),
             shm_size: tuning.shm_bytes,
             oom_score_adj: tuning.oom_score_adj,
@@ -75,6 +118,8 @@ impl Flags {
             cpuset_mems: tuning.cpuset_mems.clone(),
             memory_reservation: tuning.memory_reservation,
             memory_swap: tuning.memory_swap,
+            swappiness: tuning.swappiness,
+            blkio_weight: tuning.blkio_weight,
             groups: tuning.groups.clone(),
             devices: tuning.devices.clone(),
         }
@@ -89,6 +134,7 @@ impl Flags {
             ("--cpu-shares", self.cpu_shares.is_some()),
             ("--cpuset-cpus", self.cpuset_cpus.is_some()),
             ("--cpuset-mems", self.cpuset_mems.is_some()),
+            ("--blkio-weight", self.blkio_weight.is_some()),
             ("--group-add", !self.groups.is_empty()),
             ("--pid", self.pid.is_some()),
             ("--ipc", self.ipc.is_some()),
@@ -98,6 +144,26 @@ impl Flags {
         given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
     }
 
+    /// Makes them what is said of limits that are changed.
+    pub fn change(&mut self, limits: &Limits) {
+        fn set<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
+            if from.is_some() {
+                to.clone_from(from);
+            }
+        }
+        set(&mut self.cpu_shares, &limits.cpu_shares);
+        set(&mut self.cpuset_cpus, &limits.cpuset_cpus);
+        set(&mut self.cpuset_mems, &limits.cpuset_mems);
+        set(&mut self.memory_reservation, &limits.memory_reservation);
+        set(&mut self.memory_swap, &limits.memory_swap);
+        set(&mut self.blkio_weight, &limits.blkio_weight);
+    }
+
+    /// Further groups of its first process.
+    pub fn groups(&self) -> &[String] {
+        &self.groups
+    }
+
     /// Puts it into a container's bundle.
     ///
     /// # Errors
@@ -105,7 +171,6 @@ impl Flags {
     pub fn add_to(&self, spec: &mut Spec) -> Outcome<()> {
         if let Some(process) = &mut spec.process {
             process.oom_score_adj = self.oom_score_adj;
-            process.user.additional_gids.extend(&self.groups);
         }
         if let Some(size) = self.shm_size {
             for mount in spec.mounts.iter_mut().filter(|mount| mount.destination == "/dev/shm") {
@@ -113,20 +178,18 @@ impl Flags {
                 mount.options.push(format!("size={size}"));
             }
         }
-        if self.uts.is_some() {
-            spec.hostname = None;
-        }
         let Some(linux) = &mut spec.linux else { return Ok(()) };
-        for (kind, shared) in [("pid", &self.pid), ("ipc", &self.ipc), ("uts", &self.uts)] {
-            linux.namespaces.retain(|namespace| shared.is_none() || namespace.kind != kind);
-        }
         linux.sysctl.extend(self.sysctls.iter().cloned());
         if let Some(resources) = &mut linux.resources {
             let memory = resources.memory.get_or_insert_with(Memory::default);
             (memory.reservation, memory.swap) = (self.memory_reservation, self.memory_swap);
+            memory.swappiness = self.swappiness;
             let cpu = resources.cpu.get_or_insert_with(Cpu::default);
             cpu.shares = self.cpu_shares;
             (cpu.cpus, cpu.mems) = (self.cpuset_cpus.clone(), self.cpuset_mems.clone());
+            if self.blkio_weight.is_some() {
+                resources.block_io.get_or_insert_with(BlockIo::default).weight = self.blkio_weight;
+            }
         }
         self.devices.iter().try_for_each(|text| add_device(linux, text))
     }

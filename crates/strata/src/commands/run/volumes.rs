@@ -3,10 +3,12 @@
 //! Flags and the API's words become [`Mount`]s. [`Flags::settle`] makes them what is mounted: volumes are made, filled with what
 //! the image has at their places, and held, so that nobody removes them.
 
-use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use image::{Image, Store};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use workload::{Held, Mount, MountSource, NewVolume, Volumes};
 
 use super::copy_up::ImageFiles;
@@ -66,7 +68,7 @@ pub enum Keep {
 }
 
 /// What a command sees, ready to be mounted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Volume {
     /// What is mounted.
     pub source: Source,
@@ -77,12 +79,14 @@ pub struct Volume {
 }
 
 /// What is mounted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Source {
     /// A folder or file of this host.
     Host(PathBuf),
     /// A tmpfs with these options.
     Memory(String),
+    /// A folder or file in a volume, held open: others who have the volume may put something else there at any time.
+    Inside(Arc<OwnedFd>),
 }
 
 impl Volume {
@@ -90,9 +94,19 @@ impl Volume {
     pub fn folder(&self) -> Option<&Path> {
         match &self.source {
             Source::Host(path) => Some(path),
-            Source::Memory(_) => None,
+            Source::Memory(_) | Source::Inside(_) => None,
         }
     }
+}
+
+/// Opens what is at a path in a volume. No link on the way may lead out of it.
+fn open_inside(data: &Path, path: &str) -> Outcome<OwnedFd> {
+    let act = || format!("cannot access path {}", data.join(path).display());
+    let (held, folder) = (OFlags::PATH | OFlags::CLOEXEC, OFlags::DIRECTORY);
+    let volume = rustix::fs::open(data, held | folder, Mode::empty()).map_err(std::io::Error::from);
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let found = rustix::fs::openat2(volume.while_trying(act)?, path, held, Mode::empty(), inside);
+    found.map_err(std::io::Error::from).while_trying(act)
 }
 
 /// What [`Flags::settle`] comes to.
@@ -161,7 +175,7 @@ impl Flags {
             let source = match &mut mount.source {
                 MountSource::Bind { source } => Source::Host(PathBuf::from(&*source)),
                 MountSource::Tmpfs { options } => Source::Memory(options.clone()),
-                MountSource::Volume { name, copy, labels, options } => {
+                MountSource::Volume { name, copy, labels, options, subpath } => {
                     let mut fill = |folder: &Path| files.copy(&mount.target, folder);
                     let new = NewVolume {
                         temporary: name.is_empty() && keep != Keep::Workload,
@@ -169,12 +183,17 @@ impl Flags {
                         labels: labels.clone(),
                         options: options.clone(),
                     };
-                    let wants_copy = *copy && !self.settled;
+                    let wants_copy = *copy && !self.settled && subpath.is_empty();
                     let held = volumes.hold_new(new, wants_copy.then_some(&mut fill))?;
                     name.clone_from(&held.volume().info().name);
                     let data = held.volume().data();
                     settled.held.push(held);
-                    Source::Host(data)
+                    if subpath.is_empty() {
+                        Source::Host(data)
+                    } else {
+                        let inside = Arc::new(open_inside(&data, subpath)?);
+                        Source::Inside(inside)
+                    }
                 }
             };
             settled.volumes.push(Volume { source, target: mount.target.clone(), read_only: mount.read_only });
@@ -185,6 +204,23 @@ impl Flags {
 }
 
 impl Settled {
+    /// Whether a machine can have them.
+    ///
+    /// # Errors
+    /// It is not to see all of a volume: who serves its folders opens them by their paths.
+    pub fn check_machine(&self) -> Outcome<()> {
+        match self.volumes.iter().find(|volume| matches!(volume.source, Source::Inside(_))) {
+            None => Ok(()),
+            Some(volume) => {
+                let text = format!(
+                    "--mount {}: a microVM sees all of a volume, volume-subpath is of containers",
+                    volume.target
+                );
+                Err(Failure::new(text).exit(Exit::Usage))
+            }
+        }
+    }
+
     /// The flags that come to the same, for the process that runs the workload.
     pub fn flags(&self) -> Flags {
         Flags { mounts: self.mounts.clone(), settled: true, ..Flags::default() }
@@ -201,9 +237,7 @@ fn add_images(mounts: &mut Vec<Mount>, places: &[String]) {
         // An image may say anything; what is no place in it is not one to mount at.
         let Ok(target) = mount_flags::place(place) else { continue };
         if mounts.iter().all(|mount| mount.target != target) {
-            let (labels, options) = (BTreeMap::new(), BTreeMap::new());
-            let source = MountSource::Volume { name: String::new(), copy: true, labels, options };
-            mounts.push(Mount { source, target, read_only: false });
+            mounts.push(Mount { source: MountSource::volume("", true), target, read_only: false });
         }
     }
     sort(mounts);
@@ -218,6 +252,12 @@ pub fn mounts(volumes: &[Volume]) -> Vec<container::spec::Mount> {
                 let options = format!("rbind,rprivate,nosuid,nodev,{access}");
                 container::template::mount(&volume.target, "bind", &path.to_string_lossy(), &options)
             }
+            Source::Inside(held) => {
+                let options = format!("rbind,rprivate,nosuid,nodev,{access}");
+                // What `held` gives is mounted instead.
+                let text = format!("descriptor {}", held.as_raw_fd());
+                container::template::mount(&volume.target, "bind", &text, &options)
+            }
             Source::Memory(options) => {
                 let access = if volume.read_only { "ro" } else { "rw" };
                 let options = format!("nosuid,nodev,noexec,{access},{options}");
@@ -228,13 +268,28 @@ pub fn mounts(volumes: &[Volume]) -> Vec<container::spec::Mount> {
     volumes.iter().map(mount).collect()
 }
 
+/// Those that no path leads to, by their places: as mounts that are attached nowhere.
+///
+/// # Errors
+/// This process may not mount.
+pub fn held(volumes: &[Volume]) -> Outcome<Vec<(String, Arc<OwnedFd>)>> {
+    let copy = |volume: &Volume| match &volume.source {
+        Source::Inside(held) => {
+            let made = container::rest::copy(held.as_fd()).map_err(super::container::explain);
+            Some(made.map(|made| (volume.target.clone(), Arc::new(made))))
+        }
+        Source::Host(_) | Source::Memory(_) => None,
+    };
+    volumes.iter().filter_map(copy).collect()
+}
+
 /// What the agent is told of them.
 pub fn of_guest(volumes: &[Volume]) -> Vec<protocol::Volume> {
     let told = |volume: &Volume| protocol::Volume {
         target: volume.target.clone(),
         read_only: volume.read_only,
         memory: match &volume.source {
-            Source::Host(_) => None,
+            Source::Host(_) | Source::Inside(_) => None,
             Source::Memory(options) => Some(options.clone()),
         },
     };

@@ -97,6 +97,11 @@ impl Link {
         say(&self.sender, 0, &Event::Started);
     }
 
+    /// The kernel has killed some of it for want of memory.
+    pub fn out_of_memory(&self) {
+        say(&self.sender, 0, &Event::OutOfMemory);
+    }
+
     /// Lets `target` do what the monitor asks while `work` goes on.
     pub fn serve<T>(&self, target: &dyn Target, work: impl FnOnce() -> T) -> T {
         std::thread::scope(|scope| {
