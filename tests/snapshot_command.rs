@@ -125,6 +125,9 @@ fn a_snapshot_whose_disk_was_changed_or_is_gone_says_so_and_memory_that_is_cut_s
     forced.wait_for("\n");
     place.strata(&["kill", "-s", "TERM", "forced"]);
     assert_eq!(forced.finish().code(), 3);
+    place.strata(&["restore", "--force", "--detach", "--name", "behind", folder]);
+    place.strata(&["kill", "-s", "TERM", "behind"]);
+    place.wait_for("its end", || place.state("behind")["exit_code"] == 3);
     fs::rename(&roots, roots.with_extension("away")).unwrap();
     place.try_to(&["restore", folder]).expect_failure(125, &["restore", "open its disk", "No such file"]);
 }

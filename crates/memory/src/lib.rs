@@ -5,7 +5,7 @@
 //! into a clean page is caught. Engines use [`GuestRam::page`] to fill their TLBs and then access host
 //! memory directly, under the rules of [`tracker::PageInfo`].
 //!
-//! Reading order: [`GuestRam`], then [`tracker`], [`backing`], [`written`] and [`transfer`].
+//! Reading order: [`GuestRam`], then `place`, [`tracker`], [`backing`], [`written`] and [`transfer`].
 //!
 //! Deliberately absent: device memory, address decoding of anything but RAM, and Rust references into
 //! guest RAM: other vCPUs and devices write it at any time, so it is touched by volatile or atomic access.
@@ -13,6 +13,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod backing;
+mod place;
 pub mod tracker;
 pub mod transfer;
 pub mod written;
@@ -25,11 +26,11 @@ use std::fs::File;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MmapRegion,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
+
+use place::Place;
 
 /// Bytes in a guest page.
 pub const PAGE_SIZE: usize = 4096;
@@ -87,8 +88,10 @@ struct Region {
 /// All RAM of one guest.
 pub struct GuestRam {
     backend: Backend,
-    /// The same regions, flat, for the engines' TLB fills. Points into `backend`.
+    /// The same regions, flat, for the engines' TLB fills. Points into `backend` and `_places`.
     regions: Box<[Region]>,
+    /// The addresses of both; unmapped after them.
+    _places: Vec<Place>,
     /// The files that it is mapped from.
     backing: Option<Backing>,
     /// While somebody watches what is written: what was given back meanwhile.
@@ -101,7 +104,7 @@ impl std::fmt::Debug for GuestRam {
     }
 }
 
-// SAFETY: the pointers in `regions` point into mappings that `backend` owns and never moves; access through
+// SAFETY: the pointers in `regions` point into mappings of `_places`, which never move; access through
 // them follows the volatile/atomic rule of the module, so any thread may hold them.
 unsafe impl Send for GuestRam {}
 // SAFETY: as above.
@@ -113,10 +116,7 @@ impl GuestRam {
     /// # Errors
     /// [`Error::Unaligned`] and [`Error::Map`].
     pub fn new(ranges: &[(u64, u64)]) -> Result<Self, Error> {
-        let (sized, total) = checked(ranges)?;
-        let backend = Backend::from_ranges(&sized)
-            .map_err(|source| Error::Map { len: total, source: Box::new(source) })?;
-        Ok(Self::of(backend, None))
+        Self::map(ranges, None)
     }
 
     /// Maps the contents of `file`, the regions of `ranges` one after the other, privately: pages come from the file when
@@ -135,35 +135,30 @@ impl GuestRam {
     /// # Errors
     /// As [`Self::from_file`].
     pub fn from_files(ranges: &[(u64, u64)], base: &File, over: Option<&File>) -> Result<Self, Error> {
+        let share = |file: &File| {
+            let shared = file.try_clone().map(Arc::new);
+            shared.map_err(|e| Error::Map { len: ranges.iter().map(|(_, len)| len).sum(), source: e.into() })
+        };
+        let backing = Backing { base: share(base)?, over: over.map(share).transpose()? };
+        Self::map(ranges, Some(backing))
+    }
+
+    fn map(ranges: &[(u64, u64)], backing: Option<Backing>) -> Result<Self, Error> {
         let (sized, total) = checked(ranges)?;
         let refused = |source: Box<dyn std::error::Error + Send + Sync>| Error::Map { len: total, source };
-        let share = |file: &File| Ok::<_, Error>(Arc::new(file.try_clone().map_err(|e| refused(e.into()))?));
-        let backing = Backing { base: share(base)?, over: over.map(share).transpose()? };
         let mut offset = 0;
-        let mut regions = Vec::with_capacity(sized.len());
+        let (mut places, mut regions) = (Vec::new(), Vec::new());
         for (start, len) in sized {
-            let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-            let mapping = MmapRegion::build(
-                Some(FileOffset::from_arc(backing.base.clone(), offset)),
-                len,
-                prot.bits() as i32,
-                flags.bits() as i32,
-            );
-            let mapping = mapping.map_err(|e| refused(e.into()))?;
-            if let Some(over) = backing.over() {
-                map_over(&mapping, over, offset).map_err(|errno| refused(errno.into()))?;
-            }
+            let place = Place::map(len, backing.as_ref(), offset).map_err(|errno| refused(errno.into()))?;
+            let mapping = place.region().map_err(|e| refused(e.into()))?;
             let region = GuestRegionMmap::new(mapping, start);
             regions.push(region.ok_or(Error::Unaligned { start: start.0, len: len as u64 })?);
+            places.push(place);
             offset += len as u64;
         }
         let backend = Backend::from_regions(regions).map_err(|e| refused(e.into()))?;
-        Ok(Self::of(backend, Some(backing)))
-    }
-
-    fn of(backend: Backend, backing: Option<Backing>) -> Self {
         let regions = backend.iter().map(Region::of).collect();
-        Self { backend, regions, backing, discards: Mutex::default() }
+        Ok(Self { backend, regions, _places: places, backing, discards: Mutex::default() })
     }
 
     /// The files behind the regions, if they are [`Self::from_files`].
@@ -329,26 +324,6 @@ impl GuestRam {
         let len = data.len();
         self.backend.read_slice(data, GuestAddress(gpa)).map_err(|_| Error::Access { gpa, len })
     }
-}
-
-/// Maps what `over` has of the region `mapping`, which begins at `offset` of the file, in its place.
-fn map_over(mapping: &MmapRegion<PageTracker>, over: &File, offset: u64) -> Result<(), rustix::io::Errno> {
-    for (start, end) in backing::Data::of(over).extents(offset, offset + mapping.size() as u64) {
-        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-        // SAFETY: whole pages inside a mapping that nobody knows yet, and which is unmapped as one.
-        unsafe {
-            let place = mapping.as_ptr().add((start - offset) as usize);
-            rustix::mm::mmap(
-                place.cast(),
-                (end - start) as usize,
-                prot,
-                flags | MapFlags::FIXED,
-                over,
-                start,
-            )?;
-        }
-    }
-    Ok(())
 }
 
 /// Checks that regions are made of whole pages; their sum comes with them.

@@ -17,7 +17,7 @@ mod privileges;
 mod violation;
 
 pub use folders::{Folders, confine_names, confine_server};
-pub use memory::give_back_memory;
+pub use memory::{give_back_memory, use_one_heap};
 pub use privileges::drop_privileges;
 pub use violation::{Violation, on_lost_memory};
 

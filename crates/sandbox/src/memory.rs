@@ -14,6 +14,21 @@ use rustix::mm::{Advice, madvise};
 /// No Linux host has larger pages.
 const LARGEST_PAGE: u64 = 64 << 10;
 
+/// Has all threads allocate from one heap: those of a machine allocate little, and what one has freed another can use then. Before
+/// they start; each has a heap of its own otherwise.
+///
+/// It also keeps the C library from opening files, which would end a confined process: it reads the number of processors when it
+/// may make more heaps, and `/proc/sys/vm/overcommit_memory` before it shrinks one of those. Large blocks have mappings of their
+/// own and go back as ever.
+pub fn use_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets numbers; if one is not taken, nothing has changed.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+    }
+}
+
 /// Gives back what starting took and running does not: pages of the program's code and constants, which come back from the
 /// file when they are needed again, and what the allocator holds free. What was written to since it was read from the file is
 /// left alone.

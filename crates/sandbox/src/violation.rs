@@ -33,7 +33,7 @@ struct SigsysInfo {
 /// Makes `on_violation` the end of every forbidden call.
 pub(crate) fn handle(on_violation: fn(&Violation) -> i32) -> io::Result<()> {
     ON_VIOLATION.get_or_init(|| on_violation);
-    memory_without_files();
+    crate::memory::use_one_heap();
     // SAFETY: all of `action` is set: zeros are an empty mask and no flags, and the handler has the signature that
     // SA_SIGINFO asks for.
     let result = unsafe {
@@ -71,22 +71,6 @@ extern "C" fn on_sigbus(_signal: libc::c_int) {
     // SAFETY: ends the process; nothing of it runs after that.
     unsafe { libc::_exit(code) }
 }
-
-/// Keeps the C library from opening files, which would end the process: it reads the number of processors when it wants
-/// more memory arenas than this, and `/proc/sys/vm/overcommit_memory` before it shrinks one. What is freed stays with the
-/// arena then; large blocks have mappings of their own and go back as ever.
-#[cfg(target_env = "gnu")]
-fn memory_without_files() {
-    const ARENAS: libc::c_int = 8;
-    // SAFETY: sets numbers; if one is not taken, nothing has changed.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
-    }
-}
-
-#[cfg(not(target_env = "gnu"))]
-fn memory_without_files() {}
 
 extern "C" fn on_sigsys(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the kernel hands a valid siginfo_t to a handler with SA_SIGINFO, and for SIGSYS it is of this shape; if the

@@ -11,7 +11,10 @@ use crate::terminal;
 
 /// For [`machine::Backends::confine`].
 pub fn while_building() -> Confine {
-    Box::new(|| Ok(sandbox::drop_privileges()?))
+    Box::new(|| {
+        sandbox::use_one_heap();
+        Ok(sandbox::drop_privileges()?)
+    })
 }
 
 /// After that nothing can be opened, executed or connected any more. `requests` of ioctl are the engine's, `network` is the

@@ -1,9 +1,10 @@
 //! Files that appear whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -33,8 +34,22 @@ pub(crate) fn replace(path: &Path, value: &impl Serialize, durable: Durable) -> 
         Durable::Later => Ok(()),
     });
     written.map_err(Error::file("write", &temp))?;
-    fs::rename(&temp, path).map_err(Error::file("create", path))?;
+    let placed = match durable {
+        Durable::Now => fs::rename(&temp, path),
+        Durable::Later => exchange(&temp, path),
+    };
+    placed.map_err(Error::file("create", path))?;
     if durable == Durable::Now { sync_parent(path) } else { Ok(()) }
+}
+
+/// Gives `temp` the name `path` without a wait for the disk, which a rename over a file is on some file systems (ext4,
+/// `auto_da_alloc`): tens of milliseconds. What is exchanged for another is not written out first.
+fn exchange(temp: &Path, path: &Path) -> io::Result<()> {
+    match renameat_with(CWD, temp, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => fs::remove_file(temp),
+        // There is none yet, or the file system knows no exchange.
+        Err(_) => fs::rename(temp, path),
+    }
 }
 
 /// Whether the file is there and empty, as [`Durable::Later`] leaves it where the host crashed.

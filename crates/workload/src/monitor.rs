@@ -235,12 +235,6 @@ impl Monitor<'_> {
         let mut pause = FIRST_PAUSE;
         loop {
             let begun = Instant::now();
-            self.note(|state| {
-                state.status = Status::Starting;
-                state.monitor_pid = Some(std::process::id());
-                (state.exit_code, state.error, state.finished_ms) = (None, None, None);
-                state.oom_killed = false;
-            });
             let mut failed: Option<String> = None;
             let mut started = |result: std::result::Result<(), String>| match result {
                 Ok(()) => self.tell_first(Ok(())),

@@ -26,8 +26,9 @@ pub fn kib(pid: u32, ram_kib: u64) -> Option<u64> {
     Some(total - guest_kib(&mappings, ram_kib))
 }
 
-/// What is used of guest RAM: a run of neighbouring mappings just as large. The kernel splits a mapping whose
-/// parts are advised differently, and joins neighbours; what a run is too large by counts as not the guest's.
+/// What is used of guest RAM: a run of neighbouring mappings just as large. The kernel splits a mapping whose parts are advised
+/// differently or come from different files. Strata keeps addresses around guest RAM free, so that the run is exactly that; what
+/// others have there the kernel may have joined with a neighbour, and what the run is too large by counts as not the guest's.
 fn guest_kib(mappings: &[Mapping], ram_kib: u64) -> u64 {
     let mut best: Option<(u64, u64)> = None;
     for first in 0..mappings.len() {
@@ -92,5 +93,24 @@ Pss:                   8 kB
         assert_eq!(mappings.len(), 4);
         assert_eq!(guest_kib(&mappings, 4096), 1500);
         assert_eq!(guest_kib(&mappings, 1 << 20), 0);
+    }
+
+    #[test]
+    fn guest_ram_between_addresses_that_are_kept_free_is_found_exactly() {
+        let smaps = "\
+100000-200000 rw-p 00000000 00:00 0
+Pss:                1024 kB
+200000-400000 ---p 00000000 00:00 0
+Pss:                   0 kB
+400000-500000 rw-p 00000000 00:00 0
+Pss:                 300 kB
+500000-800000 rw-p 00100000 00:01 7 /memfd:strata-fork-ram (deleted)
+Pss:                 200 kB
+800000-810000 ---p 00000000 00:00 0
+Pss:                   0 kB
+810000-910000 rw-p 00000000 00:00 0
+Pss:                1024 kB
+";
+        assert_eq!(guest_kib(&parse(smaps), 4096), 500);
     }
 }

@@ -94,10 +94,14 @@ fn remove_abandoned(target: &Path) {
         let name = entry.file_name();
         let maker = name.to_str().and_then(|name| name.strip_prefix(&beginning)?.strip_suffix(".partial"));
         let Some(maker) = maker.and_then(|maker| maker.parse::<u32>().ok()) else { continue };
-        let lives = Path::new("/proc").join(maker.to_string()).exists();
-        let state = File::open(entry.path().join(STATE));
-        if !lives && state.is_ok_and(|state| state.try_lock().is_ok()) {
-            let _ = fs::remove_dir_all(entry.path());
+        if Path::new("/proc").join(maker.to_string()).exists() {
+            continue;
+        }
+        match File::open(entry.path().join(STATE)) {
+            Ok(state) if state.try_lock().is_ok() => drop(fs::remove_dir_all(entry.path())),
+            // Killed before it had any file; one that has some is not removed so.
+            Err(_) => drop(fs::remove_dir(entry.path())),
+            Ok(_) => {}
         }
     }
 }
@@ -158,7 +162,9 @@ mod tests {
         let target = dir.path().join("snap");
         // No process has such a number.
         let [left, written] = [u32::MAX, u32::MAX - 1].map(|n| dir.path().join(format!(".snap.{n}.partial")));
-        let other = dir.path().join(format!(".snap.more.{}.partial", u32::MAX));
+        let [empty, other] =
+            ["snap", "snap.more"].map(|name| dir.path().join(format!(".{name}.{}.partial", u32::MAX - 2)));
+        fs::create_dir(&empty).unwrap();
         for folder in [&left, &written, &other] {
             fs::create_dir(folder).unwrap();
             fs::write(folder.join(STATE), "half").unwrap();
@@ -166,7 +172,9 @@ mod tests {
         let writer = File::open(written.join(STATE)).unwrap();
         writer.lock().unwrap();
         let folder = Folder::create(&target).unwrap();
-        assert!(!left.exists() && written.exists() && other.exists() && folder.path().exists());
+        assert!(
+            !left.exists() && !empty.exists() && written.exists() && other.exists() && folder.path().exists()
+        );
     }
 
     #[test]

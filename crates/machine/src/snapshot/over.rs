@@ -17,8 +17,8 @@ use super::ram::{FileStamp, PAGE, PageMap, each, size_of_ranges};
 
 /// Each run of pages is mapped by itself; processes have 65530 mappings, and with more the whole memory is the better file.
 const MAX_RUNS: usize = 4096;
-/// So many pages between two others are written with them: one mapping costs more than their bytes.
-const GAP: u64 = 3;
+/// So many pages between two others are written with them: their bytes are there once, the mapping for each copy.
+const GAP: u64 = 15;
 /// Bytes that are written at once at most.
 const PIECE: u64 = 1 << 20;
 
@@ -159,11 +159,11 @@ mod tests {
     fn memory_in_too_many_pieces_or_from_nowhere_is_not_told_by_its_own_pages() {
         let map = PageMap::open();
         assert!(Own::of(&GuestRam::new(&RANGES).unwrap(), &map).is_none());
-        let len = (MAX_RUNS as u64 + 1) * 5 * PAGE;
+        let len = (MAX_RUNS as u64 + 1) * (GAP + 2) * PAGE;
         let base = tempfile::tempfile().unwrap();
         base.set_len(len).unwrap();
         let ram = GuestRam::from_file(&[(0, len)], &base).unwrap();
-        (0..=MAX_RUNS as u64).for_each(|n| ram.write(n * 5 * PAGE, &[1]).unwrap());
+        (0..=MAX_RUNS as u64).for_each(|n| ram.write(n * (GAP + 2) * PAGE, &[1]).unwrap());
         assert!(Own::of(&ram, &map).is_none());
     }
 }

@@ -81,6 +81,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
         network: options.network.clone(),
         card,
         again,
+        force: options.force,
     };
     if !options.force {
         snapshot.check_disks().map_err(|error| {
@@ -140,6 +141,9 @@ struct Carried {
     /// Whether the machine has a card; a copy may want ports.
     #[serde(default)]
     card: bool,
+    /// It goes on although a disk was changed since.
+    #[serde(default)]
+    force: bool,
 }
 
 /// What a workload with `options` goes on from whenever it is started; nothing if it begins with its command.
@@ -187,7 +191,9 @@ pub fn go_on_with(root: &Path, options: Value, files: Saved, link: Link, name: &
     let memory = RamFiles { ram: files.ram.into(), base: files.base.map(File::from) };
     let snapshot = Snapshot::read(&File::from(files.state), memory);
     let snapshot = snapshot.map_err(|error| Failure::because(&act, error))?;
-    snapshot.check_disks().map_err(|error| Failure::because(&act, error))?;
+    if !carried.force {
+        snapshot.check_disks().map_err(|error| Failure::because(&act, error))?;
+    }
     let interactive = link.stdin.is_some();
     let session = Joined {
         root,

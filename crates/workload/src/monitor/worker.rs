@@ -45,7 +45,12 @@ impl Monitor<'_> {
             }
             shared.worker = Some(worker);
         }
-        self.note(|state| state.worker_pid = Some(child.id()));
+        self.note(|state| {
+            state.status = Status::Starting;
+            (state.monitor_pid, state.worker_pid) = (Some(std::process::id()), Some(child.id()));
+            (state.exit_code, state.error, state.finished_ms) = (None, None, None);
+            state.oom_killed = false;
+        });
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         std::thread::scope(|scope| {
             scope.spawn(|| stdout.map(|stream| self.keep("stdout", stream)));

@@ -5,8 +5,8 @@
 //! segment or privileged state is on no list.
 
 use iced_x86::{
-    Code, EncodingKind, FlowControl, Formatter, GasFormatter, Instruction, InstructionInfoFactory,
-    InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register, RflagsBits,
+    Code, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic,
+    OpAccess, OpCodeOperandKind, OpKind, Register, RflagsBits,
 };
 
 use super::features::{Features, Lack};
@@ -406,19 +406,7 @@ fn must_be_aligned(instruction: &Instruction, class: Class, size: usize) -> bool
     }
 }
 
-/// Whether the instruction depends on MXCSR or changes it: all floating-point arithmetic, comparison and
-/// conversion, which the mnemonics tell apart from integer work (that starts with P) and from moves.
+/// Whether the instruction depends on MXCSR or changes it.
 fn uses_mxcsr(instruction: &Instruction, class: Class) -> bool {
-    const ARITHMETIC: &[&str] = &[
-        "add", "sub", "mul", "div", "sqrt", "min", "max", "cmp", "comis", "ucomis", "cvt", "hadd", "hsub",
-        "dpp", "round", "fmadd", "fmsub", "fnmadd", "fnmsub",
-    ];
-    if !matches!(class, Class::Sse | Class::Avx | Class::MmxSse) {
-        return false;
-    }
-    // The formatter's names are in few bytes; those of `Debug` are work for the loader at each start of the program.
-    let mut name = String::new();
-    GasFormatter::new().format_mnemonic(instruction, &mut name);
-    let name = if class == Class::Avx { name.trim_start_matches('v') } else { &name };
-    ARITHMETIC.iter().any(|prefix| name.starts_with(prefix))
+    matches!(class, Class::Sse | Class::Avx | Class::MmxSse) && kinds::computes(instruction.code())
 }
