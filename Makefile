@@ -120,6 +120,7 @@ test-kernels: kernels ## Boot kernels nobody made for Strata: Debian's generic, 
 bench: packages-bench assets ## Measure Strata beside the host and QEMU (BENCH_FLAGS="--engine jit --rounds 5")
 	$(CARGO) xtask bench --store $(ASSETS)/store --strata $(STRATA) $(BENCH_FLAGS)
 	$(CARGO) xtask copies --store $(ASSETS)/store --strata $(STRATA)
+	$(CARGO) test --release --package engine_kvm --test figures -- --ignored --nocapture | grep -e FIGURE -e skipped
 	$(CARGO) xtask containers --store $(ASSETS)/store --strata $(STRATA)
 	$(CARGO) xtask pulls --strata $(STRATA)
 	$(CARGO) xtask folders --store $(ASSETS)/store --strata $(STRATA)

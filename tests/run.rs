@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::support::{finish, run, start};
+use crate::support::{finish, run, run_itself, start};
 
 #[test]
 fn the_command_gets_what_was_asked_for_and_its_exit_code_comes_back() {
@@ -25,9 +25,9 @@ fn a_command_that_a_signal_ends_is_128_and_the_signal() {
 
 #[test]
 fn a_missing_command_is_127_and_one_that_cannot_be_executed_126() {
-    let Some(command) = run(&["debian", "--", "no-such-command", "x"]) else { return };
+    let Some(command) = run_itself(&["debian", "--", "no-such-command", "x"]) else { return };
     finish(command).expect_failure(127, &["no-such-command"]);
-    let Some(command) = run(&["debian", "--", "/etc/passwd"]) else { return };
+    let Some(command) = run_itself(&["debian", "--", "/etc/passwd"]) else { return };
     finish(command).expect_failure(126, &["/etc/passwd", "ermission denied"]);
 }
 
@@ -44,7 +44,8 @@ fn a_signal_reaches_the_command() {
 
 #[test]
 fn three_interrupts_end_a_command_that_ignores_them() {
-    let Some(command) = run(&["debian", "--", "sh", "-c", "trap '' INT; echo ready; sleep 10000"]) else {
+    let Some(command) = run_itself(&["debian", "--", "sh", "-c", "trap '' INT; echo ready; sleep 10000"])
+    else {
         return;
     };
     let mut running = start(command);
@@ -116,7 +117,7 @@ fn two_machines_of_one_image_do_not_see_each_others_files() {
 
 #[test]
 fn a_machine_that_is_killed_leaves_nothing_behind() {
-    let Some(command) = run(&["debian", "--", "sh", "-c", "echo ready; sleep 10000"]) else { return };
+    let Some(command) = run_itself(&["debian", "--", "sh", "-c", "echo ready; sleep 10000"]) else { return };
     let mut running = start(command);
     running.wait_for("ready");
     let pid = running.child.id();

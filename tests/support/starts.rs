@@ -66,7 +66,9 @@ if [ "$way" = copy ]; then
     until [ "$("$strata" logs "$held")" = 'at the gate' ]; do sleep 0.05; done
     copy=$("$strata" fork "$held") || exit
     "$strata" rm -f "$held" > /dev/null
-    "$strata" logs --follow "$copy"
+    for signal in INT TERM; do trap "'$strata' kill -s $signal '$copy' > /dev/null" $signal; done
+    "$strata" logs --follow "$copy" &
+    while kill -0 $! 2> /dev/null; do wait $!; done
     code=$("$strata" wait "$copy")
     "$strata" rm "$copy" > /dev/null
     exit "$code"
