@@ -16,7 +16,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arch::x86::{CpuState, Cr0, Segment, SegmentRegister};
 use devices::chipset::lapic::Events;
@@ -158,7 +158,7 @@ pub fn spawn(
         reports: reports.clone(),
         counters: counters.clone(),
         latched_nmi: false,
-        idleness: Idleness::new(Instant::now()),
+        idleness: Idleness::new(Instant::now(), Duration::ZERO),
     };
     let name = format!("vcpu{index}");
     let run = move || {
@@ -192,6 +192,12 @@ struct Thread {
     idleness: Idleness,
 }
 
+/// The processor time that this thread has had.
+fn worked() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 impl Thread {
     fn run(mut self) {
         let mut mode = Mode::Paused;
@@ -210,7 +216,7 @@ impl Thread {
     fn obey(&mut self, command: Command, now: Mode) -> Mode {
         match command {
             Command::Run => {
-                self.idleness.begins(Instant::now());
+                self.idleness.begins(Instant::now(), worked());
                 Mode::Running
             }
             Command::Pause => {
@@ -285,13 +291,12 @@ impl Thread {
     }
 
     fn sleep(&mut self) {
-        if self.idleness.sleeps(Instant::now()) {
+        if self.idleness.sleeps(Instant::now(), worked) {
             self.vcpu.give_back();
             (self.reports)(Report::Idle);
         }
         let board = self.board.clone();
         board.timers().sleep(self.index, self.idleness.deadline(), &*board);
-        self.idleness.wakes(Instant::now());
     }
 
     fn end(&mut self, cause: EndCause) -> Mode {
