@@ -37,6 +37,8 @@ pub struct Tuning {
     pub pid: Option<String>,
     /// Whose shared memory it has, if not its own: `host`, `container:ID`, or `none`; `shareable` is its own that others may have.
     pub ipc: Option<String>,
+    /// What its host name is said to be of.
+    pub domainname: Option<String>,
     /// Whose host name it has, if not its own: `host`.
     pub uts: Option<String>,
     /// Its first process waits for all that have lost their parents, and hands signals on to the command.

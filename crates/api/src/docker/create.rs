@@ -92,7 +92,7 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
     let image = image.ok_or_else(|| ApiError::bad("No image was specified"))?;
     let isolation = isolation(host.runtime.as_deref().unwrap_or_default())?;
     let throttles = throttles(&host)?;
-    let tuning = tuning::wanted(&host, isolation)?;
+    let tuning = tuning::wanted(&host, body.domainname, isolation)?;
     if isolation == Isolation::Vm && !throttles.is_empty() {
         let text = "HostConfig.BlkioDevice…: a microVM has no disk of this host; strata run has --disk-rate";
         return Err(ApiError::not_offered(text));

@@ -100,6 +100,10 @@ pub(super) fn wanted(mode: &str, config: Option<NetworkingConfig>) -> Result<(Ne
         for name in ["default", "bridge", "none", "user", "host", mode] {
             let Some(own) = said.remove(name) else { continue };
             let own = parse(name, own)?;
+            if own.mac.is_some() {
+                let text = format!("network {name}: MacAddress: on networks with a name only");
+                return Err(ApiError::not_offered(text));
+            }
             if own.ip.is_some() || own.ip6.is_some() {
                 let text = "user specified IP address is supported on user defined networks only";
                 return Err(ApiError::bad(text));
@@ -288,6 +292,7 @@ mod tests {
         }
         let error = |mode: &str, config| of(mode, config).unwrap_err().status.as_u16();
         assert_eq!(error("bridge", json!({"bridge": {"IPAMConfig": {"IPv4Address": "10.9.0.1"}}})), 400);
+        assert_eq!(error("bridge", json!({"bridge": {"MacAddress": "02:42:ac:11:00:02"}})), 501);
         assert_eq!(error("none", json!({"team": {}})), 400);
         for mode in ["host", "container:x"] {
             assert_eq!(error(mode, json!({"team": {}})), 400);

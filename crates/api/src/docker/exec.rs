@@ -144,7 +144,11 @@ pub(super) async fn create(State(app): App, Path(name): Path<String>, body: axum
     let action = format!("exec_create: {}", exec.options.command.join(" "));
     let id = app.execs.add(exec)?;
     let said = id.clone();
-    app.blocking(move |_| Ok(folder.tell(&action, &[("execID", said)]))).await?;
+    app.blocking(move |_| {
+        folder.tell(&action, &[("execID", said)]);
+        Ok(())
+    })
+    .await?;
     Ok(json(StatusCode::CREATED, &json!({ "Id": id })))
 }
 

@@ -96,7 +96,11 @@ pub(super) async fn restart(State(app): App, Path(name): Path<String>, params: P
     let folder = app.find(name).await?;
     end(&app, &folder, &params).await?;
     start_folder(&app, &folder).await?;
-    app.blocking(move |_| Ok(folder.tell("restart", &[]))).await?;
+    app.blocking(move |_| {
+        folder.tell("restart", &[]);
+        Ok(())
+    })
+    .await?;
     Ok(NOTHING.into_response())
 }
 

@@ -10,7 +10,7 @@ use crate::tuning::{HostName, Tuning};
 ///
 /// # Errors
 /// It makes no sense, or is not for a machine.
-pub(super) fn wanted(host: &HostConfig, isolation: Isolation) -> Result<Tuning> {
+pub(super) fn wanted(host: &HostConfig, domainname: Option<String>, isolation: Isolation) -> Result<Tuning> {
     let positive = |number: Option<i64>| number.filter(|number| *number > 0);
     let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let limit = host.memory.unwrap_or_default();
@@ -28,6 +28,7 @@ pub(super) fn wanted(host: &HostConfig, isolation: Isolation) -> Result<Tuning> 
     let tuning = Tuning {
         pid: shared("PID", &host.pid_mode, &["host", OTHER])?,
         ipc: shared("IPC", &host.ipc_mode, &["host", "none", "shareable", OTHER])?,
+        domainname: text(&domainname),
         uts: shared("UTS", &host.uts_mode, &["host"])?,
         // A machine has one: the agent.
         init: host.init == Some(true) && isolation == Isolation::Container,
@@ -47,7 +48,8 @@ pub(super) fn wanted(host: &HostConfig, isolation: Isolation) -> Result<Tuning> 
     };
     if isolation == Isolation::Vm && (Tuning { hosts: Vec::new(), ..tuning.clone() }) != Tuning::default() {
         let text = "HostConfig.Sysctls, ShmSize, OomScoreAdj, CpuShares, CpusetCpus, CpusetMems, MemoryReservation, MemorySwap, \
-                    BlkioWeight, GroupAdd, Devices, PidMode, IpcMode, UTSMode: a microVM has a kernel of its own, which nobody asks for these";
+                    BlkioWeight, GroupAdd, Devices, PidMode, IpcMode, UTSMode, \
+                    Domainname: a microVM has a kernel of its own, which nobody asks for these";
         return Err(ApiError::not_offered(text));
     }
     Ok(tuning)
@@ -142,7 +144,7 @@ mod tests {
     use super::*;
 
     fn of(host: Value) -> Result<Tuning> {
-        wanted(&serde_json::from_value(host).unwrap(), Isolation::Container)
+        wanted(&serde_json::from_value(host).unwrap(), None, Isolation::Container)
     }
 
     #[test]
@@ -150,7 +152,7 @@ mod tests {
         let sent = json!({"CpuShares": 0, "Memory": 0, "MemorySwap": 0, "MemoryReservation": 0, "ShmSize": 0, "OomScoreAdj": 0,
             "CpusetCpus": "", "Devices": [], "GroupAdd": null, "ExtraHosts": null, "Sysctls": {}});
         assert_eq!(of(sent.clone()), Ok(Tuning::default()));
-        assert!(wanted(&serde_json::from_value(sent).unwrap(), Isolation::Vm).is_ok());
+        assert!(wanted(&serde_json::from_value(sent).unwrap(), None, Isolation::Vm).is_ok());
         let swap = |memory: i64, swap: i64| of(json!({"Memory": memory, "MemorySwap": swap}));
         assert_eq!((swap(100, 200), swap(100, -1)), (Ok(Tuning::default()), Ok(Tuning::default())));
         assert_eq!(swap(100, 150).unwrap().memory_swap, Some(150));
@@ -187,7 +189,7 @@ mod tests {
         ] {
             assert_eq!(of(host.clone()).unwrap_err().status.as_u16(), status, "{host}");
         }
-        let vm = wanted(&serde_json::from_value(json!({"CpuShares": 5})).unwrap(), Isolation::Vm);
+        let vm = wanted(&serde_json::from_value(json!({"CpuShares": 5})).unwrap(), None, Isolation::Vm);
         assert_eq!(vm.unwrap_err().status.as_u16(), 501);
     }
 

@@ -7,7 +7,9 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use bollard_stubs::models::{HostConfig, Mount as Said, MountType, VolumeCreateRequest};
+use bollard_stubs::models::{
+    HostConfig, Mount as Said, MountBindOptionsPropagationEnum as Propagation, MountType, VolumeCreateRequest,
+};
 use serde_json::{Value, json};
 use workload::log::rfc3339;
 use workload::{Description, Mount, MountSource, NewVolume, Volume, Volumes};
@@ -175,6 +177,9 @@ fn bind(text: &str) -> Result<Mount> {
             "nocopy" => copy = false,
             // Nothing is relabelled here, and mounts are private anyway.
             "rw" | "z" | "Z" | "rprivate" | "private" => {}
+            "shared" | "rshared" | "slave" | "rslave" => {
+                return Err(ApiError::not_offered(format!("bind propagation {option}: mounts are private")));
+            }
             _ => return Err(wrong()),
         }
     }
@@ -196,6 +201,13 @@ fn bind(text: &str) -> Result<Mount> {
 }
 
 fn mount_of(said: &Said) -> Result<Mount> {
+    let propagation = said.bind_options.as_ref().and_then(|options| options.propagation);
+    match propagation {
+        None | Some(Propagation::EMPTY | Propagation::PRIVATE | Propagation::RPRIVATE) => {}
+        Some(other) => {
+            return Err(ApiError::not_offered(format!("bind propagation {other}: mounts are private")));
+        }
+    }
     let name = said.source.clone().unwrap_or_default();
     let source = match said.typ {
         Some(MountType::BIND) if !name.starts_with('/') => {
@@ -305,6 +317,11 @@ mod tests {
             (json!({"Binds": ["/a:/b:wx"]}), 400),
             (json!({"Binds": ["a:/b:ro:x"]}), 400),
             (json!({"Binds": [":/b"]}), 400),
+            (json!({"Binds": ["/a:/b:rslave"]}), 501),
+            (
+                json!({"Mounts": [{"Type": "bind", "Source": "/", "Target": "/b", "BindOptions": {"Propagation": "shared"}}]}),
+                501,
+            ),
             (json!({"Mounts": [{"Type": "bind", "Source": "a", "Target": "/b"}]}), 400),
             (json!({"Mounts": [{"Type": "bind", "Source": "/no/such/path", "Target": "/b"}]}), 400),
             (json!({"Mounts": [{"Type": "npipe", "Source": "a", "Target": "/b"}]}), 501),

@@ -56,6 +56,9 @@ pub struct Flags {
     /// Have the shared memory of this host (host), of another container that is shareable (container:NAME), or none
     #[arg(long, value_name = "WHOSE", value_parser = ipc_mode)]
     pub(super) ipc: Option<String>,
+    /// What its host name is said to be of
+    #[arg(long, value_name = "NAME", conflicts_with = "uts")]
+    domainname: Option<String>,
     /// Have the host name of this host: host
     #[arg(long, value_name = "host", value_parser = ["host"])]
     pub(super) uts: Option<String>,
@@ -108,6 +111,7 @@ impl Flags {
         Self {
             pid: tuning.pid.clone(),
             ipc: tuning.ipc.clone(),
+            domainname: tuning.domainname.clone(),
             uts: tuning.uts.clone(),
             init: tuning.init,
             sysctls: tuning.sysctls.clone().into_iter().collect(),
@@ -138,6 +142,7 @@ impl Flags {
             ("--group-add", !self.groups.is_empty()),
             ("--pid", self.pid.is_some()),
             ("--ipc", self.ipc.is_some()),
+            ("--domainname", self.domainname.is_some()),
             ("--uts", self.uts.is_some()),
             ("--device", !self.devices.is_empty()),
         ];
@@ -178,6 +183,7 @@ impl Flags {
                 mount.options.push(format!("size={size}"));
             }
         }
+        spec.domainname.clone_from(&self.domainname);
         let Some(linux) = &mut spec.linux else { return Ok(()) };
         linux.sysctl.extend(self.sysctls.iter().cloned());
         if let Some(resources) = &mut linux.resources {
