@@ -139,7 +139,11 @@ fn the_stock_client_runs_commands_in_containers_and_machines() {
     }
     assert_eq!(server.docker(&["ps", "-aq"]), "", "all of it was --rm");
     refused(&server.try_to(&["run", "--rm", "no-such-image:1"]), 125, "no-such-image");
-    refused(&server.try_to(&["run", "--rm", "--init", "debian"]), 125, "HostConfig.Init");
+    refused(
+        &server.try_to(&["run", "--rm", "--cgroup-parent", "/x", "debian"]),
+        125,
+        "HostConfig.CgroupParent",
+    );
 }
 
 #[test]

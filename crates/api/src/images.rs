@@ -12,6 +12,7 @@ use workload::{EventKind, Folder, Status, Workloads};
 
 use crate::backend::{Refusal, RefusalKind};
 use crate::error::chain;
+use crate::unnamed::is_unnamed;
 
 /// What came of the removal of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ fn find(store: &Store, text: &str) -> Result<Found, Refusal> {
     let is_wanted = |(name, digest): &&(Reference, String)| match &by {
         Some(wanted) => name == wanted,
         None => {
-            let config = || store.image(name).is_ok_and(|image| is_id_of(&config_of(&image), text));
+            let config = || store.image(name).is_ok_and(|image| is_id_of(&id_of(&image), text));
             is_id_of(digest, text) || config()
         }
     };
@@ -87,7 +88,8 @@ fn find(store: &Store, text: &str) -> Result<Found, Refusal> {
     Ok(Found { digest, names, by })
 }
 
-fn config_of(image: &Image) -> String {
+/// Docker's id of an image: the digest of its config.
+pub(crate) fn id_of(image: &Image) -> String {
     image.manifest().config().digest().to_string()
 }
 
@@ -97,7 +99,7 @@ pub fn tell_image(store: &Store, image: &Image, action: &str) {
     let name = image.name();
     let (id, name) = match action {
         "pull" | "push" => (name.to_string(), repository(name)),
-        _ => (config_of(image), name.to_string()),
+        _ => (id_of(image), name.to_string()),
     };
     tell(store, |workloads| workloads.tell_image(action, &id, &name, &image.config().labels));
 }
@@ -125,6 +127,9 @@ fn tell(store: &Store, what: impl FnOnce(&Workloads)) {
 /// No image has the name `name`, or the store cannot be written.
 pub fn tag_image(store: &Store, name: &Reference, alias: &Reference) -> image::Result<()> {
     store.tag(name, alias)?;
+    if is_unnamed(name) {
+        store.remove(name)?;
+    }
     if let Ok(image) = store.image(alias) {
         tell_image(store, &image, "tag");
     }
@@ -191,7 +196,7 @@ fn known(store: &Store) -> Known {
     let names = store.images().unwrap_or_default().into_iter().filter_map(|row| row.name.parse().ok());
     let of = |name: Reference| {
         let image = store.image(&name).ok()?;
-        Some((name, (config_of(&image), image.config().labels)))
+        Some((name, (id_of(&image), image.config().labels)))
     };
     names.filter_map(of).collect()
 }
@@ -236,16 +241,13 @@ fn users(workloads: &Workloads, digest: &str, names: &[Reference]) -> Result<Vec
     Ok(all.into_iter().filter(uses).collect())
 }
 
-/// Removes what nobody uses: what no name leads to, and with `unused` images too, those that fit all filters. What no name leads
-/// to has no label and no age here, so that it fits no filter.
+/// Removes what nobody uses: what no name leads to and images without a name that anybody gave, and with `unused` all images; of
+/// images those that fit all filters. What no name leads to has no label and no age here, so that it fits no filter.
 ///
 /// # Errors
 /// A filter makes no sense; images are being added just now, or the store cannot be written.
 pub fn prune_images(store: &Store, unused: bool, filters: &ImageFilters) -> Result<Pruned, Refusal> {
     let until: Vec<i64> = filters.until.iter().map(|text| moment(text)).collect::<Result<_, _>>()?;
-    if *filters != ImageFilters::default() && !unused {
-        return Ok(Pruned::default());
-    }
     let fits = |image: &Image| {
         let labels = image.config().labels;
         let has = |wanted: &String| match wanted.split_once('=') {
@@ -257,9 +259,9 @@ pub fn prune_images(store: &Store, unused: bool, filters: &ImageFilters) -> Resu
             && until.iter().all(|time| made_at(image) < *time)
     };
     let known = known(store);
-    let pruned = match *filters == ImageFilters::default() {
-        true => store.prune(unused),
-        false => store.prune_some(&fits),
+    let pruned = match unused && *filters == ImageFilters::default() {
+        true => store.prune(true),
+        false => store.prune_some(&|image| (unused || is_unnamed(image.name())) && fits(image)),
     };
     let pruned = pruned.map_err(|error| match error {
         image::Error::InUse { .. } => Refusal::new(RefusalKind::Conflict, chain(&error)),

@@ -37,6 +37,7 @@ mod strata;
 mod terminal;
 mod tls;
 mod tuning;
+mod unnamed;
 
 pub use backend::{
     Backend, BuildOptions, CommandOptions, CommitOptions, Creation, Limit, Limits, Network, Process, Refusal,
@@ -49,3 +50,4 @@ pub use machines::{AfterSnapshot, BlockTraffic, Machines, NetworkTraffic, SavedW
 pub use server::{End, Service, end, serve};
 pub use tls::{Tls, TlsError};
 pub use tuning::{HostName, Tuning};
+pub use unnamed::is_unnamed;

@@ -2,12 +2,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::error::{Error, Result, While};
+use crate::mounts::Target;
 use crate::options::{Bind, MountOptions};
 use crate::rootfs::{self, Root};
+use crate::spec::Mount;
 use crate::{mounts, sys};
 
 /// Mounts `root` for the calling thread alone, attached nowhere; it goes with its descriptor and the thread. `scratch` is a
@@ -19,6 +22,29 @@ pub fn mount(root: &Root, scratch: &Path) -> Result<OwnedFd> {
     let lower = rootfs::lower(root)?;
     leave_hosts_mounts()?;
     rootfs::detached(root, lower.as_ref(), scratch)
+}
+
+/// As [`mount`], with more mounted in it; of what is named in `held`, which no path leads to, that is mounted.
+///
+/// # Errors
+/// As [`mount`]'s, or one of them cannot be mounted.
+pub fn mount_with(
+    root: &Root,
+    scratch: &Path,
+    more: &[Mount],
+    held: &[(String, Arc<OwnedFd>)],
+) -> Result<OwnedFd> {
+    let made = mount(root, scratch)?;
+    let act = || format!("attach the root at {}", scratch.display());
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+    let place = rustix::fs::open(scratch, flags, Mode::empty()).during(act)?;
+    mounts::attach(made.as_fd(), place.as_fd()).during(act)?;
+    let target = Target { root: made.as_fd(), label: None, cgroups: &[] };
+    for one in more {
+        let prepared = held.iter().find(|(place, _)| *place == one.destination);
+        target.mount(one, prepared.map(|(_, held)| &**held))?;
+    }
+    Ok(made)
 }
 
 /// Mounts memory on `folder`, for the calling thread and the containers it makes alone: for upper folders, which cannot be on

@@ -11,6 +11,8 @@ struct Mapping {
     start: u64,
     end: u64,
     pss_kib: u64,
+    /// Addresses that are only kept free.
+    is_reserved: bool,
 }
 
 impl Mapping {
@@ -65,9 +67,11 @@ fn parse(smaps: &str) -> Vec<Mapping> {
             && let (Ok(start), Ok(end)) = (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
             && start <= end
         {
-            mappings.push(Mapping { start, end, pss_kib: 0 });
+            let is_reserved = words.next().is_some_and(|rights| rights.starts_with("---"));
+            mappings.push(Mapping { start, end, pss_kib: 0, is_reserved });
         }
     }
+    mappings.retain(|mapping| !mapping.is_reserved);
     mappings
 }
 

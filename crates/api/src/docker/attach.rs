@@ -8,8 +8,9 @@ use hyper::Request as HttpRequest;
 use workload::control::{Client, Request};
 use workload::{Folder, Status};
 
+use super::keys::DetachKeys;
 use super::params::Params;
-use super::streams::{self, STDERR, STDOUT, Streams, framed};
+use super::streams::{self, NOBODYS, STDERR, STDOUT, Streams, framed};
 use super::{App, logs};
 use crate::error::{ApiError, Result};
 
@@ -31,9 +32,11 @@ pub(super) async fn attach(
     let before =
         if has("logs") { written(&app, &folder, has("stdout"), has("stderr")).await? } else { Vec::new() };
     if !has("stream") {
-        let streams = Streams { stdin: None, outputs: Vec::new(), is_raw, before };
+        let streams = Streams { is_raw, before, ..Streams::default() };
         return Ok(streams::join(connection, streams, std::future::ready(())));
     }
+    let detach = params.get("detachKeys").unwrap_or_default();
+    let detach = is_raw.then(|| DetachKeys::parse(detach)).transpose()?;
     let look = folder.clone();
     let status = app.blocking(move |_| Ok(look.state()?.status)).await?;
     if matches!(status, Status::Paused | Status::Restarting) {
@@ -53,14 +56,13 @@ pub(super) async fn attach(
     };
     let client = app.blocking(move |_| Ok(connect(&folder, fds)?)).await?;
     let mut outputs: Vec<(u8, streams::Output)> = Vec::new();
-    // A stream that is not wanted is read by nobody, and who writes to it finds that out.
-    if has("stdout") {
-        outputs.push((STDOUT, Box::new(stdout)));
-    }
+    // Standard output tells of the end of all. Standard error that is not wanted is read by nobody, and who writes to it finds that
+    // out.
+    outputs.push((if has("stdout") { STDOUT } else { NOBODYS }, Box::new(stdout)));
     if has("stderr") && !is_raw {
         outputs.push((STDERR, Box::new(stderr)));
     }
-    let streams = Streams { stdin, outputs, is_raw, before };
+    let streams = Streams { stdin, detach, outputs, is_raw, before, reads_on: false };
     // The attachment lasts as long as its connection.
     Ok(streams::join(connection, streams, async move { drop(client) }))
 }

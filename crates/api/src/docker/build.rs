@@ -18,7 +18,7 @@ use super::pull::{Kept, Lines, PULL, keep, told};
 use super::{App, images, json};
 use crate::backend::{Backend, BuildOptions};
 use crate::error::{ApiError, Result, chain};
-use crate::scratch;
+use crate::{scratch, unnamed};
 
 /// Files of a context. Attack: an archive of nothing but names.
 const MAX_ENTRIES: usize = 1 << 20;
@@ -144,37 +144,89 @@ fn run(
     // Its space is needed no more.
     drop(archive);
     options.context = folder.path().to_owned();
-    let mut command = backend.build(&options).map_err(|refusal| refusal.message)?;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| format!("start the build: {error}"))?;
-    let mut last = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        for line in BufReader::new(stderr).split(b'\n').map_while(std::result::Result::ok) {
-            let line = String::from_utf8_lossy(&line).into_owned();
-            if !quiet {
-                lines.say(json!({ "stream": format!("{line}\n") }));
-            }
-            if !line.trim().is_empty() && !line.starts_with("  next:") {
-                last = line;
-            }
+    let unnamed =
+        if options.tags.is_empty() { Some(unnamed::fresh().map_err(|error| error.message)?) } else { None };
+    options.tags.extend(unnamed.iter().map(Reference::to_string));
+    build_with(backend, &options, |line| {
+        if !quiet {
+            lines.say(json!({ "stream": format!("{line}\n") }));
         }
-    }
-    let output = child.wait_with_output().map_err(|error| format!("wait for the build: {error}"))?;
-    if !output.status.success() {
-        return Err(last.strip_prefix("strata: ").unwrap_or(&last).to_owned());
-    }
-    let digest = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    let id = options.tags.first().and_then(|tag| images::find(backend.store(), tag).ok());
-    let id = id.map_or(digest, |image| images::id_of(&image));
+    })?;
+    let image = match &unnamed {
+        Some(name) => unnamed::settle(backend.store(), name),
+        None => images::find(backend.store(), &options.tags[0]),
+    };
+    let id = image.map(|image| crate::images::id_of(&image)).map_err(|error| error.message)?;
     lines.say(json!({ "aux": { "ID": id } }));
     let short: String = id.trim_start_matches("sha256:").chars().take(12).collect();
     lines.say(
         json!({ "stream": if quiet { format!("{id}\n") } else { format!("Successfully built {short}\n") } }),
     );
-    for tag in options.tags.iter().filter(|_| !quiet) {
+    for tag in options.tags.iter().filter(|_| !quiet && unnamed.is_none()) {
         lines.say(json!({ "stream": format!("Successfully tagged {tag}\n") }));
     }
     Ok(())
+}
+
+/// Builds, and hears each line that is said of it; the last one is what was wrong.
+fn build_with(
+    backend: &dyn Backend,
+    options: &BuildOptions,
+    mut hear: impl FnMut(&str),
+) -> std::result::Result<(), String> {
+    let mut command = backend.build(options).map_err(|refusal| refusal.message)?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("start the build: {error}"))?;
+    let mut last = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).split(b'\n').map_while(std::result::Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            hear(&line);
+            if !line.trim().is_empty() && !line.starts_with("  next:") {
+                last = line;
+            }
+        }
+    }
+    let status = child.wait().map_err(|error| format!("wait for the build: {error}"))?;
+    if status.success() { Ok(()) } else { Err(last.strip_prefix("strata: ").unwrap_or(&last).to_owned()) }
+}
+
+/// The instructions that change an image's config and nothing of its files.
+const CHANGES: [&str; 11] = [
+    "CMD",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "HEALTHCHECK",
+    "LABEL",
+    "ONBUILD",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
+];
+
+/// Changes the config of the image `name` by instructions.
+pub(super) fn change(
+    backend: &dyn Backend,
+    name: &Reference,
+    changes: &[String],
+) -> std::result::Result<(), String> {
+    let word = |change: &String| change.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+    if let Some(wrong) = changes.iter().find(|change| !CHANGES.contains(&word(change).as_str())) {
+        return Err(format!("{wrong:?} is not a valid change command"));
+    }
+    let folder = scratch::folder(backend.store().root(), scratch::CONTEXT);
+    let folder = folder.map_err(|error| format!("keep the context: {error}"))?;
+    let text = format!("FROM {name}\n{}\n", changes.join("\n"));
+    std::fs::write(folder.path().join("Containerfile"), text)
+        .map_err(|error| format!("keep the changes: {error}"))?;
+    let tags = vec![name.to_string()];
+    build_with(
+        backend,
+        &BuildOptions { context: folder.path().to_owned(), tags, ..BuildOptions::default() },
+        |_| {},
+    )
 }
 
 /// Unpacks an archive, compressed or not, into `folder`, and nowhere else.

@@ -10,6 +10,7 @@ use super::params::Params;
 use super::{App, json, pull};
 use crate::backend::CommitOptions;
 use crate::error::{ApiError, Result};
+use crate::unnamed;
 
 /// What the program says about a change.
 #[derive(Deserialize)]
@@ -60,9 +61,9 @@ fn said(output: std::process::Output) -> Result<Vec<u8>> {
 pub(super) async fn commit(State(app): App, params: Params, body: Bytes) -> Result {
     let container = params.get("container").ok_or_else(|| ApiError::bad("container: which one?"))?;
     let folder = app.find(container.to_owned()).await?;
-    let image = match params.get("repo") {
-        Some(repository) => Some(pull::with_tag(repository, params.get("tag"))?.to_string()),
-        None => None,
+    let (name, is_named) = match params.get("repo").filter(|repository| !repository.is_empty()) {
+        Some(repository) => (pull::with_tag(repository, params.get("tag"))?, true),
+        None => (unnamed::fresh()?, false),
     };
     let said_by_client: Value = if body.is_empty() {
         Value::Null
@@ -79,20 +80,24 @@ pub(super) async fn commit(State(app): App, params: Params, body: Bytes) -> Resu
     }
     changes.extend(instructions(&said_by_client));
     let options = CommitOptions {
-        image,
+        image: Some(name.to_string()),
         author: text("author"),
         message: text("comment"),
         changes,
         // Docker's default.
         pause: params.get("pause").is_none() || params.flag("pause"),
     };
-    let output = app
+    let id = app
         .blocking(move |backend| {
             let output = backend.commit(&folder, &options)?.stdin(std::process::Stdio::null()).output();
-            output.map_err(|error| ApiError::failed(format!("commit: {error}")))
+            let output = output.map_err(|error| ApiError::failed(format!("commit: {error}")))?;
+            let id = String::from_utf8_lossy(&said(output)?).trim().to_owned();
+            if !is_named {
+                unnamed::settle(backend.store(), &name)?;
+            }
+            Ok(id)
         })
         .await?;
-    let id = String::from_utf8_lossy(&said(output)?).trim().to_owned();
     Ok(json(StatusCode::CREATED, &json!({ "Id": id })))
 }
 

@@ -10,7 +10,7 @@ use workload::{Description, Folder, Isolation, State as Condition, Status, now_m
 
 use super::filters::Filters;
 use super::params::Params;
-use super::{App, create, endpoints, images, json};
+use super::{App, create, endpoints, json};
 use crate::backend::Backend;
 use crate::error::{ApiError, Result};
 use crate::images::is_id_of;
@@ -192,7 +192,7 @@ impl<'a> ImageIds<'a> {
     /// The id of the image that has this name now; nothing if none has.
     pub(super) fn id(&mut self, name: &str) -> Option<String> {
         let store = self.store;
-        let find = || Some(images::id_of(&store.image(&name.parse().ok()?).ok()?));
+        let find = || Some(crate::images::id_of(&store.image(&name.parse().ok()?).ok()?));
         self.known.entry(name.to_owned()).or_insert_with(find).clone()
     }
 }

@@ -219,7 +219,7 @@ fn row(
         "GwPriority": endpoint.map_or(0, |endpoint| endpoint.priority),
         "NetworkID": info.map(|info| info.id.as_str()).unwrap_or_default(),
         "EndpointID": text(&|info, _| Some(id(&info.id, &what.id))),
-        "MacAddress": text(&|_, lease| Some(mac_text(lease.mac))),
+        "MacAddress": lease.map(|lease| lease.mac).or_else(|| endpoint?.mac).map(mac_text).unwrap_or_default(),
         "Gateway": text(&|info, _| (!info.internal).then(|| info.gateway.to_string())),
         "IPAddress": text(&|_, lease| Some(lease.address.to_string())),
         "IPPrefixLen": now.map_or(0, |(info, _)| info.subnet.prefix()),

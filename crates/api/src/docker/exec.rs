@@ -19,6 +19,7 @@ use tokio::process::Child;
 use tokio::sync::oneshot;
 use workload::Status;
 
+use super::keys::DetachKeys;
 use super::params::Params;
 use super::streams::{self, STDERR, STDOUT, Streams};
 use super::{App, MAX_BODY_BYTES, Shared, json, lifecycle};
@@ -41,6 +42,7 @@ struct Exec {
     options: CommandOptions,
     outputs: (bool, bool),
     size: Option<(u16, u16)>,
+    detach_keys: DetachKeys,
     changed: Instant,
     state: ExecState,
 }
@@ -138,6 +140,7 @@ pub(super) async fn create(State(app): App, Path(name): Path<String>, body: axum
         },
         outputs: (config.attach_stdout.unwrap_or_default(), config.attach_stderr.unwrap_or_default()),
         size: console_size(config.console_size.as_deref()),
+        detach_keys: DetachKeys::parse(config.detach_keys.as_deref().unwrap_or_default())?,
         changed: Instant::now(),
         state: ExecState::Announced,
     };
@@ -164,18 +167,19 @@ pub(super) async fn start(State(app): App, Path(id): Path<String>, mut request: 
     let body = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES).await;
     let wanted: ExecStartConfig = parse(&body.map_err(|error| ApiError::bad(error.to_string()))?)?;
     let detach = wanted.detach.unwrap_or_default();
-    let (container, mut options, outputs, size) = {
+    let (container, mut options, outputs, size, keys) = {
         let mut execs = app.execs.lock();
         let exec = execs.get_mut(&id).ok_or_else(|| no_exec(&id))?;
         if !matches!(exec.state, ExecState::Announced) {
             return Err(ApiError::conflict(format!("exec {id} was started already")));
         }
         exec.state = ExecState::Running { pid: None, terminal: None };
-        (exec.container.clone(), exec.options.clone(), exec.outputs, exec.size)
+        (exec.container.clone(), exec.options.clone(), exec.outputs, exec.size, exec.detach_keys.clone())
     };
     options.id = Some(id.clone());
     options.stdin &= !detach && connection.is_some();
     options.tty &= !detach;
+    let keys = options.tty.then_some(keys);
     let size = console_size(wanted.console_size.as_deref()).or(size);
     let started = spawn(&app, &id, container, options.clone(), size).await;
     let Started { child, mut streams } =
@@ -194,6 +198,9 @@ pub(super) async fn start(State(app): App, Path(id): Path<String>, mut request: 
         STDERR => outputs.1,
         _ => outputs.0 || outputs.1 && options.tty,
     });
+    // What it was said to be here counts, not what it is.
+    streams.is_raw = wanted.tty.unwrap_or_default();
+    streams.detach = keys;
     Ok(streams::join(connection, streams, async move {
         // Who sees the end of the output may ask for the exit code at once.
         let _ = ended.await;
@@ -230,6 +237,11 @@ fn on_terminal(
     size: Option<(u16, u16)>,
 ) -> Result<Started> {
     let (pty, pts) = pty_process::open().map_err(not_started)?;
+    // That of the command's own is behind it and makes of its lines what a terminal makes of them.
+    let mut settings = rustix::termios::tcgetattr(&pty).map_err(not_started)?;
+    settings.make_raw();
+    let now = rustix::termios::OptionalActions::Now;
+    rustix::termios::tcsetattr(&pty, now, &settings).map_err(not_started)?;
     let terminal = pty.as_fd().try_clone_to_owned().map_err(not_started)?;
     let (rows, columns) = size.unwrap_or(DEFAULT_SIZE);
     pty.resize(pty_process::Size::new(rows, columns)).map_err(not_started)?;
@@ -239,7 +251,7 @@ fn on_terminal(
     app.execs.set(id, ExecState::Running { pid: child.id(), terminal: Some(terminal) });
     let stdin = options.stdin.then(|| Box::new(input) as streams::Input);
     let outputs: Vec<(u8, streams::Output)> = vec![(STDOUT, Box::new(output))];
-    Ok(Started { child, streams: Streams { stdin, outputs, is_raw: true, before: Vec::new() } })
+    Ok(Started { child, streams: Streams { stdin, outputs, reads_on: true, ..Streams::default() } })
 }
 
 fn on_pipes(
@@ -256,7 +268,7 @@ fn on_pipes(
     let mut outputs: Vec<(u8, streams::Output)> = Vec::new();
     outputs.extend(child.stdout.take().map(|stream| (STDOUT, Box::new(stream) as streams::Output)));
     outputs.extend(child.stderr.take().map(|stream| (STDERR, Box::new(stream) as streams::Output)));
-    Ok(Started { child, streams: Streams { stdin, outputs, is_raw: false, before: Vec::new() } })
+    Ok(Started { child, streams: Streams { stdin, outputs, ..Streams::default() } })
 }
 
 fn not_started(error: impl std::fmt::Display) -> ApiError {
@@ -300,7 +312,7 @@ pub(super) async fn inspect(State(app): App, Path(id): Path<String>) -> Result {
             "ExitCode": code,
             "Pid": pid.unwrap_or_default(),
             "CanRemove": false,
-            "DetachKeys": "",
+            "DetachKeys": exec.detach_keys.words(),
             "OpenStdin": exec.options.stdin,
             "OpenStdout": exec.outputs.0,
             "OpenStderr": exec.outputs.1,

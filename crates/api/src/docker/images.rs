@@ -1,6 +1,6 @@
 //! Images: lists, names, archives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -18,7 +18,8 @@ use super::pull::{self, told};
 use super::{App, Shared, json, streams};
 use crate::backend::Backend;
 use crate::error::{ApiError, Result, chain};
-use crate::images::{self, ImageFilters, is_id_of, made_at, moment, seconds};
+use crate::images::{self, ImageFilters, id_of, is_id_of, made_at, moment, seconds};
+use crate::unnamed::is_unnamed;
 
 /// The image of this name or id.
 pub(super) fn find(store: &Store, text: &str) -> Result<Image> {
@@ -59,21 +60,14 @@ fn names_of(store: &Store, id: &str) -> Result<Vec<Reference>> {
     Ok(ids.into_values().next().unwrap_or_default())
 }
 
-/// Docker's id of an image: the digest of its config.
-pub(super) fn id_of(image: &Image) -> String {
-    image.manifest().config().digest().to_string()
-}
-
 /// `GET /images/json`
 pub(super) async fn list(State(app): App, params: Params) -> Result {
     let known = ["dangling", "label", "label!", "reference", "before", "since", "until"];
     let filters = Filters::of(&params, &known)?;
     let rows = app
         .blocking(move |backend| {
-            // Images without a name are in no list.
-            if filters.values("dangling").any(|value| matches!(value, "true" | "1")) {
-                return Ok(Vec::new());
-            }
+            let dangling: Vec<bool> =
+                filters.values("dangling").map(|value| matches!(value, "true" | "1")).collect();
             let made = |name: &str| -> Result<i64> { Ok(made_at(&find(backend.store(), name)?)) };
             let before = filters.values("before").map(made).collect::<Result<Vec<i64>>>()?;
             let since = filters.values("since").map(made).collect::<Result<Vec<i64>>>()?;
@@ -81,7 +75,9 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
                 filters.values("until").map(|text| Ok(moment(text)?)).collect::<Result<Vec<i64>>>()?;
             rows(backend, &|image: &Image| {
                 let created = made_at(image);
-                let in_time = before.iter().chain(&until).all(|time| created < *time)
+                let fits_name = dangling.iter().all(|wanted| *wanted == is_unnamed(image.name()));
+                let in_time = fits_name
+                    && before.iter().chain(&until).all(|time| created < *time)
                     && since.iter().all(|time| created > *time);
                 if !in_time {
                     return false;
@@ -132,11 +128,14 @@ pub(super) fn rows(backend: &dyn Backend, fits: &dyn Fn(&Image) -> bool) -> Resu
             continue;
         }
         let id = id_of(&image);
-        let digest = format!("{}@{}", image.name().name(), image.digest());
+        let shown = !is_unnamed(image.name());
+        let names = |text: String| if shown { vec![text] } else { Vec::new() };
+        let digests = names(format!("{}@{}", image.name().name(), image.digest()));
+        let tags = names(summary.name);
         let count = used.iter().filter(|name| *name == image.name()).count();
         if let Some((_, row)) = rows.iter_mut().find(|(other, _)| *other == id) {
-            if let Some(tags) = row["RepoTags"].as_array_mut() {
-                tags.push(json!(summary.name));
+            if let Some(known) = row["RepoTags"].as_array_mut() {
+                known.extend(tags.into_iter().map(Value::from));
             }
             row["Containers"] = json!(row["Containers"].as_u64().unwrap_or_default() + count as u64);
             continue;
@@ -144,8 +143,8 @@ pub(super) fn rows(backend: &dyn Backend, fits: &dyn Fn(&Image) -> bool) -> Resu
         let row = json!({
             "Id": id,
             "ParentId": "",
-            "RepoTags": [summary.name],
-            "RepoDigests": [digest],
+            "RepoTags": tags,
+            "RepoDigests": digests,
             "Created": seconds(summary.created.as_deref()),
             "Size": summary.size_bytes,
             "SharedSize": -1,
@@ -180,13 +179,13 @@ pub(super) async fn get(State(app): App, Path(path): Path<String>, _params: Para
 fn describe(store: &Store, name: &str) -> Result<Value> {
     let image = find(store, name)?;
     let id = id_of(&image);
-    let names = names_of(store, &id)?;
+    let names: Vec<_> = names_of(store, &id)?.into_iter().filter(|name| !is_unnamed(name)).collect();
     let config: Value = serde_json::from_slice(image.config_bytes()).unwrap_or_default();
     let text = |pointer: &str| config.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     Ok(json!({
         "Id": id,
         "RepoTags": names.iter().map(Reference::to_string).collect::<Vec<_>>(),
-        "RepoDigests": [format!("{}@{}", image.name().name(), image.digest())],
+        "RepoDigests": names.iter().map(|name| format!("{}@{}", name.name(), image.digest())).collect::<BTreeSet<_>>(),
         "Parent": "",
         "Comment": "",
         "Created": text("/created"),
@@ -218,7 +217,8 @@ fn history(image: &Image) -> Value {
         .collect();
     if let Some(first) = rows.first_mut() {
         first["Id"] = json!(id);
-        first["Tags"] = json!([image.name().to_string()]);
+        first["Tags"] =
+            if is_unnamed(image.name()) { Value::Null } else { json!([image.name().to_string()]) };
     }
     json!(rows)
 }

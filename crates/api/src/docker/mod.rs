@@ -17,6 +17,7 @@ mod filters;
 mod images;
 mod inspect;
 mod ipam;
+mod keys;
 mod lifecycle;
 mod logs;
 mod networks;

@@ -85,7 +85,7 @@ fn row(info: &NetworkInfo) -> Value {
         "Driver": DRIVER,
         "EnableIPv4": true,
         "EnableIPv6": info.six.is_some(),
-        "IPAM": { "Driver": "default", "Options": {}, "Config": ipam::rows(info) },
+        "IPAM": { "Driver": "default", "Options": null, "Config": ipam::rows(info) },
         "Internal": info.internal,
         "Attachable": false,
         "Ingress": false,

@@ -20,9 +20,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use super::params::Params;
-use super::{App, Shared, streams};
+use super::{App, Shared, build, streams};
 use crate::error::{ApiError, Result, chain};
-use crate::{images, scratch};
+use crate::{images, scratch, unnamed};
 
 /// How often a client is told how far a layer is.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -80,12 +80,24 @@ async fn import(app: std::sync::Arc<Shared>, params: &Params, source: &str, body
     if source != "-" {
         return Err(ApiError::not_offered("import from an address: fetch it, and import the file"));
     }
-    let repository = params.get("repo").ok_or_else(|| ApiError::bad("repo: an image needs a name here"))?;
-    let name = with_tag(repository, params.get("tag"))?;
+    let repository = params.get("repo").filter(|repository| !repository.is_empty());
+    let (name, is_named) = match repository {
+        Some(repository) => (with_tag(repository, params.get("tag"))?, true),
+        None => (unnamed::fresh()?, false),
+    };
+    let changes: Vec<String> = params.all("changes").flat_map(str::lines).map(str::to_owned).collect();
+    let changes: Vec<String> = changes.into_iter().filter(|change| !change.trim().is_empty()).collect();
     let file = keep(&app, body).await?;
     Ok(told(&app, PULL, move |backend, lines| {
         let imported = backend.store().import(&file.path(), &name, lines);
-        let image = imported.map_err(|error| chain(&error))?;
+        let mut image = imported.map_err(|error| chain(&error))?;
+        if !changes.is_empty() {
+            build::change(backend, &name, &changes)?;
+            image = backend.store().image(&name).map_err(|error| chain(&error))?;
+        }
+        if !is_named {
+            image = unnamed::settle(backend.store(), &name).map_err(|error| error.message)?;
+        }
         images::tell_image(backend.store(), &image, "import");
         lines.say(json!({ "status": image.manifest().config().digest().to_string() }));
         Ok(())

@@ -14,8 +14,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
+use super::keys::{DetachKeys, Typed};
 use crate::error::{ApiError, Result};
 
 /// Bytes that are read of a stream at once.
@@ -26,6 +27,8 @@ const PIECES: usize = 8;
 /// Python reads the head through a buffer and the rest past it: what came with the head is lost there.
 const HEAD_ALONE: Duration = Duration::from_millis(50);
 
+/// What is read for its end alone.
+pub(super) const NOBODYS: u8 = 0;
 /// Standard output.
 pub(super) const STDOUT: u8 = 1;
 /// Standard error.
@@ -70,12 +73,17 @@ pub(super) type Output = Box<dyn AsyncRead + Send + Unpin>;
 pub(super) type Input = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// The streams of a command, as far as the client wants them.
+#[derive(Default)]
 pub(super) struct Streams {
     /// What it reads.
     pub(super) stdin: Option<Input>,
+    /// Keys that take the client away from it, where it has a terminal.
+    pub(super) detach: Option<DetachKeys>,
+    /// Whoever leaves by them leaves a command whose streams these are alone.
+    pub(super) reads_on: bool,
     /// What it writes, by number.
     pub(super) outputs: Vec<(u8, Output)>,
-    /// It has a terminal.
+    /// The client takes all for one stream, as it does what a terminal writes.
     pub(super) is_raw: bool,
     /// What was written before.
     pub(super) before: Vec<Bytes>,
@@ -83,9 +91,9 @@ pub(super) struct Streams {
 
 impl Streams {
     /// All output in its order, until all of it has ended.
-    fn collect(self) -> (Option<Input>, mpsc::Receiver<Bytes>) {
+    fn collect(self) -> (Option<Input>, Option<DetachKeys>, mpsc::Receiver<Bytes>) {
         let (sender, receiver) = mpsc::channel(PIECES);
-        let Streams { stdin, outputs, is_raw, before } = self;
+        let Streams { stdin, detach, outputs, is_raw, before, reads_on: _ } = self;
         tokio::spawn(async move {
             for piece in before {
                 if sender.send(piece).await.is_err() {
@@ -96,7 +104,7 @@ impl Streams {
                 tokio::spawn(read(number, output, is_raw, sender.clone()));
             }
         });
-        (stdin, receiver)
+        (stdin, detach, receiver)
     }
 }
 
@@ -110,6 +118,9 @@ async fn read(number: u8, mut output: Output, is_raw: bool, sender: mpsc::Sender
         };
         // A terminal whose last user is gone is an error, not an end.
         let Ok(count @ 1..) = count else { return };
+        if number == NOBODYS {
+            continue;
+        }
         if sender.send(framed(number, &buffer[..count], is_raw)).await.is_err() {
             return;
         }
@@ -133,6 +144,35 @@ pub(super) fn upgrade_of(request: &mut Request<Body>) -> Option<OnUpgrade> {
     wants_upgrade(request.headers()).then(|| hyper::upgrade::on(request))
 }
 
+/// Hands on what the client sends, and stays. `leave` is told of keys that take it away, and of nothing else.
+async fn type_into(
+    stdin: Option<Input>,
+    detach: Option<DetachKeys>,
+    from: &mut (impl AsyncRead + Unpin),
+    leave: oneshot::Sender<()>,
+) {
+    let (mut held, mut leave) = (None, Some(leave));
+    match (stdin, detach) {
+        (Some(mut stdin), Some(keys)) => {
+            if keys.copy(from, &mut stdin).await == Typed::Detach {
+                let _ = leave.take().map(|leave| leave.send(()));
+                // What the command reads does not end with this client.
+                held = Some(stdin);
+            } else {
+                let _ = stdin.shutdown().await;
+            }
+        }
+        (Some(mut stdin), None) => {
+            let _ = tokio::io::copy(from, &mut stdin).await;
+            let _ = stdin.shutdown().await;
+        }
+        // What the client sends is read, so that its end is seen.
+        (None, _) => drop(tokio::io::copy(from, &mut tokio::io::sink()).await),
+    }
+    std::future::pending::<()>().await;
+    drop((held, leave));
+}
+
 /// Joins the client to the streams: on its connection, if it wants that, or with the output in the body of the answer. `ended` is
 /// called when the output has ended and is sent.
 pub(super) fn join(
@@ -142,7 +182,8 @@ pub(super) fn join(
 ) -> Response {
     let media = [(header::CONTENT_TYPE, media_type(streams.is_raw))];
     let is_waiting = !streams.before.is_empty();
-    let (stdin, mut pieces) = streams.collect();
+    let reads_on = streams.reads_on;
+    let (stdin, detach, mut pieces) = streams.collect();
     let Some(connection) = connection else {
         drop(stdin);
         let stream =
@@ -166,22 +207,25 @@ pub(super) fn join(
             tokio::time::sleep(HEAD_ALONE).await;
         }
         let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
-        let typing = tokio::spawn(async move {
-            if let Some(mut stdin) = stdin {
-                let _ = tokio::io::copy(&mut from, &mut stdin).await;
-                let _ = stdin.shutdown().await;
-            } else {
-                // What the client sends is read, so that its end is seen.
-                let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
+        let (leave, mut left) = oneshot::channel::<()>();
+        let typing = tokio::spawn(async move { type_into(stdin, detach, &mut from, leave).await });
+        let is_over = loop {
+            tokio::select! {
+                piece = pieces.recv() => match piece {
+                    Some(piece) if to.write_all(&piece).await.is_ok() => {}
+                    _ => break true,
+                },
+                Ok(()) = &mut left => break false,
             }
-        });
-        while let Some(piece) = pieces.recv().await {
-            if to.write_all(&piece).await.is_err() {
-                break;
-            }
+        };
+        if is_over {
+            ended.await;
+            let _ = to.shutdown().await;
+        } else {
+            let _ = to.shutdown().await;
+            // Somebody has to read what nobody sees, until there is no more.
+            while reads_on && pieces.recv().await.is_some() {}
         }
-        ended.await;
-        let _ = to.shutdown().await;
         typing.abort();
     });
     let head = [(header::CONNECTION, "Upgrade"), (header::UPGRADE, "tcp")];

@@ -6,6 +6,10 @@ use workload::{Isolation, LogLimits};
 use crate::error::{ApiError, Result};
 use crate::tuning::{HostName, Tuning};
 
+/// Where docker has output go to, besides.
+const OTHER_DRIVERS: [&str; 8] =
+    ["awslogs", "etwlogs", "fluentd", "gcplogs", "gelf", "journald", "splunk", "syslog"];
+
 /// What a client wants, in our words.
 ///
 /// # Errors
@@ -124,6 +128,9 @@ pub(super) fn log_options(config: Option<HostConfigLogConfig>) -> Result<(Option
     let driver = config.typ.filter(|driver| !driver.is_empty());
     let known = driver.as_deref().unwrap_or("json-file");
     if !matches!(known, "json-file" | "local" | "none") {
+        if !OTHER_DRIVERS.contains(&known) {
+            return Err(ApiError::bad(format!("logger: no log driver named '{known}' is registered")));
+        }
         let text = format!(
             "HostConfig.LogConfig: what a workload writes is kept in json-file, or not at all, not {known}"
         );

@@ -14,7 +14,7 @@ use container::{Root, Upper};
 use workload::control::{Answer, Client, Exec};
 use workload::{Description, Folder, Isolation, Status};
 
-use super::run::{container as containers, exec};
+use super::run::{container as containers, exec, volumes};
 use super::workloads;
 use crate::cli::Global;
 use crate::exit::Exit;
@@ -79,9 +79,12 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
             Isolation::Vm if is_up(&folder)? => return in_machine(&folder, &request, input),
             Isolation::Container if is_up(&folder)? => {
                 containers::check_rights()?;
-                let opened = containers::runtime().root_of(&containers::id_of(&folder));
-                let root = opened.map_err(containers::explain)?;
-                return in_root(&folder, &root, &request, input);
+                match containers::runtime().root_of(&containers::id_of(&folder)) {
+                    Ok(root) => return in_root(&folder, &root, &request, input),
+                    Err(error) if is_up(&folder)? => return Err(containers::explain(error)),
+                    // It has ended just now.
+                    Err(_) => {}
+                }
             }
             isolation => {
                 // Nobody starts it meanwhile. Whoever did before this is seen in the next round.
@@ -250,7 +253,12 @@ fn in_container_at_rest(
     std::fs::create_dir_all(&scratch).while_trying(|| format!("make {}", scratch.display()))?;
     let (file, fs_type) = (lower.path().to_owned(), lower.fstype().to_owned());
     let root = Root::Image { file, fs_type, below: Vec::new(), upper: Upper::Folder(upper) };
-    let root = container::rest::mount(&root, &scratch).map_err(containers::explain)?;
+    // What is seen of volumes belongs to paths, and not to the root's own files.
+    let sees_volumes = matches!(request, Request::Stat(_) | Request::Get { .. } | Request::Put { .. });
+    let settled = if sees_volumes { Some(options.settle_files(&store)?) } else { None };
+    let seen = settled.as_ref().map(|settled| settled.volumes.as_slice()).unwrap_or_default();
+    let (more, held) = (volumes::mounts(seen), volumes::held(seen)?);
+    let root = container::rest::mount_with(&root, &scratch, &more, &held).map_err(containers::explain)?;
     in_root(folder, &root, request, input)
 }
 

@@ -92,7 +92,7 @@ pub struct LoadOptions {
 #[derive(Args)]
 pub struct SaveOptions {
     /// Names of the images, and the file to write
-    #[arg(required = true, num_args = 2.., value_names = ["NAME", "FILE"])]
+    #[arg(required = true, value_names = ["NAME", "FILE"])]
     names_and_file: Vec<String>,
     /// Kind of the archive
     #[arg(long, value_enum, default_value_t = Format::Oci)]
@@ -245,7 +245,9 @@ fn load(store: &Store, options: &LoadOptions) -> Outcome<()> {
 }
 
 fn save(store: &Store, options: &SaveOptions) -> Outcome<()> {
-    let Some((file, names)) = options.names_and_file.split_last() else { return Ok(()) };
+    let Some((file, names @ [_, ..])) = options.names_and_file.split_last() else {
+        return Err(Failure::new("save images: name an image, and a file to write").exit(Exit::Usage));
+    };
     let act = || format!("save {} to {file}", names.join(", "));
     let find = |name: &String| {
         store.image(&parse(name)?).map_err(|error| explain(format!("save image {name:?}"), name, error))

@@ -203,6 +203,16 @@ impl Flags {
     }
 }
 
+impl super::Options {
+    /// What a workload that was made with these options sees.
+    ///
+    /// # Errors
+    /// Its image or a volume is gone.
+    pub fn settle_files(&self, store: &Store) -> Outcome<Settled> {
+        self.files.settle(store, &super::find(store, self)?, Keep::Workload)
+    }
+}
+
 impl Settled {
     /// Whether a machine can have them.
     ///
