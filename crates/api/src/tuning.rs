@@ -31,6 +31,8 @@ pub struct Tuning {
     pub groups: Vec<String>,
     /// Devices of the host: `HOST:INSIDE:ACCESS`.
     pub devices: Vec<String>,
+    /// What it may do with devices beside those: `KIND MAJOR:MINOR ACCESS`.
+    pub device_rules: Vec<String>,
     /// Names that it knows without asking.
     pub hosts: Vec<HostName>,
     /// Whose processes it sees, if not only its own: `host`, or `container:ID`.

@@ -204,7 +204,7 @@ fn row(folder: &Folder, state: &Condition, images: &mut ImageIds<'_>) -> Value {
     json!({
         "Id": what.id,
         "Names": [format!("/{}", what.name)],
-        "Image": what.wanted.image,
+        "Image": image_said(folder),
         "ImageID": images.id(&what.wanted.image).unwrap_or_default(),
         "Command": command,
         "Created": what.created_ms / 1000,
@@ -216,6 +216,13 @@ fn row(folder: &Folder, state: &Condition, images: &mut ImageIds<'_>) -> Value {
         "NetworkSettings": { "Networks": networks.collect::<Map<_, _>>() },
         "Mounts": super::volumes::mounts(what, None),
     })
+}
+
+/// The image as whoever made the workload called it.
+pub(super) fn image_said(folder: &Folder) -> &str {
+    let wanted = &folder.description().wanted;
+    let said = wanted.said.as_ref().and_then(|said| said["Image"].as_str());
+    said.filter(|image| !image.is_empty()).unwrap_or(&wanted.image)
 }
 
 /// Bytes that it has written to its image's root, and those of all of that root.

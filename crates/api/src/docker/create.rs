@@ -231,7 +231,6 @@ fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
     let number = |number: Option<i64>| number.is_some_and(|number| number != 0);
     let refused = [
         ("DeviceRequests", some(&host.device_requests)),
-        ("DeviceCgroupRules", some(&host.device_cgroup_rules)),
         ("StorageOpt", host.storage_opt.as_ref().is_some_and(|map| !map.is_empty())),
         ("OomKillDisable", host.oom_kill_disable == Some(true)),
         ("CgroupParent", words(&host.cgroup_parent, &[])),

@@ -125,7 +125,7 @@ fn config(folder: &Folder) -> Value {
     });
     let filled = ContainerConfig {
         hostname: said.hostname.filter(|name| !name.is_empty()).or_else(|| Some(what.id[..12].to_owned())),
-        image: said.image.filter(|image| !image.is_empty()).or_else(|| Some(what.wanted.image.clone())),
+        image: Some(containers::image_said(folder).to_owned()),
         labels: Some(what.wanted.labels.clone().into_iter().collect()),
         tty: Some(what.wanted.tty),
         open_stdin: Some(what.wanted.interactive),

@@ -48,11 +48,12 @@ pub(super) fn wanted(host: &HostConfig, domainname: Option<String>, isolation: I
         blkio_weight: blkio_weight(host.blkio_weight.map(i64::from))?,
         groups: host.group_add.iter().flatten().map(|group| group_name(group)).collect::<Result<_>>()?,
         devices: host.devices.iter().flatten().map(device).collect::<Result<_>>()?,
+        device_rules: host.device_cgroup_rules.clone().unwrap_or_default(),
         hosts: host.extra_hosts.iter().flatten().map(|text| host_name(text)).collect::<Result<_>>()?,
     };
     if isolation == Isolation::Vm && (Tuning { hosts: Vec::new(), ..tuning.clone() }) != Tuning::default() {
         let text = "HostConfig.Sysctls, ShmSize, OomScoreAdj, CpuShares, CpusetCpus, CpusetMems, MemoryReservation, MemorySwap, \
-                    BlkioWeight, GroupAdd, Devices, PidMode, IpcMode, UTSMode, \
+                    BlkioWeight, GroupAdd, Devices, DeviceCgroupRules, PidMode, IpcMode, UTSMode, \
                     Domainname: a microVM has a kernel of its own, which nobody asks for these";
         return Err(ApiError::not_offered(text));
     }

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use archive::{Request, Roots};
 use clap::Args;
@@ -50,6 +51,9 @@ pub fn warn_of_overlay(store: &Path) {
     }
 }
 
+/// How long it may take until the end of a workload is noted.
+const NOTED: Duration = Duration::from_secs(5);
+
 /// The words of [`Request`].
 #[derive(Args)]
 pub struct Options {
@@ -73,6 +77,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
     let stdin = io::stdin();
     let decoded = if request.reads() { Some(decompress()?) } else { None };
     let input = decoded.as_ref().map_or_else(|| stdin.as_fd(), AsFd::as_fd);
+    let deadline = Instant::now() + NOTED;
     loop {
         match folder.description().wanted.isolation {
             _ if workloads::state(&folder)?.status == Status::Restarting => {}
@@ -81,8 +86,8 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
                 containers::check_rights()?;
                 match containers::runtime().root_of(&containers::id_of(&folder)) {
                     Ok(root) => return in_root(&folder, &root, &request, input),
-                    Err(error) if is_up(&folder)? => return Err(containers::explain(error)),
-                    // It has ended just now.
+                    Err(error) if Instant::now() >= deadline => return Err(containers::explain(error)),
+                    // It has ended just now, which is noted soon.
                     Err(_) => {}
                 }
             }
@@ -96,7 +101,7 @@ pub fn run(global: &Global, options: &Options) -> Outcome {
                 }
             }
         }
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -69,6 +69,36 @@ pub struct Flags {
     /// Give it a device of this host
     #[arg(long = "device", value_name = "HOST[:INSIDE[:rwm]]")]
     devices: Vec<String>,
+    /// Let it do this with devices: a (all), b or c, their numbers or *, and what of rwm
+    #[arg(long = "device-cgroup-rule", value_name = "KIND MAJOR:MINOR ACCESS", value_parser = parse_rule)]
+    device_rules: Vec<String>,
+}
+
+/// Says whether it is a rule for devices, which is kept as it is.
+fn parse_rule(text: &str) -> Result<String, String> {
+    rule(text).map(|_| text.to_owned()).ok_or_else(|| format!("{text:?} is not like \"c 1:3 rwm\""))
+}
+
+/// A rule that allows something of devices.
+fn rule(text: &str) -> Option<DeviceRule> {
+    let mut words = text.split(' ');
+    let (kind, numbers, access) = (words.next()?, words.next()?, words.next()?);
+    let (major, minor) = numbers.split_once(':')?;
+    let number = |text: &str| match text {
+        "*" => Some(None),
+        text => text.parse().ok().map(Some),
+    };
+    let is_right = ["a", "b", "c"].contains(&kind)
+        && (1..=3).contains(&access.len())
+        && access.bytes().all(|letter| b"rwm".contains(&letter))
+        && words.next().is_none();
+    is_right.then_some(DeviceRule {
+        allow: true,
+        kind: Some(kind.to_owned()),
+        major: number(major)?,
+        minor: number(minor)?,
+        access: Some(access.to_owned()),
+    })
 }
 
 /// Whose processes it sees.
@@ -126,6 +156,7 @@ impl Flags {
             blkio_weight: tuning.blkio_weight,
             groups: tuning.groups.clone(),
             devices: tuning.devices.clone(),
+            device_rules: tuning.device_rules.clone(),
         }
     }
 
@@ -145,6 +176,7 @@ impl Flags {
             ("--domainname", self.domainname.is_some()),
             ("--uts", self.uts.is_some()),
             ("--device", !self.devices.is_empty()),
+            ("--device-cgroup-rule", !self.device_rules.is_empty()),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
     }
@@ -197,7 +229,14 @@ impl Flags {
                 resources.block_io.get_or_insert_with(BlockIo::default).weight = self.blkio_weight;
             }
         }
-        self.devices.iter().try_for_each(|text| add_device(linux, text))
+        self.devices.iter().try_for_each(|text| add_device(linux, text))?;
+        for text in &self.device_rules {
+            let rule = rule(text).ok_or_else(|| {
+                Failure::new(format!("--device-cgroup-rule {text:?} is no rule")).exit(Exit::Usage)
+            })?;
+            allow(linux, rule);
+        }
+        Ok(())
     }
 }
 
@@ -227,14 +266,35 @@ fn add_device(linux: &mut Linux, text: &str) -> Outcome<()> {
         uid: Some(found.uid()),
         gid: Some(found.gid()),
     });
-    if let Some(resources) = linux.resources.as_mut().filter(|resources| !resources.devices.is_empty()) {
-        resources.devices.push(DeviceRule {
-            allow: true,
-            kind: Some(kind.to_owned()),
-            major: Some(major),
-            minor: Some(minor),
-            access: Some(access.to_owned()),
-        });
-    }
+    let rule = DeviceRule {
+        allow: true,
+        kind: Some(kind.to_owned()),
+        major: Some(major),
+        minor: Some(minor),
+        access: Some(access.to_owned()),
+    };
+    allow(linux, rule);
     Ok(())
+}
+
+/// Allows it where not everything is.
+fn allow(linux: &mut Linux, rule: DeviceRule) {
+    if let Some(resources) = linux.resources.as_mut().filter(|resources| !resources.devices.is_empty()) {
+        resources.devices.push(rule);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_for_devices_have_kind_numbers_and_access() {
+        let numbers = |text: &str| rule(text).map(|rule| (rule.major, rule.minor));
+        assert_eq!(numbers("c 1:3 mr"), Some((Some(1), Some(3))));
+        assert_eq!(numbers("a *:* rwm"), Some((None, None)));
+        for wrong in ["", "c 1:3", "d 1:3 r", "c 1 r", "c x:3 r", "c 1:3 x", "c 1:3 rwmr", "c 1:3 r w"] {
+            assert_eq!(numbers(wrong), None, "{wrong:?}");
+        }
+    }
 }
