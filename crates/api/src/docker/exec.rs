@@ -75,6 +75,13 @@ impl Execs {
             matches!(exec.state, ExecState::Running { .. }) || exec.changed.elapsed() < KEPT
         });
         if all.len() >= MAX_EXECS {
+            // Of those that do not run the oldest is asked for least.
+            let rests = all.iter().filter(|(_, exec)| !matches!(exec.state, ExecState::Running { .. }));
+            if let Some(oldest) = rests.min_by_key(|(_, exec)| exec.changed).map(|(id, _)| id.clone()) {
+                all.remove(&oldest);
+            }
+        }
+        if all.len() >= MAX_EXECS {
             return Err(ApiError::failed(format!("more than {MAX_EXECS} commands at once")));
         }
         let id = new_id()?;
