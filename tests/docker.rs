@@ -177,7 +177,7 @@ fn what_runs_in_the_background_is_reached_by_every_verb() {
             "--format",
             "{{.Names}} {{.State}} {{.Image}}",
         ]);
-        assert_eq!(row, "web running debian:latest\n");
+        assert_eq!(row, "web running debian\n");
         assert_eq!(server.docker(&["ps", "-q", "--filter", "label=team=b"]), "");
         let shape = "{{.Id}} {{.State.Running}} {{.HostConfig.Runtime}} {{index .Config.Labels \"team\"}}";
         assert_eq!(server.docker(&["inspect", "-f", shape, "web"]), format!("{id} true {runtime} a\n"));

@@ -88,6 +88,13 @@ impl From<workload::Error> for ApiError {
         }
         match error {
             E::NotFound { name } => ApiError::not_found(format!("No such container: {name}")),
+            // Its folder went away since it was found: it has been removed.
+            E::File { path, source, .. }
+                if source.kind() == std::io::ErrorKind::NotFound
+                    && path.parent().is_some_and(|folder| !folder.exists()) =>
+            {
+                ApiError::not_found(message)
+            }
             E::Ambiguous { name } => {
                 ApiError::bad(format!("multiple IDs found with provided prefix: {name}"))
             }
