@@ -5,9 +5,9 @@ fn main() {
     let env = std::env::var("CARGO_CFG_TARGET_ENV").unwrap_or_default();
     if env == "gnu" {
         // The unwinder as a part of the program, not a library of its own: to find, map and place that took a tenth of a
-        // millisecond at each start, and a container starts the program twice. The agent needs the same archive.
+        // millisecond at each start. The agent needs the same archive.
         println!("cargo::rustc-link-lib=static:-bundle=gcc_eh");
-        // Relocations as a bitmap, which is a twentieth of their table, to be read at each of those starts.
+        // Relocations as a bitmap, which is a twentieth of their table, to be read at each start.
         if knows_packed_relocations() {
             println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
         }

@@ -4,7 +4,7 @@
 //! Docker's words are in the refusals, for clients look for them. An image that a workload was made from stays in the store
 //! whether or not a name leads to it, so that what is forced here takes nothing away from anybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use image::{Image, Pruned, Reference, Store};
 use serde_json::Value;
@@ -86,6 +86,28 @@ fn find(store: &Store, text: &str) -> Result<Found, Refusal> {
     };
     let names = rows.into_iter().filter(|(_, other)| *other == digest).map(|(name, _)| name).collect();
     Ok(Found { digest, names, by })
+}
+
+/// The instructions that change an image's config and nothing of its files.
+pub const CHANGES: [&str; 11] = [
+    "CMD",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "HEALTHCHECK",
+    "LABEL",
+    "ONBUILD",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
+];
+
+/// Whether a text is one of [`CHANGES`], and no more than one.
+#[must_use]
+pub fn is_change(text: &str) -> bool {
+    let word = text.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+    !text.contains('\n') && CHANGES.contains(&word.as_str())
 }
 
 /// Docker's id of an image: the digest of its config.
@@ -187,6 +209,11 @@ pub fn remove_image(
     }
     tell_gone(store, &known, &going);
     Ok(RemovedImage { untagged: going, deleted: (is_last && users.is_empty()).then_some(digest) })
+}
+
+/// How many images there are, whatever their names.
+pub(crate) fn count(store: &Store) -> usize {
+    known(store).into_values().map(|(id, _)| id).collect::<BTreeSet<_>>().len()
 }
 
 /// Docker's ids of all images that can be read, and their labels, by name.

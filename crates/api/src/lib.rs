@@ -44,10 +44,12 @@ pub use backend::{
     RefusalKind, Resolving, Throttle, Throttled, Usage,
 };
 pub use error::ApiError;
-pub use images::{ImageFilters, RemovedImage, prune_images, remove_image, tag_image, tell_image};
+pub use images::{
+    CHANGES, ImageFilters, RemovedImage, is_change, prune_images, remove_image, tag_image, tell_image,
+};
 pub use listen::Listen;
 pub use machines::{AfterSnapshot, BlockTraffic, Machines, NetworkTraffic, SavedWorkload, Traffic};
 pub use server::{End, Service, end, serve};
 pub use tls::{Tls, TlsError};
-pub use tuning::{HostName, Tuning};
+pub use tuning::{HostName, OTHER, Tuning, is_group};
 pub use unnamed::is_unnamed;

@@ -4,6 +4,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+/// What stands in front of the name of a container whose namespace another one has.
+pub const OTHER: &str = "container:";
+
+/// Whether a text can be the name or the number of a group.
+#[must_use]
+pub fn is_group(text: &str) -> bool {
+    !text.is_empty() && !text.contains([':', ',', '\n', '\0'])
+}
+
 /// What a container has beside its limits; what is empty is as ever.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tuning {

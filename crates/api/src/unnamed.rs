@@ -33,12 +33,16 @@ fn parse(name: &str) -> Result<Reference> {
     name.parse().map_err(ApiError::from)
 }
 
-/// Gives what was made as `name`, of [`fresh`], the name that goes with its id; none beside names that somebody gave it.
+/// The image that was made as `name`. One of [`fresh`] gives way to the name that goes with the image's id, or to any that somebody
+/// gave it.
 ///
 /// # Errors
 /// It was not made, or the store cannot be written.
 pub(crate) fn settle(store: &Store, name: &Reference) -> Result<Image> {
     let image = store.image(name)?;
+    if !is_unnamed(name) {
+        return Ok(image);
+    }
     let id = id_of(&image);
     let is_named = |row: &image::ImageSummary| {
         let other = row.name.parse::<Reference>().ok().filter(|other| !is_unnamed(other))?;

@@ -15,10 +15,11 @@ use serde_json::json;
 use super::filters::Filters;
 use super::params::Params;
 use super::pull::{Kept, Lines, PULL, keep, told};
-use super::{App, images, json};
+use super::{App, json};
 use crate::backend::{Backend, BuildOptions};
 use crate::error::{ApiError, Result, chain};
-use crate::{scratch, unnamed};
+use crate::unnamed::{self, is_unnamed};
+use crate::{images, scratch};
 
 /// Files of a context. Attack: an archive of nothing but names.
 const MAX_ENTRIES: usize = 1 << 20;
@@ -144,25 +145,23 @@ fn run(
     // Its space is needed no more.
     drop(archive);
     options.context = folder.path().to_owned();
-    let unnamed =
-        if options.tags.is_empty() { Some(unnamed::fresh().map_err(|error| error.message)?) } else { None };
-    options.tags.extend(unnamed.iter().map(Reference::to_string));
+    if options.tags.is_empty() {
+        options.tags.push(unnamed::fresh().map_err(|error| error.message)?.to_string());
+    }
     build_with(backend, &options, |line| {
         if !quiet {
             lines.say(json!({ "stream": format!("{line}\n") }));
         }
     })?;
-    let image = match &unnamed {
-        Some(name) => unnamed::settle(backend.store(), name),
-        None => images::find(backend.store(), &options.tags[0]),
-    };
-    let id = image.map(|image| crate::images::id_of(&image)).map_err(|error| error.message)?;
+    let name: Reference = options.tags[0].parse().map_err(|error: image::Error| chain(&error))?;
+    let image = unnamed::settle(backend.store(), &name).map_err(|error| error.message)?;
+    let id = images::id_of(&image);
     lines.say(json!({ "aux": { "ID": id } }));
     let short: String = id.trim_start_matches("sha256:").chars().take(12).collect();
     lines.say(
         json!({ "stream": if quiet { format!("{id}\n") } else { format!("Successfully built {short}\n") } }),
     );
-    for tag in options.tags.iter().filter(|_| !quiet && unnamed.is_none()) {
+    for tag in options.tags.iter().filter(|_| !quiet && !is_unnamed(&name)) {
         lines.say(json!({ "stream": format!("Successfully tagged {tag}\n") }));
     }
     Ok(())
@@ -191,29 +190,13 @@ fn build_with(
     if status.success() { Ok(()) } else { Err(last.strip_prefix("strata: ").unwrap_or(&last).to_owned()) }
 }
 
-/// The instructions that change an image's config and nothing of its files.
-const CHANGES: [&str; 11] = [
-    "CMD",
-    "ENTRYPOINT",
-    "ENV",
-    "EXPOSE",
-    "HEALTHCHECK",
-    "LABEL",
-    "ONBUILD",
-    "STOPSIGNAL",
-    "USER",
-    "VOLUME",
-    "WORKDIR",
-];
-
 /// Changes the config of the image `name` by instructions.
 pub(super) fn change(
     backend: &dyn Backend,
     name: &Reference,
     changes: &[String],
 ) -> std::result::Result<(), String> {
-    let word = |change: &String| change.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
-    if let Some(wrong) = changes.iter().find(|change| !CHANGES.contains(&word(change).as_str())) {
+    if let Some(wrong) = changes.iter().find(|change| !images::is_change(change)) {
         return Err(format!("{wrong:?} is not a valid change command"));
     }
     let folder = scratch::folder(backend.store().root(), scratch::CONTEXT);

@@ -61,10 +61,7 @@ fn said(output: std::process::Output) -> Result<Vec<u8>> {
 pub(super) async fn commit(State(app): App, params: Params, body: Bytes) -> Result {
     let container = params.get("container").ok_or_else(|| ApiError::bad("container: which one?"))?;
     let folder = app.find(container.to_owned()).await?;
-    let (name, is_named) = match params.get("repo").filter(|repository| !repository.is_empty()) {
-        Some(repository) => (pull::with_tag(repository, params.get("tag"))?, true),
-        None => (unnamed::fresh()?, false),
-    };
+    let name = pull::name_of(&params)?;
     let said_by_client: Value = if body.is_empty() {
         Value::Null
     } else {
@@ -74,10 +71,7 @@ pub(super) async fn commit(State(app): App, params: Params, body: Bytes) -> Resu
         return Err(ApiError::bad("config: it is no object"));
     }
     let text = |name| params.get(name).unwrap_or_default().to_owned();
-    let mut changes: Vec<String> = Vec::new();
-    for change in params.all("changes") {
-        changes.extend(change.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
-    }
+    let mut changes = pull::changes(&params);
     changes.extend(instructions(&said_by_client));
     let options = CommitOptions {
         image: Some(name.to_string()),
@@ -92,9 +86,7 @@ pub(super) async fn commit(State(app): App, params: Params, body: Bytes) -> Resu
             let output = backend.commit(&folder, &options)?.stdin(std::process::Stdio::null()).output();
             let output = output.map_err(|error| ApiError::failed(format!("commit: {error}")))?;
             let id = String::from_utf8_lossy(&said(output)?).trim().to_owned();
-            if !is_named {
-                unnamed::settle(backend.store(), &name)?;
-            }
+            unnamed::settle(backend.store(), &name)?;
             Ok(id)
         })
         .await?;

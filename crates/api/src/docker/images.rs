@@ -76,10 +76,9 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
             rows(backend, &|image: &Image| {
                 let created = made_at(image);
                 let fits_name = dangling.iter().all(|wanted| *wanted == is_unnamed(image.name()));
-                let in_time = fits_name
-                    && before.iter().chain(&until).all(|time| created < *time)
+                let in_time = before.iter().chain(&until).all(|time| created < *time)
                     && since.iter().all(|time| created > *time);
-                if !in_time {
+                if !fits_name || !in_time {
                     return false;
                 }
                 let labels = image.config().labels;

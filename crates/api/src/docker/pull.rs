@@ -76,28 +76,37 @@ pub(super) fn with_tag(name: &str, tag: Option<&str>) -> Result<Reference> {
         .map_err(|error: image::Error| ApiError::bad(format!("invalid reference format: {}", chain(&error))))
 }
 
+/// The name that a client gives an image, or one for an image without.
+///
+/// # Errors
+/// It is none.
+pub(super) fn name_of(params: &Params) -> Result<Reference> {
+    match params.get("repo").filter(|repository| !repository.is_empty()) {
+        Some(repository) => with_tag(repository, params.get("tag")),
+        None => unnamed::fresh(),
+    }
+}
+
+/// The instructions by which a client changes an image's config.
+pub(super) fn changes(params: &Params) -> Vec<String> {
+    let lines = params.all("changes").flat_map(str::lines);
+    lines.filter(|change| !change.trim().is_empty()).map(str::to_owned).collect()
+}
+
 async fn import(app: std::sync::Arc<Shared>, params: &Params, source: &str, body: Body) -> Result {
     if source != "-" {
         return Err(ApiError::not_offered("import from an address: fetch it, and import the file"));
     }
-    let repository = params.get("repo").filter(|repository| !repository.is_empty());
-    let (name, is_named) = match repository {
-        Some(repository) => (with_tag(repository, params.get("tag"))?, true),
-        None => (unnamed::fresh()?, false),
-    };
-    let changes: Vec<String> = params.all("changes").flat_map(str::lines).map(str::to_owned).collect();
-    let changes: Vec<String> = changes.into_iter().filter(|change| !change.trim().is_empty()).collect();
+    let name = name_of(params)?;
+    let changes = changes(params);
     let file = keep(&app, body).await?;
     Ok(told(&app, PULL, move |backend, lines| {
         let imported = backend.store().import(&file.path(), &name, lines);
-        let mut image = imported.map_err(|error| chain(&error))?;
+        imported.map_err(|error| chain(&error))?;
         if !changes.is_empty() {
             build::change(backend, &name, &changes)?;
-            image = backend.store().image(&name).map_err(|error| chain(&error))?;
         }
-        if !is_named {
-            image = unnamed::settle(backend.store(), &name).map_err(|error| error.message)?;
-        }
+        let image = unnamed::settle(backend.store(), &name).map_err(|error| error.message)?;
         images::tell_image(backend.store(), &image, "import");
         lines.say(json!({ "status": image.manifest().config().digest().to_string() }));
         Ok(())

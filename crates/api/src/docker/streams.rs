@@ -14,7 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::keys::{DetachKeys, Typed};
 use crate::error::{ApiError, Result};
@@ -144,23 +144,19 @@ pub(super) fn upgrade_of(request: &mut Request<Body>) -> Option<OnUpgrade> {
     wants_upgrade(request.headers()).then(|| hyper::upgrade::on(request))
 }
 
-/// Hands on what the client sends, and stays. `leave` is told of keys that take it away, and of nothing else.
+/// Hands on what the client sends, until keys take it away: then what the command reads is given back, for it does not end with this
+/// client. It never returns otherwise; the rest is output.
 async fn type_into(
     stdin: Option<Input>,
     detach: Option<DetachKeys>,
     from: &mut (impl AsyncRead + Unpin),
-    leave: oneshot::Sender<()>,
-) {
-    let (mut held, mut leave) = (None, Some(leave));
+) -> Input {
     match (stdin, detach) {
         (Some(mut stdin), Some(keys)) => {
             if keys.copy(from, &mut stdin).await == Typed::Detach {
-                let _ = leave.take().map(|leave| leave.send(()));
-                // What the command reads does not end with this client.
-                held = Some(stdin);
-            } else {
-                let _ = stdin.shutdown().await;
+                return stdin;
             }
+            let _ = stdin.shutdown().await;
         }
         (Some(mut stdin), None) => {
             let _ = tokio::io::copy(from, &mut stdin).await;
@@ -169,8 +165,7 @@ async fn type_into(
         // What the client sends is read, so that its end is seen.
         (None, _) => drop(tokio::io::copy(from, &mut tokio::io::sink()).await),
     }
-    std::future::pending::<()>().await;
-    drop((held, leave));
+    std::future::pending().await
 }
 
 /// Joins the client to the streams: on its connection, if it wants that, or with the output in the body of the answer. `ended` is
@@ -207,22 +202,21 @@ pub(super) fn join(
             tokio::time::sleep(HEAD_ALONE).await;
         }
         let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
-        let (leave, mut left) = oneshot::channel::<()>();
-        let typing = tokio::spawn(async move { type_into(stdin, detach, &mut from, leave).await });
-        let is_over = loop {
+        let mut typing = tokio::spawn(async move { type_into(stdin, detach, &mut from).await });
+        let left = loop {
             tokio::select! {
                 piece = pieces.recv() => match piece {
                     Some(piece) if to.write_all(&piece).await.is_ok() => {}
-                    _ => break true,
+                    _ => break None,
                 },
-                Ok(()) = &mut left => break false,
+                Ok(stdin) = &mut typing => break Some(stdin),
             }
         };
-        if is_over {
+        if left.is_none() {
             ended.await;
-            let _ = to.shutdown().await;
-        } else {
-            let _ = to.shutdown().await;
+        }
+        let _ = to.shutdown().await;
+        if left.is_some() {
             // Somebody has to read what nobody sees, until there is no more.
             while reads_on && pieces.recv().await.is_some() {}
         }

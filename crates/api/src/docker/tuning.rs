@@ -4,7 +4,7 @@ use bollard_stubs::models::{DeviceMapping, HostConfig, HostConfigLogConfig};
 use workload::{Isolation, LogLimits};
 
 use crate::error::{ApiError, Result};
-use crate::tuning::{HostName, Tuning};
+use crate::tuning::{HostName, OTHER, Tuning, is_group};
 
 /// Where docker has output go to, besides.
 const OTHER_DRIVERS: [&str; 8] =
@@ -83,9 +83,6 @@ pub(super) fn blkio_weight(weight: Option<i64>) -> Result<Option<u16>> {
     }
 }
 
-/// What stands for the mode of one that has another container's.
-const OTHER: &str = "container:";
-
 /// Whose namespace of a kind a container has; nothing if its own.
 fn shared(kind: &str, mode: &Option<String>, known: &[&str]) -> Result<Option<String>> {
     let Some(mode) = mode.clone().filter(|mode| !mode.is_empty() && mode != "private") else {
@@ -99,7 +96,7 @@ fn shared(kind: &str, mode: &Option<String>, known: &[&str]) -> Result<Option<St
 }
 
 fn group_name(group: &str) -> Result<String> {
-    if group.is_empty() || group.contains([':', ',', '\n', '\0']) {
+    if !is_group(group) {
         return Err(ApiError::bad(format!("invalid group {group:?}")));
     }
     Ok(group.to_owned())

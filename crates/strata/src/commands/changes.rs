@@ -21,21 +21,6 @@ use crate::failure::{Failure, Outcome, While};
 use crate::progress::Bar;
 use crate::{output, store};
 
-/// What an instruction of `--change` may be.
-const CHANGES: [&str; 11] = [
-    "CMD",
-    "ENTRYPOINT",
-    "ENV",
-    "EXPOSE",
-    "HEALTHCHECK",
-    "LABEL",
-    "ONBUILD",
-    "STOPSIGNAL",
-    "USER",
-    "VOLUME",
-    "WORKDIR",
-];
-
 /// Show what a workload has changed of its image's files
 ///
 /// A is new, C is changed, D is gone.
@@ -153,9 +138,9 @@ fn finish(child: Child, act: String) -> Outcome<()> {
 /// The files cannot be reached, an instruction makes no sense, or the store cannot be written.
 pub fn commit(global: &Global, options: &CommitOptions) -> Outcome {
     for change in &options.changes {
-        let word = change.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
-        if change.contains('\n') || !CHANGES.contains(&word.as_str()) {
-            let text = format!("commit: {change:?} is not one of the instructions {}", CHANGES.join(", "));
+        if !api::is_change(change) {
+            let text =
+                format!("commit: {change:?} is not one of the instructions {}", api::CHANGES.join(", "));
             return Err(Failure::new(text).exit(Exit::Usage));
         }
     }

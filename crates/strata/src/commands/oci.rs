@@ -46,8 +46,8 @@ pub fn run(options: &Options) -> Outcome {
     run_with(&options.arguments)
 }
 
-/// Starts this program anew, out of reach of containers, if a verb needs that: before anything is done that would be done twice.
-/// If it fails, so it does once more where the verb says why.
+/// Takes this program out of reach of containers, if a verb needs that: before anything is done that would be done twice, for it may
+/// start anew. If it fails, so it does once more where the verb says why.
 pub fn protect(arguments: &[OsString]) {
     if arguments.iter().any(|word| ENTERING.iter().any(|verb| word == verb)) {
         let _ = container::own_binary::protect();

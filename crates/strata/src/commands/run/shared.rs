@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use api::OTHER;
 use container::network::Namespace;
 use container::spec::Spec;
 
@@ -12,8 +13,6 @@ use super::joined;
 use super::tuning::Flags;
 use crate::failure::{Failure, Outcome};
 
-/// What the mode of one begins with that has another container's.
-pub const OTHER: &str = "container:";
 /// Where shared memory is.
 const SHM: &str = "/dev/shm";
 

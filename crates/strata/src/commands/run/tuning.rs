@@ -2,12 +2,11 @@
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use api::{Limits, Tuning};
+use api::{Limits, OTHER, Tuning};
 use container::spec::{BlockIo, Cpu, Device, DeviceRule, Linux, Memory, Spec};
 
 use serde::{Deserialize, Deserializer};
 
-use super::shared::OTHER;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::size::parse_size;
@@ -120,8 +119,7 @@ fn mode(text: &str, known: &[&str]) -> Result<String, String> {
 }
 
 fn parse_groups(text: &str) -> Result<String, String> {
-    let is_name = !text.is_empty() && !text.contains([':', ',', '\n', '\0']);
-    is_name.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is no group"))
+    api::is_group(text).then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is no group"))
 }
 
 /// Texts, or the numbers that earlier builds wrote.
