@@ -283,3 +283,18 @@ fn disks_of_the_host_are_limited_by_name_and_for_containers_alone() {
     let vm = ["run", "--rm", "--runtime", "strata-vm", "--device-read-bps", &rate, "debian", "true"];
     refused(&server.try_to(&vm), 125, "a microVM has no disk of this host");
 }
+
+#[test]
+fn each_end_of_what_is_started_again_is_one_to_wait_for() {
+    let Some(server) = Server::with_client() else { return };
+    let again = ["--name", "again", "--restart", "always", "debian", "sh", "-c", "sleep 1; exit 3"];
+    server.docker(&[&["run", "-d"], &again[..]].concat());
+    for _ in 0..2 {
+        assert_eq!(server.docker(&["wait", "again"]), "3\n");
+    }
+    server.docker(&["rm", "-f", "again"]);
+    // Whoever is attached is so until the first end.
+    let ended =
+        server.try_to(&["run", "--restart", "on-failure:3", "debian", "sh", "-c", "echo out; exit 4"]);
+    assert_eq!((ended.code(), &*ended.stdout), (4, "out\n"), "{ended:?}");
+}

@@ -67,6 +67,8 @@ pub enum Request {
     Kill,
     /// Answered by [`Answer::Exited`] when it has ended and is not started again.
     Wait,
+    /// Answered by [`Answer::Exited`] when it ends, whether it is started again or not.
+    WaitForNextEnd,
     /// Its output, from now on, is also written to the two open files that come along, and a third one is read as its standard
     /// input, for as long as this connection is open or until the files fail. Answered by [`Answer::Done`] at once; whoever wants
     /// all of the output asks before [`Request::Start`], and with [`Request::Wait`] for the end. The end of such an early input
@@ -74,6 +76,9 @@ pub enum Request {
     Attach {
         /// A third file comes along.
         stdin: bool,
+        /// It is over when the workload ends, also if it is started again.
+        #[serde(default)]
+        once: bool,
     },
     /// Stands still until [`Request::Resume`].
     Pause,
@@ -140,6 +145,7 @@ impl Request {
                 | Request::Stop { .. }
                 | Request::Kill
                 | Request::Wait
+                | Request::WaitForNextEnd
                 | Request::Attach { .. }
         )
     }
@@ -468,7 +474,8 @@ mod tests {
         let ((mut ours, _), (_, mut theirs)) = pair();
         let (mut read, write) = std::io::pipe().unwrap();
         ours.send(1, &Request::Pause, &[]).unwrap();
-        ours.send(2, &Request::Attach { stdin: false }, &[write.as_fd(), write.as_fd()]).unwrap();
+        ours.send(2, &Request::Attach { stdin: false, once: false }, &[write.as_fd(), write.as_fd()])
+            .unwrap();
         ours.send(3, &Request::Signal { number: 15 }, &[]).unwrap();
         drop(write);
         let first = theirs.receive::<Request>().unwrap().unwrap();

@@ -56,6 +56,9 @@ struct Shared {
     stopping: bool,
     /// It has ended for good.
     over: bool,
+    /// How many times it has ended, and how the last time.
+    ends: u64,
+    last_code: Option<u8>,
     next_request: u64,
     /// Who waits for the worker's answers.
     waiting: HashMap<u64, mpsc::Sender<Answer>>,
@@ -84,6 +87,8 @@ struct Worker {
 /// Somebody who sees the output as it comes.
 struct Attached {
     id: u64,
+    /// Until the workload ends, also if it is started again.
+    once: bool,
     stdout: OwnedFd,
     stderr: OwnedFd,
 }
@@ -143,6 +148,8 @@ pub fn watch(
         first: None,
         stopping: false,
         over: false,
+        ends: 0,
+        last_code: None,
         next_request: 1,
         waiting: HashMap::new(),
         attachments: 0,
@@ -246,7 +253,9 @@ impl Monitor<'_> {
             let now = Folder::open(self.folder.path());
             let policy = now.as_ref().unwrap_or(self.folder).description().wanted.restart;
             let (restarts, stopping) = {
-                let shared = self.lock();
+                let mut shared = self.lock();
+                // Whoever waits is woken when it is noted, below.
+                (shared.ends, shared.last_code) = (shared.ends + 1, Some(code));
                 (shared.state.restarts, shared.stopping)
             };
             let again = !stopping && policy.again(code, restarts);
@@ -264,6 +273,7 @@ impl Monitor<'_> {
             if !again {
                 return Ok(());
             }
+            self.attached.lock().unwrap_or_else(PoisonError::into_inner).retain(|client| !client.once);
             pause = if begun.elapsed() >= LONG_RUN { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
             if !self.sleep(pause) {
                 self.note(|state| state.status = Status::Exited);

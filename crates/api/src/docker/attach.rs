@@ -69,7 +69,7 @@ pub(super) async fn attach(
 
 fn connect(folder: &Folder, fds: Vec<OwnedFd>) -> workload::Result<Client> {
     let mut client = Client::connect(folder)?;
-    let request = Request::Attach { stdin: fds.len() > 2 };
+    let request = Request::Attach { stdin: fds.len() > 2, once: true };
     client.ask(&request, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     Ok(client)
 }

@@ -72,7 +72,7 @@ impl Shared {
         }
         let (shared, folder) = (self.clone(), folder.clone());
         tokio::task::spawn_blocking(move || {
-            let code = match client.ask(&Request::Wait, &[]) {
+            let code = match client.ask(&Request::WaitForNextEnd, &[]) {
                 Ok(Answer::Exited { code }) => code,
                 // It was never started, or its monitor was killed.
                 _ => folder.state().ok().and_then(|state| state.exit_code).unwrap_or(u8::MAX),

@@ -265,7 +265,7 @@ pub fn attach_to(folder: &Folder, start: bool) -> Outcome {
         fds.push(stdin.as_fd());
     }
     let mut client = Client::connect(folder).while_trying(act)?;
-    client.ask(&Request::Attach { stdin: interactive }, &fds).while_trying(act)?;
+    client.ask(&Request::Attach { stdin: interactive, once: false }, &fds).while_trying(act)?;
     let mut answer = if start { client.ask(&Request::Start, &[]) } else { Ok(Answer::Done) };
     if matches!(answer, Ok(Answer::Done)) {
         answer = client.ask(&Request::Wait, &[]);

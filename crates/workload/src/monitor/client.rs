@@ -75,6 +75,7 @@ impl Monitor<'_> {
             Request::Start => self.start(),
             Request::GiveUp => self.give_up(),
             Request::Wait => self.wait_for_end(None),
+            Request::WaitForNextEnd => self.wait_for_next_end(),
             Request::Kill => {
                 self.kill();
                 self.wait_for_end(None)
@@ -84,7 +85,7 @@ impl Monitor<'_> {
                 self.folder.tell("stop", &[]);
                 answer
             }
-            Request::Attach { stdin } => match self.attach(message.fds, stdin) {
+            Request::Attach { stdin, once } => match self.attach(message.fds, stdin, once) {
                 Ok(attachment) => {
                     self.folder.tell("attach", &[]);
                     attachments.push(attachment);
@@ -154,6 +155,20 @@ impl Monitor<'_> {
         match shared.state.exit_code {
             Some(code) if shared.state.status == Status::Exited => Answer::Exited { code },
             _ => Answer::Error { reason: "it has not ended".to_owned() },
+        }
+    }
+
+    /// Waits for an end that has not come yet, whatever comes after it; for one that will not be started again there is none.
+    fn wait_for_next_end(&self) -> Answer {
+        let shared = self.lock();
+        let before = shared.ends;
+        let going = |shared: &mut Shared| {
+            !shared.over && shared.state.status != Status::Exited && shared.ends == before
+        };
+        let shared = self.changed.wait_while(shared, going).unwrap_or_else(PoisonError::into_inner);
+        match shared.last_code {
+            Some(code) => Answer::Exited { code },
+            None => Answer::Error { reason: "it has not ended".to_owned() },
         }
     }
 
@@ -232,7 +247,7 @@ impl Monitor<'_> {
     }
 
     /// Gives the attachment's number.
-    fn attach(&self, fds: Vec<OwnedFd>, has_stdin: bool) -> std::result::Result<u64, String> {
+    fn attach(&self, fds: Vec<OwnedFd>, has_stdin: bool, once: bool) -> std::result::Result<u64, String> {
         let mut fds = fds.into_iter();
         let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else {
             return Err("attach without two open files".to_owned());
@@ -257,7 +272,8 @@ impl Monitor<'_> {
             }
         }
         drop(shared);
-        self.attached.lock().unwrap_or_else(PoisonError::into_inner).push(Attached { id, stdout, stderr });
+        let attached = Attached { id, once, stdout, stderr };
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).push(attached);
         Ok(id)
     }
 
