@@ -299,3 +299,66 @@ fn builds_run_where_their_client_says() {
     server.docker(&["build", folder]);
     refused(&server.try_to(&["build", "--pull", folder]), 1, "localhost:1");
 }
+
+/// A folder of the host with a file system of its own.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    fn new(propagation: &str) -> Mounted {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = Mounted(folder);
+        mounted.mount("");
+        Self::call("mount", &[&format!("--make-{propagation}"), &mounted.path("")]);
+        mounted
+    }
+
+    fn path(&self, below: &str) -> String {
+        self.0.path().join(below).to_str().unwrap().trim_end_matches('/').to_owned()
+    }
+
+    fn mount(&self, below: &str) {
+        std::fs::create_dir_all(self.path(below)).unwrap();
+        Self::call("mount", &["-t", "tmpfs", "none", &self.path(below)]);
+    }
+
+    fn call(program: &str, arguments: &[&str]) {
+        assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["-R", &self.path("")]).status();
+    }
+}
+
+#[test]
+fn mounts_of_one_side_are_seen_on_the_other_as_far_as_they_are_to_be() {
+    let Some(server) = Server::with_client() else { return };
+    let shared = Mounted::new("shared");
+    let sees = |word: &str| format!("{}:/seen:{word}", shared.path(""));
+    for (name, word) in [("private", "rw"), ("slave", "rslave"), ("shared", "rshared")] {
+        let run = ["run", "-d", "--privileged", "--name", name, "-v", &sees(word), "debian", "sleep", "1000"];
+        server.docker(&run);
+    }
+    shared.mount("late");
+    std::fs::write(shared.path("late/file"), "").unwrap();
+    for (name, expected) in [("private", ""), ("slave", "file\n"), ("shared", "file\n")] {
+        assert_eq!(server.docker(&["exec", name, "ls", "/seen/late"]), expected, "{name}");
+        let script =
+            format!("mkdir /seen/{name} && mount -t tmpfs none /seen/{name} && : > /seen/{name}/own");
+        server.docker(&["exec", name, "sh", "-c", &script]);
+        assert_eq!(Path::new(&shared.path(&format!("{name}/own"))).exists(), name == "shared", "{name}");
+    }
+    let mounts = server.docker(&["inspect", "-f", "{{range .Mounts}}{{.Propagation}}{{end}}", "slave"]);
+    assert_eq!(mounts, "rslave\n");
+    // Before what is mounted there goes.
+    server.docker(&["rm", "-f", "private", "slave", "shared"]);
+
+    let private = Mounted::new("private");
+    let volume = format!("{}:/seen:rshared", private.path(""));
+    let run = ["run", "--rm", "-v", &volume, "debian", "true"];
+    refused(&server.try_to(&run), 125, "is not on a shared mount");
+    let machine = ["run", "--rm", "--runtime", "strata-vm", "-v", &sees("rslave"), "debian", "true"];
+    refused(&server.try_to(&machine), 125, "a microVM has mounts of its own");
+}

@@ -25,6 +25,9 @@ pub enum MountSource {
     Bind {
         /// Where it is there: an absolute path.
         source: String,
+        /// Whether what is mounted below it later is seen on the other side.
+        #[serde(default, skip_serializing_if = "Propagation::is_private")]
+        propagation: Propagation,
     },
     /// A volume of the store.
     Volume {
@@ -51,11 +54,67 @@ pub enum MountSource {
     },
 }
 
+/// Whether what is mounted below a place later is seen where else that is; the words are those of mount(8), and in those that begin
+/// with r this goes for what is mounted below already too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Propagation {
+    /// As below, but for this mount alone.
+    Private,
+    /// Nothing is.
+    #[default]
+    RPrivate,
+    /// As below, but for this mount alone.
+    Slave,
+    /// The workload sees what the host mounts.
+    RSlave,
+    /// As below, but for this mount alone.
+    Shared,
+    /// Each sees what the other mounts.
+    RShared,
+}
+
+impl Propagation {
+    const WORDS: [(&str, Propagation); 6] = [
+        ("private", Propagation::Private),
+        ("rprivate", Propagation::RPrivate),
+        ("slave", Propagation::Slave),
+        ("rslave", Propagation::RSlave),
+        ("shared", Propagation::Shared),
+        ("rshared", Propagation::RShared),
+    ];
+
+    /// Understands one of the words.
+    pub fn parse(text: &str) -> Option<Propagation> {
+        Self::WORDS.iter().find(|(word, _)| *word == text).map(|(_, kind)| *kind)
+    }
+
+    /// The word.
+    pub fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, kind)| *kind == self).map_or("rprivate", |(word, _)| word)
+    }
+
+    /// Whether nothing mounted later is seen.
+    pub fn is_private(&self) -> bool {
+        matches!(self, Propagation::Private | Propagation::RPrivate)
+    }
+
+    /// Whether the host sees what the workload mounts.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Propagation::Shared | Propagation::RShared)
+    }
+}
+
 fn yes() -> bool {
     true
 }
 
 impl MountSource {
+    /// A folder or file of the host, as it is when nothing more is said.
+    pub fn bind(source: impl Into<String>) -> MountSource {
+        MountSource::Bind { source: source.into(), propagation: Propagation::default() }
+    }
+
     /// The volume of this name, as it is when nothing more is said; `copy` is whether a new one gets what the image has there.
     pub fn volume(name: impl Into<String>, copy: bool) -> MountSource {
         let (labels, options) = (BTreeMap::new(), BTreeMap::new());

@@ -7,12 +7,10 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use bollard_stubs::models::{
-    HostConfig, Mount as Said, MountBindOptionsPropagationEnum as Propagation, MountType, VolumeCreateRequest,
-};
+use bollard_stubs::models::{HostConfig, Mount as Said, MountType, VolumeCreateRequest};
 use serde_json::{Value, json};
 use workload::log::rfc3339;
-use workload::{Description, Mount, MountSource, NewVolume, Volume, Volumes};
+use workload::{Description, Mount, MountSource, NewVolume, Propagation, Volume, Volumes};
 
 use super::filters::Filters;
 use super::params::Params;
@@ -170,30 +168,28 @@ fn bind(text: &str) -> Result<Mount> {
     let Some(target) = parts.next() else {
         return Ok(Mount { source: nameless(), target: first.to_owned(), read_only: false });
     };
-    let (mut read_only, mut copy) = (false, true);
+    let (mut read_only, mut copy, mut propagation) = (false, true, Propagation::default());
     for option in parts.next().unwrap_or_default().split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => read_only = true,
             "nocopy" => copy = false,
-            // Nothing is relabelled here, and mounts are private anyway.
-            "rw" | "z" | "Z" | "rprivate" | "private" => {}
-            "shared" | "rshared" | "slave" | "rslave" => {
-                return Err(ApiError::not_offered(format!("bind propagation {option}: mounts are private")));
-            }
-            _ => return Err(wrong()),
+            // Nothing is relabelled here.
+            "rw" | "z" | "Z" => {}
+            _ => propagation = Propagation::parse(option).ok_or_else(wrong)?,
         }
     }
-    if parts.next().is_some() || first.is_empty() {
+    let is_path = first.starts_with('/');
+    if parts.next().is_some() || first.is_empty() || !(is_path || propagation.is_private()) {
         return Err(wrong());
     }
-    let source = if first.starts_with('/') {
+    let source = if is_path {
         // Docker makes what is not there, in this form and in no other.
         if !std::path::Path::new(first).exists() {
             std::fs::create_dir_all(first).map_err(|error| {
                 ApiError::failed(format!("error while creating mount source path '{first}': {error}"))
             })?;
         }
-        MountSource::Bind { source: first.to_owned() }
+        MountSource::Bind { source: first.to_owned(), propagation }
     } else {
         MountSource::volume(first, copy)
     };
@@ -202,12 +198,7 @@ fn bind(text: &str) -> Result<Mount> {
 
 fn mount_of(said: &Said) -> Result<Mount> {
     let propagation = said.bind_options.as_ref().and_then(|options| options.propagation);
-    match propagation {
-        None | Some(Propagation::EMPTY | Propagation::PRIVATE | Propagation::RPRIVATE) => {}
-        Some(other) => {
-            return Err(ApiError::not_offered(format!("bind propagation {other}: mounts are private")));
-        }
-    }
+    let propagation = propagation.and_then(|word| Propagation::parse(word.as_ref())).unwrap_or_default();
     let name = said.source.clone().unwrap_or_default();
     let source = match said.typ {
         Some(MountType::BIND) if !name.starts_with('/') => {
@@ -220,7 +211,7 @@ fn mount_of(said: &Said) -> Result<Mount> {
                 "invalid mount config for type \"bind\": bind source path does not exist: {name}"
             )));
         }
-        Some(MountType::BIND) => MountSource::Bind { source: name },
+        Some(MountType::BIND) => MountSource::Bind { source: name, propagation },
         None | Some(MountType::VOLUME) => {
             let options = said.volume_options.clone().unwrap_or_default();
             let subpath = options.subpath.unwrap_or_default();
@@ -256,7 +247,9 @@ fn mount_of(said: &Said) -> Result<Mount> {
 pub(super) fn mounts(what: &Description, volumes: Option<&Volumes>) -> Vec<Value> {
     let row = |mount: &Mount| {
         let (kind, name, source, driver, propagation) = match &mount.source {
-            MountSource::Bind { source } => ("bind", None, source.clone(), None, "rprivate"),
+            MountSource::Bind { source, propagation } => {
+                ("bind", None, source.clone(), None, propagation.word())
+            }
             MountSource::Volume { name, .. } => {
                 let found = volumes.and_then(|volumes| volumes.find(name).ok());
                 let path = found.map(|volume| volume.data().display().to_string());
@@ -317,11 +310,8 @@ mod tests {
             (json!({"Binds": ["/a:/b:wx"]}), 400),
             (json!({"Binds": ["a:/b:ro:x"]}), 400),
             (json!({"Binds": [":/b"]}), 400),
-            (json!({"Binds": ["/a:/b:rslave"]}), 501),
-            (
-                json!({"Mounts": [{"Type": "bind", "Source": "/", "Target": "/b", "BindOptions": {"Propagation": "shared"}}]}),
-                501,
-            ),
+            (json!({"Binds": ["/a:/b:rmaster"]}), 400),
+            (json!({"Binds": ["a:/b:rslave"]}), 400),
             (json!({"Mounts": [{"Type": "bind", "Source": "a", "Target": "/b"}]}), 400),
             (json!({"Mounts": [{"Type": "bind", "Source": "/no/such/path", "Target": "/b"}]}), 400),
             (json!({"Mounts": [{"Type": "npipe", "Source": "a", "Target": "/b"}]}), 501),

@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
-use workload::{Mount, MountSource};
+use workload::{Mount, MountSource, Propagation};
 
 use crate::size::parse_size;
 
-/// What may stand behind the last colon; what is not `ro` is what happens anyway.
-const OPTIONS: [&str; 7] = ["ro", "rw", "nocopy", "z", "Z", "private", "rprivate"];
+/// What may stand behind the last colon beside what is a [`Propagation`]; what is not `ro` or `nocopy` is what happens anyway.
+const OPTIONS: [&str; 5] = ["ro", "rw", "nocopy", "z", "Z"];
+
+fn is_option(text: &str) -> bool {
+    OPTIONS.contains(&text) || Propagation::parse(text).is_some()
+}
 
 /// Whether `text` is a value of `--volume`.
 ///
@@ -32,9 +36,7 @@ pub fn check_mount(text: &str) -> Result<String, String> {
 /// What it should be.
 pub fn volume(text: &str) -> Result<Mount, String> {
     let (rest, options) = match text.rsplit_once(':') {
-        Some((rest, options)) if options.split(',').all(|option| OPTIONS.contains(&option)) => {
-            (rest, options)
-        }
+        Some((rest, options)) if options.split(',').all(is_option) => (rest, options),
         _ => (text, ""),
     };
     let has = |wanted: &str| options.split(',').any(|option| option == wanted);
@@ -42,8 +44,11 @@ pub fn volume(text: &str) -> Result<Mount, String> {
     if rest.starts_with(':') {
         return Err(format!("{text:?} is not [HOST:|NAME:]PATH[:ro|rw]"));
     }
+    let propagation = options.split(',').find_map(Propagation::parse).unwrap_or_default();
     let source = if source.starts_with('/') || source.starts_with("./") || source == "." {
-        MountSource::Bind { source: source.to_owned() }
+        MountSource::Bind { source: source.to_owned(), propagation }
+    } else if !propagation.is_private() {
+        return Err(format!("{text:?}: {} is of folders of this host", propagation.word()));
     } else {
         named(source, !has("nocopy"))?
     };
@@ -90,8 +95,13 @@ pub fn mount(text: &str) -> Result<Mount, String> {
         said.take(key, value)?;
     }
     let target = place(&said.target)?;
+    if said.kind != "bind" && !said.propagation.is_private() {
+        return Err("bind-propagation is of type=bind".to_owned());
+    }
     let source = match said.kind.as_str() {
-        "bind" if said.source.starts_with(['/', '.']) => MountSource::Bind { source: said.source },
+        "bind" if said.source.starts_with(['/', '.']) => {
+            MountSource::Bind { source: said.source, propagation: said.propagation }
+        }
         "bind" => return Err(format!("source {:?} is not a path of this host", said.source)),
         "volume" => match named(&said.source, !said.nocopy)? {
             MountSource::Volume { name, copy, .. } => {
@@ -122,6 +132,7 @@ struct Said {
     source: String,
     target: String,
     read_only: bool,
+    propagation: Propagation,
     nocopy: bool,
     labels: BTreeMap<String, String>,
     options: BTreeMap<String, String>,
@@ -153,7 +164,9 @@ impl Said {
             }
             // What happens anyway.
             "volume-driver" if value == "local" => {}
-            "bind-propagation" if matches!(value, "private" | "rprivate") => {}
+            "bind-propagation" if Propagation::parse(value).is_some() => {
+                self.propagation = Propagation::parse(value).unwrap_or_default();
+            }
             "consistency" => {}
             _ => return Err(format!("{key}={value} is nothing that can be done")),
         }
@@ -188,7 +201,7 @@ mod tests {
     use super::*;
 
     fn bind(source: &str, target: &str, read_only: bool) -> Mount {
-        let source = MountSource::Bind { source: source.to_owned() };
+        let source = MountSource::bind(source);
         Mount { source, target: target.to_owned(), read_only }
     }
 
@@ -203,6 +216,10 @@ mod tests {
         assert_eq!(volume("./a/x:/b//c/:ro"), Ok(bind("./a/x", "/b/c", true)));
         assert_eq!(volume(".:/b:rw,z"), Ok(bind(".", "/b", false)));
         assert_eq!(volume("/with:colon:/b"), Ok(bind("/with:colon", "/b", false)));
+        let source = MountSource::Bind { source: "/a".to_owned(), propagation: Propagation::RSlave };
+        let slave = Mount { source, target: "/b".to_owned(), read_only: true };
+        assert_eq!(volume("/a:/b:ro,rslave"), Ok(slave.clone()));
+        assert_eq!(mount("type=bind,src=/a,dst=/b,ro,bind-propagation=rslave"), Ok(slave));
         assert_eq!(volume("name:/b"), Ok(of_store("name", "/b", true)));
         assert_eq!(volume("name:/b:nocopy"), Ok(of_store("name", "/b", false)));
         assert_eq!(volume("/b/c"), Ok(of_store("", "/b/c", true)));
@@ -223,9 +240,20 @@ mod tests {
 
     #[test]
     fn what_is_no_volume_and_no_mount_is_refused() {
-        for text in
-            ["a", "/a:b", "/a:/", "/a:/b/../c", "/a:", ":/b", "/a:/b:wx", "../a:/b", "-x:/b", "", "a b:/c"]
-        {
+        for text in [
+            "a",
+            "/a:b",
+            "/a:/",
+            "/a:/b/../c",
+            "/a:",
+            ":/b",
+            "/a:/b:wx",
+            "../a:/b",
+            "-x:/b",
+            "",
+            "a b:/c",
+            "v:/b:rslave",
+        ] {
             assert!(volume(text).is_err(), "{text}");
         }
         for text in [
@@ -234,6 +262,8 @@ mod tests {
             "type=nfs,dst=/b",
             "src=v",
             "dst=/b,fly=1",
+            "type=bind,src=/a,dst=/b,bind-propagation=often",
+            "src=v,dst=/b,bind-propagation=shared",
             "dst=/b,ro=maybe",
             "type=tmpfs,dst=/b,tmpfs-mode=99999",
             "\"dst=/b",

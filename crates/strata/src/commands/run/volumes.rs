@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::{Image, Store};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-use workload::{Held, Mount, MountSource, NewVolume, Volumes};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+use workload::{Held, Mount, MountSource, NewVolume, Propagation, Volumes};
 
 use super::copy_up::ImageFiles;
 use super::mount_flags;
@@ -23,7 +23,7 @@ pub struct Flags {
     /// Show the command a folder or file of this host, which begins with / or ./, or the volume NAME, which is made if it is not there, or a new volume; :ro for one it may not change (also -v)
     #[arg(long, value_name = "[HOST:|NAME:]PATH[:ro]", value_parser = mount_flags::check_volume)]
     volume: Vec<String>,
-    /// The same in other words: type=bind|volume|tmpfs,source=HOST|NAME,target=PATH and readonly, volume-nocopy, tmpfs-size=SIZE where wanted
+    /// The same in other words: type=bind|volume|tmpfs,source=HOST|NAME,target=PATH and readonly, volume-nocopy, tmpfs-size=SIZE, bind-propagation=rslave|rshared… where wanted
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = mount_flags::check_mount)]
     #[serde(default)]
     mount: Vec<String>,
@@ -76,6 +76,8 @@ pub struct Volume {
     pub target: String,
     /// Whether the command cannot change it.
     pub read_only: bool,
+    /// What becomes of mounts below it.
+    pub propagation: Propagation,
 }
 
 /// What is mounted.
@@ -140,7 +142,7 @@ impl Flags {
         }
         for mount in &mut all {
             mount.target = mount_flags::place(&mount.target).map_err(|text| bad("--volume", text))?;
-            if let MountSource::Bind { source } = &mut mount.source {
+            if let MountSource::Bind { source, .. } = &mut mount.source {
                 let found = std::fs::canonicalize(&*source);
                 let found = found.while_trying(|| format!("show the command {source}"))?;
                 *source = found.to_string_lossy().into_owned();
@@ -172,8 +174,12 @@ impl Flags {
         // What was to go and had nobody to remove it.
         volumes.clean()?;
         for mut mount in mounts {
+            let mut propagation = Propagation::default();
             let source = match &mut mount.source {
-                MountSource::Bind { source } => Source::Host(PathBuf::from(&*source)),
+                MountSource::Bind { source, propagation: wanted } => {
+                    propagation = *wanted;
+                    Source::Host(PathBuf::from(&*source))
+                }
                 MountSource::Tmpfs { options } => Source::Memory(options.clone()),
                 MountSource::Volume { name, copy, labels, options, subpath } => {
                     let mut fill = |folder: &Path| files.copy(&mount.target, folder);
@@ -196,7 +202,8 @@ impl Flags {
                     }
                 }
             };
-            settled.volumes.push(Volume { source, target: mount.target.clone(), read_only: mount.read_only });
+            let (target, read_only) = (mount.target.clone(), mount.read_only);
+            settled.volumes.push(Volume { source, target, read_only, propagation });
             settled.mounts.push(mount);
         }
         Ok(settled)
@@ -217,18 +224,21 @@ impl Settled {
     /// Whether a machine can have them.
     ///
     /// # Errors
-    /// It is not to see all of a volume: who serves its folders opens them by their paths.
+    /// It is not to see all of a volume, for who serves its folders opens them by their paths; or mounts are to be seen on both
+    /// sides, and its kernel has its own.
     pub fn check_machine(&self) -> Outcome<()> {
-        match self.volumes.iter().find(|volume| matches!(volume.source, Source::Inside(_))) {
-            None => Ok(()),
-            Some(volume) => {
-                let text = format!(
-                    "--mount {}: a microVM sees all of a volume, volume-subpath is of containers",
-                    volume.target
-                );
-                Err(Failure::new(text).exit(Exit::Usage))
+        let refuse = |volume: &Volume, why: &str| {
+            Err(Failure::new(format!("--mount {}: {why}", volume.target)).exit(Exit::Usage))
+        };
+        for volume in &self.volumes {
+            if matches!(volume.source, Source::Inside(_)) {
+                return refuse(volume, "a microVM sees all of a volume, volume-subpath is of containers");
+            }
+            if !volume.propagation.is_private() {
+                return refuse(volume, "a microVM has mounts of its own, bind-propagation is of containers");
             }
         }
+        Ok(())
     }
 
     /// The flags that come to the same, for the process that runs the workload.
@@ -256,18 +266,16 @@ fn add_images(mounts: &mut Vec<Mount>, places: &[String]) {
 /// What a container's bundle has of them. Links of the host are resolved: what is mounted is what was checked.
 pub fn mounts(volumes: &[Volume]) -> Vec<container::spec::Mount> {
     let mount = |volume: &Volume| {
-        let access = if volume.read_only { "rro" } else { "rw" };
+        let bind = |from: &str| {
+            let (access, propagation) =
+                (if volume.read_only { "rro" } else { "rw" }, volume.propagation.word());
+            let options = format!("rbind,{propagation},nosuid,nodev,{access}");
+            container::template::mount(&volume.target, "bind", from, &options)
+        };
         match &volume.source {
-            Source::Host(path) => {
-                let options = format!("rbind,rprivate,nosuid,nodev,{access}");
-                container::template::mount(&volume.target, "bind", &path.to_string_lossy(), &options)
-            }
-            Source::Inside(held) => {
-                let options = format!("rbind,rprivate,nosuid,nodev,{access}");
-                // What `held` gives is mounted instead.
-                let text = format!("descriptor {}", held.as_raw_fd());
-                container::template::mount(&volume.target, "bind", &text, &options)
-            }
+            Source::Host(path) => bind(&path.to_string_lossy()),
+            // What `held` gives is mounted instead.
+            Source::Inside(held) => bind(&format!("descriptor {}", held.as_raw_fd())),
             Source::Memory(options) => {
                 let access = if volume.read_only { "ro" } else { "rw" };
                 let options = format!("nosuid,nodev,noexec,{access},{options}");
@@ -278,19 +286,51 @@ pub fn mounts(volumes: &[Volume]) -> Vec<container::spec::Mount> {
     volumes.iter().map(mount).collect()
 }
 
-/// Those that no path leads to, by their places: as mounts that are attached nowhere.
+/// Those that no path leads to, or from whose mounts the container is not cut off, by their places: as mounts that are attached
+/// nowhere.
 ///
 /// # Errors
-/// This process may not mount.
+/// This process may not mount, or the host does not share the mount.
 pub fn held(volumes: &[Volume]) -> Outcome<Vec<(String, Arc<OwnedFd>)>> {
-    let copy = |volume: &Volume| match &volume.source {
-        Source::Inside(held) => {
-            let made = container::rest::copy(held.as_fd()).map_err(super::container::explain);
-            Some(made.map(|made| (volume.target.clone(), Arc::new(made))))
-        }
-        Source::Host(_) | Source::Memory(_) => None,
-    };
-    volumes.iter().filter_map(copy).collect()
+    let mut all = Vec::new();
+    for volume in volumes {
+        let opened = match &volume.source {
+            Source::Host(path) if !volume.propagation.is_private() => open_shared(path, volume.propagation)?,
+            Source::Inside(held) => held.clone(),
+            Source::Host(_) | Source::Memory(_) => continue,
+        };
+        let made = container::rest::copy(opened.as_fd()).map_err(super::container::explain)?;
+        all.push((volume.target.clone(), Arc::new(made)));
+    }
+    Ok(all)
+}
+
+/// Opens what is at `path`, whose mount the host shares as `wanted`.
+fn open_shared(path: &Path, wanted: Propagation) -> Outcome<Arc<OwnedFd>> {
+    let act = || format!("show the command {} with its mounts", path.display());
+    let opened = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let opened = opened.map_err(std::io::Error::from).while_trying(act)?;
+    let found = rustix::fs::statx(&opened, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
+    let id = found.map_err(std::io::Error::from).while_trying(act)?.stx_mnt_id;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").while_trying(act)?;
+    if !is_shared(&mounts, id, wanted) {
+        let kind = if wanted.is_shared() { "a shared" } else { "a shared or slave" };
+        let text = format!("{}: path {} is not on {kind} mount", act(), path.display());
+        let hint =
+            format!("findmnt -o TARGET,PROPAGATION -T {}; mount --make-rshared makes it one", path.display());
+        return Err(Failure::new(text).exit(Exit::Usage).hint(hint));
+    }
+    Ok(Arc::new(opened))
+}
+
+/// Whether the mount with this number, of those that proc(5) lists as `mounts`, is shared as `wanted`.
+fn is_shared(mounts: &str, id: u64, wanted: Propagation) -> bool {
+    let line = mounts.lines().find(|line| line.split(' ').next() == Some(&*id.to_string()));
+    // Behind the sixth field are optional ones, up to a lone hyphen.
+    let optional = line.into_iter().flat_map(|line| line.split(' ').skip(6).take_while(|word| *word != "-"));
+    optional
+        .into_iter()
+        .any(|word| word.starts_with("shared:") || (!wanted.is_shared() && word.starts_with("master:")))
 }
 
 /// What the agent is told of them.
@@ -304,4 +344,19 @@ pub fn of_guest(volumes: &[Volume]) -> Vec<protocol::Volume> {
         },
     };
     volumes.iter().map(told).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_shared_as_the_kernel_says() {
+        let mounts = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+                      30 22 0:26 / /a rw master:7 - tmpfs tmpfs rw\n31 22 0:27 / /b rw - tmpfs shared:9 rw\n";
+        let is = |id, word| is_shared(mounts, id, Propagation::parse(word).unwrap());
+        assert!(is(22, "rshared") && is(22, "slave"));
+        assert!(!is(30, "shared") && is(30, "rslave"));
+        assert!(!is(31, "rslave") && !is(3, "rslave"));
+    }
 }
