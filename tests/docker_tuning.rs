@@ -1,6 +1,6 @@
 //! What docker's client asks of the kernel for a container: parameters, devices, shared memory, name spaces of the host, names.
 
-use crate::docker::{Server, refused};
+use crate::docker::{RUNTIMES, Server, refused};
 
 fn run(server: &Server, flags: &[&str], script: &str) -> String {
     server.docker(&[&["run", "--rm"], flags, &["debian", "sh", "-c", script]].concat())
@@ -47,7 +47,25 @@ fn a_container_has_of_the_kernel_what_the_client_asks_for() {
     }
     let log = ["run", "--rm", "--log-driver", "syslog", "debian", "true"];
     refused(&server.try_to(&log), 125, "not syslog");
-    refused(&server.try_to(&["run", "--rm", "--device", "/no/such", "debian", "true"]), 125, "/no/such");
+    // What cannot be is told when it is made, not by a start.
+    refused(&server.try_to(&["create", "--device", "/no/such", "debian", "true"]), 1, "/no/such");
+    refused(&server.try_to(&["create", "--cap-add", "no_such", "debian", "true"]), 1, "CAP_NO_SUCH");
+}
+
+#[test]
+fn whom_to_ask_for_names_is_the_clients_to_say_on_any_network() {
+    let Some(server) = Server::with_client() else { return };
+    let asks = ["--dns", "192.0.2.53", "--dns-search", "a.test", "--dns-option", "ndots:3"];
+    let said = |flags: &[&str], script: &str| run(&server, &[&asks[..], flags].concat(), script);
+    let own = "nameserver 192.0.2.53\nsearch a.test\noptions ndots:3\n";
+    for runtime in RUNTIMES {
+        let flags = ["--runtime", runtime, "--mac-address", "02:42:ac:11:00:07"];
+        let script = "cat /etc/resolv.conf /sys/class/net/eth0/address";
+        assert_eq!(said(&flags, script), format!("{own}02:42:ac:11:00:07\n"), "{runtime}");
+    }
+    for network in ["host", "none"] {
+        assert_eq!(said(&["--network", network], "cat /etc/resolv.conf"), own, "{network}");
+    }
 }
 
 #[test]

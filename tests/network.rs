@@ -89,7 +89,8 @@ fn the_hosts_loopback_and_link_local_addresses_are_out_of_reach() {
             return;
         };
         let ended = finish(command);
-        assert_eq!(ended.stdout, "nameserver 10.0.2.3\n", "{ended:?}");
+        // Behind the server there are the domains and options of this host.
+        assert!(ended.stdout.starts_with("nameserver 10.0.2.3\n"), "{ended:?}");
         listener.set_nonblocking(true).unwrap();
         assert!(listener.accept().is_err(), "nobody came");
     }

@@ -176,6 +176,8 @@ pub struct Creation {
     pub network: Network,
     /// Networks with a name that it is on; the first leads out if it is not connected to anything else.
     pub endpoints: Vec<Endpoint>,
+    /// Its hardware address on a network of its own without a name.
+    pub mac: Option<[u8; 6]>,
     /// Who is asked for names that are not on its networks, and how.
     pub resolving: Resolving,
     /// `[HOSTIP:]HOSTPORT:PORT/PROTOCOL`

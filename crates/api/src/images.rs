@@ -119,6 +119,10 @@ pub(crate) fn id_of(image: &Image) -> String {
 /// `push`, of which docker tells the name instead of the id.
 pub fn tell_image(store: &Store, image: &Image, action: &str) {
     let name = image.name();
+    if is_unnamed(name) && action == "tag" {
+        // Nobody gave it that one.
+        return;
+    }
     let (id, name) = match action {
         "pull" | "push" => (name.to_string(), repository(name)),
         _ => (id_of(image), name.to_string()),
@@ -208,7 +212,8 @@ pub fn remove_image(
         store.remove(name).map_err(|error| failed(&error))?;
     }
     tell_gone(store, &known, &going);
-    Ok(RemovedImage { untagged: going, deleted: (is_last && users.is_empty()).then_some(digest) })
+    let untagged = going.into_iter().filter(|name| !is_unnamed(name)).collect();
+    Ok(RemovedImage { untagged, deleted: (is_last && users.is_empty()).then_some(digest) })
 }
 
 /// How many images there are, whatever their names.
@@ -235,7 +240,9 @@ fn tell_gone(store: &Store, before: &Known, gone: &[Reference]) {
         let mut deleted = Vec::new();
         for name in gone {
             let Some((id, labels)) = before.get(name) else { continue };
-            workloads.tell_image("untag", id, &name.to_string(), labels);
+            if !is_unnamed(name) {
+                workloads.tell_image("untag", id, &name.to_string(), labels);
+            }
             if !left(id) && !deleted.contains(&id) {
                 deleted.push(id);
             }

@@ -187,7 +187,10 @@ fn build_with(
         }
     }
     let status = child.wait().map_err(|error| format!("wait for the build: {error}"))?;
-    if status.success() { Ok(()) } else { Err(last.strip_prefix("strata: ").unwrap_or(&last).to_owned()) }
+    // Where the context lies is nobody's business.
+    let context = format!("build {}: ", options.context.display());
+    let reason = last.strip_prefix("strata: ").unwrap_or(&last);
+    if status.success() { Ok(()) } else { Err(reason.strip_prefix(&context).unwrap_or(reason).to_owned()) }
 }
 
 /// Changes the config of the image `name` by instructions.

@@ -12,8 +12,9 @@ use bollard_stubs::models::{
     ContainerCreateBody, HealthConfig, HostConfig, NetworkingConfig, PortBinding, PortMap, ResourcesUlimits,
     RestartPolicy, RestartPolicyNameEnum, ThrottleDevice,
 };
+use serde::Deserialize;
 use serde_json::json;
-use workload::networks::{Endpoint, Link};
+use workload::networks::Link;
 use workload::{HealthCheck, HealthTest, Isolation, Restart, Workloads};
 
 use super::params::Params;
@@ -25,20 +26,31 @@ use crate::error::{ApiError, Result};
 pub(super) const VM: &str = "strata-vm";
 /// The runtime that is the default.
 pub(super) const CONTAINER: &str = "strata";
+
+/// What a client sends.
+#[derive(Deserialize)]
+pub(super) struct Body {
+    #[serde(flatten)]
+    body: ContainerCreateBody,
+    /// Where clients of API 1.43 and before say it.
+    #[serde(rename = "MacAddress")]
+    mac: Option<String>,
+}
+
 /// `POST /containers/create`
 pub(super) async fn create(
     State(app): App,
     params: Params,
-    body: std::result::Result<Json<ContainerCreateBody>, JsonRejection>,
+    body: std::result::Result<Json<Body>, JsonRejection>,
 ) -> Result {
-    let Json(body) = body?;
+    let Json(Body { body, mac }) = body?;
     if let Some(platform) = params.get("platform").filter(|p| !matches!(*p, "linux/amd64" | "linux")) {
         return Err(ApiError::not_offered(format!("containers are linux/amd64, not {platform}")));
     }
     let name = params.get("name").map(str::to_owned);
     let is_all = body.host_config.as_ref().is_some_and(|host| host.publish_all_ports == Some(true));
     let exposed = is_all.then(|| body.exposed_ports.clone().unwrap_or_default());
-    let mut creation = creation(body)?;
+    let mut creation = creation(body, mac.as_deref())?;
     let folder = app
         .blocking(move |backend| {
             // What is not here is a 404: clients pull it then. An id becomes a name.
@@ -83,27 +95,29 @@ fn name_by_id(workloads: &Workloads, creation: &mut Creation) -> Result<()> {
 }
 
 /// What a client wants, in our words.
-fn creation(body: ContainerCreateBody) -> Result<Creation> {
-    let said = serde_json::to_value(&body).map_err(|error| ApiError::bad(error.to_string()))?;
+fn creation(body: ContainerCreateBody, mac: Option<&str>) -> Result<Creation> {
+    let mut said = serde_json::to_value(&body).map_err(|error| ApiError::bad(error.to_string()))?;
+    if let Some(mac) = mac {
+        said["MacAddress"] = json!(mac);
+    }
     let host = body.host_config.unwrap_or_default();
     refuse_what_is_not_there(&host)?;
     let mounts = volumes::wanted(&host, body.volumes.as_deref().unwrap_or_default())?;
     let image = body.image.filter(|image| !image.is_empty());
     let image = image.ok_or_else(|| ApiError::bad("No image was specified"))?;
     let isolation = isolation(host.runtime.as_deref().unwrap_or_default())?;
-    let throttles = throttles(&host)?;
+    let throttles = throttles(&host, isolation)?;
     let tuning = tuning::wanted(&host, body.domainname, isolation)?;
-    if isolation == Isolation::Vm && !throttles.is_empty() {
-        let text = "HostConfig.BlkioDevice…: a microVM has no disk of this host; strata run has --disk-rate";
-        return Err(ApiError::not_offered(text));
-    }
     let (log_driver, log_opts) = tuning::log_options(host.log_config.clone())?;
     let list = Option::unwrap_or_default;
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let positive =
         |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).filter(|n| *n > 0);
     let is_off = body.network_disabled == Some(true);
-    let (network, endpoints, resolving) = connections(is_off, &host, body.networking_config)?;
+    let mac = mac.filter(|mac| !mac.is_empty()).map(endpoints::parse_mac).transpose()?;
+    let endpoints::Wanted { network, endpoints, mac } =
+        connections(is_off, &host, body.networking_config, mac)?;
+    let resolving = resolving(&host, &network)?;
     let has_hostname = body.hostname.as_ref().is_some_and(|name| !name.is_empty());
     let publish = published(&host, &network, has_hostname)?;
     Ok(Creation {
@@ -138,6 +152,7 @@ fn creation(body: ContainerCreateBody) -> Result<Creation> {
         stop_signal: given(body.stop_signal),
         network,
         endpoints,
+        mac,
         resolving,
         publish,
         mounts,
@@ -174,7 +189,7 @@ fn limit(limit: ResourcesUlimits) -> Limit {
 }
 
 /// Limits of disks of this host. 0 is none, as docker has it.
-fn throttles(host: &HostConfig) -> Result<Vec<Throttle>> {
+fn throttles(host: &HostConfig, isolation: Isolation) -> Result<Vec<Throttle>> {
     let lists: [(&str, Throttled, &Option<Vec<ThrottleDevice>>); 4] = [
         ("BlkioDeviceReadBps", Throttled::ReadBytes, &host.blkio_device_read_bps),
         ("BlkioDeviceWriteBps", Throttled::WriteBytes, &host.blkio_device_write_bps),
@@ -192,6 +207,10 @@ fn throttles(host: &HostConfig) -> Result<Vec<Throttle>> {
                 all.push(Throttle { of, path, rate });
             }
         }
+    }
+    if isolation == Isolation::Vm && !all.is_empty() {
+        let text = "HostConfig.BlkioDevice…: a microVM has no disk of this host; strata run has --disk-rate";
+        return Err(ApiError::not_offered(text));
     }
     Ok(all)
 }
@@ -246,17 +265,18 @@ fn refuse_what_is_not_there(host: &HostConfig) -> Result<()> {
     Err(ApiError::not_offered(format!("HostConfig.{}: not there yet", names.join(", HostConfig."))))
 }
 
-/// What it is connected to, and whom it asks for names.
+/// What it is connected to.
 fn connections(
     is_off: bool,
     host: &HostConfig,
     config: Option<NetworkingConfig>,
-) -> Result<(Network, Vec<Endpoint>, Resolving)> {
+    mac: Option<[u8; 6]>,
+) -> Result<endpoints::Wanted> {
     let mode = if is_off { "none" } else { host.network_mode.as_deref().unwrap_or_default() };
-    let (network, mut endpoints) = endpoints::wanted(mode, config.filter(|_| !is_off))?;
+    let mut wanted = endpoints::wanted(mode, config.filter(|_| !is_off), mac)?;
     let links =
         host.links.iter().flatten().map(|text| endpoints::link(text)).collect::<Result<Vec<Link>>>()?;
-    match endpoints.first_mut() {
+    match wanted.endpoints.first_mut() {
         // Docker's command says it twice.
         Some(first) => first
             .links
@@ -267,16 +287,11 @@ fn connections(
             return Err(ApiError::not_offered(text));
         }
     }
-    let resolving = resolving(host)?;
-    if resolving != Resolving::default() && endpoints.is_empty() {
-        let text =
-            "HostConfig.Dns, HostConfig.DnsSearch, HostConfig.DnsOptions: on networks with a name only";
-        return Err(ApiError::not_offered(text));
-    }
-    Ok((network, endpoints, resolving))
+    Ok(wanted)
 }
 
-fn resolving(host: &HostConfig) -> Result<Resolving> {
+/// Whom it asks for names.
+fn resolving(host: &HostConfig, network: &Network) -> Result<Resolving> {
     let parse =
         |text: &String| text.parse().map_err(|_| ApiError::bad(format!("{text} is not a valid IP address")));
     let words = |list: &Option<Vec<String>>| {
@@ -287,11 +302,15 @@ fn resolving(host: &HostConfig) -> Result<Resolving> {
             None => Ok(list),
         }
     };
-    Ok(Resolving {
+    let wanted = Resolving {
         servers: host.dns.iter().flatten().map(parse).collect::<Result<_>>()?,
         search: words(&host.dns_search)?,
         options: words(&host.dns_options)?,
-    })
+    };
+    if wanted != Resolving::default() && matches!(network, Network::Container(_)) {
+        return Err(ApiError::bad("conflicting options: dns and the network mode"));
+    }
+    Ok(wanted)
 }
 
 pub(super) fn restart(policy: Option<RestartPolicy>) -> Result<Restart> {
@@ -403,7 +422,7 @@ mod tests {
     use super::*;
 
     fn of(json: serde_json::Value) -> Result<Creation> {
-        creation(serde_json::from_value(json).unwrap())
+        creation(serde_json::from_value(json).unwrap(), None)
     }
 
     #[test]
@@ -456,7 +475,9 @@ mod tests {
         let ends: Vec<_> = publish.iter().map(|entry| entry.rsplit(':').next().unwrap()).collect();
         assert_eq!(ends, ["80/tcp", "53/udp", "90/tcp"]);
         assert!(publish_all(&mut publish, ["x/tcp".to_owned()]).is_err());
-        assert_eq!(refused(json!({"Dns": ["10.0.0.1"]})).0, 501);
+        let joined = json!({"NetworkMode": "container:x", "Dns": ["10.0.0.1"]});
+        assert_eq!(refused(joined).0, 400);
+        assert_eq!(refused(json!({"Dns": ["x"]})).0, 400);
         assert_eq!(refused(json!({"NetworkMode": "team", "Dns": ["x"]})).0, 400);
         assert_eq!(refused(json!({"NetworkMode": "team", "DnsSearch": ["a\nb"]})).0, 400);
         for port in ["x/tcp", "0/tcp", "70000/tcp", ""] {

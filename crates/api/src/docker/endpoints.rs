@@ -40,8 +40,10 @@ pub(super) fn parse_mac(text: &str) -> Result<[u8; 6]> {
 /// It makes no sense, or is not offered.
 pub(super) fn parse(network: &str, said: EndpointSettings) -> Result<Endpoint> {
     let ipam = said.ipam_config.unwrap_or_default();
+    // Docker's own driver does something for these; whatever else is said is kept as it is.
+    let own = |map: &HashMap<String, String>| map.keys().any(|key| key.starts_with("com.docker.network."));
     let refused = [
-        ("DriverOpts", said.driver_opts.is_some_and(|map| !map.is_empty())),
+        ("DriverOpts", said.driver_opts.is_some_and(|map| own(&map))),
         ("IPAMConfig.LinkLocalIPs", ipam.link_local_ips.is_some_and(|list| !list.is_empty())),
     ];
     if let Some((name, _)) = refused.iter().find(|(_, is_set)| *is_set) {
@@ -76,11 +78,22 @@ fn address<T: FromStr>(text: Option<String>, kind: &str) -> Result<Option<T>> {
     text.map(|text| text.parse().map_err(|_| wrong(&text))).transpose()
 }
 
-/// What a new container is to be connected to: what `mode` says, and more as `config` says.
+/// What a new container is to be connected to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub network: Network,
+    /// On networks with a name.
+    pub endpoints: Vec<Endpoint>,
+    /// The hardware address on the network that it has without being asked.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// Understands what a new container is to be connected to: what `mode` says, and more as `config` says. Old clients say the hardware
+/// address, `mac`, beside that.
 ///
 /// # Errors
 /// It makes no sense, or is not offered.
-pub(super) fn wanted(mode: &str, config: Option<NetworkingConfig>) -> Result<(Network, Vec<Endpoint>)> {
+pub(super) fn wanted(mode: &str, config: Option<NetworkingConfig>, mac: Option<[u8; 6]>) -> Result<Wanted> {
     let mut said: HashMap<_, _> = config.and_then(|config| config.endpoints_config).unwrap_or_default();
     let network = match mode {
         "" | "default" | "bridge" => Network::Default,
@@ -94,16 +107,15 @@ pub(super) fn wanted(mode: &str, config: Option<NetworkingConfig>) -> Result<(Ne
         },
     };
     let mut endpoints = Vec::new();
+    let mut own_mac = mac;
     if network == Network::Named {
-        endpoints.push(parse(mode, said.remove(mode).unwrap_or_default())?);
+        let first = parse(mode, said.remove(mode).unwrap_or_default())?;
+        endpoints.push(Endpoint { mac: first.mac.or(own_mac.take()), ..first });
     } else {
         for name in ["default", "bridge", "none", "user", "host", mode] {
             let Some(own) = said.remove(name) else { continue };
             let own = parse(name, own)?;
-            if own.mac.is_some() {
-                let text = format!("network {name}: MacAddress: on networks with a name only");
-                return Err(ApiError::not_offered(text));
-            }
+            own_mac = own.mac.or(own_mac);
             if own.ip.is_some() || own.ip6.is_some() {
                 let text = "user specified IP address is supported on user defined networks only";
                 return Err(ApiError::bad(text));
@@ -121,6 +133,9 @@ pub(super) fn wanted(mode: &str, config: Option<NetworkingConfig>) -> Result<(Ne
         Network::Host | Network::Container(_) => Some(SHARED),
         _ => None,
     };
+    if own_mac.is_some() && matches!(network, Network::Host | Network::Container(_)) {
+        return Err(ApiError::bad("conflicting options: mac-address and the network mode"));
+    }
     if let Some(text) = alone.filter(|_| !said.is_empty()) {
         return Err(ApiError::bad(text));
     }
@@ -131,7 +146,7 @@ pub(super) fn wanted(mode: &str, config: Option<NetworkingConfig>) -> Result<(Ne
     }
     // The first is the one that published ports lead to.
     endpoints.sort_by_key(|endpoint| std::cmp::Reverse(endpoint.priority));
-    Ok((network, endpoints))
+    Ok(Wanted { network, endpoints, mac: own_mac })
 }
 
 /// Has endpoints name networks by their names, where clients may name them by their ids.
@@ -158,7 +173,7 @@ pub(super) fn names(folder: &Folder) -> Vec<String> {
     first.into_iter().chain(own.iter().map(|endpoint| endpoint.network.clone())).collect()
 }
 
-/// `NetworkSettings.Networks` of a workload, and what it has of the first network with a name.
+/// `NetworkSettings.Networks` of a workload, and what it has of the first network.
 pub(super) fn settings(backend: &dyn Backend, folder: &Folder) -> (Value, Value) {
     let mut map = Map::new();
     let mut first = Value::Null;
@@ -166,19 +181,18 @@ pub(super) fn settings(backend: &dyn Backend, folder: &Folder) -> (Value, Value)
     for name in names(folder) {
         let endpoint = what.wanted.networks.iter().find(|endpoint| endpoint.network == name);
         let value = match endpoint {
-            None => row(what, None, None),
+            None => row(what, &name, None, None),
             Some(endpoint) => {
                 let place = place(backend, &endpoint.network, &what.id);
-                let value = row(what, Some(endpoint), place.as_ref());
-                if first.is_null() {
-                    first = value.clone();
-                }
-                value
+                row(what, &name, Some(endpoint), place.as_ref())
             }
         };
+        if first.is_null() {
+            first = value.clone();
+        }
         map.insert(name, value);
     }
-    let first = if first.is_null() { row(what, None, None) } else { first };
+    let first = if first.is_null() { row(what, "", None, None) } else { first };
     (Value::Object(map), first)
 }
 
@@ -192,6 +206,7 @@ fn place(backend: &dyn Backend, network: &str, id: &str) -> Option<(NetworkInfo,
 
 fn row(
     what: &Description,
+    name: &str,
     endpoint: Option<&Endpoint>,
     place: Option<&(NetworkInfo, Option<LeaseInfo>)>,
 ) -> Value {
@@ -209,17 +224,27 @@ fn row(
         now.and_then(|(info, lease)| of(info, lease)).unwrap_or_default()
     };
     let six = now.and_then(|(info, lease)| info.six.zip(lease.address6));
+    // As the client said it when it made the workload.
+    let said = |key: &str| {
+        let networks = what.wanted.said.as_ref()?.pointer("/NetworkingConfig/EndpointsConfig")?;
+        networks.get(name).or_else(|| networks.get("default").filter(|_| name == "bridge"))?.get(key)
+    };
+    let mac = lease.map(|lease| lease.mac).or_else(|| endpoint?.mac).map(mac_text);
+    let mac = mac.or_else(|| {
+        let beside = || what.wanted.said.as_ref()?.get("MacAddress").filter(|_| endpoint.is_none());
+        said("MacAddress").or_else(beside)?.as_str().map(str::to_owned)
+    });
     json!({
         "IPAMConfig": asked,
         "Links": endpoint.map(|endpoint| &endpoint.links).filter(|links| !links.is_empty()).map(|links| {
             links.iter().map(|link| format!("{}:{}", link.workload, link.alias)).collect::<Vec<_>>()
         }),
         "Aliases": endpoint.map(|endpoint| &endpoint.aliases).filter(|aliases| !aliases.is_empty()),
-        "DriverOpts": null,
+        "DriverOpts": said("DriverOpts"),
         "GwPriority": endpoint.map_or(0, |endpoint| endpoint.priority),
         "NetworkID": info.map(|info| info.id.as_str()).unwrap_or_default(),
         "EndpointID": text(&|info, _| Some(id(&info.id, &what.id))),
-        "MacAddress": lease.map(|lease| lease.mac).or_else(|| endpoint?.mac).map(mac_text).unwrap_or_default(),
+        "MacAddress": mac.unwrap_or_default(),
         "Gateway": text(&|info, _| (!info.internal).then(|| info.gateway.to_string())),
         "IPAddress": text(&|_, lease| Some(lease.address.to_string())),
         "IPPrefixLen": now.map_or(0, |(info, _)| info.subnet.prefix()),
@@ -235,7 +260,8 @@ mod tests {
     use super::*;
 
     fn of(mode: &str, config: Value) -> Result<(Network, Vec<Endpoint>)> {
-        wanted(mode, Some(serde_json::from_value(json!({ "EndpointsConfig": config })).unwrap()))
+        let config = serde_json::from_value(json!({ "EndpointsConfig": config })).unwrap();
+        wanted(mode, Some(config), None).map(|wanted| (wanted.network, wanted.endpoints))
     }
 
     #[test]
@@ -272,7 +298,23 @@ mod tests {
         let (_, endpoints) = of("team", config).unwrap();
         let order: Vec<_> = endpoints.iter().map(|endpoint| &*endpoint.network).collect();
         assert_eq!(order, ["a", "b", "team"]);
-        assert_eq!(wanted("", None).unwrap(), (Network::Default, Vec::new()));
+        let nothing = Wanted { network: Network::Default, endpoints: Vec::new(), mac: None };
+        assert_eq!(wanted("", None, None).unwrap(), nothing);
+    }
+
+    #[test]
+    fn a_hardware_address_is_the_first_networks_wherever_it_is_said() {
+        let (mac, other) = ([2, 0x42, 0xac, 0x11, 0, 2], Some([2, 0, 0, 0, 0, 1]));
+        let said = |mode: &str| {
+            let config = json!({"EndpointsConfig": {mode: {"MacAddress": "02:42:ac:11:00:02"}}});
+            serde_json::from_value::<NetworkingConfig>(config).unwrap()
+        };
+        assert_eq!(wanted("bridge", Some(said("bridge")), other).unwrap().mac, Some(mac));
+        assert_eq!(wanted("bridge", None, other).unwrap().mac, other);
+        let named = wanted("team", Some(said("team")), other).unwrap();
+        assert_eq!((named.endpoints[0].mac, named.mac), (Some(mac), None));
+        assert_eq!(wanted("team", None, other).unwrap().endpoints[0].mac, other);
+        assert!(wanted("host", Some(said("host")), None).is_err());
     }
 
     #[test]
@@ -286,13 +328,12 @@ mod tests {
             (json!({"MacAddress": "02:42"}), 400),
             (json!({"MacAddress": "03:42:ac:11:00:02"}), 400),
             (json!({"Links": ["x:"]}), 400),
-            (json!({"DriverOpts": {"a": "b"}}), 501),
+            (json!({"DriverOpts": {"com.docker.network.endpoint.ifname": "b"}}), 501),
         ] {
             assert_eq!(on(settings.clone()), status, "{settings}");
         }
         let error = |mode: &str, config| of(mode, config).unwrap_err().status.as_u16();
         assert_eq!(error("bridge", json!({"bridge": {"IPAMConfig": {"IPv4Address": "10.9.0.1"}}})), 400);
-        assert_eq!(error("bridge", json!({"bridge": {"MacAddress": "02:42:ac:11:00:02"}})), 501);
         assert_eq!(error("none", json!({"team": {}})), 400);
         for mode in ["host", "container:x"] {
             assert_eq!(error(mode, json!({"team": {}})), 400);

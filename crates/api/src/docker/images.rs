@@ -190,7 +190,7 @@ fn describe(store: &Store, name: &str) -> Result<Value> {
         "Created": text("/created"),
         "DockerVersion": "",
         "Author": text("/author"),
-        "Config": config.get("config").cloned().unwrap_or_else(|| json!({})),
+        "Config": run_config(&config),
         "Architecture": text("/architecture"),
         "Os": text("/os"),
         "Size": image.size_bytes(),
@@ -198,6 +198,18 @@ fn describe(store: &Store, name: &str) -> Result<Value> {
         "RootFS": { "Type": "layers", "Layers": config.pointer("/rootfs/diff_ids").cloned().unwrap_or_else(|| json!([])) },
         "Metadata": { "LastTagTime": "0001-01-01T00:00:00Z" },
     }))
+}
+
+/// How the image is to be run. Clients look for these where an image says nothing of them, too.
+fn run_config(config: &Value) -> Value {
+    let mut all = config.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
+    for key in ["User", "WorkingDir"] {
+        all.entry(key).or_insert_with(|| json!(""));
+    }
+    for key in ["Env", "Cmd", "Entrypoint", "ExposedPorts", "Volumes", "Labels", "OnBuild"] {
+        all.entry(key).or_insert(Value::Null);
+    }
+    Value::Object(all)
 }
 
 /// The newest step first.

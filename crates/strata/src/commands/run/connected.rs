@@ -21,8 +21,8 @@ pub enum Connected {
     None,
     /// A card, and nothing at the other end of its cable.
     Unplugged,
-    /// Sockets of this process.
-    User(Config),
+    /// Sockets of this process, and what the machine's `/etc/resolv.conf` says.
+    User(Config, String),
     /// A bridge of this host; the published ports, so that nobody else takes them.
     Cable { cable: Box<Cable>, _ports: Vec<OwnedFd> },
 }
@@ -41,7 +41,11 @@ impl Connected {
             return Ok(Self::None);
         }
         let Some(wanted) = wanted else {
-            return Ok(if flags.is_none() { Self::Unplugged } else { Self::User(flags.user_config()?) });
+            return Ok(if flags.is_none() {
+                Self::Unplugged
+            } else {
+                Self::User(flags.user_config()?, flags.user_resolv_conf())
+            });
         };
         let [endpoint] = wanted.endpoints.as_slice() else {
             let text = "connect the machine to several networks: it has one card";
@@ -60,7 +64,7 @@ impl Connected {
         Ok(match self {
             Self::None => Vec::new(),
             Self::Unplugged => vec![Box::new(net::Unplugged)],
-            Self::User(config) => vec![network::open(config)?],
+            Self::User(config, _) => vec![network::open(config)?],
             Self::Cable { cable, .. } => {
                 let tap = cable.take_tap().ok_or_else(|| Failure::new("the cable is in use already"))?;
                 let set = |tap: BorrowedFd<'_>, Offloads { checksum, segmentation }| {
@@ -75,7 +79,7 @@ impl Connected {
     pub fn calls(&self) -> sandbox::Network {
         match self {
             Self::None | Self::Unplugged => sandbox::Network::None,
-            Self::User(_) => sandbox::Network::Sockets,
+            Self::User(..) => sandbox::Network::Sockets,
             Self::Cable { .. } => sandbox::Network::Interface(SET_OFFLOADS),
         }
     }
@@ -84,7 +88,7 @@ impl Connected {
     pub fn gateway(&self) -> Option<IpAddr> {
         match self {
             Self::Cable { cable, .. } => Some(cable.place().network.gateway.into()),
-            Self::None | Self::Unplugged | Self::User(_) => None,
+            Self::None | Self::Unplugged | Self::User(..) => None,
         }
     }
 
@@ -93,7 +97,7 @@ impl Connected {
         let interface = INTERFACE.to_owned();
         match self {
             Self::None | Self::Unplugged => None,
-            Self::User(config) => Some(protocol::Network {
+            Self::User(config, resolv_conf) => Some(protocol::Network {
                 interface,
                 mac: config.guest_mac,
                 mtu: network::MTU,
@@ -101,7 +105,7 @@ impl Connected {
                 prefix: nat::PREFIX,
                 gateway: Some(nat::GATEWAY.octets()),
                 six: None,
-                resolv_conf: format!("nameserver {}\n", nat::RESOLVER),
+                resolv_conf: resolv_conf.clone(),
             }),
             Self::Cable { cable, .. } => {
                 let place = cable.place();

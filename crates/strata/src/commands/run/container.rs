@@ -163,6 +163,7 @@ pub fn check_rights() -> Outcome<()> {
 pub fn run(global: &Global, options: &Options) -> Outcome {
     protect()?;
     bury_orphans();
+    container_spec::warn(options);
     let id = container::own_id(FOREGROUND);
     let create = prepare(global, options, id, options.name.clone(), |_| Ok(Upper::Memory))?;
     if !options.interactive {
@@ -200,8 +201,8 @@ struct Prepared {
     _shared: shared::Shared,
     /// The network of another, until it is there.
     joined: Option<joined::Joined>,
-    /// Names that it knows without asking, until they are there.
-    _hosts: Option<tempfile::NamedTempFile>,
+    /// Names that it knows without asking, and whom it asks for others, until they are there.
+    _names: [Option<tempfile::NamedTempFile>; 2],
     /// Its places on networks with a name, as long as it runs.
     bridged: Option<bridged::Bridged>,
     /// The store, and what it wants of each of those.
@@ -235,7 +236,8 @@ fn prepare(
     let mut spec = container_spec::spec(options, store.root(), wanted.clone(), name)?;
     let shared = shared::prepare(store.root(), &options.container.tuning)?;
     let mut held_mounts = shared.add_to(&mut spec);
-    let network = options.network.config()?.map(|config| container_network::prepare(&config)).transpose()?;
+    let open = |config| container_network::prepare(&config, &options.network.user_resolv_conf());
+    let network = options.network.config()?.map(open).transpose()?;
     if let Some(network) = &network {
         network.add_to(&mut spec);
     }
@@ -250,8 +252,9 @@ fn prepare(
     if options.network.is_host() {
         bridged::share_host(&mut spec);
     }
-    let hosts = options.network.hosts_file()?;
-    spec.mounts.extend(hosts.iter().map(resolving::hosts_mount));
+    let (hosts, resolv_conf) = (options.network.hosts_file()?, options.network.resolv_file()?);
+    spec.mounts.extend(hosts.iter().map(|file| resolving::mount(resolving::HOSTS, file)));
+    spec.mounts.extend(resolv_conf.iter().map(|file| resolving::mount(resolving::RESOLV_CONF, file)));
     // What is to stay of one in the background is in its upper folder and in volumes, which were made with it.
     let keep = if options.container.read_only { Keep::CommandOnReadOnlyRoot } else { Keep::Command };
     let files = options.files.settle(&store, &image, keep)?;
@@ -271,7 +274,7 @@ fn prepare(
         network,
         files,
         joined,
-        _hosts: hosts,
+        _names: [hosts, resolv_conf],
         bridged,
         root: store.root().to_owned(),
         common,
@@ -295,7 +298,7 @@ fn name_of(global: &Global, options: &Options, id: &str) -> Outcome<String> {
 }
 
 fn start(prepared: Prepared, options: &Options, link: Option<&Link>) -> Outcome {
-    let Prepared { create, network, files, joined: _joined, _hosts, _shared, bridged, root, common, named } =
+    let Prepared { create, network, files, joined: _joined, _names, _shared, bridged, root, common, named } =
         prepared;
     let signals = Signals::block().map_err(explain)?;
     let running = runtime().run(&create).map_err(explain)?;

@@ -24,11 +24,11 @@ pub struct Prepared {
     files: Files,
 }
 
-/// Makes the network of `config`; its published ports are open then.
+/// Makes the network of `config`, where `resolv_conf` says whom to ask for names; its published ports are open then.
 ///
 /// # Errors
 /// A port is taken, or the host has no tun devices.
-pub fn prepare(config: &Config) -> Outcome<Prepared> {
+pub fn prepare(config: &Config, resolv_conf: &str) -> Outcome<Prepared> {
     let port = network::open(config)?;
     let mask = u32::MAX << (32 - u32::from(nat::PREFIX));
     let addresses = Addresses {
@@ -38,7 +38,7 @@ pub fn prepare(config: &Config) -> Outcome<Prepared> {
         gateway: nat::GATEWAY,
     };
     let network = Network::new(INTERFACE, addresses).map_err(explain)?;
-    let files = Files::new(&format!("nameserver {}\n", nat::RESOLVER))?;
+    let files = Files::new(resolv_conf)?;
     Ok(Prepared { network, port, files })
 }
 

@@ -44,15 +44,19 @@ fn granted(flags: &Flags) -> Outcome<Vec<String>> {
     Ok(names)
 }
 
+/// Says what whoever runs it should know.
+pub fn warn(options: &Options) {
+    if options.container.privileged {
+        tracing::warn!("--privileged: root in this container can do what root can do on this host");
+    }
+}
+
 /// What a container's bundle says but for networks and volumes; `wanted` is the command, `store` the folder whose disk is the one
 /// that is meant where no other is named.
 ///
 /// # Errors
 /// A flag names no capability or device, or makes no sense.
 pub fn spec(options: &Options, store: &Path, wanted: protocol::Process, hostname: String) -> Outcome<Spec> {
-    if options.container.privileged {
-        tracing::warn!("--privileged: root in this container can do what root can do on this host");
-    }
     let mut spec = plain(options, wanted, hostname)?;
     if let Some(resources) = spec.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
         resources.block_io = options.rates.block_io(store)?;

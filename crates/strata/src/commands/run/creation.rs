@@ -75,6 +75,7 @@ fn options(name: Option<String>, creation: &Creation) -> Outcome<Options> {
         let text = "connect the machine to several networks: it has one card";
         return Err(Failure::new(text).exit(Exit::Usage));
     }
+    options.network.set_mac(creation.mac);
     options.network.set_endpoints(creation.endpoints.clone());
     options.network.set_resolving(&creation.resolving);
     options.network.set_hosts(&creation.tuning.hosts);

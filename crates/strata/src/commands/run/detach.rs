@@ -15,7 +15,7 @@ use workload::{Description, Folder, Wanted, Workloads};
 
 use super::security::Security;
 use super::volumes::{Keep, Settled};
-use super::{Isolation, Options, container, flags};
+use super::{Isolation, Options, container, container_spec, flags};
 use crate::cli::Global;
 use crate::commands::{files as kept, image as images};
 use crate::exit::Exit;
@@ -82,6 +82,9 @@ pub fn create_as(
         Isolation::Vm => check_kernel(&store, options)?,
         Isolation::Container => {
             container::check_rights()?;
+            container_spec::warn(options);
+            // What makes no sense is told now, not by a start whenever that may be.
+            container_spec::spec(options, store.root(), process.clone(), String::new())?;
             if !options.rm {
                 kept::warn_of_overlay(store.root());
             }

@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use workload::networks::{Endpoint, Link, NewLease};
 
 use super::bridged::Wanted;
-use super::resolving;
+use super::resolving::{self, RESOLV_CONF};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 
@@ -47,15 +47,15 @@ pub struct Flags {
     #[arg(long, value_name = "NAME", value_parser = workload::parse_name)]
     #[serde(default)]
     network_alias: Vec<String>,
-    /// Server of names for what is not on its network, which has a name [default: those of this host]
+    /// Server of names for what is not on its network [default: those of this host]
     #[arg(long, value_name = "ADDRESS")]
     #[serde(default)]
     dns: Vec<IpAddr>,
-    /// Domain in which names are looked for too, on a network with a name; . for none [default: those of this host]
+    /// Domain in which names are looked for too; . for none [default: those of this host]
     #[arg(long, value_name = "DOMAIN", value_parser = resolving::check_word)]
     #[serde(default)]
     dns_search: Vec<String>,
-    /// Option of the C library's resolver, on a network with a name [default: those of this host, and ndots:0]
+    /// Option of the C library's resolver [default: those of this host, and ndots:0 on a network with a name]
     #[arg(long, value_name = "OPTION", value_parser = resolving::check_word)]
     #[serde(default)]
     dns_option: Vec<String>,
@@ -73,7 +73,7 @@ pub struct Flags {
     #[arg(long = "link", value_name = "WORKLOAD[:ALIAS]")]
     #[serde(default)]
     links: Vec<Link>,
-    /// Hardware address on the network. For clients of the API.
+    /// Hardware address on the network, user or one with a name. For clients of the API.
     #[arg(skip)]
     #[serde(default)]
     mac: Option<[u8; 6]>,
@@ -169,14 +169,17 @@ impl Flags {
     /// What is asked for needs a network, or another one, or a port is none.
     pub fn is_user(&self) -> Outcome<bool> {
         let is_needed = !self.publish.is_empty() || self.host_loopback;
-        let words = [&self.network_alias, &self.dns_search, &self.dns_option];
         let is_addressed = self.ip.is_some()
             || self.ip6.is_some()
-            || !self.dns.is_empty()
-            || !self.links.is_empty()
-            || words.iter().any(|words| !words.is_empty());
+            || !self.network_alias.is_empty()
+            || !self.links.is_empty();
         if is_addressed && !matches!(self.network, Some(Kind::Named(_))) {
-            let text = "--ip, --ip6, --network-alias, --link, --dns, --dns-search and --dns-option need --network NAME";
+            let text = "--ip, --ip6, --network-alias and --link need --network NAME";
+            return Err(Failure::new(text).exit(Exit::Usage));
+        }
+        if self.asks() && self.joined().is_some() {
+            let text =
+                "--dns, --dns-search and --dns-option: --network container:NAME asks whom that one asks";
             return Err(Failure::new(text).exit(Exit::Usage));
         }
         match &self.network {
@@ -201,7 +204,12 @@ impl Flags {
             return if is_needed { Err(Failure::new(text).exit(Exit::Usage)) } else { Ok(false) };
         }
         parse_all(&self.publish)?;
-        Ok(self.network.is_some() || is_needed)
+        Ok(self.network.is_some() || is_needed || self.asks())
+    }
+
+    /// Whether it says whom to ask for names, or how.
+    fn asks(&self) -> bool {
+        !(self.dns.is_empty() && self.dns_search.is_empty() && self.dns_option.is_empty())
     }
 
     /// The network of this user, with the ports and the loopback that are asked for.
@@ -211,7 +219,34 @@ impl Flags {
     pub fn user_config(&self) -> Outcome<Config> {
         let publish = parse_all(&self.publish)?;
         let loopback = if self.host_loopback { Loopback::Allowed } else { Loopback::Refused };
-        Ok(Config { guest_mac: random_mac()?, publish, resolver: resolver(), loopback })
+        let guest_mac = self.mac.map_or_else(random_mac, Ok)?;
+        Ok(Config { guest_mac, publish, resolver: resolver(), loopback })
+    }
+
+    /// `/etc/resolv.conf` on the network of this user.
+    pub fn user_resolv_conf(&self) -> String {
+        resolving::own_resolv_conf(self.resolving(), Some(nat::RESOLVER.into()))
+    }
+
+    /// `/etc/resolv.conf` of a container on this host's network, or on none, if it is to be its own.
+    ///
+    /// # Errors
+    /// The host has no room for a file.
+    pub fn resolv_file(&self) -> Outcome<Option<NamedTempFile>> {
+        if !self.asks() || !matches!(self.network, Some(Kind::Host | Kind::None)) {
+            return Ok(None);
+        }
+        resolving::file_saying(RESOLV_CONF, &resolving::own_resolv_conf(self.resolving(), None)).map(Some)
+    }
+
+    /// Whom to ask for names, and how, as far as it says.
+    fn resolving(&self) -> NewLease {
+        NewLease {
+            dns: self.dns.clone(),
+            search: self.dns_search.clone(),
+            dns_options: self.dns_option.clone(),
+            ..NewLease::default()
+        }
     }
 
     /// Whether there is to be nothing.
@@ -257,6 +292,11 @@ impl Flags {
             }
         }
         self.also = endpoints.collect();
+    }
+
+    /// Makes this its hardware address on the network of this user.
+    pub fn set_mac(&mut self, mac: Option<[u8; 6]>) {
+        self.mac = mac;
     }
 
     /// Makes these the servers that are asked for names, and the way in which they are.
@@ -358,15 +398,7 @@ impl Flags {
                 names.push(name.to_owned());
             }
         }
-        NewLease {
-            id: who.id.to_owned(),
-            workload: who.name.to_owned(),
-            names,
-            dns: self.dns.clone(),
-            search: self.dns_search.clone(),
-            dns_options: self.dns_option.clone(),
-            ..NewLease::default()
-        }
+        NewLease { id: who.id.to_owned(), workload: who.name.to_owned(), names, ..self.resolving() }
     }
 
     /// Whether a machine needs a card for this.
@@ -406,10 +438,10 @@ fn random_mac() -> Outcome<[u8; 6]> {
 }
 
 fn resolver() -> Option<SocketAddrV4> {
-    let text = std::fs::read_to_string("/etc/resolv.conf");
+    let text = std::fs::read_to_string(RESOLV_CONF);
     let found = text.ok().and_then(|text| nat::resolver(&text));
     if found.is_none() {
-        tracing::info!("network: this host names no server with an IPv4 address in /etc/resolv.conf");
+        tracing::info!("network: this host names no server with an IPv4 address in {RESOLV_CONF}");
     }
     found
 }

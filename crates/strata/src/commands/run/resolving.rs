@@ -47,17 +47,21 @@ pub fn lines_of(hosts: &[HostName], gateway: Option<IpAddr>) -> String {
 /// The host has no room for a file.
 pub fn hosts_file(hosts: &[HostName], is_host: bool) -> Outcome<NamedTempFile> {
     let own = is_host.then(|| std::fs::read_to_string(HOSTS).ok()).flatten();
-    let made = file(HOSTS)?;
-    write(&made, HOSTS, &(own.unwrap_or_else(|| LOOPBACK.to_owned()) + &lines_of(hosts, None)))?;
+    file_saying(HOSTS, &(own.unwrap_or_else(|| LOOPBACK.to_owned()) + &lines_of(hosts, None)))
+}
+
+/// What becomes the file `becomes` of a container.
+///
+/// # Errors
+/// The host has no room for a file.
+pub fn file_saying(becomes: &str, text: &str) -> Outcome<NamedTempFile> {
+    let made = file(becomes)?;
+    write(&made, becomes, text)?;
     Ok(made)
 }
 
 /// Puts such a file where a container sees it.
-pub fn hosts_mount(file: &NamedTempFile) -> Mount {
-    mount(HOSTS, file)
-}
-
-fn mount(at: &str, file: &NamedTempFile) -> Mount {
+pub fn mount(at: &str, file: &NamedTempFile) -> Mount {
     template::mount(at, "bind", &file.path().to_string_lossy(), "bind,ro,nosuid,nodev,noexec")
 }
 
@@ -150,23 +154,56 @@ pub fn resolv_conf(places: &[&Place]) -> String {
     text
 }
 
+/// What is said on no network with a name: the servers that are wanted, or the network's `own`, or this host's.
+pub fn own_resolv_conf(wanted: NewLease, own: Option<IpAddr>) -> String {
+    let host = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    said_alone(wanted, own, &host)
+}
+
+fn said_alone(mut wanted: NewLease, own: Option<IpAddr>, host: &str) -> String {
+    if wanted.dns.is_empty() {
+        wanted.dns.extend(own);
+    }
+    settle_servers(&mut wanted, host);
+    settle_words(&mut wanted, host);
+    let servers = wanted.dns.iter().take(MAX_SERVERS);
+    servers.map(|server| format!("nameserver {server}\n")).collect::<String>() + &lines(&wanted)
+}
+
 /// Makes of what a workload wants what it gets on this host: whatever it does not say is as the host's own `resolv.conf` says.
 pub fn settle(wanted: &mut NewLease, host: &str) {
-    let words = |key: &'static str| {
-        let lines = host.lines().map(str::split_whitespace);
-        lines.filter_map(move |mut words| (words.next()? == key).then_some(words)).flatten()
-    };
-    if wanted.dns.is_empty() {
-        wanted.dns = words("nameserver").filter_map(|word| word.parse().ok()).collect();
+    settle_servers(wanted, host);
+    let says_options = !wanted.dns_options.is_empty();
+    settle_words(wanted, host);
+    if !says_options {
+        // Names of a network have no dots, and are asked for as they are before any domain is put behind them.
+        wanted.dns_options.retain(|word| !word.starts_with("ndots:"));
+        wanted.dns_options.push("ndots:0".to_owned());
     }
+}
+
+/// The same of servers alone.
+fn settle_servers(wanted: &mut NewLease, host: &str) {
+    if wanted.dns.is_empty() {
+        wanted.dns = words_of(host, "nameserver").filter_map(|word| word.parse().ok()).collect();
+    }
+}
+
+/// The same of domains and options alone.
+fn settle_words(wanted: &mut NewLease, host: &str) {
     if wanted.search.is_empty() {
-        wanted.search = words("search").map(str::to_owned).collect();
+        wanted.search = words_of(host, "search").map(str::to_owned).collect();
     }
     if wanted.dns_options.is_empty() {
-        // Names of a network have no dots, and are asked for as they are before any domain is put behind them.
-        let of_host = words("options").filter(|word| !word.starts_with("ndots:") && *word != "trust-ad");
-        wanted.dns_options = of_host.map(str::to_owned).chain(["ndots:0".to_owned()]).collect();
+        let of_host = words_of(host, "options").filter(|word| *word != "trust-ad");
+        wanted.dns_options = of_host.map(str::to_owned).collect();
     }
+}
+
+/// The words of all lines of a `resolv.conf` that begin with `key`.
+fn words_of<'t>(text: &'t str, key: &'static str) -> impl Iterator<Item = &'t str> {
+    let lines = text.lines().map(str::split_whitespace);
+    lines.filter_map(move |mut words| (words.next()? == key).then_some(words)).flatten()
 }
 
 /// The lines behind those of the servers.
@@ -209,6 +246,12 @@ mod tests {
         let mut wanted = NewLease { dns: servers[1..].to_vec(), search, dns_options, ..NewLease::default() };
         settle(&mut wanted, HOST);
         assert_eq!((wanted.dns.len(), &*lines(&wanted)), (1, "options ndots:1\n"));
+        let words = "search a.example b.example\n";
+        let user = said_alone(NewLease::default(), Some("10.0.2.3".parse().unwrap()), HOST);
+        assert_eq!(user, format!("nameserver 10.0.2.3\n{words}options edns0 ndots:2\n"));
+        let wanted = NewLease { dns_options: own(&["ndots:1"]), ..NewLease::default() };
+        let servers = "nameserver 127.0.0.53\nnameserver 10.0.0.1\n";
+        assert_eq!(said_alone(wanted, None, HOST), format!("{servers}{words}options ndots:1\n"));
         for wrong in ["", "a b", "a\nnameserver 1.1.1.1"] {
             assert!(check_word(wrong).is_err(), "{wrong:?}");
         }
