@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build run console check-console test test-kernels kernels lint unit assets bench fuzz stress soak soak-api sequences matrix cycles doc install clean packages-run packages-test packages-bench packages-fuzz
+.PHONY: help build run console check-console test test-kernels kernels lint unit assets bench fuzz stress soak soak-api sequences matrix cycles docker-py doc install clean packages-run packages-test packages-bench packages-docker-py packages-fuzz
 
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -39,6 +39,7 @@ PACKAGES_SOAK := bc bison bzip2 flex gcc libc6-dev libelf-dev libssl-dev linux-s
 # virtiofsd is a part of qemu-system-common, or a package of its own that the other replaces.
 PACKAGES_BENCH := $(PACKAGES_TEST) aardvark-dns crun netavark qemu-system-x86 qemu-system-common
 PACKAGES_FUZZ := $(PACKAGES_RUN) g++
+PACKAGES_DOCKER_PY := $(PACKAGES_RUN) busybox-static iproute2 nftables python3-venv
 
 say = @printf '\033[1m== %s\033[0m\n' "$(1)"
 ifdef NO_COLOR
@@ -176,6 +177,9 @@ soak-api: assets ## Clients that make, use and remove workloads for SOAK_API_MIN
 	STRATA_SOAK_SECONDS=$$(( $(SOAK_API_MINUTES) * 60 )) STRATA_TEST_ASSETS=$(ASSETS) \
 	    $(CARGO) test --release --package strata --test workload soak_api:: -- --nocapture
 
+docker-py: build packages-docker-py ## The integration tests of docker's SDK for Python, from the Python registry, against `strata serve`
+	tests/sdk/docker-py.sh $(STRATA) $(TARGET)/docker-py
+
 doc: ## Build the documentation of every crate
 	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --release --no-deps --workspace --document-private-items
 
@@ -215,3 +219,5 @@ packages-bench:
 	$(call install_packages,$(PACKAGES_BENCH))
 packages-fuzz:
 	$(call install_packages,$(PACKAGES_FUZZ))
+packages-docker-py:
+	$(call install_packages,$(PACKAGES_DOCKER_PY))
