@@ -5,7 +5,7 @@
 #
 #     docker-py.sh STRATA FOLDER [PYTEST FLAGS]
 #
-# FOLDER keeps the SDK and what the tests need, from the Python registry, by version and digest; the second run needs no network.
+# FOLDER keeps the SDK, by version and digest, and what its tests need, from the Python registry; the second run needs no network.
 # Needs root, python3 with venv, busybox-static.
 set -eu
 
