@@ -154,6 +154,49 @@ fn a_layer_says_no_more_than_its_command_did() {
 }
 
 #[test]
+fn commands_find_the_names_and_the_limits_that_are_said() {
+    let (Some(assets), Some(bench)) = (assets(), Bench::new()) else { return };
+    assert!(copy_kernel_and_image(&assets, &bench.store()));
+    let text = "FROM scratch\nCOPY busybox /bin/sh\nCOPY busybox /bin/busybox\nENV PATH=/bin\n\
+        RUN busybox grep -w shelf /etc/hosts > /hosts; ulimit -n > /files; busybox df -k /dev/shm > /shm\n";
+    fs::write(bench.context().join("Containerfile"), text).unwrap();
+    let said = ["--add-host", "shelf:10.9.8.7", "--ulimit", "nofile=77:88", "--shm-size", "3M"];
+    bench.good(&[&["image", "build", "--memory", "64M", "-t", "around"], &said[..], &["."]].concat());
+    let show = [
+        "run",
+        "--isolation",
+        "container",
+        "around",
+        "--",
+        "/bin/busybox",
+        "cat",
+        "/hosts",
+        "/files",
+        "/shm",
+    ];
+    let seen = bench.good(&show);
+    assert!(seen.contains("10.9.8.7\tshelf\n77\n") && seen.contains(" 3072 "), "{seen}");
+    // One that takes more than it may is killed.
+    let hungry = "FROM scratch\nCOPY busybox /bin/sh\nRUN x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done\n";
+    fs::write(bench.context().join("Containerfile"), hungry).unwrap();
+    bench.run(&["image", "build", "--memory", "16M", "."]).expect_failure(125, &["Containerfile:3"]);
+    for (flags, why) in [
+        (["--add-host", "x:host-gateway"], "host-gateway"),
+        (["--isolation=vm", "--shm-size=1M"], "only with --isolation container"),
+    ] {
+        bench.run(&[&["image", "build"], &flags[..], &["."]].concat()).expect_failure(2, &[why]);
+    }
+    let text = "FROM debian\nRUN grep -w shelf /etc/hosts > /names; grep MemTotal /proc/meminfo > /memory\n";
+    fs::write(bench.context().join("Containerfile"), text).unwrap();
+    let machine =
+        ["--isolation", "vm", "--memory", "300M", "--add-host", "shelf:10.9.8.7", "-t", "machine", "."];
+    bench.good(&[&["image", "build"], &machine[..]].concat());
+    let seen = bench.good(&["run", "--isolation", "container", "machine", "--", "cat", "/names", "/memory"]);
+    let kib: u64 = seen.split_whitespace().rev().nth(1).unwrap().parse().unwrap();
+    assert!(seen.contains("10.9.8.7\tshelf") && (200 << 10..300 << 10).contains(&kib), "{seen}");
+}
+
+#[test]
 fn a_machine_changes_what_a_container_changes() {
     let (Some(assets), Some(bench)) = (assets(), Bench::new()) else { return };
     assert!(copy_kernel_and_image(&assets, &bench.store()));

@@ -265,8 +265,9 @@ fn what_a_workload_changed_is_told_exported_and_made_an_image() {
 fn builds_run_where_their_client_says() {
     let Some(server) = Server::with_client() else { return };
     let context = tempfile::tempdir().unwrap();
-    let file = "FROM debian\nRUN ls /sys/class/net > /seen; cat /proc/sys/kernel/osrelease >> /seen\n";
-    std::fs::write(context.path().join("Dockerfile"), file).unwrap();
+    let kernel_and_cards =
+        "FROM debian\nRUN ls /sys/class/net > /seen; cat /proc/sys/kernel/osrelease >> /seen\n";
+    std::fs::write(context.path().join("Dockerfile"), kernel_and_cards).unwrap();
     let folder = context.path().to_str().unwrap();
     let built = |flags: &[&str]| {
         server.docker(&[&["build", "--no-cache", "-q", "-t", "seen"], flags, &[folder]].concat());
@@ -282,10 +283,17 @@ fn builds_run_where_their_client_says() {
     let (before, seen) = (cards(), built(&[]));
     let seen: HashSet<_> = seen.lines().map(str::to_owned).collect();
     assert!(cards().intersection(&before).all(|card| seen.contains(card)), "{seen:?}");
+    let file =
+        "FROM debian\nRUN grep -w shelf /etc/hosts > /seen; ulimit -n >> /seen; df -k /dev/shm >> /seen\n";
+    std::fs::write(context.path().join("Dockerfile"), file).unwrap();
+    let limits = ["--memory", "100m", "--ulimit", "nofile=77:88", "--shm-size", "3m"];
+    let seen = built(&[&["--add-host", "shelf:10.9.8.7"], &limits[..]].concat());
+    assert!(seen.starts_with("10.9.8.7\tshelf\n77\n") && seen.contains(" 3072 "), "{seen}");
+    std::fs::write(context.path().join("Dockerfile"), kernel_and_cards).unwrap();
     let inside = built(&["--isolation", "vm", "--network", "none"]);
     assert!(inside.starts_with("lo\n") && !inside.ends_with(&kernel), "{inside}");
     // What it does not know is said, and what changes nothing is passed over.
-    refused(&server.try_to(&["build", "--memory", "100m", folder]), 1, "build with memory=104857600");
+    refused(&server.try_to(&["build", "--cpu-quota", "5000", folder]), 1, "build with cpuquota=5000");
     refused(
         &server.try_to(&["build", "--platform", "linux/s390x", folder]),
         1,

@@ -9,6 +9,8 @@ use image::Store;
 use workload::networks::{Endpoint, LeaseInfo, NewNetwork};
 use workload::{Folder, HealthCheck, Isolation, Mount, Restart, Running, Workloads};
 
+use crate::tuning::HostName;
+
 /// What is asked of the program. Calls may wait: they are made on threads of their own.
 pub trait Backend: crate::Machines + Send + Sync + 'static {
     /// Where images are.
@@ -332,6 +334,14 @@ pub struct BuildOptions {
     pub no_network: bool,
     /// Commands run in machines.
     pub in_machines: bool,
+    /// Bytes of memory that a command may take.
+    pub memory: Option<u64>,
+    /// Names that commands know without asking.
+    pub hosts: Vec<HostName>,
+    /// Bytes of `/dev/shm` at most; of containers.
+    pub shm_bytes: Option<u64>,
+    /// Limits of processes; of containers.
+    pub ulimits: Vec<Limit>,
 }
 
 /// An image that is to be made of a workload's files.

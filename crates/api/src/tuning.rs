@@ -1,6 +1,7 @@
 //! What only containers can have of the kernel, which machines have one of their own of.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -56,6 +57,9 @@ pub struct Tuning {
     pub init: bool,
 }
 
+/// In place of an address: the host's own.
+const GATEWAY: &str = "host-gateway";
+
 /// A name and its address.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct HostName {
@@ -63,6 +67,15 @@ pub struct HostName {
     pub name: String,
     /// Its address; the host's own on the first network of the container, if none is said.
     pub address: Option<IpAddr>,
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => write!(f, "{}={address}", self.name),
+            None => write!(f, "{}={GATEWAY}", self.name),
+        }
+    }
 }
 
 impl FromStr for HostName {
@@ -76,7 +89,7 @@ impl FromStr for HostName {
             return Err(format!("{name:?} is no name"));
         }
         let address = match address {
-            "host-gateway" => None,
+            GATEWAY => None,
             address => Some(address.parse().map_err(|_| format!("{address:?} is no address"))?),
         };
         Ok(Self { name: name.to_owned(), address })

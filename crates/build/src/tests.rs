@@ -49,6 +49,9 @@ impl Runner for Bench {
             network: Network::None,
             hostname: String::new(),
             mounts: Vec::new(),
+            shm_bytes: None,
+            memory_bytes: None,
+            rlimits: Vec::new(),
             state: self.dir.path().join("state"),
             id: "build".to_owned(),
         };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::error::Result;
 use crate::rootfs::Root;
 use crate::seccomp::profile;
-use crate::spec::{Linux, Process, Resources, Spec};
+use crate::spec::{Linux, Memory, Process, Resources, Rlimit, Spec};
 use crate::state::OCI_VERSION;
 use crate::verbs::{CreateOptions, Exit, Runtime, Source};
 use crate::{spec, template};
@@ -39,6 +39,12 @@ pub struct Command {
     pub hostname: String,
     /// Further mounts.
     pub mounts: Vec<spec::Mount>,
+    /// Bytes of `/dev/shm` at most, if not the usual 64 MiB.
+    pub shm_bytes: Option<u64>,
+    /// Bytes of memory at most.
+    pub memory_bytes: Option<i64>,
+    /// Further limits of its processes.
+    pub rlimits: Vec<Rlimit>,
     /// Where the container's state is kept meanwhile.
     pub state: PathBuf,
     /// Its name, which nobody else may use meanwhile.
@@ -67,6 +73,9 @@ impl Command {
             kinds.push("network");
         }
         let mut mounts = template::mounts();
+        if let Some(bytes) = self.shm_bytes {
+            template::limit_shm(&mut mounts, bytes);
+        }
         mounts.extend(self.mounts.iter().cloned());
         let spec = Spec {
             oci_version: OCI_VERSION.to_owned(),
@@ -75,13 +84,18 @@ impl Command {
                 env: self.env.clone(),
                 cwd: if self.cwd.is_empty() { "/".to_owned() } else { self.cwd.clone() },
                 capabilities: Some(template::capabilities(&names)),
+                rlimits: self.rlimits.clone(),
                 ..Process::default()
             }),
             root: Some(spec::Root::default()),
             hostname: Some(self.hostname.clone()).filter(|name| !name.is_empty()),
             mounts,
             linux: Some(Linux {
-                resources: Some(Resources { devices: vec![template::deny_all()], ..Resources::default() }),
+                resources: Some(Resources {
+                    devices: vec![template::deny_all()],
+                    memory: self.memory_bytes.map(|limit| Memory { limit: Some(limit), ..Memory::default() }),
+                    ..Resources::default()
+                }),
                 namespaces: template::namespaces(&kinds),
                 seccomp: Some(profile::default_rules(&names)),
                 masked_paths: template::MASKED.map(str::to_owned).to_vec(),

@@ -51,6 +51,14 @@ pub fn mounts() -> Vec<Mount> {
     ]
 }
 
+/// Gives `/dev/shm` among these mounts another size.
+pub fn limit_shm(mounts: &mut [Mount], bytes: u64) {
+    for mount in mounts.iter_mut().filter(|mount| mount.destination == "/dev/shm") {
+        mount.options.retain(|option| !option.starts_with("size="));
+        mount.options.push(format!("size={bytes}"));
+    }
+}
+
 /// All five sets but the inheritable and ambient ones, with these capabilities.
 #[must_use]
 pub fn capabilities(names: &[String]) -> Capabilities {

@@ -59,7 +59,11 @@ pub(crate) fn is_lost(path: &Path) -> bool {
 
 /// Reads what [`replace`] wrote.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let file = File::open(path).map_err(Error::file("open", path))?;
+    read_open(File::open(path).map_err(Error::file("open", path))?, path)
+}
+
+/// Reads what [`replace`] wrote to `path`, which is open.
+pub(crate) fn read_open<T: DeserializeOwned>(file: File, path: &Path) -> Result<T> {
     let mut bytes = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(Error::file("read", path))?;
     serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: path.to_path_buf(), source })

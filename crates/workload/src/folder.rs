@@ -5,11 +5,13 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::description::{self, Description, Wanted};
 use crate::error::{Error, Result};
 use crate::files::{self, Durable};
+use crate::known::Known;
 use crate::listing;
 use crate::state::{self, State, Status, now_ms};
 
@@ -22,6 +24,7 @@ pub(crate) const UNFINISHED: &str = ".";
 #[derive(Clone, Debug)]
 pub struct Workloads {
     pub(crate) dir: PathBuf,
+    known: Arc<Known>,
 }
 
 impl Workloads {
@@ -34,7 +37,7 @@ impl Workloads {
         // What a workload writes is its owner's business.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(Error::file("create", &dir))?;
-        Ok(Workloads { dir })
+        Ok(Workloads { dir, known: Arc::default() })
     }
 
     pub(crate) fn lock(&self) -> Result<File> {
@@ -66,8 +69,9 @@ impl Workloads {
         let description = Description { version, id: id.clone(), name, created_ms: now_ms(), wanted };
         let (temp, path) = (self.dir.join(format!("{UNFINISHED}{id}")), self.dir.join(&id));
         DirBuilder::new().mode(0o700).create(&temp).map_err(Error::file("create", &temp))?;
-        let made = Folder { path: temp.clone(), description };
-        files::replace(&temp.join("workload.json"), &made.description, durable)?;
+        let known = Arc::clone(&self.known);
+        let made = Folder { path: temp.clone(), description: Arc::new(description), known };
+        files::replace(&temp.join("workload.json"), made.description(), durable)?;
         files::replace(&temp.join("state.json"), &State::new(), durable)?;
         fs::rename(&temp, &path).map_err(Error::file("create", &path))?;
         if durable == Durable::Now {
@@ -86,7 +90,8 @@ impl Workloads {
     pub fn create_copies(&self, parent: &Description, count: u32) -> Result<Vec<Folder>> {
         let _lock = self.lock()?;
         self.clean();
-        let taken: HashSet<String> = self.list()?.into_iter().map(|folder| folder.description.name).collect();
+        let taken: HashSet<String> =
+            self.list()?.iter().map(|folder| folder.description.name.clone()).collect();
         let mut names =
             (1u64..).map(|number| format!("{}-{number}", parent.name)).filter(|name| !taken.contains(name));
         let mut copies: Vec<Folder> = Vec::new();
@@ -134,7 +139,8 @@ impl Workloads {
                 paths.push(entry.path());
             }
         }
-        let mut found = listing::open_all(&paths);
+        let mut found = listing::open_all(&paths, &self.known);
+        self.known.keep(&paths);
         found.sort_by_cached_key(|folder| (folder.description.created_ms, folder.description.id.clone()));
         Ok(found)
     }
@@ -146,7 +152,7 @@ impl Workloads {
     pub fn find(&self, name: &str) -> Result<Folder> {
         let path = self.dir.join(name);
         if is_id(name) && path.exists() {
-            return Folder::open(path);
+            return Folder::open_known(path, &self.known);
         }
         let mut all = self.list()?;
         if let Some(at) = all.iter().position(|folder| folder.description.name == name) {
@@ -164,7 +170,7 @@ impl Workloads {
     /// Refuses a name that another workload has. The lock is held.
     pub(crate) fn check_free(&self, name: &str) -> Result<()> {
         match self.list()?.into_iter().find(|folder| folder.description.name == name) {
-            Some(other) => Err(Error::NameTaken { name: name.to_owned(), id: other.description.id }),
+            Some(other) => Err(Error::NameTaken { name: name.to_owned(), id: other.description.id.clone() }),
             None => Ok(()),
         }
     }
@@ -174,7 +180,8 @@ impl Workloads {
 #[derive(Clone, Debug)]
 pub struct Folder {
     path: PathBuf,
-    description: Description,
+    description: Arc<Description>,
+    known: Arc<Known>,
 }
 
 impl Folder {
@@ -183,13 +190,17 @@ impl Folder {
     /// # Errors
     /// It is none, or of another version.
     pub fn open(path: impl Into<PathBuf>) -> Result<Folder> {
-        let path = path.into();
+        Folder::open_known(path.into(), &Arc::default())
+    }
+
+    /// [`Self::open`], where what was read before is `known`.
+    pub(crate) fn open_known(path: PathBuf, known: &Arc<Known>) -> Result<Folder> {
         let file = path.join("workload.json");
-        let description: Description = files::read(&file)?;
+        let description = known.descriptions.read(&file)?;
         if description.version != description::VERSION {
             return Err(Error::Version { path: file, found: description.version });
         }
-        Ok(Folder { path, description })
+        Ok(Folder { path, description, known: Arc::clone(known) })
     }
 
     /// Where it is.
@@ -210,11 +221,12 @@ impl Folder {
         // First: a monitor that ends between the two has noted the end before it let go.
         let watched = self.is_watched()?;
         let path = self.path.join("state.json");
-        if !watched && files::is_lost(&path) {
+        let read = self.known.states.read(&path);
+        if read.is_err() && !watched && files::is_lost(&path) {
             let error = Some("the host crashed while it ran".to_owned());
             return Ok(State { status: Status::Lost, error, ..State::new() });
         }
-        let mut state: State = files::read(&path)?;
+        let mut state = State::clone(&*read?);
         if state.version != state::VERSION {
             return Err(Error::Version { path, found: state.version });
         }

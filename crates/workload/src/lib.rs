@@ -29,6 +29,7 @@ mod events;
 mod files;
 mod folder;
 mod foreground;
+mod known;
 mod listing;
 pub mod log;
 pub mod monitor;

@@ -1,16 +1,18 @@
 //! Many workloads read at once: `ps` of five hundred waits for files and for what is made of them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::Folder;
+use crate::known::Known;
 
 /// Those of `paths` that are whole, in no order. One that vanishes meanwhile was removed.
-pub(crate) fn open_all(paths: &[PathBuf]) -> Vec<Folder> {
+pub(crate) fn open_all(paths: &[PathBuf], known: &Arc<Known>) -> Vec<Folder> {
     /// Fewer are read before a thread has begun.
     const LEAST: usize = 64;
     const MAX_THREADS: usize = 4;
     let open = |paths: &[PathBuf]| -> Vec<Folder> {
-        let folders = paths.iter().filter_map(|path| Folder::open(path.clone()).ok());
+        let folders = paths.iter().filter_map(|path| Folder::open_known(path.clone(), known).ok());
         folders.filter(|folder| !folder.is_left()).collect()
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
@@ -49,7 +51,7 @@ mod tests {
         paths.insert(70, root.path().join("nothing"));
         for count in [0, 1, 64, 65, 201] {
             let missing = usize::from(count > 70);
-            assert_eq!(open_all(&paths[..count]).len(), count - missing);
+            assert_eq!(open_all(&paths[..count], &Arc::default()).len(), count - missing);
         }
     }
 }

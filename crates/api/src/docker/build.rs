@@ -9,15 +9,17 @@ use std::process::Stdio;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
+use bollard_stubs::models::ResourcesUlimits;
 use image::{Platform, Reference};
 use serde_json::json;
 
 use super::filters::Filters;
 use super::params::Params;
 use super::pull::{Kept, Lines, PULL, keep, told};
-use super::{App, json};
+use super::{App, create, json};
 use crate::backend::{Backend, BuildOptions};
 use crate::error::{ApiError, Result, chain};
+use crate::tuning::HostName;
 use crate::unnamed::{self, is_unnamed};
 use crate::{images, scratch};
 
@@ -41,12 +43,10 @@ pub(super) async fn build(State(app): App, params: Params, body: Body) -> Result
 }
 
 /// What cannot be done: passing it over would not be what was asked for.
-const NOT_OFFERED: [&str; 15] = [
+const NOT_OFFERED: [&str; 11] = [
     "remote",
     "squash",
-    "extrahosts",
     "outputs",
-    "memory",
     "memswap",
     "cpushares",
     "cpuperiod",
@@ -54,10 +54,10 @@ const NOT_OFFERED: [&str; 15] = [
     "cpusetcpus",
     "cpusetmems",
     "cgroupparent",
-    "shmsize",
-    "ulimits",
     "securityopt",
 ];
+/// What machines have no part of.
+const OF_CONTAINERS: [&str; 2] = ["shmsize", "ulimits"];
 
 /// Whether a parameter has a value that asks for something.
 fn asks(params: &Params, name: &str) -> bool {
@@ -118,6 +118,19 @@ fn options(params: &Params) -> Result<BuildOptions> {
     for tag in &tags {
         tag.parse::<Reference>().map_err(|error| ApiError::bad(chain(&error)))?;
     }
+    let in_machines = choice(params, "isolation", &["default", "container"], &["vm"])?;
+    if let Some(name) = OF_CONTAINERS.into_iter().find(|name| in_machines && asks(params, name)) {
+        return Err(ApiError::not_offered(format!("build with {name} in machines: not there yet")));
+    }
+    let hosts = params.all("extrahosts").map(|text| text.parse::<HostName>());
+    let hosts = hosts.collect::<std::result::Result<Vec<_>, _>>();
+    let ulimits: Option<Vec<ResourcesUlimits>> =
+        serde_json::from_str(params.get("ulimits").filter(|text| !text.is_empty()).unwrap_or("null"))
+            .map_err(|error| ApiError::bad(format!("ulimits: {error}")))?;
+    let bytes = |name| -> Result<Option<u64>> {
+        let number = if asks(params, name) { params.number::<i64>(name)? } else { None };
+        Ok(number.filter(|bytes| *bytes > 0).map(i64::unsigned_abs))
+    };
     Ok(BuildOptions {
         containerfile: params.get("dockerfile").map(str::to_owned),
         tags,
@@ -127,7 +140,11 @@ fn options(params: &Params) -> Result<BuildOptions> {
         no_cache: params.flag("nocache"),
         pull: params.flag("pull"),
         no_network: choice(params, "networkmode", &["default", "bridge", "host"], &["none"])?,
-        in_machines: choice(params, "isolation", &["default", "container"], &["vm"])?,
+        in_machines,
+        memory: bytes("memory")?,
+        hosts: hosts.map_err(|reason| ApiError::bad(format!("extrahosts: {reason}")))?,
+        shm_bytes: bytes("shmsize")?,
+        ulimits: ulimits.unwrap_or_default().into_iter().map(create::limit).collect(),
         ..BuildOptions::default()
     })
 }
@@ -312,12 +329,25 @@ mod tests {
         let asked = [("networkmode", "none"), ("isolation", "vm"), ("pull", "1"), ("platform", &here)];
         let asked = of(&asked).unwrap();
         assert!(asked.no_network && asked.in_machines && asked.pull);
+        let limits = r#"[{"Name":"nofile","Soft":5,"Hard":-1}]"#;
+        let around =
+            [("memory", "1000"), ("shmsize", "2000"), ("extrahosts", "a:1.2.3.4"), ("ulimits", limits)];
+        let around = of(&around).unwrap();
+        assert_eq!((around.memory, around.shm_bytes), (Some(1000), Some(2000)));
+        assert_eq!(around.hosts, ["a:1.2.3.4".parse().unwrap()]);
+        assert_eq!(
+            (&*around.ulimits[0].name, around.ulimits[0].soft, around.ulimits[0].hard),
+            ("nofile", 5, -1)
+        );
+        for (name, value) in [("extrahosts", "a"), ("ulimits", "{"), ("memory", "x"), ("shmsize", "x")] {
+            assert_eq!(of(&[(name, value)]).unwrap_err().status.as_u16(), 400, "{name}");
+        }
+        assert_eq!(of(&[("isolation", "vm"), ("shmsize", "5")]).unwrap_err().status.as_u16(), 501);
         for (name, value) in [
             ("networkmode", "container:x"),
             ("isolation", "hyperv"),
             ("platform", "linux/s390x"),
-            ("memory", "1000000"),
-            ("ulimits", "[{\"Name\":\"nofile\"}]"),
+            ("memswap", "1000000"),
             ("squash", "1"),
         ] {
             let refused = of(&[(name, value)]).unwrap_err();

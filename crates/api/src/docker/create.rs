@@ -180,7 +180,7 @@ fn published(host: &HostConfig, network: &Network, has_hostname: bool) -> Result
     }
 }
 
-fn limit(limit: ResourcesUlimits) -> Limit {
+pub(super) fn limit(limit: ResourcesUlimits) -> Limit {
     Limit {
         name: limit.name.unwrap_or_default(),
         soft: limit.soft.unwrap_or(-1),

@@ -16,6 +16,7 @@ pub mod detach;
 pub mod exec;
 mod flags;
 pub mod folders;
+mod hardware;
 mod health;
 pub mod initrd;
 mod joined;
@@ -24,7 +25,7 @@ mod mount_flags;
 pub mod network;
 mod rates;
 pub mod requests;
-mod resolving;
+pub mod resolving;
 mod security;
 pub mod session;
 mod shared;
@@ -34,14 +35,14 @@ pub mod update;
 pub mod volumes;
 pub mod worker;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Engine;
 use image::kernels::KernelBundle;
 use image::{Config, Image, RootFile, Store};
-use machine::config::{DiskConfig, Source, VsockConfig};
+use machine::config::Source;
 use machine::snapshot::Snapshot;
 use machine::workload::{AgentSession, Origin};
 use machine::{Backends, Machine, MachineConfig};
@@ -405,7 +406,7 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     let said = image.config();
     let process = process(options, &said)?;
     let kernel = store.kernel(options.kernel.as_deref()).map_err(|error| explain_kernel(options, error))?;
-    check_width(&kernel)?;
+    hardware::check_width(&kernel)?;
     let kernel = Arc::new(kernel);
     let root = match &options.root_file {
         Some(_) => None,
@@ -414,7 +415,7 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     let root_path = options.root_file.as_deref().or_else(|| root.as_ref().map(RootFile::path));
     let root_path = root_path.expect("it is one or the other");
     let has_card = options.network.has_card(&kernel)?;
-    let mut config = machine_config(&options.sizing, engine, &kernel, root_path, verbose);
+    let mut config = hardware::config(&options.sizing, engine, &kernel, root_path, verbose);
     config.net.extend(has_card.then(network::card));
     options.rates.apply(&mut config)?;
     let files = options.files.settle(store, &image, Keep::Command)?;
@@ -434,42 +435,6 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
         _root: root,
         kernel,
     })
-}
-
-/// A machine for a workload, whose root is on the disk at `root`.
-fn machine_config(
-    sizing: &Sizing,
-    engine: &dyn Engine,
-    kernel: &KernelBundle,
-    root: &Path,
-    verbose: u8,
-) -> MachineConfig {
-    let path = kernel.vmlinux_path().unwrap_or_else(|| kernel.kernel_path());
-    let mut config = sizing.machine(Source::File(path), engine);
-    config.boot.cmdline = command_line(verbose);
-    config.disks =
-        vec![DiskConfig { path: root.to_owned(), read_only: true, serial: "root".to_owned(), rate: None }];
-    config.vsock = Some(VsockConfig::default());
-    config.balloon = true;
-    config.generation_id = true;
-    config
-}
-
-/// The agent is a 64-bit program; a kernel that cannot run it would only say that it found no init.
-fn check_width(kernel: &KernelBundle) -> Outcome<()> {
-    let info = kernel.info();
-    if matches!(info.arch.as_str(), "amd64" | "x86_64") {
-        return Ok(());
-    }
-    let failure =
-        Failure::new(format!("boot kernel {}: it is for {}, workloads need amd64", info.id, info.arch));
-    Err(failure.hint("strata kernel ls lists the others; strata boot boots this one"))
-}
-
-/// A panic is a reset at once, which ends the machine; without `-vv` the kernel says only what is wrong.
-fn command_line(verbose: u8) -> String {
-    let quiet = if verbose >= 2 { "" } else { " quiet" };
-    format!("console=ttyS0 panic=-1 reboot=k{quiet}")
 }
 
 /// The last part of the image's name, as far as a host name may have it.

@@ -199,6 +199,11 @@ impl Backend for Host {
         command.args(options.pull.then_some("--pull"));
         command.args(options.no_network.then_some("--network=none"));
         command.args(options.in_machines.then_some("--isolation=vm"));
+        command.args(options.memory.map(|bytes| format!("--memory={bytes}")));
+        command.args(options.hosts.iter().map(|host| format!("--add-host={host}")));
+        command.args(options.shm_bytes.map(|bytes| format!("--shm-size={bytes}")));
+        let limit = |limit: &api::Limit| format!("--ulimit={}={}:{}", limit.name, limit.soft, limit.hard);
+        command.args(options.ulimits.iter().map(limit));
         command.args(
             options.containerfile.iter().map(|file| {
                 format!("--file={}", options.context.join(file.trim_start_matches('/')).display())

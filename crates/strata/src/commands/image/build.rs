@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::PathBuf;
 
+use api::HostName;
 use build::{Images, Runner};
 use clap::Args;
+use container::spec::Rlimit;
 use image::{Image, Reference, Store};
 use rustix::process::Signal;
 
@@ -17,6 +19,7 @@ pub use self::containers::runtime;
 use self::machines::InMachines;
 use super::{explain, parse};
 use crate::commands::registry;
+use crate::commands::run::container::parse_rlimit;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::output;
@@ -52,14 +55,48 @@ pub struct BuildOptions {
     /// What stands between the commands of RUN and this host: container needs root, vm does not
     #[arg(long, value_enum, default_value_t = Isolation::Container, value_name = "KIND")]
     isolation: Isolation,
-    /// Memory of the machine of a RUN with --isolation vm; what it writes has to fit into half of it
-    #[arg(long, default_value = "1G", value_name = "SIZE", value_parser = parse_size)]
-    memory: u64,
+    #[command(flatten)]
+    around: Around,
     /// End when whoever started it does: for servers.
     #[arg(long, hide = true)]
     tied: bool,
     /// Folder that COPY and ADD take files from
     context: PathBuf,
+}
+
+/// What a command of RUN finds beside its files.
+#[derive(Args)]
+struct Around {
+    /// Memory that a command of RUN may take; of a machine all it has, and what it writes has to fit into half of it [default: 1G
+    /// of a machine]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+    /// A name that the commands of RUN know without asking
+    #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
+    hosts: Vec<HostName>,
+    /// Bytes of /dev/shm at most; of containers
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    shm_size: Option<u64>,
+    /// Set a resource limit, e.g. nofile=1024:4096; of containers
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse_rlimit)]
+    ulimit: Vec<Rlimit>,
+}
+
+impl Around {
+    /// Refuses what there is no place for.
+    fn check(&self, isolation: Isolation) -> Outcome<()> {
+        let refuse = |why: &str| Err(Failure::new(why).exit(Exit::Usage));
+        if self.hosts.iter().any(|host| host.address.is_none()) {
+            return refuse(
+                "--add-host: host-gateway is an address of a network with a name, which builds have none of",
+            );
+        }
+        match (isolation, &self.shm_size, &*self.ulimit) {
+            (Isolation::Vm, Some(_), _) => refuse("--shm-size: only with --isolation container"),
+            (Isolation::Vm, _, [_, ..]) => refuse("--ulimit: only with --isolation container"),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a command of RUN runs in.
@@ -89,6 +126,7 @@ pub fn build(store: &Store, options: &BuildOptions) -> Outcome<()> {
         let act = || "end with the server".to_owned();
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).while_trying(act)?;
     }
+    options.around.check(options.isolation)?;
     let tags: Outcome<Vec<Reference>> = options.tags.iter().map(|name| parse(name)).collect();
     let wanted = build::Options {
         context: options.context.clone(),
@@ -99,11 +137,10 @@ pub fn build(store: &Store, options: &BuildOptions) -> Outcome<()> {
         target: options.target.clone(),
         no_cache: options.no_cache,
     };
-    let network = options.network;
-    let machines = InMachines { store, memory: options.memory, network };
+    let (network, around) = (options.network, &options.around);
     let runner: &dyn Runner = match options.isolation {
-        Isolation::Container => &InContainers { network },
-        Isolation::Vm => &machines,
+        Isolation::Container => &InContainers { network, around },
+        Isolation::Vm => &InMachines { store, network, around },
     };
     let bar = Bar::new();
     let images = FromStore { store, pull: options.pull };

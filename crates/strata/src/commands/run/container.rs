@@ -53,7 +53,7 @@ pub struct Flags {
     #[arg(long, value_name = "DIR[:OPTIONS]")]
     pub(super) tmpfs: Vec<String>,
     /// Set a resource limit, e.g. nofile=1024:4096
-    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse_limit)]
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse_rlimit)]
     pub(super) ulimit: Vec<Rlimit>,
     /// All capabilities, all devices, no filter of system calls: root inside is root outside
     #[arg(long)]
@@ -88,7 +88,8 @@ impl Flags {
     }
 }
 
-fn parse_limit(text: &str) -> Result<Rlimit, String> {
+/// Understands `NAME=SOFT[:HARD]`, a limit of processes.
+pub fn parse_rlimit(text: &str) -> Result<Rlimit, String> {
     let wrong = || format!("{text:?} is not NAME=SOFT[:HARD]");
     let (name, values) = text.split_once('=').ok_or_else(wrong)?;
     let value = |text: &str| match text {
@@ -434,9 +435,9 @@ mod tests {
 
     #[test]
     fn resource_limits_are_read_as_docker_has_them() {
-        let limit = parse_limit("nofile=1024:4096").unwrap();
+        let limit = parse_rlimit("nofile=1024:4096").unwrap();
         assert_eq!((limit.kind.as_str(), limit.soft, limit.hard), ("RLIMIT_NOFILE", 1024, 4096));
-        assert_eq!(parse_limit("core=unlimited").unwrap().hard, u64::MAX);
-        assert!(parse_limit("nofile").is_err() && parse_limit("nofile=x").is_err());
+        assert_eq!(parse_rlimit("core=unlimited").unwrap().hard, u64::MAX);
+        assert!(parse_rlimit("nofile").is_err() && parse_rlimit("nofile=x").is_err());
     }
 }

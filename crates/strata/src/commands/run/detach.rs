@@ -124,7 +124,7 @@ fn labels(image: &BTreeMap<String, String>, user: &[String]) -> BTreeMap<String,
 fn check_kernel(store: &Store, options: &Options) -> Outcome<()> {
     let kernel =
         store.kernel(options.kernel.as_deref()).map_err(|error| super::explain_kernel(options, error))?;
-    super::check_width(&kernel)
+    super::hardware::check_width(&kernel)
 }
 
 /// What the user decided about the workload, for its folder.

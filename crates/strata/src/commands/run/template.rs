@@ -195,7 +195,7 @@ pub fn capture(global: &Global, options: &CaptureOptions) -> Outcome {
     let open = |name: &str| File::options().write(true).open(options.folder.join(name)).while_trying(act);
     let (state, ram, pages) = (open(folder::STATE)?, open(folder::RAM)?, PageMap::open());
     let agent = AgentSession::new();
-    let mut config = super::machine_config(&options.sizing, engine.as_ref(), &kernel, &medium, 0);
+    let mut config = super::hardware::config(&options.sizing, engine.as_ref(), &kernel, &medium, 0);
     config.net.extend(options.network.then(network::card));
     config.folders = options.folders;
     let sandboxed = if options.network { sandbox::Network::Sockets } else { sandbox::Network::None };

@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use api::{Limits, OTHER, Tuning};
 use container::spec::{BlockIo, Cpu, Device, DeviceRule, Linux, Memory, Spec};
-
+use container::template;
 use serde::{Deserialize, Deserializer};
 
 use crate::exit::Exit;
@@ -208,10 +208,7 @@ impl Flags {
             process.oom_score_adj = self.oom_score_adj;
         }
         if let Some(size) = self.shm_size {
-            for mount in spec.mounts.iter_mut().filter(|mount| mount.destination == "/dev/shm") {
-                mount.options.retain(|option| !option.starts_with("size="));
-                mount.options.push(format!("size={size}"));
-            }
+            template::limit_shm(&mut spec.mounts, size);
         }
         spec.domainname.clone_from(&self.domainname);
         let Some(linux) = &mut spec.linux else { return Ok(()) };

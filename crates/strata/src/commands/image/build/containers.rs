@@ -12,6 +12,7 @@ use container::command::{Command, Network};
 use container::{Exit, Root, Runtime, Upper, rest, template};
 
 use crate::commands::files;
+use crate::commands::run::resolving;
 
 /// Where containers of builds have their states.
 const STATES: &str = "/run/strata/build";
@@ -22,11 +23,12 @@ pub fn runtime() -> Runtime {
 }
 
 /// Commands run in containers; what they say goes to standard error, for the digest goes to standard output.
-pub struct InContainers {
+pub struct InContainers<'a> {
     pub network: super::Network,
+    pub around: &'a super::Around,
 }
 
-impl Runner for InContainers {
+impl Runner for InContainers<'_> {
     fn run(&self, run: &Run<'_>) -> Result<Ended, Box<dyn Error + Send + Sync>> {
         if !rustix::process::geteuid().is_root() {
             return Err(
@@ -39,11 +41,7 @@ impl Runner for InContainers {
         }
         let upper = run.space.join(run.below.len().to_string());
         std::fs::create_dir(&upper)?;
-        let network = match self.network {
-            super::Network::Host => Network::Host,
-            super::Network::None => Network::None,
-        };
-        let code = command(run, network, &upper)?.shell_code();
+        let code = self.command(run, &upper)?.shell_code();
         let written = upper.join("upper");
         if code == 0 {
             write_changes(&written, run.changes)?;
@@ -52,35 +50,52 @@ impl Runner for InContainers {
     }
 }
 
-/// Runs the command with our standard error for its output.
-fn command(run: &Run<'_>, network: Network, upper: &Path) -> Result<Exit, Box<dyn Error + Send + Sync>> {
-    const RESOLVER: &str = "/etc/resolv.conf";
-    let resolver = template::mount(RESOLVER, "bind", RESOLVER, "bind,ro");
-    let mounts = Path::new(RESOLVER).exists().then_some(resolver);
-    let command = Command {
-        root: Root::Image {
-            file: run.file.to_owned(),
-            fs_type: run.fs_type.to_owned(),
-            below: run.below.to_vec(),
-            upper: Upper::Folder(upper.to_owned()),
-        },
-        args: run.argv.to_vec(),
-        env: run.env.to_vec(),
-        cwd: run.cwd.to_owned(),
-        user: run.user.to_owned(),
-        network,
-        hostname: String::new(),
-        mounts: mounts.into_iter().collect(),
-        state: PathBuf::from(STATES),
-        id: container::own_id("build"),
-    };
-    let (input, output) =
-        (File::open("/dev/null")?, rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?);
-    rustix::stdio::dup2_stdin(&input)?;
-    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
-    let ended = command.run();
-    rustix::stdio::dup2_stdout(&output)?;
-    Ok(ended.map_err(|error| error.chain())?)
+impl InContainers<'_> {
+    /// Runs the command with our standard error for its output.
+    fn command(&self, run: &Run<'_>, upper: &Path) -> Result<Exit, Box<dyn Error + Send + Sync>> {
+        const RESOLVER: &str = "/etc/resolv.conf";
+        let around = self.around;
+        let resolver = template::mount(RESOLVER, "bind", RESOLVER, "bind,ro");
+        let mut mounts: Vec<_> = Path::new(RESOLVER).exists().then_some(resolver).into_iter().collect();
+        let network = match self.network {
+            super::Network::Host => Network::Host,
+            super::Network::None => Network::None,
+        };
+        // As long as the command runs.
+        let mut hosts = None;
+        if !around.hosts.is_empty() {
+            let file = resolving::hosts_file(&around.hosts, network == Network::Host)
+                .map_err(|failure| failure.to_string())?;
+            mounts.push(resolving::mount(resolving::HOSTS, hosts.insert(file)));
+        }
+        let command = Command {
+            root: Root::Image {
+                file: run.file.to_owned(),
+                fs_type: run.fs_type.to_owned(),
+                below: run.below.to_vec(),
+                upper: Upper::Folder(upper.to_owned()),
+            },
+            args: run.argv.to_vec(),
+            env: run.env.to_vec(),
+            cwd: run.cwd.to_owned(),
+            user: run.user.to_owned(),
+            network,
+            hostname: String::new(),
+            mounts,
+            shm_bytes: around.shm_size,
+            memory_bytes: around.memory.and_then(|bytes| i64::try_from(bytes).ok()),
+            rlimits: around.ulimit.clone(),
+            state: PathBuf::from(STATES),
+            id: container::own_id("build"),
+        };
+        let (input, output) =
+            (File::open("/dev/null")?, rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?);
+        rustix::stdio::dup2_stdin(&input)?;
+        rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+        let ended = command.run();
+        rustix::stdio::dup2_stdout(&output)?;
+        Ok(ended.map_err(|error| error.chain())?)
+    }
 }
 
 /// What an upper folder says, as the archive of a layer.

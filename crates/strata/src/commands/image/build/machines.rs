@@ -16,11 +16,14 @@ const AGENT: &str = "/proc/1/exe";
 /// The config of an image without files: what a machine is told stands on its command line.
 const CONFIG: &[u8] = br#"{"architecture":"amd64","os":"linux","config":{}}"#;
 
-/// Commands run in machines with so many bytes of memory.
+/// Bytes of memory that a machine has unless more or less is said.
+const MEMORY: u64 = 1 << 30;
+
+/// Commands run in machines.
 pub struct InMachines<'s> {
     pub store: &'s Store,
-    pub memory: u64,
     pub network: super::Network,
+    pub around: &'s super::Around,
 }
 
 impl Runner for InMachines<'_> {
@@ -32,7 +35,11 @@ impl Runner for InMachines<'_> {
         if self.network == super::Network::Host {
             command.args(["--network", "user"]);
         }
-        command.arg(format!("--memory={}", self.memory)).arg("--image-digest").arg(digest.to_string());
+        command.args(self.around.hosts.iter().map(|host| format!("--add-host={host}")));
+        command
+            .arg(format!("--memory={}", self.around.memory.unwrap_or(MEMORY)))
+            .arg("--image-digest")
+            .arg(digest.to_string());
         command.arg("--root-file").arg(run.file).args(["--user", "0:0", "--workdir", "/"]);
         command.args(["--hostname", "build", "--entrypoint", AGENT, "build", "--", "change"]);
         command.args([run.user, run.cwd, &run.env.len().to_string()]).args(run.env).args(run.argv);
