@@ -12,7 +12,7 @@ use crate::description::{self, Description, Wanted};
 use crate::error::{Error, Result};
 use crate::files::{self, Durable};
 use crate::known::Known;
-use crate::listing;
+use crate::listing::in_parallel;
 use crate::state::{self, State, Status, now_ms};
 
 /// Letters and digits of an id.
@@ -139,9 +139,12 @@ impl Workloads {
                 paths.push(entry.path());
             }
         }
-        let mut found = listing::open_all(&paths, &self.known);
+        // One that vanishes meanwhile was removed.
+        let open = |path: &PathBuf| Folder::open_known(path.clone(), &self.known).ok();
+        let mut found = in_parallel(&paths, |path| open(path).filter(|folder| !folder.is_left()));
         self.known.keep(&paths);
-        found.sort_by_cached_key(|folder| (folder.description.created_ms, folder.description.id.clone()));
+        let age = |folder: &Folder| folder.description.created_ms;
+        found.sort_unstable_by(|a, b| (age(a), &a.description.id).cmp(&(age(b), &b.description.id)));
         Ok(found)
     }
 

@@ -45,6 +45,7 @@ pub use error::{Error, Result};
 pub use events::{Event, EventKind};
 pub use folder::{Folder, Workloads, parse_name};
 pub use foreground::Foreground;
+pub use listing::in_parallel;
 pub use mount::{Mount, MountSource, Propagation};
 pub use removal::Running;
 pub use signal::signal_number;

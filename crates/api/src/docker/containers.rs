@@ -1,16 +1,19 @@
 //! `GET /containers/json`: the list.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::header;
+use axum::response::IntoResponse;
 use image::{Reference, Store};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
-use workload::{Description, Folder, Isolation, State as Condition, Status, now_ms};
+use workload::{Description, Folder, Isolation, State as Condition, Status, in_parallel, now_ms};
 
 use super::filters::Filters;
 use super::params::Params;
-use super::{App, create, endpoints, json};
+use super::{App, create, endpoints};
 use crate::backend::Backend;
 use crate::error::{ApiError, Result};
 use crate::images::is_id_of;
@@ -27,25 +30,19 @@ pub(super) async fn list(State(app): App, params: Params) -> Result {
     let limit: Option<i64> = params.number("limit")?;
     let all = params.flag("all") || limit.is_some_and(|limit| limit > 0) || filters.has("status");
     let with_size = params.flag("size");
-    let rows = app
-        .blocking(move |backend| {
-            let mut found = rows(backend, &filters, all, limit)?;
-            for row in found.iter_mut().filter(|_| with_size) {
-                let Some(folder) = row["Id"].as_str().and_then(|id| backend.workloads().find(id).ok()) else {
-                    continue;
-                };
-                let (written, all) = sizes(backend, &folder);
-                row["SizeRw"] = json!(written);
-                row["SizeRootFs"] = json!(all);
-            }
-            Ok(found)
-        })
-        .await?;
-    Ok(json(StatusCode::OK, &rows))
+    let rows = app.blocking(move |backend| rows(backend, &filters, all, limit, with_size)).await?;
+    let head = [(header::CONTENT_TYPE, "application/json")];
+    Ok((head, format!("[{}]\n", rows.join(","))).into_response())
 }
 
-fn rows(backend: &dyn Backend, filters: &Filters, all: bool, limit: Option<i64>) -> Result<Vec<Value>> {
-    let mut found = Vec::new();
+/// Texts in JSON: made by several threads, and nothing else between the workloads and the answer.
+fn rows(
+    backend: &dyn Backend,
+    filters: &Filters,
+    all: bool,
+    limit: Option<i64>,
+    with_size: bool,
+) -> Result<Vec<String>> {
     let folders = backend.workloads().list()?;
     let made = |name: &str| {
         let other = folders.iter().find(|folder| is_named(folder, name));
@@ -54,7 +51,7 @@ fn rows(backend: &dyn Backend, filters: &Filters, all: bool, limit: Option<i64>)
     };
     let before = filters.values("before").map(made).collect::<Result<Vec<u64>>>()?;
     let since = filters.values("since").map(made).collect::<Result<Vec<u64>>>()?;
-    let mut images = ImageIds::new(backend.store());
+    let images = ImageIds::new(backend.store());
     let networks = backend.workloads().networks()?;
     // Clients name them by their ids too.
     let name = |wanted: &str| {
@@ -64,21 +61,23 @@ fn rows(backend: &dyn Backend, filters: &Filters, all: bool, limit: Option<i64>)
     let is_on = |folder: &Folder| {
         networks.is_empty() || endpoints::names(folder).iter().any(|name| networks.contains(name))
     };
-    // The newest first.
-    for folder in folders.iter().rev() {
+    let row_of = |folder: &&Folder| {
         // One that is being removed just now is gone.
-        let Ok(state) = folder.state() else { continue };
+        let state = folder.state().ok()?;
         let created = folder.description().created_ms;
         let in_time = before.iter().all(|time| created < *time) && since.iter().all(|time| created > *time);
         let is_wanted = in_time && (all || state.status.is_active()) && is_on(folder);
-        if is_wanted && fits(filters, folder, &state, &mut images) {
-            found.push(row(folder, &state, &mut images));
+        if !is_wanted || !fits(filters, folder, &state, &images) {
+            return None;
         }
-        if limit.is_some_and(|limit| limit > 0 && found.len() as i64 >= limit) {
-            break;
-        }
-    }
-    Ok(found)
+        let sizes = with_size.then(|| sizes(backend, folder));
+        serde_json::to_string(&Row::of(folder, &state, &images, sizes)).ok()
+    };
+    let newest_first: Vec<&Folder> = folders.iter().rev().collect();
+    Ok(match limit.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit > 0) {
+        Some(limit) => newest_first.iter().filter_map(row_of).take(limit).collect(),
+        None => in_parallel(&newest_first, row_of),
+    })
 }
 
 /// Whether it has this name, this id, or an id that begins so.
@@ -88,7 +87,7 @@ fn is_named(folder: &Folder, name: &str) -> bool {
     description.name == name || (!name.is_empty() && description.id.starts_with(name))
 }
 
-fn fits(filters: &Filters, folder: &Folder, state: &Condition, images: &mut ImageIds<'_>) -> bool {
+fn fits(filters: &Filters, folder: &Folder, state: &Condition, images: &ImageIds<'_>) -> bool {
     let what = folder.description();
     let health = health_word(state);
     let code = state.exit_code.filter(|_| state.status == Status::Exited);
@@ -181,41 +180,85 @@ pub(super) fn network_of(folder: &Folder) -> String {
 /// Ids of images by name, looked up once for a list.
 pub(super) struct ImageIds<'a> {
     store: &'a Store,
-    known: HashMap<String, Option<String>>,
+    known: Mutex<HashMap<String, Option<String>>>,
 }
 
 impl<'a> ImageIds<'a> {
     pub(super) fn new(store: &'a Store) -> ImageIds<'a> {
-        ImageIds { store, known: HashMap::new() }
+        ImageIds { store, known: Mutex::default() }
     }
 
     /// The id of the image that has this name now; nothing if none has.
-    pub(super) fn id(&mut self, name: &str) -> Option<String> {
-        let store = self.store;
-        let find = || Some(crate::images::id_of(&store.image(&name.parse().ok()?).ok()?));
-        self.known.entry(name.to_owned()).or_insert_with(find).clone()
+    pub(super) fn id(&self, name: &str) -> Option<String> {
+        let find = || Some(crate::images::id_of(&self.store.image(&name.parse().ok()?).ok()?));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(name.to_owned()).or_insert_with(find).clone()
     }
 }
 
-fn row(folder: &Folder, state: &Condition, images: &mut ImageIds<'_>) -> Value {
-    let what = folder.description();
-    let command = what.wanted.command.join(" ");
-    let networks = endpoints::names(folder).into_iter().map(|name| (name, json!({})));
-    json!({
-        "Id": what.id,
-        "Names": [format!("/{}", what.name)],
-        "Image": image_said(folder),
-        "ImageID": images.id(&what.wanted.image).unwrap_or_default(),
-        "Command": command,
-        "Created": what.created_ms / 1000,
-        "Ports": ports(folder),
-        "Labels": what.wanted.labels,
-        "State": status_word(state.status),
-        "Status": status_line(state),
-        "HostConfig": { "NetworkMode": network_of(folder) },
-        "NetworkSettings": { "Networks": networks.collect::<Map<_, _>>() },
-        "Mounts": super::volumes::mounts(what, None),
-    })
+/// What a list says of a workload.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row<'a> {
+    id: &'a str,
+    names: [String; 1],
+    image: &'a str,
+    #[serde(rename = "ImageID")]
+    image_id: String,
+    command: String,
+    created: u64,
+    ports: Vec<Value>,
+    labels: &'a BTreeMap<String, String>,
+    state: &'a str,
+    status: String,
+    host_config: RowHost,
+    network_settings: RowNetworks,
+    mounts: Vec<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_rw: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_root_fs: Option<u64>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct RowHost {
+    network_mode: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct RowNetworks {
+    networks: Map<String, Value>,
+}
+
+impl<'a> Row<'a> {
+    fn of(
+        folder: &'a Folder,
+        state: &Condition,
+        images: &ImageIds<'_>,
+        sizes: Option<(u64, u64)>,
+    ) -> Row<'a> {
+        let what = folder.description();
+        let networks = endpoints::names(folder).into_iter().map(|name| (name, json!({})));
+        Row {
+            id: &what.id,
+            names: [format!("/{}", what.name)],
+            image: image_said(folder),
+            image_id: images.id(&what.wanted.image).unwrap_or_default(),
+            command: what.wanted.command.join(" "),
+            created: what.created_ms / 1000,
+            ports: ports(folder),
+            labels: &what.wanted.labels,
+            state: status_word(state.status),
+            status: status_line(state),
+            host_config: RowHost { network_mode: network_of(folder) },
+            network_settings: RowNetworks { networks: networks.collect() },
+            mounts: super::volumes::mounts(what, None),
+            size_rw: sizes.map(|(written, _)| written),
+            size_root_fs: sizes.map(|(_, all)| all),
+        }
+    }
 }
 
 /// The image as whoever made the workload called it.
