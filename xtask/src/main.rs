@@ -9,6 +9,7 @@
 
 mod bench;
 mod bless;
+mod canned;
 mod containers;
 mod copies;
 mod docker;
