@@ -23,6 +23,7 @@ mod docker_events;
 mod docker_files;
 mod docker_limits;
 mod docker_networks;
+mod docker_recorded;
 mod docker_sdk;
 mod docker_system;
 mod docker_tuning;

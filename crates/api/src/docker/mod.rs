@@ -66,7 +66,7 @@ pub(crate) type App = axum::extract::State<Arc<Shared>>;
 pub(crate) type Routes = Router<Arc<Shared>>;
 
 /// All endpoints: one row each.
-pub(crate) fn router(backend: Arc<dyn Backend>) -> Router {
+pub fn router(backend: Arc<dyn Backend>) -> Router {
     let shared = Arc::new(Shared { backend, exits: exits::Exits::default(), execs: exec::Execs::default() });
     Router::new()
         .route("/_ping", get(system::ping).head(system::ping))
