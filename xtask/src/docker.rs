@@ -118,7 +118,7 @@ fn list(options: &Options, server: &Server) -> Outcome {
             ours.push(time(&server.address, &["ps"])?);
             client.push(time(&ready, &["ps"])?);
         }
-        Ok((median(ours), median(client), server.memory_mib()?))
+        Ok((peers::median(ours), peers::median(client), server.memory_mib()?))
     });
     for batch in names.chunks(50) {
         let names = batch.iter().map(String::as_str);
@@ -147,11 +147,6 @@ fn time(address: &str, arguments: &[&str]) -> Outcome<f64> {
     let begun = Instant::now();
     peers::run(&mut docker(address, arguments))?;
     Ok(begun.elapsed().as_secs_f64() * 1e3)
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }
 
 /// A server and the client's address of it; killed when dropped.

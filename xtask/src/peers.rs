@@ -238,11 +238,7 @@ impl Table {
         let mut text =
             format!("| what | {ours} | {theirs} | times as good, median | goal |\n|---|---|---|---|---|\n");
         for row in self.rows.iter().filter(|row| !row.rounds.is_empty()) {
-            let median = |of: &dyn Fn(&[f64; 2]) -> f64| {
-                let mut figures: Vec<f64> = row.rounds.iter().map(of).collect();
-                figures.sort_by(f64::total_cmp);
-                figures[figures.len() / 2]
-            };
+            let median = |of: &dyn Fn(&[f64; 2]) -> f64| median(row.rounds.iter().map(of).collect());
             let ratio = median(&|[a, b]| if row.more_is_better { a / b } else { b / a });
             let bold = if ratio >= row.goal { "**" } else { "" };
             let (ours, theirs) = (median(&|[a, _]| *a), median(&|[_, b]| *b));
@@ -279,6 +275,12 @@ pub fn tell(text: &str, out: Option<&Path>) -> Outcome {
     fs::create_dir_all(out)?;
     let mut table = File::options().create(true).append(true).open(out.join("table.md"))?;
     Ok(writeln!(table, "{text}")?)
+}
+
+/// The one in the middle of these, of which there are some.
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
 }
 
 #[cfg(test)]

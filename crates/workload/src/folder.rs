@@ -142,7 +142,7 @@ impl Workloads {
         // One that vanishes meanwhile was removed.
         let open = |path: &PathBuf| Folder::open_known(path.clone(), &self.known).ok();
         let mut found = in_parallel(&paths, |path| open(path).filter(|folder| !folder.is_left()));
-        self.known.keep(&paths);
+        self.known.keep(paths.len());
         let age = |folder: &Folder| folder.description.created_ms;
         found.sort_unstable_by(|a, b| (age(a), &a.description.id).cmp(&(age(b), &b.description.id)));
         Ok(found)

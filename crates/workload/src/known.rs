@@ -27,8 +27,8 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// Forgets those that are gone, now that `there` are the folders that are there.
-    pub(crate) fn keep(&self, there: &[PathBuf]) {
+    /// Forgets files that are gone, where more are known than the `there` workloads that are there.
+    pub(crate) fn keep(&self, there: usize) {
         self.descriptions.keep(there);
         self.states.keep(there);
     }
@@ -73,9 +73,9 @@ impl<T: DeserializeOwned> Files<T> {
         (*known == stamp).then(|| Arc::clone(value))
     }
 
-    fn keep(&self, folders: &[PathBuf]) {
+    fn keep(&self, there: usize) {
         let mut read = self.lock();
-        if read.len() > folders.len() {
+        if read.len() > there {
             read.retain(|path, _| path.exists());
         }
     }
@@ -133,7 +133,7 @@ mod tests {
         }
         fs::remove_file(&path).unwrap();
         assert!(files.read(&path).is_err());
-        files.keep(&[]);
+        files.keep(0);
         assert!(files.lock().is_empty());
     }
 }

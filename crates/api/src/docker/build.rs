@@ -11,6 +11,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use bollard_stubs::models::ResourcesUlimits;
 use image::{Platform, Reference};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::filters::Filters;
@@ -92,6 +93,13 @@ pub(super) async fn prune(State(app): App, params: Params) -> Result {
     Ok(json(StatusCode::OK, &json!({ "CachesDeleted": [], "SpaceReclaimed": bytes })))
 }
 
+/// What a parameter says in JSON; nothing, and `null`, is the default.
+fn parsed<T: DeserializeOwned + Default>(params: &Params, name: &str) -> Result<T> {
+    let value: Option<T> = serde_json::from_str(params.get(name).unwrap_or("null"))
+        .map_err(|error| ApiError::bad(format!("{name}: {error}")))?;
+    Ok(value.unwrap_or_default())
+}
+
 fn options(params: &Params) -> Result<BuildOptions> {
     if params.get("version").is_some_and(|version| version != "1") {
         return Err(ApiError::not_offered("Strata builds without BuildKit: DOCKER_BUILDKIT=0 docker build"));
@@ -107,13 +115,10 @@ fn options(params: &Params) -> Result<BuildOptions> {
             return Err(ApiError::not_offered(format!("build for {wanted}: this host builds for {host}")));
         }
     }
-    let map = |name: &str| -> Result<BTreeMap<String, Option<String>>> {
-        let text = params.get(name).unwrap_or("{}");
-        let parsed: Option<_> =
-            serde_json::from_str(text).map_err(|error| ApiError::bad(format!("{name}: {error}")))?;
-        Ok(parsed.unwrap_or_default())
+    let pairs = |name: &str| -> Result<Vec<String>> {
+        let map: BTreeMap<String, Option<String>> = parsed(params, name)?;
+        Ok(map.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?))).collect())
     };
-    let pair = |(name, value): (String, Option<String>)| value.map(|value| format!("{name}={value}"));
     let tags: Vec<String> = params.all("t").filter(|tag| !tag.is_empty()).map(str::to_owned).collect();
     for tag in &tags {
         tag.parse::<Reference>().map_err(|error| ApiError::bad(chain(&error)))?;
@@ -124,9 +129,7 @@ fn options(params: &Params) -> Result<BuildOptions> {
     }
     let hosts = params.all("extrahosts").map(|text| text.parse::<HostName>());
     let hosts = hosts.collect::<std::result::Result<Vec<_>, _>>();
-    let ulimits: Option<Vec<ResourcesUlimits>> =
-        serde_json::from_str(params.get("ulimits").filter(|text| !text.is_empty()).unwrap_or("null"))
-            .map_err(|error| ApiError::bad(format!("ulimits: {error}")))?;
+    let ulimits: Vec<ResourcesUlimits> = parsed(params, "ulimits")?;
     let bytes = |name| -> Result<Option<u64>> {
         let number = if asks(params, name) { params.number::<i64>(name)? } else { None };
         Ok(number.filter(|bytes| *bytes > 0).map(i64::unsigned_abs))
@@ -134,8 +137,8 @@ fn options(params: &Params) -> Result<BuildOptions> {
     Ok(BuildOptions {
         containerfile: params.get("dockerfile").map(str::to_owned),
         tags,
-        args: map("buildargs")?.into_iter().filter_map(pair).collect(),
-        labels: map("labels")?.into_iter().filter_map(pair).collect(),
+        args: pairs("buildargs")?,
+        labels: pairs("labels")?,
         target: params.get("target").map(str::to_owned),
         no_cache: params.flag("nocache"),
         pull: params.flag("pull"),
@@ -144,7 +147,7 @@ fn options(params: &Params) -> Result<BuildOptions> {
         memory: bytes("memory")?,
         hosts: hosts.map_err(|reason| ApiError::bad(format!("extrahosts: {reason}")))?,
         shm_bytes: bytes("shmsize")?,
-        ulimits: ulimits.unwrap_or_default().into_iter().map(create::limit).collect(),
+        ulimits: ulimits.into_iter().map(create::limit).collect(),
         ..BuildOptions::default()
     })
 }

@@ -20,6 +20,7 @@ use self::machines::InMachines;
 use super::{explain, parse};
 use crate::commands::registry;
 use crate::commands::run::container::parse_rlimit;
+use crate::commands::run::network::NO_GATEWAY;
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::output;
@@ -87,9 +88,7 @@ impl Around {
     fn check(&self, isolation: Isolation) -> Outcome<()> {
         let refuse = |why: &str| Err(Failure::new(why).exit(Exit::Usage));
         if self.hosts.iter().any(|host| host.address.is_none()) {
-            return refuse(
-                "--add-host: host-gateway is an address of a network with a name, which builds have none of",
-            );
+            return refuse(&format!("{NO_GATEWAY}, which builds have none of"));
         }
         match (isolation, &self.shm_size, &*self.ulimit) {
             (Isolation::Vm, Some(_), _) => refuse("--shm-size: only with --isolation container"),

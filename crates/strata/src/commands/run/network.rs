@@ -24,7 +24,7 @@ pub const MTU: u32 = 1500;
 const MAC: [u8; 6] = [0x02, 0x53, 0x54, 0x52, 0, 1];
 
 /// Why there is no such name.
-const NO_GATEWAY: &str = "--add-host: host-gateway is an address of a network with a name";
+pub const NO_GATEWAY: &str = "--add-host: host-gateway is an address of a network with a name";
 
 /// Which network the command has.
 #[derive(Clone, Debug, Default, clap::Args, serde::Serialize, serde::Deserialize)]

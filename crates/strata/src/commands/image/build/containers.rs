@@ -12,7 +12,7 @@ use container::command::{Command, Network};
 use container::{Exit, Root, Runtime, Upper, rest, template};
 
 use crate::commands::files;
-use crate::commands::run::resolving;
+use crate::commands::run::resolving::{self, HOSTS, RESOLV_CONF};
 
 /// Where containers of builds have their states.
 const STATES: &str = "/run/strata/build";
@@ -53,21 +53,18 @@ impl Runner for InContainers<'_> {
 impl InContainers<'_> {
     /// Runs the command with our standard error for its output.
     fn command(&self, run: &Run<'_>, upper: &Path) -> Result<Exit, Box<dyn Error + Send + Sync>> {
-        const RESOLVER: &str = "/etc/resolv.conf";
         let around = self.around;
-        let resolver = template::mount(RESOLVER, "bind", RESOLVER, "bind,ro");
-        let mut mounts: Vec<_> = Path::new(RESOLVER).exists().then_some(resolver).into_iter().collect();
+        let resolver = template::mount(RESOLV_CONF, "bind", RESOLV_CONF, "bind,ro");
+        let mut mounts: Vec<_> = Path::new(RESOLV_CONF).exists().then_some(resolver).into_iter().collect();
         let network = match self.network {
             super::Network::Host => Network::Host,
             super::Network::None => Network::None,
         };
-        // As long as the command runs.
-        let mut hosts = None;
-        if !around.hosts.is_empty() {
-            let file = resolving::hosts_file(&around.hosts, network == Network::Host)
-                .map_err(|failure| failure.to_string())?;
-            mounts.push(resolving::mount(resolving::HOSTS, hosts.insert(file)));
-        }
+        // There as long as the command runs.
+        let hosts = || resolving::hosts_file(&around.hosts, network == Network::Host);
+        let hosts =
+            (!around.hosts.is_empty()).then(hosts).transpose().map_err(|failure| failure.to_string())?;
+        mounts.extend(hosts.iter().map(|file| resolving::mount(HOSTS, file)));
         let command = Command {
             root: Root::Image {
                 file: run.file.to_owned(),
