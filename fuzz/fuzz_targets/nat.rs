@@ -174,7 +174,7 @@ fn pin(frame: &mut [u8]) {
     }
 }
 
-fn hear(nat: &mut Nat, buffer: &mut [u8], offloads: Offloads, heard: &mut Heard) {
+fn hear(nat: &Nat, buffer: &mut [u8], offloads: Offloads, heard: &mut Heard) {
     for _ in 0..ANSWERS {
         let Some(received) = nat.receive(buffer).expect("the network is whole") else { return };
         let frame = &buffer[..received.len];
@@ -204,7 +204,7 @@ fuzz_target!(|data: &[u8]| {
     let mut input = Bytes(data);
     let how = input.u8();
     let loopback = if how & 1 == 0 { Loopback::Allowed } else { Loopback::Refused };
-    let mut nat = Nat::new(&Config { loopback, guest_mac: MAC, ..Config::default() }).expect("descriptors");
+    let nat = Nat::new(&Config { loopback, guest_mac: MAC, ..Config::default() }).expect("descriptors");
     let offloads = Offloads { checksum: how & 6 != 0, segmentation: how & 4 != 0 };
     nat.accept(offloads);
     let (mut buffer, mut heard) = (vec![0; MAX_FRAME], Heard::default());
@@ -221,11 +221,11 @@ fuzz_target!(|data: &[u8]| {
         let segment_bytes = (input.u8() > 200).then(|| input.u16());
         frame.truncate(MAX_FRAME);
         nat.send(&frame, Unfinished { checksum, segment_bytes }).expect("the network is whole");
-        hear(&mut nat, &mut buffer, offloads, &mut heard);
+        hear(&nat, &mut buffer, offloads, &mut heard);
         if how & 8 != 0 && input.u8() == 255 {
             nat.reset();
         }
     }
     std::thread::yield_now();
-    hear(&mut nat, &mut buffer, offloads, &mut heard);
+    hear(&nat, &mut buffer, offloads, &mut heard);
 });

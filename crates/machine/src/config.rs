@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arch::x86::cpuid::CpuModel;
 pub use devices::rate::{Bucket, Limits, MAX_TOKENS};
+use devices::virtio::net::MAX_PAIRS;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -131,6 +132,9 @@ pub struct DiskConfig {
 pub struct NetConfig {
     /// The MAC address; bit 0 of the first byte must be clear (no multicast).
     pub mac: [u8; 6],
+    /// Queue pairs, of which the guest uses as many as it has vCPUs.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub queue_pairs: u16,
     /// What the guest may receive at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx_rate: Option<Limits>,
@@ -140,10 +144,27 @@ pub struct NetConfig {
 }
 
 impl NetConfig {
-    /// A port with address `mac` and no limits.
+    /// A port with address `mac`, one queue pair and no limits.
     pub fn new(mac: [u8; 6]) -> Self {
-        Self { mac, rx_rate: None, tx_rate: None }
+        Self { mac, queue_pairs: 1, rx_rate: None, tx_rate: None }
     }
+
+    /// The same with a queue pair for each of `cpus`, as far as a card can have them.
+    #[must_use]
+    pub fn for_cpus(self, cpus: u32) -> Self {
+        let queue_pairs = u16::try_from(cpus).unwrap_or(u16::MAX).clamp(1, MAX_PAIRS);
+        Self { queue_pairs, ..self }
+    }
+}
+
+/// What machines have that were saved before there could be more.
+fn one() -> u16 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_one(pairs: &u16) -> bool {
+    *pairs == 1
 }
 
 /// The vsock device.
@@ -266,6 +287,10 @@ impl MachineConfig {
                 let reason = "the MAC address is multicast or zero".to_owned();
                 return fail(format!("net {index}"), reason);
             }
+            if !(1..=MAX_PAIRS).contains(&port.queue_pairs) {
+                let reason = format!("{} queue pairs are not between 1 and {MAX_PAIRS}", port.queue_pairs);
+                return fail(format!("net {index}"), reason);
+            }
             check_rate(port.rx_rate, &format!("net {index} rx_rate"))?;
             check_rate(port.tx_rate, &format!("net {index} tx_rate"))?;
         }
@@ -334,6 +359,10 @@ mod tests {
             field_of(|c| c.net.push(NetConfig { rx_rate: rate, ..NetConfig::new([2; 6]) })),
             "net 0 rx_rate"
         );
+        for queue_pairs in [0, MAX_PAIRS + 1] {
+            let card = NetConfig { queue_pairs, ..NetConfig::new([2; 6]) };
+            assert_eq!(field_of(|c| c.net.push(card)), "net 0");
+        }
         let disk = DiskConfig { path: "d".into(), read_only: false, serial: "x".into(), rate };
         assert_eq!(field_of(|c| c.disks.push(disk.clone())), "disk 0 rate");
         let disk = DiskConfig { serial: "x".repeat(21), ..disk };

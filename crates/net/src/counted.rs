@@ -42,20 +42,20 @@ impl Port for Counted {
         self.port.link()
     }
 
-    fn accept(&mut self, offloads: Offloads) {
+    fn accept(&self, offloads: Offloads) {
         self.port.accept(offloads);
     }
 
-    fn reset(&mut self) {
+    fn reset(&self) {
         self.port.reset();
     }
 
-    fn send(&mut self, frame: &[u8], left: Unfinished) -> io::Result<()> {
+    fn send(&self, frame: &[u8], left: Unfinished) -> io::Result<()> {
         self.counts.add(1, frame.len());
         self.port.send(frame, left)
     }
 
-    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>> {
+    fn receive(&self, frame: &mut [u8]) -> io::Result<Option<Received>> {
         let received = self.port.receive(frame)?;
         self.counts.add(0, received.map_or(0, |received| received.len));
         Ok(received)
@@ -68,24 +68,26 @@ impl Port for Counted {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     /// Gives back each frame once.
     #[derive(Default)]
-    struct Echo(Option<usize>);
+    struct Echo(Mutex<Option<usize>>);
 
     impl Port for Echo {
         fn link(&self) -> Link {
             Link::Up
         }
 
-        fn send(&mut self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
-            self.0 = Some(frame.len());
+        fn send(&self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
+            *self.0.lock().unwrap() = Some(frame.len());
             Ok(())
         }
 
-        fn receive(&mut self, _frame: &mut [u8]) -> io::Result<Option<Received>> {
-            Ok(self.0.take().map(Received::plain))
+        fn receive(&self, _frame: &mut [u8]) -> io::Result<Option<Received>> {
+            Ok(self.0.lock().unwrap().take().map(Received::plain))
         }
 
         fn readiness(&self) -> Option<BorrowedFd<'_>> {
@@ -96,7 +98,7 @@ mod tests {
     #[test]
     fn both_ways_count_and_silence_does_not() {
         let counts = Counts::default();
-        let mut port = counts.watch(Box::new(Echo::default()));
+        let port = counts.watch(Box::new(Echo::default()));
         let mut frame = [0; 100];
         port.send(&frame[..60], Unfinished::NOTHING).unwrap();
         port.send(&frame[..64], Unfinished::NOTHING).unwrap();

@@ -84,18 +84,19 @@ impl Received {
     }
 }
 
-/// Where a network device's cable ends. Never blocks. Frames are whole Ethernet frames without checksum (FCS).
-pub trait Port: Send {
+/// Where a network device's cable ends. Never waits for anything slow. Frames are whole Ethernet frames without checksum (FCS).
+/// A card with several queues sends from several threads at once; a port that cannot take that lets them take turns.
+pub trait Port: Send + Sync {
     /// Whether the cable is plugged in.
     fn link(&self) -> Link;
 
     /// Says what may be left to the guest's card from now on. Until then it is nothing.
-    fn accept(&mut self, offloads: Offloads) {
+    fn accept(&self, offloads: Offloads) {
         let _ = offloads;
     }
 
     /// The card is new: whoever used it before has forgotten everything.
-    fn reset(&mut self) {}
+    fn reset(&self) {}
 
     /// Sends one frame. A port that cannot take it now drops it, as Ethernet does. Its TCP and UDP checksums may be
     /// those of the pseudo header alone, and TCP segments over IPv4 may be larger than the MTU, up to [`MAX_FRAME`]:
@@ -103,14 +104,14 @@ pub trait Port: Send {
     ///
     /// # Errors
     /// The port is broken; the frame is lost.
-    fn send(&mut self, frame: &[u8], left: Unfinished) -> io::Result<()>;
+    fn send(&self, frame: &[u8], left: Unfinished) -> io::Result<()>;
 
     /// Receives one frame into `frame` and says what it is; `None` if there is none now. `frame` has
     /// room for [`MAX_FRAME`] bytes; longer frames are dropped.
     ///
     /// # Errors
     /// The port is broken.
-    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>>;
+    fn receive(&self, frame: &mut [u8]) -> io::Result<Option<Received>>;
 
     /// What becomes readable when [`Self::receive`] has something; `None` if it never will.
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
@@ -125,11 +126,11 @@ impl Port for Unplugged {
         Link::Down
     }
 
-    fn send(&mut self, _frame: &[u8], _left: Unfinished) -> io::Result<()> {
+    fn send(&self, _frame: &[u8], _left: Unfinished) -> io::Result<()> {
         Ok(())
     }
 
-    fn receive(&mut self, _frame: &mut [u8]) -> io::Result<Option<Received>> {
+    fn receive(&self, _frame: &mut [u8]) -> io::Result<Option<Received>> {
         Ok(None)
     }
 
@@ -144,7 +145,7 @@ mod tests {
 
     #[test]
     fn an_unplugged_port_loses_everything_and_says_so() {
-        let mut port = Unplugged;
+        let port = Unplugged;
         assert_eq!(port.link(), Link::Down);
         port.send(&[0; 60], Unfinished::NOTHING).unwrap();
         assert_eq!(port.receive(&mut [0; 60]).unwrap(), None);

@@ -435,7 +435,7 @@ impl Maker {
         for (index, port) in config.net.iter().enumerate() {
             let name = format!("net{index}");
             let end = ends.next().unwrap_or_else(|| Box::new(net::Unplugged));
-            let card = virtio::Net::new(end, port.mac)
+            let card = virtio::Net::with_pairs(end, port.mac, port.queue_pairs)
                 .map_err(|source| Error::Device { name: name.clone(), source: source.into() })?;
             let limiter = |limits| RateLimiter::new(limits, &as_clock(&self.clock));
             let card = card.limited(limiter(port.rx_rate), limiter(port.tx_rate));

@@ -6,7 +6,7 @@
 //! ```
 //! It has no thread and no queue between guest and sockets. A frame of the guest is dealt with where it is sent; a frame for
 //! the guest is made when its card has room for it, from what the sockets hold then, so that a slow guest slows its peers
-//! down. Whoever has something to say has a turn after everybody else ([`Nat::pending`]): one frame each.
+//! down. Whoever has something to say has a turn after everybody else ([`Network::pending`]): one frame each.
 //!
 //! What a guest must not reach: this host's loopback, unless that is allowed, as the gateway's address; link-local addresses
 //! (where clouds keep their credentials), multicast and broadcast. Tables are bounded, so that a flood takes descriptors and
@@ -31,6 +31,7 @@ use std::hash::BuildHasher;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -101,9 +102,14 @@ enum Turn {
     Listener(usize),
 }
 
-/// The network.
+/// The network, as a port: whoever uses it takes turns.
 pub struct Nat {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
+    network: Mutex<Network>,
+}
+
+struct Network {
+    epoll: Arc<OwnedFd>,
     timer: OwnedFd,
     timer_is_on: bool,
     resolver: Option<SocketAddrV4>,
@@ -129,13 +135,13 @@ impl Nat {
     /// A port is taken, or the host has no descriptors left.
     pub fn new(config: &Config) -> Result<Self, Error> {
         let host = |error: rustix::io::Errno| Error::Host(error.into());
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(host)?;
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(host)?);
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).map_err(host)?;
         epoll::add(&epoll, &timer, epoll::EventData::new_u64(TIMER), epoll::EventFlags::IN).map_err(host)?;
         let listeners = publish::open(&epoll, &config.publish)?;
-        Ok(Self {
-            epoll,
+        let network = Network {
+            epoll: epoll.clone(),
             timer,
             timer_is_on: false,
             resolver: config.resolver,
@@ -152,9 +158,16 @@ impl Nat {
             since_asked: 0,
             numbers: RandomState::new(),
             started: Instant::now(),
-        })
+        };
+        Ok(Self { epoll, network: Mutex::new(network) })
     }
 
+    fn lock(&self) -> MutexGuard<'_, Network> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Network {
     /// Where the host finds what the guest calls `peer`; `None` if the guest must not reach it.
     fn address(&self, peer: SocketAddrV4) -> Option<SocketAddrV4> {
         let ip = *peer.ip();
@@ -424,6 +437,35 @@ impl Nat {
         }
     }
 
+    /// Ends everything that goes on.
+    fn forget(&mut self) {
+        (0..self.slots.len()).for_each(|slot| self.remove(slot));
+        self.replies.clear();
+    }
+
+    /// The next frame for the guest, into `frame`, which has room for [`MAX_FRAME`] bytes.
+    fn next_frame(&mut self, frame: &mut [u8]) -> Option<Received> {
+        loop {
+            if let Some(reply) = self.replies.pop_front() {
+                frame[..reply.len()].copy_from_slice(&reply);
+                return Some(Received::plain(reply.len()));
+            }
+            if self.since_asked >= ASK_AFTER {
+                self.ask();
+            }
+            while let Some(turn) = self.pending.pop_front() {
+                let received = self.serve(turn, frame);
+                if received.is_some() {
+                    self.since_asked += 1;
+                    return received;
+                }
+            }
+            if self.replies.is_empty() && !self.ask() {
+                return None;
+            }
+        }
+    }
+
     fn serve(&mut self, turn: Turn, frame: &mut [u8]) -> Option<Received> {
         match turn {
             Turn::Listener(number) => {
@@ -457,46 +499,24 @@ impl Port for Nat {
         Link::Up
     }
 
-    fn accept(&mut self, offloads: Offloads) {
-        self.offloads = offloads;
+    fn accept(&self, offloads: Offloads) {
+        self.lock().offloads = offloads;
     }
 
-    fn reset(&mut self) {
-        (0..self.slots.len()).for_each(|slot| self.remove(slot));
-        self.replies.clear();
+    fn reset(&self) {
+        self.lock().forget();
     }
 
-    fn send(&mut self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
-        self.handle(frame);
+    fn send(&self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
+        self.lock().handle(frame);
         Ok(())
     }
 
-    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>> {
+    fn receive(&self, frame: &mut [u8]) -> io::Result<Option<Received>> {
         if frame.len() < MAX_FRAME {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        loop {
-            if let Some(reply) = self.replies.pop_front() {
-                frame[..reply.len()].copy_from_slice(&reply);
-                return Ok(Some(Received::plain(reply.len())));
-            }
-            if self.since_asked >= ASK_AFTER {
-                self.ask();
-            }
-            while let Some(turn) = self.pending.pop_front() {
-                let received = self.serve(turn, frame);
-                if received.is_some() {
-                    self.since_asked += 1;
-                    return Ok(received);
-                }
-            }
-            if !self.replies.is_empty() {
-                continue;
-            }
-            if !self.ask() {
-                return Ok(None);
-            }
-        }
+        Ok(self.lock().next_frame(frame))
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

@@ -11,7 +11,7 @@ use rustix::net::{RecvFlags, SocketFlags, acceptfrom_with, recvfrom};
 use super::config::{Error, Publish, Transport};
 use super::datagram::{Exchange, Kind};
 use super::tcp::Connection;
-use super::{Flow, GATEWAY, GUEST, Key, LISTENER, MAX_CONNECTIONS, Nat, host, packet};
+use super::{Flow, GATEWAY, GUEST, Key, LISTENER, MAX_CONNECTIONS, Network, host, packet};
 use crate::Received;
 
 /// A published port.
@@ -38,7 +38,7 @@ pub fn open(epoll: &OwnedFd, published: &[Publish]) -> Result<Vec<Listener>, Err
     Ok(listeners)
 }
 
-impl Nat {
+impl Network {
     /// As whom the guest knows a client of the host's; one on the loopback, as the gateway.
     fn peer_of(client: SocketAddrV4) -> SocketAddrV4 {
         if client.ip().is_loopback() { SocketAddrV4::new(GATEWAY, client.port()) } else { client }

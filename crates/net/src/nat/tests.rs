@@ -121,7 +121,7 @@ fn a_stream_goes_both_ways_and_ends_in_order() {
     assert_eq!((seq, flags & flag::FIN), (theirs + 6, flag::FIN));
     guest.tcp(server, mine + 6, theirs + 7, flag::ACK, &[]);
     assert!(guest.is_silent());
-    assert!(guest.nat.index.is_empty(), "nothing is remembered");
+    assert!(guest.nat.lock().index.is_empty(), "nothing is remembered");
 }
 
 #[test]
@@ -239,11 +239,11 @@ fn tables_are_bounded_whatever_is_sent() {
     for port in 1..=2000 {
         guest.udp(port, to, b"flood");
     }
-    assert!(guest.nat.index.len() <= MAX_EXCHANGES && guest.nat.slots.len() <= MAX_EXCHANGES + 1);
+    assert!(guest.nat.lock().index.len() <= MAX_EXCHANGES && guest.nat.lock().slots.len() <= MAX_EXCHANGES + 1);
     for seq in 0..5000 {
         guest.tcp("127.0.0.1:1".parse().unwrap(), seq, 0, flag::SYN, &[]);
     }
-    assert_eq!(guest.nat.replies.len(), MAX_REPLIES);
+    assert_eq!(guest.nat.lock().replies.len(), MAX_REPLIES);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn a_new_card_starts_with_nothing() {
     let mut guest = Guest::with_loopback();
     let (mine, theirs) = guest.connect(server);
     guest.nat.reset();
-    assert!(guest.nat.index.is_empty());
+    assert!(guest.nat.lock().index.is_empty());
     guest.tcp(server, mine, theirs, flag::ACK, b"who are you");
     assert_eq!(guest.segment().2, flag::RST);
 }

@@ -16,7 +16,7 @@ const TURN: usize = 64;
 ///
 /// # Errors
 /// The port or the interface is broken.
-pub fn join(tap: BorrowedFd<'_>, port: &mut dyn Port, end: BorrowedFd<'_>) -> io::Result<()> {
+pub fn join(tap: BorrowedFd<'_>, port: &dyn Port, end: BorrowedFd<'_>) -> io::Result<()> {
     port.accept(Offloads { checksum: true, segmentation: true });
     let mut buffer = vec![0; HEADER_BYTES + MAX_FRAME];
     // A frame that the interface had no room for.
@@ -45,7 +45,7 @@ pub fn join(tap: BorrowedFd<'_>, port: &mut dyn Port, end: BorrowedFd<'_>) -> io
 }
 
 /// Frames of the interface; true when there may be more.
-fn read_some(tap: BorrowedFd<'_>, port: &mut dyn Port, buffer: &mut [u8]) -> io::Result<bool> {
+fn read_some(tap: BorrowedFd<'_>, port: &dyn Port, buffer: &mut [u8]) -> io::Result<bool> {
     for _ in 0..TURN {
         match rustix::io::read(tap, &mut *buffer) {
             Ok(count) => {
@@ -67,7 +67,7 @@ fn read_some(tap: BorrowedFd<'_>, port: &mut dyn Port, buffer: &mut [u8]) -> io:
 /// Frames of the port; true when there may be more.
 fn write_some(
     tap: BorrowedFd<'_>,
-    port: &mut dyn Port,
+    port: &dyn Port,
     buffer: &mut [u8],
     held: &mut Option<usize>,
 ) -> io::Result<bool> {
@@ -102,6 +102,7 @@ fn write_some(
 mod tests {
     use std::collections::VecDeque;
     use std::os::fd::AsFd;
+    use std::sync::Mutex;
 
     use super::super::{NEEDS_CHECKSUM, SEGMENT_TCP4};
     use super::*;
@@ -110,7 +111,7 @@ mod tests {
     /// Sends back what it is sent, with one byte changed.
     #[derive(Default)]
     struct Echo {
-        frames: VecDeque<Vec<u8>>,
+        frames: Mutex<VecDeque<Vec<u8>>>,
     }
 
     impl Port for Echo {
@@ -118,15 +119,15 @@ mod tests {
             crate::Link::Up
         }
 
-        fn send(&mut self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
+        fn send(&self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
             let mut frame = frame.to_vec();
             frame[0] ^= 0xff;
-            self.frames.push_back(frame);
+            self.frames.lock().unwrap().push_back(frame);
             Ok(())
         }
 
-        fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>> {
-            let Some(next) = self.frames.pop_front() else { return Ok(None) };
+        fn receive(&self, frame: &mut [u8]) -> io::Result<Option<Received>> {
+            let Some(next) = self.frames.lock().unwrap().pop_front() else { return Ok(None) };
             frame[..next.len()].copy_from_slice(&next);
             let checksum = Checksum::Partial { start: 34, offset: 16 };
             Ok(Some(Received { len: next.len(), checksum, segment_bytes: Some(1460) }))
@@ -144,7 +145,7 @@ mod tests {
         tap.set_nonblocking(true).unwrap();
         let (end, ending) = std::io::pipe().unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| join(tap.as_fd(), &mut Echo::default(), end.as_fd()).unwrap());
+            scope.spawn(|| join(tap.as_fd(), &Echo::default(), end.as_fd()).unwrap());
             let mut frame = vec![0; HEADER_BYTES];
             frame.extend([1, 2, 3]);
             for _ in 0..1000 {

@@ -8,6 +8,7 @@ mod join;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 
@@ -24,41 +25,41 @@ const SEGMENT_TCP4: u8 = 1;
 const SEGMENT_HEADERS: u16 = 14 + 20 + 20;
 
 /// Tells the kernel what may be left undone in frames that it gives (`TUNSETOFFLOAD`), which has no safe name.
-pub type SetOffloads = Box<dyn Fn(BorrowedFd<'_>, Offloads) -> io::Result<()> + Send>;
+pub type SetOffloads = Box<dyn Fn(BorrowedFd<'_>, Offloads) -> io::Result<()> + Send + Sync>;
 
 /// A port that is an interface of the host's kernel. What the kernel has for it waits in the kernel, which drops what is too
 /// much; what is sent while it has no room is lost.
 pub struct Tap {
     tap: OwnedFd,
     set_offloads: SetOffloads,
-    link: Link,
+    is_lost: AtomicBool,
 }
 
 impl Tap {
     /// Of the open `tap`, which does not block.
     #[must_use]
     pub fn new(tap: OwnedFd, set_offloads: SetOffloads) -> Self {
-        Self { tap, set_offloads, link: Link::Up }
+        Self { tap, set_offloads, is_lost: AtomicBool::new(false) }
     }
 
-    fn lost(&mut self, error: Errno) -> io::Error {
-        self.link = Link::Down;
+    fn lost(&self, error: Errno) -> io::Error {
+        self.is_lost.store(true, Ordering::Relaxed);
         error.into()
     }
 }
 
 impl Port for Tap {
     fn link(&self) -> Link {
-        self.link
+        if self.is_lost.load(Ordering::Relaxed) { Link::Down } else { Link::Up }
     }
 
-    fn accept(&mut self, offloads: Offloads) {
+    fn accept(&self, offloads: Offloads) {
         if let Err(error) = (self.set_offloads)(self.tap.as_fd(), offloads) {
             tracing::warn!("set what is left to the guest's card: {error}");
         }
     }
 
-    fn send(&mut self, frame: &[u8], left: Unfinished) -> io::Result<()> {
+    fn send(&self, frame: &[u8], left: Unfinished) -> io::Result<()> {
         let header = header(left.checksum, left.segment_bytes);
         loop {
             match rustix::io::writev(&self.tap, &[IoSlice::new(&header), IoSlice::new(frame)]) {
@@ -72,7 +73,7 @@ impl Port for Tap {
         }
     }
 
-    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>> {
+    fn receive(&self, frame: &mut [u8]) -> io::Result<Option<Received>> {
         let room = frame.len().min(MAX_FRAME);
         let mut header = [0; HEADER_BYTES];
         loop {
@@ -147,7 +148,7 @@ mod tests {
             told.lock().unwrap().push(offloads);
             Ok(())
         };
-        let mut port = Tap::new(tap.into(), Box::new(set));
+        let port = Tap::new(tap.into(), Box::new(set));
         let offloads = Offloads { checksum: true, segmentation: false };
         port.accept(offloads);
         assert_eq!(*said.lock().unwrap(), [offloads]);
@@ -176,7 +177,7 @@ mod tests {
     #[test]
     fn an_interface_that_is_gone_is_a_cable_that_is_pulled() {
         let (_read, write) = std::io::pipe().unwrap();
-        let mut port = Tap::new(write.into(), Box::new(|_, _| Ok(())));
+        let port = Tap::new(write.into(), Box::new(|_, _| Ok(())));
         assert_eq!(port.link(), Link::Up);
         // A descriptor that cannot be read, as one whose interface was deleted.
         assert!(port.receive(&mut vec![0; MAX_FRAME]).is_err());

@@ -416,7 +416,7 @@ fn prepare(store: &Store, options: &Options, engine: &dyn Engine, verbose: u8) -
     let root_path = root_path.expect("it is one or the other");
     let has_card = options.network.has_card(&kernel)?;
     let mut config = hardware::config(&options.sizing, engine, &kernel, root_path, verbose);
-    config.net.extend(has_card.then(network::card));
+    config.net.extend(has_card.then(|| network::card(config.cpus)));
     options.rates.apply(&mut config)?;
     let files = options.files.settle(store, &image, Keep::Command)?;
     files.check_machine()?;

@@ -1,7 +1,7 @@
 //! A card that is held to a rate. With the clock that stands still, what waits waits for ever.
 
 use super::super::testing::*;
-use super::tests::{MAC, card_with, frame};
+use super::tests::{MAC, RX, TX, card_with, frame};
 use super::*;
 use crate::Clock;
 use crate::chipset::testing::FakeClock;
@@ -131,6 +131,6 @@ fn levels_are_saved_and_version_1_had_none() {
     let mut old = Net::new(Box::new(net::Unplugged), MAC).unwrap();
     let filter = Filter::new([2, 0, 0, 0, 0, 9]);
     old.restore(&Section::encode(KIND, 1, &filter).unwrap()).unwrap();
-    assert_eq!(old.shared.lock().filter, filter);
+    assert_eq!(lock(&old.shared.receiver).filter, filter);
     assert!(old.restore(&Section::encode(KIND, VERSION + 1, &filter).unwrap()).is_err());
 }

@@ -1,10 +1,15 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use net::{Received, Unfinished};
 
 use super::super::testing::*;
 use super::*;
 use crate::device::Device;
 
+pub(super) const RX: usize = 0;
+pub(super) const TX: usize = 1;
 const CONTROL: usize = 2;
 pub(super) const MAC: Mac = [2, 0, 0, 0, 0, 1];
 const STATUS: u64 = DATA + 0x800;
@@ -16,10 +21,10 @@ impl Port for Cable {
     fn link(&self) -> Link {
         Link::Up
     }
-    fn send(&mut self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
+    fn send(&self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
         self.0.send(frame).map(drop)
     }
-    fn receive(&mut self, frame: &mut [u8]) -> io::Result<Option<Received>> {
+    fn receive(&self, frame: &mut [u8]) -> io::Result<Option<Received>> {
         match self.0.recv(frame) {
             Ok(len) => Ok(Some(Received::plain(len))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -42,6 +47,35 @@ pub(super) fn card_with(features: u64, change: impl FnOnce(Net) -> Net) -> (Rig,
     (Rig::live_with(Box::new(change(net)), features), ours)
 }
 
+/// A card with three queue pairs, whose driver takes those of what is offered.
+fn wide_card(features: u64) -> (Rig, UnixDatagram) {
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let net = Net::with_pairs(Box::new(Cable(theirs)), MAC, 3).unwrap();
+    (Rig::live_with(Box::new(net), features), ours)
+}
+
+/// A UDP datagram between the guest's port `port` and a peer's.
+fn datagram(way: Way, port: u16, len: usize) -> Vec<u8> {
+    let mut frame = frame(MAC, len);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame[14..34].copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame[34..36].copy_from_slice(&port.to_be_bytes());
+    frame[36..38].copy_from_slice(&[0, 53]);
+    if way == Way::ToGuest {
+        let (addresses, ports) = (frame[26..34].to_vec(), frame[34..38].to_vec());
+        frame[26..34].copy_from_slice(&[&addresses[4..], &addresses[..4]].concat());
+        frame[34..38].copy_from_slice(&[&ports[2..], &ports[..2]].concat());
+    }
+    frame
+}
+
+#[derive(PartialEq)]
+enum Way {
+    FromGuest,
+    ToGuest,
+}
+
 pub(super) fn frame(destination: Mac, len: usize) -> Vec<u8> {
     let mut frame: Vec<u8> = (0..len).map(|i| (i * 3) as u8).collect();
     frame[..6].copy_from_slice(&destination);
@@ -49,10 +83,14 @@ pub(super) fn frame(destination: Mac, len: usize) -> Vec<u8> {
 }
 
 fn control(rig: &mut Rig, class: u32, command: u32, arguments: &[u8]) -> u8 {
+    control_at(rig, CONTROL, class, command, arguments)
+}
+
+fn control_at(rig: &mut Rig, queue: usize, class: u32, command: u32, arguments: &[u8]) -> u8 {
     let mut bytes = vec![class as u8, command as u8];
     bytes.extend_from_slice(arguments);
     rig.ram.write(DATA, &bytes).unwrap();
-    rig.request(CONTROL, &[(DATA, bytes.len() as u32, 0), (STATUS, 1, WRITE)]);
+    rig.request(queue, &[(DATA, bytes.len() as u32, 0), (STATUS, 1, WRITE)]);
     rig.bytes(STATUS, 1)[0]
 }
 
@@ -177,4 +215,139 @@ fn filters_survive_a_save() {
     assert_eq!(other.config::<6>(0), [2, 0, 0, 0, 0, 7]);
     other.transport.reset();
     assert_eq!(other.config::<6>(0), MAC);
+}
+
+fn use_pairs(rig: &mut Rig, queue: usize, pairs: u16) -> u8 {
+    let (class, command) = (vnet::VIRTIO_NET_CTRL_MQ, vnet::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET);
+    control_at(rig, queue, class, command, &pairs.to_le_bytes())
+}
+
+#[test]
+fn answers_come_into_the_pair_that_sent() {
+    let (mut rig, cable) = wide_card(u64::MAX);
+    assert_eq!(rig.config::<2>(8), [3, 0]);
+    assert_eq!(rig.queues.len(), 7);
+    assert_eq!(use_pairs(&mut rig, 6, 3), 0);
+    for pair in 0..3 {
+        rig.add(2 * pair, &[(DATA + 0x1000 * pair as u64, 2048, WRITE)]);
+        rig.kick(2 * pair);
+    }
+    for pair in [2, 0, 1] {
+        let sent = datagram(Way::FromGuest, 1000 + pair as u16, 100);
+        rig.ram.write(DATA + 0x8000, &[0; 12]).unwrap();
+        rig.ram.write(DATA + 0x800c, &sent).unwrap();
+        rig.request(2 * pair + 1, &[(DATA + 0x8000, 112, 0)]);
+        assert_eq!(cable.recv(&mut [0; 200]).unwrap(), 100);
+        cable.send(&datagram(Way::ToGuest, 1000 + pair as u16, 60 + pair)).unwrap();
+        assert_eq!(rig.wait_used(2 * pair).1, 72 + pair as u32);
+    }
+    assert_eq!([rig.used(0), rig.used(2), rig.used(4)], [None; 3]);
+}
+
+#[test]
+fn a_driver_of_one_pair_finds_its_control_queue_behind_it() {
+    let (mut rig, cable) = wide_card(!(1 << vnet::VIRTIO_NET_F_MQ));
+    assert_eq!(control(&mut rig, 1, vnet::VIRTIO_NET_CTRL_MAC_ADDR_SET, &[2, 0, 0, 0, 0, 7]), 0);
+    assert_eq!(rig.config::<6>(0), [2, 0, 0, 0, 0, 7]);
+    for queue in 3..7 {
+        rig.add(queue, &[(DATA, 112, 0)]);
+        rig.kick(queue);
+        assert_eq!(rig.used(queue), None);
+    }
+    rig.add(RX, &[(DATA, 2048, WRITE)]);
+    rig.kick(RX);
+    cable.send(&datagram(Way::ToGuest, 1, 60)).unwrap();
+    assert_eq!(rig.wait_used(RX).1, 72);
+}
+
+#[test]
+fn pairs_that_are_not_there_cannot_be_used() {
+    let (mut rig, _cable) = wide_card(u64::MAX);
+    for (pairs, status) in [(0, 1), (3, 0), (4, 1), (u16::MAX, 1), (1, 0)] {
+        assert_eq!(use_pairs(&mut rig, 6, pairs), status, "{pairs}");
+    }
+    assert_eq!(control_at(&mut rig, 6, vnet::VIRTIO_NET_CTRL_MQ, 9, &[1, 0]), 1);
+    assert_eq!(control_at(&mut rig, 6, vnet::VIRTIO_NET_CTRL_MQ, 0, &[1]), 1);
+    let (mut narrow, _cable) = card(u64::MAX);
+    assert_eq!(narrow.offered() & 1 << vnet::VIRTIO_NET_F_MQ, 0);
+    assert_eq!(use_pairs(&mut narrow, CONTROL, 2), 1);
+}
+
+#[test]
+fn a_frame_held_for_a_pair_that_goes_out_of_use_comes_into_the_first() {
+    let (mut rig, cable) = wide_card(u64::MAX);
+    use_pairs(&mut rig, 6, 3);
+    // One of these flows at least belongs to another pair than the first, and there is no buffer anywhere.
+    for port in 0..16 {
+        cable.send(&datagram(Way::ToGuest, port, 60)).unwrap();
+    }
+    rig.kick(RX);
+    use_pairs(&mut rig, 6, 1);
+    for _ in 0..16 {
+        rig.add(RX, &[(DATA, 2048, WRITE)]);
+    }
+    rig.kick(RX);
+    assert!((0..16).all(|_| rig.wait_used(RX).1 == 72));
+}
+
+#[test]
+fn pairs_in_use_are_saved() {
+    let (mut rig, _cable) = wide_card(u64::MAX);
+    use_pairs(&mut rig, 6, 2);
+    let section = rig.save();
+    let wide = |pairs| Rig::new(Box::new(Net::with_pairs(Box::new(net::Unplugged), MAC, pairs).unwrap()));
+    let mut other = wide(3);
+    other.transport.restore(&section).unwrap();
+    assert!(other.transport.save().unwrap() == section);
+    assert!(wide(1).transport.restore(&section).is_err(), "that card has no such queues");
+    let mut alone = Net::new(Box::new(net::Unplugged), MAC).unwrap();
+    let state = NetState { pairs_in_use: 2, ..Filter::new(MAC).into() };
+    assert!(alone.restore(&Section::encode(KIND, VERSION, &state).unwrap()).is_err());
+    alone.restore(&Section::encode(KIND, 2, &NetState::from(Filter::new(MAC))).unwrap()).unwrap();
+}
+
+/// Counts the frames that are sent.
+#[derive(Clone, Default)]
+struct Counting(Arc<AtomicUsize>);
+
+impl Port for Counting {
+    fn link(&self) -> Link {
+        Link::Up
+    }
+    fn send(&self, frame: &[u8], _left: Unfinished) -> io::Result<()> {
+        assert_eq!(frame.len(), 100);
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+    fn receive(&self, _frame: &mut [u8]) -> io::Result<Option<Received>> {
+        Ok(None)
+    }
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+#[test]
+fn several_threads_send_at_once_and_nothing_is_lost() {
+    let port = Counting::default();
+    let net = Net::with_pairs(Box::new(port.clone()), MAC, 2).unwrap();
+    let shared = net.shared.clone();
+    let mut rig = Rig::live(Box::new(net));
+    use_pairs(&mut rig, 4, 2);
+    rig.ram.write(DATA, &[0; 12]).unwrap();
+    rig.ram.write(DATA + 12, &frame([0xff; 6], 100)).unwrap();
+    std::thread::scope(|scope| {
+        for pair in 0..2 {
+            let mut ring = rig.queues[2 * pair + 1].clone();
+            let (shared, ram) = (&shared, &rig.ram);
+            scope.spawn(move || {
+                for _ in 0..2000 {
+                    ring.add(ram, &[(DATA, 112, 0)]);
+                    shared.carry_on_here(Role::Send(pair));
+                    wait_for(|| ring.used(ram));
+                }
+            });
+        }
+    });
+    assert_eq!(port.0.load(Ordering::Relaxed), 4000);
 }

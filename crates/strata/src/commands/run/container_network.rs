@@ -61,15 +61,15 @@ impl Prepared {
     pub fn carry(self) -> Outcome<(Carrying, Files)> {
         let act = || "carry the network".to_owned();
         let (end, ending) = std::io::pipe().while_trying(act)?;
-        let Prepared { network, mut port, files } = self;
+        let Prepared { network, port, files } = self;
         let tap = network.into_tap();
-        let work = move || carry(&tap, port.as_mut(), &end);
+        let work = move || carry(&tap, port.as_ref(), &end);
         let thread = std::thread::Builder::new().name("network".into()).spawn(work).while_trying(act)?;
         Ok((Carrying { ending: Some(ending), thread: Some(thread) }, files))
     }
 }
 
-fn carry(tap: &OwnedFd, port: &mut dyn net::Port, end: &PipeReader) {
+fn carry(tap: &OwnedFd, port: &dyn net::Port, end: &PipeReader) {
     if let Err(error) = net::tap::join(tap.as_fd(), port, end.as_fd()) {
         tracing::error!("the network of the container has failed: {error}");
     }

@@ -446,9 +446,9 @@ fn resolver() -> Option<SocketAddrV4> {
     found
 }
 
-/// The card of a machine that has a network.
-pub fn card() -> NetConfig {
-    NetConfig::new(MAC)
+/// The card of a machine with `cpus` vCPUs that has a network.
+pub fn card(cpus: u32) -> NetConfig {
+    NetConfig::new(MAC).for_cpus(cpus)
 }
 
 /// Where its cable ends.

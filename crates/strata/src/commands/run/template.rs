@@ -196,7 +196,7 @@ pub fn capture(global: &Global, options: &CaptureOptions) -> Outcome {
     let (state, ram, pages) = (open(folder::STATE)?, open(folder::RAM)?, PageMap::open());
     let agent = AgentSession::new();
     let mut config = super::hardware::config(&options.sizing, engine.as_ref(), &kernel, &medium, 0);
-    config.net.extend(options.network.then(network::card));
+    config.net.extend(options.network.then(|| network::card(config.cpus)));
     config.folders = options.folders;
     let sandboxed = if options.network { sandbox::Network::Sockets } else { sandbox::Network::None };
     let backends = Backends {
