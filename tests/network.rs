@@ -55,6 +55,42 @@ fn a_command_talks_to_a_server_whether_its_guest_booted_or_not() {
 }
 
 #[test]
+fn each_processor_has_a_queue_pair_of_its_own_and_streams_of_all_come_whole() {
+    const STREAMS: usize = 4;
+    for how in ["warm", "cold"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let echo = |mut stream: TcpStream| {
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all).unwrap();
+                stream.write_all(&all).unwrap();
+                all.len()
+            };
+            let streams: Vec<_> = (0..STREAMS).map(|_| listener.accept().unwrap().0).collect();
+            let threads: Vec<_> =
+                streams.into_iter().map(|stream| std::thread::spawn(move || echo(stream))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        // A stream for each processor and one more; what was sent and what comes back are compared.
+        let stream = format!(
+            "use IO::Socket::INET; my $s = IO::Socket::INET->new(qq{{10.0.2.2:{port}}}) or die; \
+             my $sent = pack(q{{N*}}, map {{ $_ * $$ }} 1 .. 500000); print $s $sent; $s->shutdown(1); \
+             local $/; my $back = <$s>; print qq{{whole\n}} if $back eq $sent"
+        );
+        let script = format!(
+            "ls -d /sys/class/net/eth0/queues/[rt]x-* | wc -l; \
+             for i in $(seq {STREAMS}); do taskset -c $((i % 2)) perl -e '{stream}' & done; wait"
+        );
+        let flags = ["--start", how, "--cpus", "2", "--host-loopback", "debian", "--", "bash", "-c", &script];
+        let Some(command) = run(&flags) else { return };
+        let ended = finish(command);
+        assert_eq!(ended.stdout, format!("4\n{}", "whole\n".repeat(STREAMS)), "{ended:?}");
+        assert_eq!(server.join().unwrap(), [2_000_000; STREAMS]);
+    }
+}
+
+#[test]
 fn a_command_sends_and_receives_datagrams() {
     for isolation in isolations() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -175,7 +211,7 @@ fn a_machine_with_a_network_is_forked_and_restored_and_each_that_goes_on_has_con
          echo $answer at $(cat $address); }}; echo up; while :; do sleep 0.1; done"
     );
     let bash = format!("exec bash -c '{}'", script.replace('\'', "'\\''"));
-    place.start(&["--host-loopback", "--name", "web"], &bash);
+    place.start(&["--cpus", "2", "--host-loopback", "--name", "web"], &bash);
     let lines =
         |name: &str| -> Vec<String> { place.strata(&["logs", name]).lines().map(str::to_owned).collect() };
     place.wait_for("the first line", || lines("web") == ["up"]);

@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::named_networks::{Network, network, wait_for};
-use crate::support::{finish, start};
+use crate::support::{finish, start, strata};
 
 /// Another host, which is gone when the test is. What is not on its cable it sends through this one.
 struct Outside {
@@ -192,6 +192,32 @@ fn addresses_that_this_host_has_a_way_to_are_no_networks() {
     create(&format!("{six}/64")).expect_failure(125, &["test-taken-too", "overlaps", "route to", &six]);
     create(&net.six()).expect_failure(125, &["overlaps", &net.six(), &net.name]);
     create(&net.subnet.replace("/24", "/28")).expect_failure(125, &["overlaps", &net.subnet, &net.name]);
+}
+
+#[test]
+fn networks_that_several_stores_make_at_once_have_addresses_of_their_own() {
+    const STORES: usize = 6;
+    // Where networks can be made.
+    let Some(_net) = Network::new("stores", &[]) else { return };
+    let stores: Vec<_> = (0..STORES).map(|_| tempfile::tempdir().unwrap()).collect();
+    let in_store = |store: &tempfile::TempDir, arguments: &[&str]| {
+        let mut command = strata();
+        command.arg("--root").arg(store.path()).arg("network").args(arguments);
+        finish(command)
+    };
+    let subnet = |store| {
+        assert_eq!(in_store(store, &["create", "test-alone"]).code(), 0);
+        let described: serde_json::Value =
+            serde_json::from_str(&in_store(store, &["inspect", "test-alone"]).stdout).unwrap();
+        described[0]["subnet"].as_str().unwrap().to_owned()
+    };
+    let subnets: Vec<String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = stores.iter().map(|store| scope.spawn(|| subnet(store))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    stores.iter().for_each(|store| assert_eq!(in_store(store, &["rm", "test-alone"]).code(), 0));
+    let different: std::collections::HashSet<&String> = subnets.iter().collect();
+    assert_eq!(different.len(), STORES, "{subnets:?}");
 }
 
 #[test]

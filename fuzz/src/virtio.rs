@@ -159,7 +159,9 @@ fn device(kind: u8) -> Box<dyn VirtioDevice> {
         0 => Box::new(Rng::new()),
         1 => Box::new(block()),
         2 => Box::new(Console::new(Box::new(std::io::sink())).0),
-        3 => Box::new(Net::with_pairs(Box::new(net::Unplugged), [2, 0, 0, 0, 0, 1], 2).expect("make a poller")),
+        3 => {
+            Box::new(Net::with_pairs(Box::new(net::Unplugged), [2, 0, 0, 0, 0, 1], 2).expect("make a poller"))
+        }
         _ => Box::new(Vsock::new(3, Box::new(host)).expect("make a poller").0),
     }
 }

@@ -5,6 +5,7 @@
 //! distribution has them, they speak each kernel's dialect of netlink, and `nft` replaces a table as one transaction.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -14,6 +15,19 @@ use rustix::net::{AddressFamily, SocketType};
 use workload::networks::{LeaseInfo, NetworkInfo, Published, Subnet, Subnet6, Taken, mac_text};
 
 use crate::failure::{Failure, Outcome, While};
+
+/// Held while addresses are chosen and the bridge that has them is made: whoever makes a network here for another store sees
+/// these taken. It is the namespace of interfaces and routes itself that is locked.
+///
+/// # Errors
+/// The host has no such file.
+pub fn lock() -> Outcome<File> {
+    let path = "/proc/self/ns/net";
+    let act = || format!("lock {path}");
+    let namespace = File::open(path).while_trying(act)?;
+    namespace.lock().while_trying(act)?;
+    Ok(namespace)
+}
 
 /// What this host has routes for, but for the default one.
 ///

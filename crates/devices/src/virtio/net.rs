@@ -272,7 +272,8 @@ impl Shared {
                 round = Round::Idle;
                 break;
             };
-            let acknowledge = if self.command(&mut chain) { vnet::VIRTIO_NET_OK } else { vnet::VIRTIO_NET_ERR };
+            let acknowledge =
+                if self.command(&mut chain) { vnet::VIRTIO_NET_OK } else { vnet::VIRTIO_NET_ERR };
             let written = chain.write(&[acknowledge as u8]);
             control.complete(&chain, written as u32);
         }

@@ -239,7 +239,9 @@ fn tables_are_bounded_whatever_is_sent() {
     for port in 1..=2000 {
         guest.udp(port, to, b"flood");
     }
-    assert!(guest.nat.lock().index.len() <= MAX_EXCHANGES && guest.nat.lock().slots.len() <= MAX_EXCHANGES + 1);
+    assert!(
+        guest.nat.lock().index.len() <= MAX_EXCHANGES && guest.nat.lock().slots.len() <= MAX_EXCHANGES + 1
+    );
     for seq in 0..5000 {
         guest.tcp("127.0.0.1:1".parse().unwrap(), seq, 0, flag::SYN, &[]);
     }

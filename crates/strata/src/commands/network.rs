@@ -286,6 +286,7 @@ pub fn make(networks: &Networks, new: NewNetwork) -> Outcome<Network> {
         let taken = workload::Error::Refused(format!("this host has an interface {bridge} already"));
         return Err(Failure::because(act(), taken));
     }
+    let _choosing = bridge::lock()?;
     let network = networks.create(&locked, new, &bridge::routes()?).map_err(|error| {
         Failure::because(act(), error).hint("strata network ls and ip route show what is taken")
     })?;
