@@ -104,6 +104,22 @@ fn a_workload_outlives_who_started_it_and_tells_how_it_ended() {
     }
 }
 
+#[test]
+fn who_follows_a_log_for_a_reader_that_leaves_ends() {
+    let Some(place) = Place::new() else { return };
+    for (name, script) in [("loud", "while echo line; do :; done"), ("quiet", "echo line; exec sleep 100000")]
+    {
+        place.start(&["--name", name], script);
+        let mut logs = place.command(&["logs", "--follow", name]);
+        let mut logs = logs.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut line = [0; 5];
+        std::io::Read::read_exact(&mut logs.stdout.take().unwrap(), &mut line).unwrap();
+        assert_eq!(&line, b"line\n");
+        place.wait_for("its end", || logs.try_wait().unwrap().is_some());
+        assert_eq!(logs.wait().unwrap().code(), Some(0), "{name}");
+    }
+}
+
 /// But for the lock, and what is told of those that were there.
 fn is_empty(folder: &Path) -> bool {
     let stays = |name: std::ffi::OsString| name == "lock" || name == "events.json";

@@ -1,7 +1,9 @@
 //! Tables and JSON on standard output.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use crate::failure::{Outcome, While};
@@ -69,11 +71,25 @@ pub fn json(value: &impl Serialize) -> Outcome<()> {
 /// # Errors
 /// Standard output cannot be written.
 pub fn write(text: &str) -> Outcome<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.while_trying(|| "write to standard output".to_owned()),
+    tell(&mut io::stdout().lock(), text).map(drop)
+}
+
+/// Writes text to one of the standard streams, and says whether anybody still reads it: who goes on without end must know.
+///
+/// # Errors
+/// It cannot be written.
+pub fn tell(stream: &mut dyn Write, text: &str) -> Outcome<bool> {
+    match stream.write_all(text.as_bytes()).and_then(|()| stream.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        result => result.map(|()| true).while_trying(|| "write to standard output".to_owned()),
     }
+}
+
+/// Whether nobody reads `stream` any more: the other end of a pipe is closed. To be asked where nothing is written for long.
+pub fn is_left(stream: impl AsFd) -> bool {
+    let mut wait = [PollFd::new(&stream, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut wait, Some(&now)).is_ok() && wait[0].revents().contains(PollFlags::ERR)
 }
 
 /// Whether standard output shows styles: a terminal, and nobody said NO_COLOR.

@@ -223,23 +223,24 @@ pub fn logs(global: &Global, options: &LogsOptions) -> Outcome {
     if folder.description().wanted.log.files == 0 {
         return Err(Failure::new(format!("{}: nothing of what it writes is kept", act())));
     }
-    let mut shown = Ok(());
+    let mut shown = Ok(true);
     let show = |entry| {
         shown = show(&entry, options.timestamps);
-        shown.is_ok()
+        matches!(shown, Ok(true))
     };
     let part = Part { tail: options.tail, follow: options.follow };
-    log::read(&folder, part, Some, show, || true).while_trying(act)?;
-    shown.map(|()| Exit::Success)
+    log::read(&folder, part, Some, show, || !output::is_left(std::io::stdout())).while_trying(act)?;
+    shown.map(|_| Exit::Success)
 }
 
-fn show(entry: &workload::log::Entry, timestamps: bool) -> Outcome<()> {
+/// Shows a line, and says whether anybody still reads.
+fn show(entry: &workload::log::Entry, timestamps: bool) -> Outcome<bool> {
     let time = if timestamps { format!("{} ", entry.time) } else { String::new() };
-    if entry.stream == "stderr" {
-        eprint!("{time}{}", entry.log);
-        return Ok(());
+    let text = format!("{time}{}", entry.log);
+    match entry.stream.as_ref() {
+        "stderr" => output::tell(&mut std::io::stderr(), &text),
+        _ => output::tell(&mut std::io::stdout().lock(), &text),
     }
-    output::write(&format!("{time}{}", entry.log))
 }
 
 /// `strata attach`
