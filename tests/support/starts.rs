@@ -69,6 +69,8 @@ if [ "$way" = copy ]; then
     for signal in INT TERM; do trap "'$strata' kill -s $signal '$copy' > /dev/null" $signal; done
     "$strata" logs --follow "$copy" &
     while kill -0 $! 2> /dev/null; do wait $!; done
+    # It has ended, or nobody reads what it writes: in the background it does not hear of that.
+    "$strata" kill -s PIPE "$copy" > /dev/null 2>&1
     code=$("$strata" wait "$copy")
     "$strata" rm "$copy" > /dev/null
     exit "$code"
