@@ -82,6 +82,6 @@ over_and_over build &
 over_and_over compress &
 over_and_over forks &
 wait
-# In a guest, whatever its kernel complained about.
-[ "${2-}" = guest ] && dmesg --level emerg,alert,crit,err | sed 's/^/KERNEL /'
+# In a guest, whatever its kernel complained about, but that its machine has no PCI, which is so.
+[ "${2-}" = guest ] && dmesg --level emerg,alert,crit,err | grep -v 'PCI: Fatal: No config space access' | sed 's/^/KERNEL /'
 echo DONE
