@@ -294,7 +294,7 @@ fn a_disk_that_is_full_when_the_root_is_made_is_named() {
     let Some(assets) = assets() else { return };
     let source = assets.join("store");
     let used = Command::new("du")
-        .args(["-sm", "--exclude=roots", "--exclude=templates"])
+        .args(["-sm", "--exclude=roots", "--exclude=templates", "--exclude=workloads"])
         .arg(&source)
         .output()
         .unwrap()

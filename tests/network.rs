@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 
 use crate::support::{Ended, finish, run, start};
 
@@ -165,6 +166,28 @@ fn a_port_that_is_taken_is_named() {
         };
         let address = taken.local_addr().unwrap().to_string();
         finish(command).expect_failure(125, &["publish port", &address, "in use"]);
+    }
+}
+
+#[test]
+fn a_client_that_asks_for_an_address_gets_the_one_there_is() {
+    let Some(busybox) = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|at| Path::new(at).exists())
+    else {
+        println!("skipped: needs busybox");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("told");
+    std::fs::write(&script, "#!/bin/sh\n[ $1 != bound ] || echo $ip/$mask by $router of $serverid\n")
+        .unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let volumes = [format!("{busybox}:/usr/bin/udhcpc:ro"), format!("{}:/told:ro", script.display())];
+    for isolation in isolations() {
+        let flags = ["--isolation", isolation, "--network", "user", "-v", &volumes[0], "-v", &volumes[1]];
+        let client = ["debian", "--", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", "/told"];
+        let Some(command) = run(&[&flags[..], &client].concat()) else { return };
+        let ended = finish(command);
+        assert_eq!(ended.stdout, "10.0.2.15/24 by 10.0.2.2 of 10.0.2.2\n", "{isolation}: {ended:?}");
     }
 }
 

@@ -185,7 +185,9 @@ fn hear(nat: &Nat, buffer: &mut [u8], offloads: Offloads, heard: &mut Heard) {
         }
         let packet = &frame[ETHERNET..];
         assert!(
-            kind == [8, 0] && packet[0] == 0x45 && packet[16..20] == GUEST.octets(),
+            kind == [8, 0]
+                && packet[0] == 0x45
+                && (packet[16..20] == GUEST.octets() || packet[16..20] == [255; 4]),
             "it is for the guest"
         );
         assert_eq!(usize::from(u16::from_be_bytes([packet[2], packet[3]])), packet.len());

@@ -12,12 +12,15 @@
 //! (where clouds keep their credentials), multicast and broadcast. Tables are bounded, so that a flood takes descriptors and
 //! memory of no one else.
 //!
-//! Reading order: `config`, this file, `tcp`, `datagram`, `publish`, `packet`, `host`.
+//! The agent configures a guest of ours; one that knows no agent asks for its address (`dhcp`).
 //!
-//! Known omissions: IPv6, fragments, DHCP (the agent configures the guest), ICMP other than echo.
+//! Reading order: `config`, this file, `tcp`, `datagram`, `publish`, `dhcp`, `packet`, `host`.
+//!
+//! Known omissions: IPv6, fragments, ICMP other than echo.
 
 mod config;
 mod datagram;
+mod dhcp;
 mod host;
 mod packet;
 mod publish;
@@ -197,6 +200,11 @@ impl Network {
                 self.macs.guest = sender_mac;
                 if target == GATEWAY || target == RESOLVER {
                     self.reply(packet::arp_reply(self.macs, sender, target));
+                }
+            }
+            Some(Frame::Ipv4 { packet, .. }) if dhcp::is_asked(&packet) => {
+                if let Some(frame) = dhcp::answer(&packet, self.resolver.is_some(), self.macs.ours) {
+                    self.reply(frame);
                 }
             }
             Some(Frame::Ipv4 { source_mac, packet }) if packet.source == GUEST => {
