@@ -1,11 +1,20 @@
-//! Which queue pair a frame for the guest belongs to (virtio 1.2, section 5.1.6.5.5): that from which the guest sent last in
-//! the same flow, so that one vCPU has all of it. A flow from which it has not sent is anybody's.
+//! Which queue pair a frame for the guest belongs to (virtio 1.2, section 5.1.6.5.5): that from which the guest sends in the
+//! same flow, so that one vCPU has all of it. A flow from which it has not sent is anybody's.
+//!
+//! A guest may send in one flow from several vCPUs in turns, data from one and what acknowledges it from another. A flow changes
+//! its pair only when all that was sent for a while came from another: frames that overtake each other in two rings are worse
+//! than those of a vCPU that is not the best.
 
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Flows told apart; others share.
 const FLOWS: usize = 256;
-const UNKNOWN: u8 = u8::MAX;
+/// What is known of a flow is its pair and, in the high byte, how many frames in a row were sent from others.
+const PAIR: u16 = 0xff;
+const ANOTHER: u16 = 0x100;
+const UNKNOWN: u16 = PAIR;
+/// So many move the flow.
+const PATIENCE: u16 = 64;
 
 const TYPE_OFFSET: usize = 12;
 const PACKET_OFFSET: usize = 14;
@@ -17,13 +26,13 @@ const UDP: u8 = 17;
 /// What is known of flows, and how many pairs the guest uses. Nothing here is waited for: several threads send at once.
 pub(super) struct Steering {
     pairs: AtomicU16,
-    flows: [AtomicU8; FLOWS],
+    flows: [AtomicU16; FLOWS],
 }
 
 impl Steering {
     /// The guest uses the first pair.
     pub fn new() -> Self {
-        Self { pairs: AtomicU16::new(1), flows: [const { AtomicU8::new(UNKNOWN) }; FLOWS] }
+        Self { pairs: AtomicU16::new(1), flows: [const { AtomicU16::new(UNKNOWN) }; FLOWS] }
     }
 
     /// How many pairs the guest uses.
@@ -42,12 +51,18 @@ impl Steering {
         if self.pairs() == 1 {
             return;
         }
-        if let (Some(hash), Ok(pair)) = (hash(frame), u8::try_from(pair)) {
-            let flow = &self.flows[hash as usize % FLOWS];
-            // Most frames tell nothing new, and others read this.
-            if flow.load(Ordering::Relaxed) != pair {
-                flow.store(pair, Ordering::Relaxed);
-            }
+        let Some(hash) = hash(frame) else { return };
+        let flow = &self.flows[hash as usize % FLOWS];
+        let known = flow.load(Ordering::Relaxed);
+        let next = match known & PAIR {
+            UNKNOWN => pair,
+            same if same == pair => pair,
+            _ if known / ANOTHER + 1 == PATIENCE => pair,
+            _ => known + ANOTHER,
+        };
+        // Most frames tell nothing new, and others read this.
+        if next != known {
+            flow.store(next, Ordering::Relaxed);
         }
     }
 
@@ -58,7 +73,7 @@ impl Steering {
             return 0;
         }
         let Some(hash) = hash(frame) else { return 0 };
-        match u16::from(self.flows[hash as usize % FLOWS].load(Ordering::Relaxed)) {
+        match self.flows[hash as usize % FLOWS].load(Ordering::Relaxed) & PAIR {
             known if known < pairs => known,
             _ => (hash >> 16) as u16 % pairs,
         }
@@ -119,6 +134,8 @@ mod tests {
         let steering = Steering::new();
         steering.use_pairs(4);
         for port in 0..40 {
+            // Flows may share what is known of them.
+            steering.use_pairs(4);
             let pair = port % 4;
             steering.learn(&segment((1, 1000 + port), (2, 80)), pair);
             assert_eq!(steering.pair_of(&segment((2, 80), (1, 1000 + port))), pair);
@@ -126,6 +143,21 @@ mod tests {
         steering.use_pairs(2);
         assert!((0..40).all(|port| steering.pair_of(&segment((2, 80), (1, 1000 + port))) < 2));
         assert_eq!([steering.in_use(1), steering.in_use(3)], [1, 0]);
+    }
+
+    #[test]
+    fn a_flow_moves_when_all_of_it_is_sent_from_elsewhere() {
+        let steering = Steering::new();
+        steering.use_pairs(2);
+        let (sent, answer) = (segment((1, 1000), (2, 80)), segment((2, 80), (1, 1000)));
+        steering.learn(&sent, 0);
+        for _ in 0..1000 {
+            (0..PATIENCE - 1).for_each(|_| steering.learn(&sent, 1));
+            assert_eq!(steering.pair_of(&answer), 0);
+            steering.learn(&sent, 0);
+        }
+        (0..PATIENCE).for_each(|_| steering.learn(&sent, 1));
+        assert_eq!(steering.pair_of(&answer), 1);
     }
 
     #[test]
@@ -156,6 +188,7 @@ mod tests {
         fragment[20] = 0x20;
         let mut next = segment((1, 7), (3, 9));
         next[21] = 8;
+        steering.use_pairs(3);
         steering.learn(&fragment, 1);
         assert_eq!(steering.pair_of(&next), 1, "fragments have no ports");
     }
