@@ -23,6 +23,7 @@ mod sender;
 mod steering;
 
 use std::io;
+use std::iter::once_with;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -103,7 +104,7 @@ enum Round {
 #[derive(Serialize, Deserialize)]
 struct NetState {
     filter: Filter,
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[serde(default = "one")]
     pairs_in_use: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rx_rate: Option<LevelsState>,
@@ -117,13 +118,9 @@ impl From<Filter> for NetState {
     }
 }
 
+/// What a state of version 2 means.
 fn one() -> u16 {
     1
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
-fn is_one(pairs: &u16) -> bool {
-    *pairs == 1
 }
 
 impl Net {
@@ -226,15 +223,21 @@ impl Shared {
 
     /// One bounded round of everything, on the device's thread. How long the next frame has to wait, if a rate limit says so.
     fn carry_on(&self) -> Option<Duration> {
-        let mut rounds: Vec<Round> =
-            self.senders.iter().map(|sender| lock(sender).send_frames(self)).collect();
-        rounds.push(lock(&self.receiver).receive_frames(self));
-        rounds.push(self.serve_control(&mut lock(&self.control)));
-        if rounds.contains(&Round::More) {
+        let sent = self.senders.iter().map(|sender| lock(sender).send_frames(self));
+        let received = once_with(|| lock(&self.receiver).receive_frames(self));
+        let served = once_with(|| self.serve_control(&mut lock(&self.control)));
+        let (mut is_more, mut patience) = (false, None);
+        for round in sent.chain(received).chain(served) {
+            match round {
+                Round::Idle => {}
+                Round::More => is_more = true,
+                Round::Limited(wait) => patience = Some(patience.map_or(wait, |least| wait.min(least))),
+            }
+        }
+        if is_more {
             self.poller.wake();
         }
-        let wait = |round| if let Round::Limited(time) = round { Some(time) } else { None };
-        rounds.into_iter().filter_map(wait).min()
+        patience
     }
 
     /// One bounded round of what queue of role `role` needs, on a vCPU. The thread does what is left, and what others are at.

@@ -107,11 +107,9 @@ impl Receiver {
         let Some(Held { received, pair, .. }) = self.held else { return true };
         let pair = shared.steering.in_use(pair);
         let Some(ring) = self.rings.get_mut(usize::from(pair)).and_then(Option::as_mut) else { return false };
-        let Some(mut chains) = take_buffers(ring, HEADER_BYTES + received.len, self.mergeable) else {
-            return false;
-        };
-        let room: usize = chains.iter().map(Chain::writable).sum();
-        if room < HEADER_BYTES + received.len {
+        let total = HEADER_BYTES + received.len;
+        let Some((mut chains, room)) = take_buffers(ring, total, self.mergeable) else { return false };
+        if room < total {
             // A buffer that cannot take a frame takes none: the frame is lost, as on a full card.
             chains.iter().for_each(|chain| ring.complete(chain, 0));
             return true;
@@ -129,9 +127,9 @@ impl Receiver {
     }
 }
 
-/// Takes buffers with room for `total` bytes: several if they are `mergeable`, else the next, however large. `None` if there
-/// are not enough; then none is taken.
-fn take_buffers(ring: &mut Virtqueue, total: usize, mergeable: bool) -> Option<Vec<Chain>> {
+/// Takes buffers with room for `total` bytes: several if they are `mergeable`, else the next, however large. Gives them and the
+/// room in them; `None` if there are not enough, and then none is taken.
+fn take_buffers(ring: &mut Virtqueue, total: usize, mergeable: bool) -> Option<(Vec<Chain>, usize)> {
     let mut chains: Vec<Chain> = Vec::new();
     let mut room = 0;
     while room < total {
@@ -149,5 +147,5 @@ fn take_buffers(ring: &mut Virtqueue, total: usize, mergeable: bool) -> Option<V
             break;
         }
     }
-    Some(chains)
+    Some((chains, room))
 }
