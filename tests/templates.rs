@@ -1,8 +1,8 @@
 //! Runs that start from a template. Each test has a size of machine of its own, and so templates of its own.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -102,6 +102,44 @@ fn a_damaged_template_is_made_anew() {
     ram.set_modified(SystemTime::now()).unwrap();
     let ended = finish(sh("234M", &[], "echo whole").unwrap());
     assert_eq!((&*ended.stdout, ended.stderr.contains("made a template")), ("whole\n", false), "{ended:?}");
+    std::fs::remove_dir_all(folder(&id)).unwrap();
+}
+
+#[test]
+fn translations_kept_beside_a_template_are_used_or_not_and_never_trusted_when_damaged() {
+    let script = "seq 3000 | sha256sum; perl -e 'print 6 * 7'";
+    let here = |index: &dyn std::fmt::Display| {
+        // Not counting instructions, which would do without what is kept.
+        let command = run(&["--engine", "jit", "--memory", "237M", "debian", "--", "sh", "-c", script])?;
+        let ended = finish(command);
+        assert_eq!((ended.code(), &*ended.stderr), (0, ""), "{index}: {ended:?}");
+        Some(ended.stdout)
+    };
+    let Some(expected) = here(&"first") else { return };
+    let id = templates(237).remove(0);
+    let kept = folder(&id).join("translations");
+    let whole = std::fs::read(&kept).unwrap();
+    assert!(whole.len() > 1 << 20 && kept.metadata().unwrap().mode() & 0o777 == 0o600);
+    let flipped = |every: usize| {
+        let mut bytes = whole.clone();
+        bytes.iter_mut().skip(every / 2).step_by(every).for_each(|byte| *byte ^= 0x41);
+        bytes
+    };
+    let head_whole = [&whole[..20], &flipped(3)[20..]].concat();
+    let damaged =
+        [flipped(997), flipped(40_009), head_whole, whole[..whole.len() / 2].to_vec(), vec![0; 4096], vec![]];
+    for (index, bytes) in damaged.iter().enumerate() {
+        std::fs::write(&kept, bytes).unwrap();
+        assert_eq!(here(&index), Some(expected.clone()));
+    }
+    std::fs::write(&kept, &whole).unwrap();
+    std::fs::set_permissions(&kept, Permissions::from_mode(0o666)).unwrap();
+    assert_eq!(here(&"anybody's"), Some(expected.clone()));
+    std::fs::remove_file(&kept).unwrap();
+    assert_eq!(here(&"missing"), Some(expected.clone()));
+    std::fs::create_dir(&kept).unwrap();
+    assert_eq!(here(&"a folder"), Some(expected));
+    assert_eq!(templates(237), std::slice::from_ref(&id));
     std::fs::remove_dir_all(folder(&id)).unwrap();
 }
 

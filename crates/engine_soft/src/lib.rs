@@ -19,6 +19,7 @@ use memory::CodeWatcher;
 use x86::hostexec::{Thunks, host_features};
 use x86::interp::cpu::Cpu;
 use x86::interp::shared::Shared;
+use x86::jit::kept::Keeping;
 use x86::jit::{Config, Jit, Trace};
 
 /// The interpreter.
@@ -32,6 +33,8 @@ pub struct Translator {
     pub config: Config,
     /// Where it lists what it translates.
     pub trace: Option<Trace>,
+    /// What it does with translations beyond using them.
+    pub keeping: Keeping,
 }
 
 impl Engine for Interpreter {
@@ -112,7 +115,7 @@ impl Vm for SoftVm {
         let thunks = Thunks::new(|feature| model.has(feature)).map_err(|source| self.refused(source))?;
         let translator = self.translator.as_ref();
         let jit = translator
-            .map(|t| Jit::new(t.config, t.trace.clone()))
+            .map(|t| Jit::new(t.config, t.trace.clone(), t.keeping.clone()))
             .transpose()
             .map_err(|source| self.refused(source))?;
         self.shared.register(index, signal.clone());

@@ -3,7 +3,11 @@
 #[path = "../../../guest/runner.rs"]
 mod runner;
 
+use std::io::Write;
+use std::sync::Arc;
+
 use engine_soft::x86::jit::Config;
+use engine_soft::x86::jit::kept::{Keeping, Kept, Recorder};
 use engine_soft::{Interpreter, Translator};
 
 macro_rules! programs {
@@ -32,6 +36,16 @@ macro_rules! programs {
                 #[test]
                 fn $name() {
                     super::under("once", stringify!($name), $cpus);
+                }
+            )*
+        }
+
+        /// What another run translated is used and not made.
+        mod jit_reusing {
+            $(
+                #[test]
+                fn $name() {
+                    super::reusing(stringify!($name), $cpus);
                 }
             )*
         }
@@ -69,6 +83,20 @@ fn under(stress: &str, name: &str, cpus: u32) {
     println!("under {stress}:");
     let config = Config::default().under(stress.parse().unwrap());
     runner::run(&Translator { config, ..Translator::default() }, name, cpus);
+}
+
+/// Runs the program, keeps all its translations, and runs it again with them.
+fn reusing(name: &str, cpus: u32) {
+    let recorder = Recorder::default();
+    let config = Config { threshold: 1, patience: 0, ..Config::default() };
+    let recording =
+        Translator { config, keeping: Keeping::Record(recorder.clone()), ..Translator::default() };
+    runner::run(&recording, name, cpus);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&recorder.finish(name)).unwrap();
+    let kept = Arc::new(Kept::open(&file, name).unwrap());
+    runner::run(&Translator { keeping: Keeping::Reuse(kept.clone()), ..Translator::default() }, name, cpus);
+    assert!(kept.used() > 10, "{} translations were of use", kept.used());
 }
 
 runner::all_programs!(programs);

@@ -15,6 +15,7 @@ use engine_soft::x86::jit::{Config, Trace};
 use machine::snapshot::Snapshot;
 
 pub use engine_soft::x86::jit::inspect;
+pub use engine_soft::x86::jit::kept::{Keeping, Kept, Recorder};
 pub use engine_soft::x86::jit::stress::Stress;
 
 use crate::failure::{Failure, Outcome, While};
@@ -35,6 +36,8 @@ pub struct Wishes {
     pub trace: Option<File>,
     /// What is provoked in a translator.
     pub stress: Stress,
+    /// What a translator does with its translations beyond using them.
+    pub keeping: Keeping,
 }
 
 /// Every engine built in.
@@ -46,6 +49,11 @@ pub const ALL: &[Choice] = &[
 
 /// What `auto` chooses where KVM is not real.
 const WITHOUT_KVM: &str = "jit";
+
+/// Whether the engine called `name` can do something with [`Kept`] translations.
+pub fn keeps_translations(name: &str) -> bool {
+    name == "jit"
+}
 
 /// What this host's KVM is good for.
 pub enum Hardware {
@@ -148,9 +156,13 @@ fn host_key() -> Option<String> {
 }
 
 fn translator(wishes: Wishes) -> Box<dyn Engine> {
-    let config = Config { count: wishes.count, ..Config::default() }.under(wishes.stress);
+    let mut config = Config { count: wishes.count, ..Config::default() }.under(wishes.stress);
+    if matches!(wishes.keeping, Keeping::Record(_)) {
+        // It works for others, who will not have to.
+        config.patience = 0;
+    }
     let trace = wishes.trace.map(|file| Trace::new(LineWriter::new(file)));
-    Box::new(engine_soft::Translator { config, trace })
+    Box::new(engine_soft::Translator { config, trace, keeping: wishes.keeping })
 }
 
 /// KVM, whatever it is good for.

@@ -42,5 +42,5 @@ fn random_sequences_end_as_on_this_processor() {
 fn translated_sequences_end_as_on_this_processor() {
     let config =
         Config { threshold: 1, patience: 0, code_bytes: 16 << 20, exact_flags: true, ..Config::default() };
-    check(Box::leak(Box::new(Translator { config, trace: None })), true);
+    check(Box::leak(Box::new(Translator { config, ..Translator::default() })), true);
 }

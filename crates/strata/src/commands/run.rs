@@ -24,6 +24,7 @@ mod log_flags;
 mod mount_flags;
 pub mod network;
 mod rates;
+pub mod rehearsal;
 pub mod requests;
 pub mod resolving;
 mod security;
@@ -53,6 +54,7 @@ use self::volumes::Keep;
 use super::sizing::{Sizing, account, explain};
 use super::{image as images, kernel as kernels, registry};
 use crate::cli::Global;
+use crate::engines::Keeping;
 use crate::failure::{Failure, Outcome, While};
 use crate::progress::Bar;
 use crate::size::parse_duration;
@@ -267,7 +269,8 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     let started = Instant::now();
     let store = store::open(global)?;
     let settled = engines::settle(&options.sizing.engine, store.root());
-    let engine = Sizing { engine: settled, ..options.sizing.clone() }.open_engine()?;
+    let sizing = Sizing { engine: settled, ..options.sizing.clone() };
+    let mut engine = sizing.open_engine()?;
     let prepared = prepare(&store, options, engine.as_ref(), global.verbose)?;
     let booted_anyway = global.verbose >= 2 || options.sizing.trace_jit.is_some();
     let template = if options.start == Start::Warm && !booted_anyway {
@@ -275,6 +278,9 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
     } else {
         None
     };
+    if let Some(kept) = template.as_ref().and_then(|template| template.translations.clone()) {
+        engine = sizing.open_engine_keeping(Keeping::Reuse(kept))?;
+    }
     let named = match &options.name {
         // One in the background has it already.
         Some(name) if link.is_none() => {
@@ -301,7 +307,7 @@ fn run_here(global: &Global, options: &Options, link: Option<worker::Link>) -> O
         when_idle: Some(Box::new(sandbox::give_back_memory)),
     };
     let machine = match template {
-        Some(template) => restore(&prepared, template, backends, engine.as_ref(), options)?,
+        Some(template) => restore(&prepared, template.snapshot, backends, engine.as_ref(), options)?,
         None => build(&prepared, backends, engine.as_ref(), options)?,
     };
     tracing::info!("prepared in {} ms", started.elapsed().as_millis());

@@ -69,6 +69,14 @@ impl Sizing {
     /// # Errors
     /// The trace cannot be written.
     pub fn open_engine(&self) -> Outcome<Box<dyn Engine>> {
+        self.open_engine_keeping(engines::Keeping::Nothing)
+    }
+
+    /// The same, with `keeping` for a translator.
+    ///
+    /// # Errors
+    /// The trace cannot be written.
+    pub fn open_engine_keeping(&self, keeping: engines::Keeping) -> Outcome<Box<dyn Engine>> {
         let create = |path: &PathBuf| {
             File::create(path).map_err(|error| Failure::new(format!("write {}: {error}", path.display())))
         };
@@ -76,7 +84,7 @@ impl Sizing {
         let stress = self.stress.as_deref().unwrap_or_default();
         let stress = stress.parse().map_err(|error| Failure::because("--stress", error))?;
         let count = tracing::enabled!(tracing::Level::INFO);
-        engines::open(&self.engine, engines::Wishes { count, trace, stress })
+        engines::open(&self.engine, engines::Wishes { count, trace, stress, keeping })
     }
 
     /// What is given up while the machine is being built.

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::listing::Listing;
+use super::run::rehearsal::{self, RehearseOptions};
 use super::run::template::{self, CaptureOptions, Template};
 use crate::cli::Global;
 use crate::exit::Exit;
@@ -27,6 +28,9 @@ pub enum Command {
     /// Make one into a folder
     #[command(hide = true)]
     Capture(CaptureOptions),
+    /// Rehearse one in a folder
+    #[command(hide = true)]
+    Rehearse(RehearseOptions),
 }
 
 #[derive(Args)]
@@ -63,6 +67,7 @@ pub fn run(global: &Global, command: &Command) -> Outcome {
             output::write(&format!("removed {removed}\n"))?;
         }
         Command::Capture(options) => return template::capture(global, options),
+        Command::Rehearse(options) => return rehearsal::rehearse(global, options),
     }
     Ok(Exit::Success)
 }
@@ -71,7 +76,7 @@ fn list(global: &Global, options: &Listing) -> Outcome<()> {
     let store = store::open(global)?;
     let found = template::all(&store).while_trying(|| "list templates".to_owned())?;
     let rows = found.into_iter().map(|Template { id, path, snapshot }| {
-        let size_bytes = ["state", "ram"].iter().map(|name| on_disk(&path.join(name))).sum();
+        let size_bytes = ["state", "ram", "translations"].iter().map(|name| on_disk(&path.join(name))).sum();
         let empty =
             Row { id, kernel: None, cpu: None, cpus: None, memory_bytes: None, size_bytes, broken: None };
         match snapshot {

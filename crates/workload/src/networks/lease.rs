@@ -317,7 +317,8 @@ impl Network {
         for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
             let path = entry.map_err(Error::file("list", &dir))?.path();
             let file = open_lock(&path)?;
-            match file.try_lock() {
+            // Shared, as servers of names look: who holds it has it for himself, and those who look are in nobody's way.
+            match file.try_lock_shared() {
                 Ok(()) => {
                     fs::remove_file(&path).map_err(Error::file("remove", &path))?;
                     has_lost = true;

@@ -76,6 +76,8 @@ unsafe impl FromZeros for Jump {}
 /// The blocks of one vCPU.
 pub struct BlockCache {
     arena: Arena,
+    /// What was wanted when the arena was full, and could not wait.
+    beyond: Vec<Box<[u64]>>,
     blocks: HashMap<u64, *const Block, BuildHasherDefault<KeyHasher>>,
     jumps: Zeroed<[Jump; JUMP_ENTRIES]>,
     clears: u64,
@@ -87,7 +89,13 @@ unsafe impl Send for BlockCache {}
 impl BlockCache {
     /// An empty cache that keeps `bytes` of decoded code, which cost host memory only as they are used.
     pub fn new(bytes: usize) -> Self {
-        Self { arena: Arena::new(bytes), blocks: HashMap::default(), jumps: Zeroed::new(), clears: 0 }
+        Self {
+            arena: Arena::new(bytes),
+            beyond: Vec::new(),
+            blocks: HashMap::default(),
+            jumps: Zeroed::new(),
+            clears: 0,
+        }
     }
 
     /// The block last entered at `linear` under `key` (epoch, mode and privilege), which is not zero.
@@ -114,23 +122,42 @@ impl BlockCache {
         self.arena.used + bytes / 8 < self.arena.memory.len()
     }
 
-    /// Keeps a value as long as the blocks, and returns its address. The caller has asked [`Self::has_room`].
+    /// Room for `count` values as long as the blocks. Whoever can wait has asked [`Self::has_room`].
+    fn reserve<T>(&mut self, count: usize) -> *mut T {
+        self.arena.reserve::<T>(count).unwrap_or_else(|| {
+            let words = (size_of::<T>() * count).div_ceil(8);
+            self.beyond.push(vec![0; words].into_boxed_slice());
+            self.beyond.last_mut().expect("just pushed").as_mut_ptr().cast()
+        })
+    }
+
+    /// Keeps a value as long as the blocks, and returns its address.
     pub fn keep<T: Copy>(&mut self, value: T) -> *const T {
         const { assert!(size_of::<T>() <= MAX_KEPT_BYTES) };
-        let place = self.arena.reserve::<T>(1).expect("has_room was asked");
+        let place = self.reserve::<T>(1);
         // SAFETY: `place` is room for one T.
         unsafe { place.write(value) };
         place
     }
 
     /// Stores a block with its operations; the caller has asked [`Self::has_room`].
-    pub fn insert(&mut self, gpa: u64, mode: u64, mut block: Block, ops: &[Op]) -> *const Block {
-        let place = self.arena.reserve::<Op>(ops.len()).expect("has_room was asked");
-        // SAFETY: `place` is room for `ops.len()` operations, and for one block below.
+    pub fn insert(&mut self, gpa: u64, mode: u64, block: Block, ops: &[Op]) -> *const Block {
+        block.ops.set(self.keep_operations(ops));
+        self.insert_undecoded(gpa, mode, block)
+    }
+
+    /// Keeps operations as long as the blocks.
+    pub fn keep_operations(&mut self, ops: &[Op]) -> *mut Op {
+        let place = self.reserve::<Op>(ops.len());
+        // SAFETY: `place` is room for `ops.len()` operations.
         unsafe { std::ptr::copy_nonoverlapping(ops.as_ptr(), place, ops.len()) };
-        block.ops = place;
-        let home = self.arena.reserve::<Block>(1).expect("has_room was asked");
-        // SAFETY: as above.
+        place
+    }
+
+    /// Stores a block whose operations nobody wants yet.
+    pub fn insert_undecoded(&mut self, gpa: u64, mode: u64, block: Block) -> *const Block {
+        let home = self.reserve::<Block>(1);
+        // SAFETY: `home` is room for a block.
         unsafe { home.write(block) };
         self.blocks.insert(key(gpa, mode), home);
         home
@@ -145,6 +172,7 @@ impl BlockCache {
     pub fn clear(&mut self) {
         self.clears += 1;
         self.arena.used = 0;
+        self.beyond.clear();
         self.blocks.clear();
         for jump in self.jumps.iter_mut().filter(|jump| jump.key != 0) {
             jump.key = 0;

@@ -399,9 +399,25 @@ impl Cpu {
                 return;
             }
             for i in 0..usize::from(block.count) {
-                (*block.ops.add(i)).run = end_before;
+                (*block.ops.get().add(i)).run = end_before;
             }
         }
+    }
+
+    /// Whether so many blocks that are not decoded can be stored before the cache is full.
+    pub(in crate::x86) fn has_room_for(&self, blocks: usize) -> bool {
+        self.cache.has_room(blocks * size_of::<Block>() / size_of::<Op>() + 1)
+    }
+
+    /// The block at a guest physical address in the current mode, whose code may have been overwritten.
+    pub(in crate::x86) fn known_block(&self, gpa: u64) -> Option<*const Block> {
+        self.cache.find(gpa, self.mode)
+    }
+
+    /// Stores a block that is not decoded.
+    pub(in crate::x86) fn insert_undecoded(&mut self, gpa: u64, block: Block) -> *const Block {
+        self.counters.blocks += 1;
+        self.cache.insert_undecoded(gpa, self.mode, block)
     }
 
     /// The guest's RAM.
@@ -422,7 +438,7 @@ impl Cpu {
     }
 
     /// Makes sure no vCPU can write a page without noticing the code in it.
-    pub(super) fn revoke_writes_everywhere(&mut self) {
+    pub(in crate::x86) fn revoke_writes_everywhere(&mut self) {
         self.mmu.revoke_writes();
         let shared = self.shared.clone();
         shared.request_revocation(self.index);

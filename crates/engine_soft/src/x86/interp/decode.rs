@@ -37,6 +37,10 @@ pub fn block_at(cpu: &mut Cpu, linear: u64) -> Result<*const Block, Fault> {
         let known = unsafe { &*block };
         if known.is_fresh() && second_page_agrees(cpu, known, linear)? {
             if cpu.mode & mode::BITS == 2 || code_limit_left(cpu) >= u64::from(known.len) {
+                if known.heat.get() == 0 && cpu.reuses() {
+                    known.heat.set(1); // once is enough
+                    cpu.adopt(linear, &page, Some(known));
+                }
                 return Ok(block);
             }
             if known.count == 1 {
@@ -44,7 +48,44 @@ pub fn block_at(cpu: &mut Cpu, linear: u64) -> Result<*const Block, Fault> {
             }
         }
     }
+    if cpu.reuses()
+        && let Some(block) = cpu.adopt(linear, &page, None)
+    {
+        return Ok(block);
+    }
     decode(cpu, linear, gpa, &page)
+}
+
+/// A block of `page`, as it was before this `generation`, that is not decoded.
+pub fn undecoded(page: &CodePage, generation: u32) -> Block {
+    Block {
+        info: page.info,
+        generation,
+        len: 0,
+        count: 0,
+        second: std::ptr::null(),
+        gfn: page.gfn,
+        links: [NO_BLOCK; 2],
+        ops: Cell::new(std::ptr::null_mut()),
+        source: std::ptr::null(),
+        heat: Cell::new(0),
+        codes: Default::default(),
+    }
+}
+
+/// Decodes a block that came with its translation, from the code that this was found by.
+#[cold]
+pub fn late(cpu: &mut Cpu, block: &Block) -> *const Op {
+    // SAFETY: a block without operations has so many bytes of a file of translations, which the vCPU holds.
+    let bytes = unsafe { std::slice::from_raw_parts(block.source, usize::from(block.len)) };
+    let ops = draft_limited(cpu, bytes, MAX_OPS).closed().ops;
+    assert_eq!(
+        ops.len(),
+        usize::from(block.count),
+        "the same code is decoded the same way by the same program"
+    );
+    block.ops.set(cpu.cache.keep_operations(&ops));
+    block.ops.get()
 }
 
 fn code_page(cpu: &mut Cpu, linear: u64) -> Result<CodePage, Fault> {
@@ -112,18 +153,7 @@ fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, page: &CodePage) -> Result<*cons
         if bytes[..draft.len] != again[..draft.len] {
             continue;
         }
-        let block = Block {
-            info,
-            generation: mark.generation,
-            len: draft.len as u16,
-            count: 0,
-            second: std::ptr::null(),
-            gfn: page.gfn,
-            links: [NO_BLOCK; 2],
-            ops: std::ptr::null_mut(),
-            heat: Cell::new(0),
-            codes: Default::default(),
-        };
+        let block = Block { len: draft.len as u16, ..undecoded(page, mark.generation) };
         return Ok(finish(cpu, gpa, block, draft));
     }
 }
@@ -160,6 +190,7 @@ fn straddling(
             read_code(&second, 0, &mut bytes[head_len..head_len + tail_len]);
         };
         fill(&mut bytes);
+        make_room(cpu);
         let draft = draft_limited(cpu, &bytes[..head_len + tail_len], 1);
         if draft.cut {
             return cpu.fail(Exception::GP0);
@@ -177,18 +208,8 @@ fn straddling(
         // The draft has asked for room.
         let second =
             Second { info: std::ptr::from_ref::<PageInfo>(second_info), generation, gfn: second.gfn };
-        let block = Block {
-            info,
-            generation: mark.generation,
-            len: draft.len as u16,
-            count: 0,
-            second: cpu.cache.keep(second),
-            gfn: page.gfn,
-            links: [NO_BLOCK; 2],
-            ops: std::ptr::null_mut(),
-            heat: Cell::new(0),
-            codes: Default::default(),
-        };
+        let (len, second) = (draft.len as u16, cpu.cache.keep(second));
+        let block = Block { len, second, ..undecoded(page, mark.generation) };
         return Ok(finish(cpu, gpa, block, draft));
     }
 }
@@ -199,8 +220,17 @@ fn read_code(page: &CodePage, offset: usize, data: &mut [u8]) {
 }
 
 fn draft(cpu: &mut Cpu, bytes: &[u8]) -> Draft {
+    make_room(cpu);
     let limit = if cpu.mode & mode::SINGLE != 0 { 1 } else { MAX_OPS };
     draft_limited(cpu, bytes, limit)
+}
+
+/// Sees that a block can be stored. Asked for each draft: another vCPU that keeps changing the code makes us draft again and
+/// again.
+fn make_room(cpu: &mut Cpu) {
+    if !cpu.cache.has_room(MAX_OPS + 1) {
+        cpu.forget_blocks();
+    }
 }
 
 fn draft_limited(cpu: &mut Cpu, bytes: &[u8], limit: usize) -> Draft {
@@ -208,10 +238,6 @@ fn draft_limited(cpu: &mut Cpu, bytes: &[u8], limit: usize) -> Draft {
     // With addresses relative to the block, targets and RIP-relative operands come out position-independent.
     let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
-    // Asked for each draft: another vCPU that keeps changing the code makes us draft again and again.
-    if !cpu.cache.has_room(MAX_OPS + 1) {
-        cpu.forget_blocks();
-    }
     let mut draft = Draft { ops: Vec::with_capacity(16), len: 0, ended: false, cut: false };
     while draft.ops.len() < limit {
         let start = decoder.position();
@@ -237,14 +263,21 @@ fn draft_limited(cpu: &mut Cpu, bytes: &[u8], limit: usize) -> Draft {
     draft
 }
 
-fn finish(cpu: &mut Cpu, gpa: u64, mut block: Block, mut draft: Draft) -> *const Block {
-    let last = draft.ops.len() as u16 - 1;
-    if !draft.ended {
-        let mut end = Op::plain(control::end_of_block);
-        end.offset = draft.len as u16;
-        end.position = last;
-        draft.ops.push(end);
+impl Draft {
+    /// With an operation that ends it.
+    fn closed(mut self) -> Self {
+        if !self.ended {
+            let mut end = Op::plain(control::end_of_block);
+            end.offset = self.len as u16;
+            end.position = self.ops.len() as u16 - 1;
+            self.ops.push(end);
+        }
+        self
     }
+}
+
+fn finish(cpu: &mut Cpu, gpa: u64, mut block: Block, draft: Draft) -> *const Block {
+    let draft = draft.closed();
     block.count = draft.ops.len() as u16;
     cpu.counters.blocks += 1;
     cpu.cache.insert(gpa, cpu.mode, block, &draft.ops)

@@ -117,8 +117,11 @@ pub struct Block {
     pub gfn: u64,
     /// Blocks in the same page that followed: `[taken, fell through]`; null until known.
     pub links: [*const Block; 2],
-    /// The first operation.
-    pub ops: *mut Op,
+    /// The first operation; null as long as nobody has wanted it of a block that came with its translation
+    /// ([`Cpu::operations`]).
+    pub ops: Cell<*mut Op>,
+    /// The guest code that such a block is decoded from.
+    pub source: *const u8,
     /// How often the interpreter has executed it, if a translator wants to know.
     pub heat: Cell<u32>,
     /// Its translations: `[kernel, user]`.
@@ -176,8 +179,10 @@ impl Block {
 
     /// Guest instructions in the block.
     pub fn instructions(&self) -> u64 {
+        let ops = self.ops.get();
+        debug_assert!(!ops.is_null(), "whoever counts has decoded");
         // SAFETY: a block has at least one operation; the last one's position is that of the last instruction.
-        unsafe { u64::from((*self.ops.add(usize::from(self.count) - 1)).position) + 1 }
+        unsafe { u64::from((*ops.add(usize::from(self.count) - 1)).position) + 1 }
     }
 
     /// Whether the block spans two pages.

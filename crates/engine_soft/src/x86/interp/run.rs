@@ -295,11 +295,18 @@ impl Cpu {
             || self.state.rflags & Rflags::TF.bits() | self.state.dr[7] & 0xff != 0
     }
 
+    /// The operations of `block`, decoded now if they have not been yet.
+    #[inline(always)]
+    pub(in crate::x86) fn operations(&mut self, block: &Block) -> *const Op {
+        let ops = block.ops.get();
+        if ops.is_null() { decode::late(self, block) } else { ops }
+    }
+
     /// Executes the operations of `block` and returns how it ended, with the last operation.
     #[inline(always)]
     pub(in crate::x86) unsafe fn run_block<'a>(&mut self, block: &'a Block) -> (Flow, &'a Op) {
         self.block_ip = self.state.rip;
-        let mut op = block.ops.cast_const();
+        let mut op = self.operations(block);
         loop {
             // SAFETY: every block ends in an operation that does not return `Next`.
             let current = unsafe { &*op };

@@ -11,6 +11,7 @@ use super::jumps::{JUMP_ENTRIES, Jump};
 use super::keep::Cold;
 use super::lazy::Place;
 use super::plan::Operand;
+use super::relocation::What;
 use super::rewrite::{GUEST_RSP, S0, S1};
 use super::stubs::frame;
 use super::translate::Translation;
@@ -210,7 +211,7 @@ impl Translation<'_> {
     fn write_poll(&mut self, last: usize, target: i64, live: u32) -> Label {
         self.save_flags(live);
         self.place.host = false;
-        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Absolute(self.attention), 0);
+        self.write_look_at_attention();
         let wanted = self.asm.label();
         let site = self.site(Kind::Leave, last, target as i32);
         let save = self.saving(live);
@@ -413,9 +414,11 @@ impl Translation<'_> {
         match way {
             Way::Jump => {
                 self.asm.alu_load(Size::Qword, Alu::Cmp, S0, linear);
+                self.relocate(What::Jumps, 0);
                 self.asm.jump_if(Condition::NE, other);
                 self.write_page_of_target();
                 self.asm.jump_indirect(code);
+                self.relocate(What::Jumps, 0);
                 self.cold.push(Cold::OtherJump { label: other, unknown, found: None });
             }
             Way::Call => {
@@ -423,6 +426,7 @@ impl Translation<'_> {
                 let found = self.asm.label();
                 self.asm.load_immediate(S1, entry as u64);
                 self.asm.alu_load(Size::Qword, Alu::Cmp, S0, linear);
+                self.relocate(What::Jumps, 0);
                 self.asm.jump_if(Condition::NE, other);
                 self.asm.bind(found);
                 self.write_found(way);
@@ -438,7 +442,7 @@ impl Translation<'_> {
             // Fills the stack of returns, so no loop of calls goes unnoticed.
             Way::Call => self.write_call_limit(unknown),
             Way::Jump => {
-                self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Absolute(self.attention), 0);
+                self.write_look_at_attention();
                 self.asm.jump_if(Condition::NE, unknown);
             }
         }
@@ -456,6 +460,7 @@ impl Translation<'_> {
         self.asm.shr(Size::Dword, S1, (32 - (JUMP_ENTRIES as u32 * SIZE).trailing_zeros()) as u8);
         self.asm.alu_immediate(Size::Dword, Alu::And, S1, -(SIZE as i32));
         self.asm.alu_load(Size::Qword, Alu::Cmp, S0, self.entry(offset_of!(Jump, linear)));
+        self.relocate(What::Jumps, 0);
         let (second, found) = (self.asm.label(), self.asm.label());
         self.asm.jump_if(Condition::NE, second);
         self.asm.bind(found);
@@ -467,6 +472,7 @@ impl Translation<'_> {
         self.asm.bind(label);
         self.asm.alu_immediate(Size::Qword, Alu::Xor, S1, size_of::<Jump>() as i32);
         self.asm.alu_load(Size::Qword, Alu::Cmp, S0, self.entry(offset_of!(Jump, linear)));
+        self.relocate(What::Jumps, 0);
         self.asm.jump_if(Condition::NE, unknown);
         self.asm.jump(found);
     }
@@ -485,6 +491,7 @@ impl Translation<'_> {
             Way::Jump => self.asm.jump_indirect(code),
             Way::Call => self.asm.call_indirect(code),
         }
+        self.relocate(What::Jumps, 0);
     }
 
     fn cold_unknown_target(&mut self, last: usize, moved: i32, label: Label) {

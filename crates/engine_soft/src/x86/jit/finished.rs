@@ -6,6 +6,7 @@ use super::asm::{Asm, Label};
 use super::keep::Cold;
 use super::listing::Mark;
 use super::plan::Plan;
+use super::relocation::Relocation;
 
 /// A finished translation.
 pub(super) struct Finished {
@@ -21,6 +22,8 @@ pub(super) struct Finished {
     /// For a listing.
     pub(super) instructions: Vec<Instruction>,
     pub(super) marks: Vec<Mark>,
+    /// Where the code has addresses of this process.
+    pub(super) relocations: Vec<Relocation>,
     /// Whether what it does can be undone (see [`super::lockstep`]).
     pub(super) reversible: bool,
 }
@@ -29,6 +32,7 @@ impl Finished {
     /// Hands the memory on.
     pub(super) fn recycle(self, spare: &mut Spare) {
         (spare.asm, spare.instructions, spare.marks) = (self.asm, self.instructions, self.marks);
+        spare.relocations = self.relocations;
     }
 }
 
@@ -42,6 +46,7 @@ pub(super) struct Spare {
     pub(super) live: Vec<u32>,
     pub(super) marks: Vec<Mark>,
     pub(super) cold: Vec<Cold>,
+    pub(super) relocations: Vec<Relocation>,
     pub(super) resumes: Vec<(usize, Label)>,
     pub(super) patches: Vec<(usize, u32)>,
 }

@@ -13,5 +13,8 @@ impl Jit {
         self.narrow_jumps = None;
         self.tools = Tools::new();
         self.patience = self.config.patience;
+        if let Some(kept) = self.kept() {
+            kept.give_back();
+        }
     }
 }

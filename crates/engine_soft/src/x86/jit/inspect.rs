@@ -17,13 +17,13 @@ use memory::{GuestRam, PageInfo};
 
 use super::listing::{Listing, Mark, Stretch};
 use super::names::{Names, REGISTERS};
+use super::pieces::Piece;
 use super::stubs::Stubs;
-use super::translate::{self, Piece, Source};
+use super::translate::{self, Source};
 use super::{Config, Kind, Site, Tools, Vectors};
 use crate::x86::hostexec::Thunks;
 use crate::x86::interp::cpu::Cpu;
 use crate::x86::interp::decode;
-use crate::x86::interp::op::Op;
 use crate::x86::interp::shared::Shared;
 use crate::x86::mmu::{Intent, View};
 
@@ -150,7 +150,7 @@ impl Inspector {
         // SAFETY: just decoded; the arena is cleared by decoding only.
         let (block, ops) = unsafe {
             let block = &*block;
-            (block, std::slice::from_raw_parts(block.ops, usize::from(block.count)))
+            (block, super::run::ops_of(block))
         };
         let mut page = [0; 4096];
         let base = gpa & !0xfff;
@@ -205,13 +205,13 @@ impl Inspector {
         let mut names = Places { source, sites: &sites, listing: &listing }.names(done.inner);
         names.cold = detail != Detail::Common;
         let starts = sites.iter().filter(|site| site.kind == Kind::Variant);
-        Some((listing.text_with(&Rc::new(names)), starts.map(|site| index_of(source, site)).collect()))
+        Some((listing.text_with(&Rc::new(names)), starts.map(index_of).collect()))
     }
 }
 
 /// Which of the block's operations a site belongs to.
-fn index_of(source: &Source<'_>, site: &Site) -> usize {
-    (site.op as usize - source.pieces[0].ops.as_ptr() as usize) / size_of::<Op>()
+fn index_of(site: &Site) -> usize {
+    usize::from(site.op)
 }
 
 /// What names are made of.
@@ -295,7 +295,7 @@ impl Places<'_> {
 
     /// Where the instruction of a site is in its page.
     fn ip_of(&self, site: &Site) -> u32 {
-        self.source.pieces[0].start + u32::from(self.source.pieces[0].ops[index_of(self.source, site)].offset)
+        self.source.pieces[0].start + u32::from(self.source.pieces[0].ops[index_of(site)].offset)
     }
 
     /// The address of the jump that a site patches.

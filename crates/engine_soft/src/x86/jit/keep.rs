@@ -9,6 +9,7 @@ use super::flags::Effect;
 use super::lazy::{Place, Save};
 use super::operand::Unknown;
 use super::plan::Plan;
+use super::relocation::What;
 use super::rewrite::{S0, S1};
 use super::stubs::{flags, frame};
 use super::translate::Translation;
@@ -223,7 +224,7 @@ impl Translation<'_> {
             patch: 0,
             resume: 0,
             block: self.piece(i).block,
-            op: self.ops[i],
+            op: self.number_in_piece(i),
         });
         self.sites.len() - 1
     }
@@ -231,8 +232,10 @@ impl Translation<'_> {
     /// `mov S0, site; jmp stub`
     pub(super) fn jump_with_site(&mut self, site: usize, stub: u64) {
         let address = &raw const self.sites[site];
-        self.asm.load_immediate(S0, address as u64);
+        self.asm.load_address(S0, address as u64);
+        self.relocate(What::Site(site - self.first_site), 0);
         self.asm.jump_to(stub);
+        self.relocate(if stub == self.stubs.slow { What::Slow } else { What::Leave }, 0);
     }
 
     /// The jump just written, whose displacement are the last four bytes, is what `site` will patch.

@@ -25,7 +25,8 @@
 //! before they enter others. Rust looks whether a block is fresh before it enters it; of two pages, so does its outer entry.
 //! Behind the inner entry's check that vector registers are loaded is the *ready* one, for blocks that have them.
 //!
-//! Reading order: this file, [`translate`], `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `held`, `jumps`, `finished`, `idle`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, `sites`, [`translate`], `pieces`, `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `held`, `jumps`, `finished`, `idle`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! What need not be translated anew is in [`kept`], `reuse` and `relocation`.
 //! What it makes is shown by [`listing`], `names` and [`inspect`], and put to the test by [`stress`] and `lockstep`.
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
 
@@ -42,13 +43,17 @@ mod idle;
 pub mod inspect;
 mod jumps;
 mod keep;
+pub mod kept;
 mod lazy;
 pub mod listing;
 pub(super) mod lockstep;
 mod names;
 mod operand;
+mod pieces;
 mod plan;
+mod relocation;
 mod returns;
+mod reuse;
 pub mod rewrite;
 pub mod run;
 mod sites;
@@ -69,16 +74,17 @@ use iced_x86::{Encoder, InstructionInfoFactory};
 
 use super::code::CodeArea;
 use super::interp::cpu::Cpu;
-use super::interp::op::{Block, Flow, Op};
+use super::interp::op::Flow;
 use super::known::Known;
 use super::mmu::Mmu;
 use super::zeroed::Zeroed;
 use finished::Spare;
 use group::GROUPS;
 use jumps::Jumps;
+use kept::Keeping;
 use lockstep::InStep;
 use returns::ReturnStack;
-use sites::Sites;
+use sites::{Kind, Site, Sites};
 use stress::Stress;
 use stubs::Stubs;
 
@@ -253,58 +259,6 @@ impl Frame {
     }
 }
 
-/// Why translated code calls or returns to Rust.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Kind {
-    /// Execute one operation by its handler, then resume.
-    Handler,
-    /// Load the guest's vector registers if it may use them, then resume.
-    Vectors,
-    /// The successor in the same page is not known yet.
-    Link,
-    /// The jump table does not know `Frame::target`.
-    Jump,
-    /// Somebody wants the vCPU's attention; or the block, one in two pages, is stale.
-    Leave,
-    /// See that the TLB has the page at `register` + `distance` for loads, then resume.
-    Fill,
-    /// The same for stores.
-    FillForStores,
-    /// Go on in the variant of the block without groups.
-    Variant,
-}
-
-impl Kind {
-    const COUNT: usize = Self::Variant as usize + 1;
-}
-
-/// A place in translated code from which Rust is reached.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Site {
-    kind: Kind,
-    /// `Link`: which of the block's successors.
-    link: u8,
-    /// `Link`: the flags are in memory.
-    outer: bool,
-    /// `Fill`: the base register's number.
-    register: u8,
-    /// Vector registers the code needs when it resumes.
-    vectors: u8,
-    /// `Handler`: it does not look at the x87 state.
-    keeps_x87: bool,
-    /// `Jump`: how far the guest's stack pointer has moved already. `Fill`: the lowest byte, from the base.
-    distance: i32,
-    /// Where the guest goes on, relative to the page (`Link`, `Leave`, `Vectors`); the block's start (`Handler`, `Jump`).
-    ip: i32,
-    /// Place of the jump's displacement in the code area (`Link`, `Variant`, `Fill`).
-    patch: u32,
-    /// Host address at which to go on (`Handler`, `Vectors`, `Fill`).
-    resume: u64,
-    block: *const Block,
-    op: *const Op,
-}
-
 /// What is counted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counters {
@@ -324,6 +278,7 @@ struct Counters {
 pub struct Jit {
     config: Config,
     trace: Option<Trace>,
+    keeping: Keeping,
     area: CodeArea,
     stubs: Stubs,
     sites: Sites,
@@ -356,11 +311,19 @@ struct Tools {
     spare: Spare,
     /// A copy of the page that is being translated.
     page: Vec<u8>,
+    /// Code that is being adopted.
+    code: Vec<u8>,
 }
 
 impl Tools {
     fn new() -> Self {
-        Self { encoder: None, info: InstructionInfoFactory::new(), spare: Spare::default(), page: Vec::new() }
+        Self {
+            encoder: None,
+            info: InstructionInfoFactory::new(),
+            spare: Spare::default(),
+            page: Vec::new(),
+            code: Vec::new(),
+        }
     }
 
     fn encoder(&mut self) -> &mut Encoder {
@@ -369,11 +332,12 @@ impl Tools {
 }
 
 impl Jit {
-    /// A translator with no translations, which lists those it makes in `trace`.
+    /// A translator with no translations, which lists those it makes in `trace`. `keeping` is for what it does when nothing
+    /// is provoked, counted or exact.
     ///
     /// # Errors
     /// If the host does not give executable memory, or code cannot reach its data through GS.
-    pub fn new(config: Config, trace: Option<Trace>) -> io::Result<Self> {
+    pub fn new(config: Config, trace: Option<Trace>, keeping: Keeping) -> io::Result<Self> {
         if !run::host_has_gs_base() {
             return Err(io::Error::other("the host does not let programs set the GS base (FSGSBASE)"));
         }
@@ -381,9 +345,11 @@ impl Jit {
         let lost = Box::new(Site::lost());
         let stubs = Stubs::push(&mut area, &lost)?;
         area.seal_prologue();
+        let plain = !config.count && !config.exact_flags && config.stress == Stress::default();
         Ok(Self {
             config,
             trace,
+            keeping: if plain { keeping } else { Keeping::Nothing },
             area,
             stubs,
             sites: Sites::default(),

@@ -14,7 +14,7 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use super::listing::Listing;
 use super::lockstep::Unit;
-use super::translate::Piece;
+use super::pieces::Piece;
 use super::{Jit, Kind, Site, Vectors, translate};
 use crate::x86::hostexec::Class;
 use crate::x86::interp::cpu::{Cpu, mode};
@@ -176,13 +176,19 @@ impl Cpu {
     fn ended(&mut self, site: &Site, flow: Flow) -> Outcome {
         self.uncount(site);
         if flow != Flow::Next {
-            return Outcome::Ended(flow, site.op, site.block);
+            return Outcome::Ended(flow, self.operation(site), site.block);
         }
         // SAFETY: as in `uncount`.
-        let op = unsafe { &*site.op };
+        let op = unsafe { &*self.operation(site) };
         self.counters.instructions += u64::from(op.position) + 1;
         self.state.rip = self.next_ip(op);
         Outcome::Elsewhere
+    }
+
+    /// The operation that `site` is about.
+    fn operation(&mut self, site: &Site) -> *const Op {
+        // SAFETY: a site's block is in the arena as long as the site exists, and has so many operations.
+        unsafe { self.operations(&*site.block).add(site.op.into()) }
     }
 
     /// A branch to an address that cannot be. Not executed again: a call may have stored over its own operand.
@@ -212,7 +218,7 @@ impl Cpu {
     }
 
     /// Whether code is of 32 bits, if it [`Self::translates`].
-    fn is_narrow(&self) -> bool {
+    pub(super) fn is_narrow(&self) -> bool {
         self.mode & mode::BITS != 2
     }
 
@@ -271,18 +277,15 @@ impl Cpu {
         };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let done = job.run(variant_from)?;
-        for site in &mut sites[first..] {
-            site.resume = site.resume.wrapping_add(address);
+        if variant_from.is_none() {
+            Jit::record(&jit.keeping, &source, &done, &sites[first..]);
         }
         if let Some(trace) = &jit.trace {
             let (page, gfn) = (self.frame.page, block.gfn);
             let (guest, code, marks) = (&done.instructions[..], done.asm.code(), &done.marks[..]);
             trace.write(&Listing { page, gfn, guest, code, address, marks }.text());
         }
-        let offset = jit.area.push(done.asm.code()).ok()??;
-        for site in &mut sites[first..] {
-            site.patch += offset;
-        }
+        jit.place(first, done.asm.code())?;
         if done.seen.0 < done.seen.1 {
             // What was concluded from other code of the page holds as long as that code.
             // SAFETY: page information lives as long as guest RAM.
@@ -305,7 +308,7 @@ impl Cpu {
     }
 
     /// Host addresses of the views of the TLB that STAC and CLAC choose between, if they are for such code.
-    fn views_of(&self, user: bool) -> Option<[u64; 2]> {
+    pub(super) fn views_of(&self, user: bool) -> Option<[u64; 2]> {
         let has_access_flag = !user && self.model().has(Feature::Smap);
         has_access_flag.then(|| [View::Kernel, View::KernelAc].map(|view| self.mmu.view(view) as u64))
     }
@@ -387,9 +390,10 @@ impl Cpu {
     fn variant(&mut self, site: &Site) -> Option<u64> {
         let mut jit = self.jit.take()?;
         let code = if jit.has_room() {
-            // SAFETY: a site's block and operation are in the arena as long as the site exists.
-            let (block, from) = unsafe { (&*site.block, site.op.offset_from((*site.block).ops)) };
-            self.translate_with(&mut jit, block, site.ip as u32, Some(from as usize))
+            // SAFETY: a site's block is in the arena as long as the site exists.
+            let block = unsafe { &*site.block };
+            self.operations(block);
+            self.translate_with(&mut jit, block, site.ip as u32, Some(site.op.into()))
         } else {
             self.signal.post(Request::ENGINE); // which leads to where the area can be emptied
             None
@@ -420,9 +424,15 @@ impl Cpu {
 
 /// A block as a piece of a unit.
 fn piece(block: &Block, start: u32) -> Piece<'_> {
-    // SAFETY: the block's operations stand in the arena.
-    let ops = unsafe { std::slice::from_raw_parts(block.ops, usize::from(block.count)) };
-    Piece { block, ops, start }
+    Piece { block, ops: ops_of(block), start }
+}
+
+/// The operations of `block`, which are decoded.
+pub(super) fn ops_of(block: &Block) -> &[Op] {
+    let ops = block.ops.get();
+    assert!(!ops.is_null(), "what is translated has been decoded");
+    // SAFETY: they stand in the arena as long as the block does.
+    unsafe { std::slice::from_raw_parts(ops, usize::from(block.count)) }
 }
 
 /// Adds to a unit the blocks that execution goes on with where its conditional jumps are not taken, and those that its
@@ -438,7 +448,8 @@ fn extend(pieces: &mut Vec<Piece<'_>>, page: &[u8], narrow: bool, threshold: u32
         let length: usize = pieces.iter().map(|piece| piece.ops.len()).sum();
         let room = length + usize::from(block.count) <= MAX_OPS
             && (link == 1 || usize::from(block.count) <= MAX_JOINED);
-        if !room || block.straddles() || !block.is_fresh() || block.heat.get() < threshold / 2 {
+        let ready = !block.ops.get().is_null() && block.heat.get() >= threshold / 2;
+        if !room || block.straddles() || !block.is_fresh() || !ready {
             return;
         }
         if pieces.iter().any(|piece| piece.start == next) {
@@ -462,6 +473,18 @@ fn continuation(last: &Piece<'_>, page: &[u8], narrow: bool) -> Option<(u32, usi
 }
 
 impl Jit {
+    /// Puts `code` where code is executed; its sites are those from `first` on of the newest, and their places are offsets in
+    /// it.
+    pub(super) fn place(&mut self, first: usize, code: &[u8]) -> Option<u64> {
+        let offset = self.area.push(code).ok()??;
+        let address = self.area.address(offset);
+        for site in self.sites.newest(first) {
+            site.resume = site.resume.wrapping_add(address);
+            site.patch += offset;
+        }
+        Some(address)
+    }
+
     /// Leads the jump whose displacement is at `at` to host address `target`.
     fn patch(&mut self, at: u32, target: u64) {
         let next = self.area.address(at) + 4;
@@ -485,7 +508,7 @@ pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, site: *const Site) -> u
         Kind::Handler => {
             cpu.block_ip = cpu.frame.page.wrapping_add(site.ip as i64 as u64);
             // SAFETY: a site's operation is in the arena as long as the site exists.
-            let op = unsafe { &*site.op };
+            let op = unsafe { &*cpu.operation(site) };
             let flow = (op.run)(cpu, op);
             cpu.frame.flow = flow;
             match flow {

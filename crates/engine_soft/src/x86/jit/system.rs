@@ -10,6 +10,7 @@ use iced_x86::{Instruction, OpKind, Register};
 use super::asm::{Alu, Condition, Label, Mem, RAX, RDX, Size};
 use super::flags::Effect;
 use super::plan::Operand;
+use super::relocation::What;
 use super::rewrite::{self, GUEST_RSP, S0, S1, host_of, place_memory};
 use super::stubs::{flags, gpr};
 use super::translate::Translation;
@@ -53,7 +54,7 @@ impl Translation<'_> {
         let hint = Mem::Field(offset_of!(Cpu, interrupt_hint) as i32);
         self.asm.alu_memory_immediate(Size::Byte, Alu::Cmp, hint, 0);
         self.asm.jump_if(Condition::NE, other);
-        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Absolute(self.attention), 0);
+        self.write_look_at_attention();
         self.asm.jump_if(Condition::NE, other);
         let rflags = state(offset_of!(CpuState, rflags));
         self.asm.alu_memory_immediate(Size::Dword, Alu::Or, rflags, Rflags::IF.bits() as i32);
@@ -94,7 +95,8 @@ impl Translation<'_> {
             self.asm.store_immediate(Size::Qword, self.stack_page(offset_of!(StackPage, addend)), 0);
         }
         self.asm.store_immediate(Size::Qword, Mem::Field(offset_of!(Cpu, view) as i32), view as i32);
-        self.asm.load_immediate(S0, views[usize::from(on)]);
+        self.asm.load_address(S0, views[usize::from(on)]);
+        self.relocate(What::View(on), 0);
         self.asm.store(Size::Qword, Mem::Field(offset_of!(Cpu, tlb) as i32), S0);
         self.cold_end(last, other);
         self.write_direct(last, next, 1, 0);

@@ -15,12 +15,14 @@ use super::held::{self, Held};
 use super::keep::Cold;
 use super::lazy::{Place, Save};
 use super::listing::{Mark, Stretch};
+use super::pieces::Piece;
 use super::plan::{Plan, plan_of_plain, plan_of_thunk};
+use super::relocation::Relocation;
 use super::rewrite::{self, Borrowed, Encoded, Rewritten, S0, S1};
 use super::stubs::{Stubs, frame, gpr};
 use super::{Config, Frame, Kind, Site, Tools, Vectors};
 use crate::x86::interp::cpu::Cpu;
-use crate::x86::interp::op::{Block, Op};
+use crate::x86::interp::op::Op;
 use crate::x86::interp::ops::vector::Extra;
 
 /// More than the code of any block: 48 instructions, none of which takes more than a few hundred bytes.
@@ -31,10 +33,10 @@ pub(super) struct Translation<'a> {
     pub(super) asm: Asm,
     pub(super) stubs: Stubs,
     pub(super) tools: &'a mut Tools,
-    pieces: &'a [Piece<'a>],
+    pub(super) pieces: &'a [Piece<'a>],
     pub(super) ops: Vec<&'a Op>,
     /// By operation: the piece it belongs to.
-    piece_of: Vec<u16>,
+    pub(super) piece_of: Vec<u16>,
     pub(super) page: &'a [u8],
     /// The page's linear address now.
     pub(super) linear: u64,
@@ -76,18 +78,14 @@ pub(super) struct Translation<'a> {
     pub(super) x87_page_noted: bool,
     pub(super) cold: Vec<Cold>,
     pub(super) sites: &'a mut Vec<Site>,
+    /// How many of the sites are other translations'.
+    pub(super) first_site: usize,
+    /// Addresses of this process in the code.
+    pub(super) relocations: Vec<Relocation>,
     /// Sites and where they resume.
     pub(super) resumes: Vec<(usize, Label)>,
     /// Sites and where the displacement of their jump is.
     pub(super) patches: Vec<(usize, u32)>,
-}
-
-/// A block of the interpreter's.
-pub(super) struct Piece<'a> {
-    pub(super) block: &'a Block,
-    pub(super) ops: &'a [Op],
-    /// Offset of the block in its page.
-    pub(super) start: u32,
 }
 
 /// What is translated: a unit of one block, or of several, one after the other: each but the last ends in a conditional
@@ -144,6 +142,7 @@ impl<'a> Translation<'a> {
         spare.live.clear();
         spare.marks.clear();
         spare.cold.clear();
+        spare.relocations.clear();
         spare.resumes.clear();
         spare.patches.clear();
         Self {
@@ -177,6 +176,8 @@ impl<'a> Translation<'a> {
             vectors: Vectors::NONE,
             x87_page_noted: false,
             cold: spare.cold,
+            first_site: sites.len(),
+            relocations: spare.relocations,
             sites,
             resumes: spare.resumes,
             patches: spare.patches,
@@ -233,20 +234,6 @@ impl<'a> Translation<'a> {
         Some(self.finish(entries))
     }
 
-    pub(super) fn piece(&self, i: usize) -> &'a Piece<'a> {
-        &self.pieces[usize::from(self.piece_of[i])]
-    }
-
-    /// Offset in the page of the block that operation `i` belongs to.
-    pub(super) fn start_of(&self, i: usize) -> i32 {
-        self.piece(i).start as i32
-    }
-
-    /// Whether a block begins with operation `i`.
-    fn begins_piece(&self, i: usize) -> bool {
-        i == 0 || self.piece_of[i] != self.piece_of[i - 1]
-    }
-
     fn finish(mut self, entries: Option<(Label, Label)>) -> Finished {
         self.asm.finish();
         let (inner, ready) =
@@ -275,6 +262,7 @@ impl<'a> Translation<'a> {
             seen: self.seen,
             instructions: self.instructions,
             marks: self.marks,
+            relocations: self.relocations,
             reversible,
         }
     }

@@ -243,18 +243,12 @@ impl Zones for Files {
 }
 
 impl Files {
-    /// Whether somebody has this address. While somebody is coming or going that says itself who is there.
+    /// Whether somebody has this address.
     fn is_held(&self, network: &str, address: Ipv4Addr) -> bool {
-        let open = |path: &str| {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rustix::fs::openat(&self.folder, path, flags, Mode::empty()).map(File::from)
-        };
-        // As long as this is locked nobody takes a look of ours at the other for a holder.
-        let Ok(all) = open("lock") else { return true };
-        if all.try_lock_shared().is_err() {
-            return true;
-        }
-        open(&format!("{network}/leases/{address}")).is_ok_and(|lease| lease.try_lock_shared().is_err())
+        let path = format!("{network}/leases/{address}");
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lease = rustix::fs::openat(&self.folder, path, flags, Mode::empty()).map(File::from);
+        lease.is_ok_and(|lease| lease.try_lock_shared().is_err())
     }
 
     /// The names of the other networks.

@@ -23,10 +23,11 @@ use machine::snapshot::{self, Folder, PageMap, Snapshot, folder};
 use machine::workload::AgentSession;
 use machine::{Backends, MachineConfig};
 
-use super::{initrd, network};
+use super::{initrd, network, rehearsal};
 use crate::cli::Global;
 use crate::commands::kernel as kernels;
 use crate::commands::sizing::Sizing;
+use crate::engines::{self, Kept};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, While};
 use crate::store;
@@ -103,6 +104,22 @@ fn key(config: &MachineConfig, kernel: &KernelBundle, engine: &dyn Engine) -> St
     Digest::of(text.as_bytes()).hex()[..16].to_owned()
 }
 
+/// A template to go on from.
+pub struct Opened {
+    /// The machine.
+    pub snapshot: Snapshot,
+    /// What a translator need not translate.
+    pub translations: Option<Arc<Kept>>,
+}
+
+impl Opened {
+    fn from(folder: &Path) -> Result<Self, snapshot::Error> {
+        let snapshot = folder::open(folder)?;
+        let translations = rehearsal::translations(folder, &snapshot);
+        Ok(Self { snapshot, translations })
+    }
+}
+
 /// The template for a machine of `config`, which is made if there is none that is whole. Nothing here is a reason not to
 /// run: without one, the guest boots.
 pub fn open_or_make(
@@ -111,10 +128,10 @@ pub fn open_or_make(
     engine: &dyn Engine,
     kernel: &KernelBundle,
     config: &MachineConfig,
-) -> Option<Snapshot> {
+) -> Option<Opened> {
     let target = place(store).join(key(config, kernel, engine));
-    match folder::open(&target) {
-        Ok(snapshot) => return Some(snapshot),
+    match Opened::from(&target) {
+        Ok(opened) => return Some(opened),
         Err(_) if !target.exists() => {}
         Err(error) => {
             let failure = Failure::because(format!("use template {}", target.display()), error);
@@ -127,12 +144,12 @@ pub fn open_or_make(
     }
     let started = Instant::now();
     let made = make(store, sizing, engine, kernel, config, &target)
-        .and_then(|()| folder::open(&target).map_err(|error| Failure::because("open it", error)));
+        .and_then(|()| Opened::from(&target).map_err(|error| Failure::because("open it", error)));
     match made {
-        Ok(snapshot) => {
+        Ok(opened) => {
             tracing::info!("made a template of this machine in {} ms", started.elapsed().as_millis());
             prune(store);
-            Some(snapshot)
+            Some(opened)
         }
         Err(failure) => {
             tracing::info!("no template of this machine: {failure}; it boots");
@@ -151,33 +168,47 @@ fn make(
 ) -> Outcome<()> {
     fs::create_dir_all(place(store)).while_trying(|| format!("create {}", place(store).display()))?;
     let partial = Folder::create(target).map_err(|error| Failure::because("make a template", error))?;
+    let flag = |name: &str, value: &dyn std::fmt::Display| OsString::from(format!("{name}={value}"));
+    let mut flags = vec![
+        flag("--cpus", &config.cpus),
+        flag("--memory", &config.memory_bytes),
+        flag("--cpu", &config.cpu_model),
+        flag("--kernel", &kernel.info().id),
+    ];
+    flags.extend((!config.net.is_empty()).then(|| "--network".into()));
+    flags.extend(config.folders.then(|| "--folders".into()));
+    child(store, sizing, engine, "capture", &flags, partial.path())?;
+    if engines::keeps_translations(engine.name())
+        && let Err(failure) = child(store, sizing, engine, "rehearse", &[], partial.path())
+    {
+        tracing::info!("no translations are kept beside the template: {failure}");
+        rehearsal::forget(partial.path());
+    }
+    partial.commit(target).map_err(|error| Failure::because("make a template", error))
+}
+
+/// Has a child process of this program work on the template in `folder`.
+fn child(
+    store: &Store,
+    sizing: &Sizing,
+    engine: &dyn Engine,
+    verb: &str,
+    flags: &[OsString],
+    folder: &Path,
+) -> Outcome<()> {
     let mut command = store::again(store.root(), 0)?;
-    command.args(["templates", "capture"]);
-    let mut flag = |name: &str, value: &dyn std::fmt::Display| {
-        command.arg(OsString::from(format!("{name}={value}")));
-    };
-    flag("--engine", &engine.name());
-    flag("--cpus", &config.cpus);
-    flag("--memory", &config.memory_bytes);
-    flag("--cpu", &config.cpu_model);
-    flag("--kernel", &kernel.info().id);
+    command.args(["templates", verb, "--engine", engine.name()]).args(flags);
     if sizing.no_sandbox {
         command.arg("--no-sandbox");
     }
-    if !config.net.is_empty() {
-        command.arg("--network");
-    }
-    if config.folders {
-        command.arg("--folders");
-    }
-    command.arg("--").arg(partial.path()).stdin(Stdio::null()).stdout(Stdio::null());
-    let output = command.output().while_trying(|| "start strata templates capture".to_owned())?;
+    command.arg("--").arg(folder).stdin(Stdio::null()).stdout(Stdio::null());
+    let output = command.output().while_trying(|| format!("start strata templates {verb}"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let first = text.lines().next().unwrap_or_default().trim_start_matches("strata: ").to_owned();
         return Err(Failure::new(if first.is_empty() { output.status.to_string() } else { first }));
     }
-    partial.commit(target).map_err(|error| Failure::because("make a template", error))
+    Ok(())
 }
 
 /// Boots the machine and saves it.

@@ -1,7 +1,5 @@
 //! A small assembler for what the translator adds around guest instructions: address checks, register traffic,
-//! jumps. Guest instructions themselves are encoded by iced-x86 (see [`super::rewrite`]).
-//!
-//! SDM vol. 2 ch. 2. Only the forms the translator needs, each a method named for its mnemonic.
+//! jumps. Guest instructions themselves are encoded by iced-x86 (see [`super::rewrite`]). SDM vol. 2 ch. 2. Only the forms the translator needs, each a method named for its mnemonic.
 
 /// A host general purpose register, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,9 +286,14 @@ impl Asm {
             self.byte(0xb8 | to.0 & 7);
             self.dword(value as i32);
         } else {
-            self.raw(&[0x48 | to.0 >> 3, 0xb8 | to.0 & 7]);
-            self.raw(&value.to_le_bytes());
+            self.load_address(to, value);
         }
+    }
+
+    /// `mov to, value` in a form that has room for every other value too.
+    pub fn load_address(&mut self, to: Reg, value: u64) {
+        self.raw(&[0x48 | to.0 >> 3, 0xb8 | to.0 & 7]);
+        self.raw(&value.to_le_bytes());
     }
 
     /// `lea to, [address]`; a move, which many processors do for nothing, where that is the same.
