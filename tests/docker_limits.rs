@@ -220,6 +220,34 @@ fn a_client_that_is_slow_holds_up_nobody() {
 }
 
 #[test]
+fn clients_without_number_that_ask_nothing_make_room() {
+    const POST: &str =
+        "POST /containers/create HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    let Some(server) = Server::start() else { return };
+    // More than a server talks to at once, and than a process may have files.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
+    let mut slow: Vec<UnixStream> = Vec::new();
+    for number in 0..1300 {
+        let mut stream = UnixStream::connect(server.socket()).unwrap();
+        let piece = ["GET /_pi", POST][number % 2];
+        // It may have been sent away already.
+        let _ = stream.write_all(piece.as_bytes());
+        slow.push(stream);
+    }
+    assert_eq!(server.ask("GET", "/_ping", "").1, "OK");
+    // It is those who came first that went, and not all.
+    let gone = |stream: &mut UnixStream| {
+        stream.set_nonblocking(true).unwrap();
+        !matches!(stream.read(&mut [0; 512]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    let gone: Vec<bool> = slow.iter_mut().map(gone).collect();
+    let count = |of: &[bool]| of.iter().filter(|gone| **gone).count();
+    assert_eq!((count(&gone[..200]), count(&gone[600..])), (200, 0));
+}
+
+#[test]
 fn states_that_cannot_be_get_dockers_status() {
     let Some(server) = Server::start() else { return };
     let create = |name: &str, body: &str| {

@@ -19,8 +19,26 @@ const PIECE_TIMEOUT: Duration = Duration::from_secs(600);
 const UNWANTED_BYTES: usize = 64 << 20;
 const UNWANTED_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// This body; it ends with an error where its client keeps it waiting for too long.
-pub(crate) fn in_time<B>(body: B) -> Body
+/// Called once a request is whole, or will never be: when this is dropped.
+pub(crate) struct Asked(Option<Box<dyn FnOnce() + Send>>);
+
+impl Asked {
+    pub(crate) fn new(tell: impl FnOnce() + Send + 'static) -> Asked {
+        Asked(Some(Box::new(tell)))
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.take() {
+            tell();
+        }
+    }
+}
+
+/// This body; it ends with an error where its client keeps it waiting for too long. `asked` lasts as long as one that is short is
+/// not here; one that is long is something to wait for.
+pub(crate) fn in_time<B>(body: B, asked: Asked) -> Body
 where
     B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<axum::BoxError>,
@@ -31,12 +49,13 @@ where
         return body;
     }
     let is_short = body.size_hint().upper().is_some_and(|bytes| bytes <= SHORT_BODY_BYTES);
-    limited(body, is_short.then_some(SHORT_BODY_TIMEOUT), PIECE_TIMEOUT)
+    limited(body, is_short.then_some((SHORT_BODY_TIMEOUT, asked)), PIECE_TIMEOUT)
 }
 
-fn limited(body: Body, whole: Option<Duration>, piece: Duration) -> Body {
-    let deadline = whole.map(|whole| Instant::now() + whole);
-    let pieces = stream::unfold(Pieces(Some(body.into_data_stream())), move |mut pieces| async move {
+fn limited(body: Body, whole: Option<(Duration, Asked)>, piece: Duration) -> Body {
+    let (deadline, asked) = whole.map(|(whole, asked)| (Instant::now() + whole, asked)).unzip();
+    let pieces = Pieces(Some(body.into_data_stream()), asked);
+    let pieces = stream::unfold(pieces, move |mut pieces| async move {
         let whole = pieces.0.as_mut()?;
         let next = match deadline {
             Some(deadline) => timeout_at(deadline, whole.next()).await,
@@ -60,7 +79,7 @@ fn limited(body: Body, whole: Option<Duration>, piece: Duration) -> Body {
 }
 
 /// A body until it has ended. What is dropped before is read for a while.
-struct Pieces(Option<BodyDataStream>);
+struct Pieces(Option<BodyDataStream>, #[expect(dead_code, reason = "to be dropped with it")] Option<Asked>);
 
 impl Drop for Pieces {
     fn drop(&mut self) {
@@ -107,12 +126,12 @@ mod tests {
     #[test]
     fn a_body_that_never_ends_is_an_error() {
         let (soon, never) = (Duration::from_millis(20), Duration::from_secs(1000));
-        for (whole, piece) in [(Some(soon), never), (None, soon)] {
+        for (whole, piece) in [(Some((soon, Asked(None))), never), (None, soon)] {
             let (count, error) = read(limited(stuck(), whole, piece));
             assert_eq!(count, 5);
             assert!(error.unwrap().contains("did not come in time"));
         }
-        assert_eq!(read(in_time(Body::from("whole"))), (5, None));
-        assert_eq!(read(in_time(Body::empty())), (0, None));
+        assert_eq!(read(in_time(Body::from("whole"), Asked(None))), (5, None));
+        assert_eq!(read(in_time(Body::empty(), Asked(None))), (0, None));
     }
 }

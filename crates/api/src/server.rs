@@ -1,8 +1,9 @@
 //! Connections: how many, how long, and what they are answered with.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -92,17 +93,35 @@ pub fn serve(
 
 async fn accept(listener: Arc<Listener>, router: Router) {
     let limit = Arc::new(Semaphore::new(listener.max_connections()));
+    let silent = Arc::new(Silent::default());
     loop {
-        // The semaphore is never closed.
-        let Ok(permit) = limit.clone().acquire_owned().await else { return };
+        let permit = match limit.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                silent.dismiss_first();
+                // The semaphore is never closed.
+                let Ok(permit) = limit.clone().acquire_owned().await else { return };
+                permit
+            }
+        };
         match listener.accept().await {
             Ok(caller) => {
-                let (router, access) = (router.clone(), listener.access.clone());
+                let (router, access, silent) = (router.clone(), listener.access.clone(), silent.clone());
                 tokio::spawn(async move {
-                    match caller.welcome().await {
-                        Ok(stream) => converse(stream, access, router).await,
-                        Err(error) => tracing::debug!("a caller is not let in: {error}"),
+                    let (number, dismissed) = silent.add();
+                    let twin = silent.clone();
+                    let ask = move || twin.remove(number);
+                    let talk = async {
+                        match caller.welcome().await {
+                            Ok(stream) => converse(stream, access, router, ask).await,
+                            Err(error) => tracing::debug!("a caller is not let in: {error}"),
+                        }
+                    };
+                    tokio::select! {
+                        () = talk => {}
+                        () = dismissed.notified() => tracing::debug!("a caller who asked nothing makes room"),
                     }
+                    silent.remove(number);
                     drop(permit);
                 });
             }
@@ -115,16 +134,59 @@ async fn accept(listener: Arc<Listener>, router: Router) {
     }
 }
 
-/// One connection, request after request.
-async fn converse(stream: Box<dyn Stream>, access: Access, router: Router) {
+/// Those who are connected and have not asked anything yet, in the order in which they came. Attack: clients without number who
+/// begin to ask and never end. Where there is no place left, the first of them has to go.
+#[derive(Default)]
+struct Silent(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    callers: BTreeMap<u64, Arc<Notify>>,
+}
+
+impl Silent {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more: its number, and what tells it to go.
+    fn add(&self) -> (u64, Arc<Notify>) {
+        let (mut waiting, dismissed) = (self.lock(), Arc::new(Notify::new()));
+        let number = waiting.next;
+        waiting.next += 1;
+        waiting.callers.insert(number, dismissed.clone());
+        (number, dismissed)
+    }
+
+    /// It has asked, or is gone.
+    fn remove(&self, number: u64) {
+        self.lock().callers.remove(&number);
+    }
+
+    fn dismiss_first(&self) {
+        if let Some((_, first)) = self.lock().callers.pop_first() {
+            first.notify_one();
+        }
+    }
+}
+
+/// One connection, request after request. `ask` is called for each, once it is whole.
+async fn converse(
+    stream: Box<dyn Stream>,
+    access: Access,
+    router: Router,
+    ask: impl Fn() + Clone + Send + 'static,
+) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let asked = bodies::Asked::new(ask.clone());
         let (router, refusal) = (router.clone(), access.refusal(&request));
         async move {
             if let Some(refusal) = refusal {
                 return Ok(refusal);
             }
             let answer: Result<Response<Body>, Infallible> =
-                match docker::unversioned(request.map(bodies::in_time)) {
+                match docker::unversioned(request.map(|body| bodies::in_time(body, asked))) {
                     Ok(request) => router.oneshot(request).await,
                     Err(error) => Ok(error.into_response()),
                 };

@@ -155,7 +155,9 @@ pub(super) fn wanted(mode: &str, config: Option<NetworkingConfig>, mac: Option<[
 /// There is no such network, or one is named twice.
 pub(super) fn resolve(networks: &Networks, endpoints: &mut Vec<Endpoint>) -> Result<()> {
     for endpoint in endpoints.iter_mut() {
-        endpoint.network = find(networks, &endpoint.network)?.info().name.clone();
+        // Docker's client takes "not found" for the image, and brings that.
+        let found = find(networks, &endpoint.network).map_err(|error| ApiError::bad(error.message))?;
+        endpoint.network = found.info().name.clone();
     }
     // By its name and by its id: docker's client does so where the mode is an id.
     let mut seen = std::collections::HashSet::new();
