@@ -214,6 +214,31 @@ fn a_workload_is_not_begun_where_nothing_can_be_noted_of_it() {
 }
 
 #[test]
+fn how_a_workload_ended_is_noted_on_a_full_disk_too() {
+    let Some(disk) = SmallDisk::new(16).filter(|_| is_root()) else { return };
+    disk.add_box();
+    let script = "while [ ! -e /end ]; do sleep 0.05; done; exit 5";
+    let run =
+        ["run", "-d", "--isolation", "container", "--name", "one", "box", "--", "/bin/sh", "-c", script];
+    disk.good(&run);
+    disk.good(&["exec", "one", "/bin/sh", "-c", ": > /end.not-yet"]);
+    disk.fill();
+    disk.good(&["exec", "one", "/bin/sh", "-c", "mv /end.not-yet /end"]);
+    assert_eq!(disk.good(&["wait", "one"]), "5\n");
+    let state = || disk.good(&["inspect", "one"]);
+    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    // The monitor is gone when it has nothing more to note.
+    while !state().contains("\"monitor_pid\": null") && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let (full, listed) = (state(), disk.good(&["ps", "-a"]));
+    disk.empty();
+    assert!(listed.contains("exited (5)"), "{listed}{full}");
+    disk.good(&["rm", "one"]);
+    disk.assert_whole();
+}
+
+#[test]
 fn a_pull_that_does_not_fit_works_as_soon_as_there_is_room() {
     let Some(disk) = SmallDisk::new(4) else { return };
     let layers = [noise(3 << 20), noise(3 << 20).into_iter().rev().collect()];

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -40,6 +41,29 @@ pub(crate) fn replace(path: &Path, value: &impl Serialize, durable: Durable) -> 
     };
     placed.map_err(Error::file("create", path))?;
     if durable == Durable::Now { sync_parent(path) } else { Ok(()) }
+}
+
+/// As [`replace`]; where the disk is full, `value` takes the place of what the file has, which is there. Readers see the one or the
+/// other; only a crash of the host in this moment leaves neither.
+pub(crate) fn replace_or_overwrite(path: &Path, value: &impl Serialize, durable: Durable) -> Result<()> {
+    let failed = match replace(path, value, durable) {
+        Err(Error::File { source, act, path }) if is_full(&source) => Error::File { act, path, source },
+        done => return done,
+    };
+    let _ = fs::remove_file(path.with_extension("json.new"));
+    let overwritten = || -> io::Result<()> {
+        let file = File::options().write(true).open(path)?;
+        let mut bytes = serde_json::to_vec_pretty(value)?;
+        // In one piece. White space at the end is none of it.
+        bytes.resize(bytes.len().max(usize::try_from(file.metadata()?.len()).unwrap_or_default()), b'\n');
+        file.write_all_at(&bytes, 0)?;
+        file.sync_data()
+    };
+    overwritten().map_err(|_| failed)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Gives `temp` the name `path` without a wait for the disk, which a rename over a file is on some file systems (ext4,

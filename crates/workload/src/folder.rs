@@ -252,7 +252,7 @@ impl Folder {
     /// The folder cannot be written.
     pub fn set_state(&self, state: &State) -> Result<()> {
         let durable = if state.status.is_active() { Durable::Later } else { Durable::Now };
-        files::replace(&self.path.join("state.json"), state, durable)
+        files::replace_or_overwrite(&self.path.join("state.json"), state, durable)
     }
 
     /// Where the monitor answers.
