@@ -1,5 +1,6 @@
 //! What a translator keeps for speed alone, given back to the host while its vCPU has little to do.
 
+use super::kept::Keeping;
 use super::sites::Sites;
 use super::{Jit, Jumps, Tools};
 
@@ -13,8 +14,10 @@ impl Jit {
         self.narrow_jumps = None;
         self.tools = Tools::new();
         self.patience = self.config.patience;
-        if let Some(kept) = self.kept() {
+        // What a machine that waits does now and then is not worth these pages. No block is left that was decoded from them.
+        if let Some(kept) = self.kept().cloned() {
             kept.give_back();
+            self.keeping = Keeping::Nothing;
         }
     }
 }
