@@ -1,7 +1,6 @@
 //! Addresses of this process in translated code, so that the code can be kept and be of use to another process.
 
-use std::mem::size_of;
-
+use super::Site;
 use super::asm::{Alu, Mem, Size};
 use super::translate::Translation;
 
@@ -98,7 +97,7 @@ impl Relocation {
 
     /// Makes `code`, which has zeros here, or what is to be added, right for where things are. `None` if it is not code with
     /// such an address.
-    pub(super) fn apply<S>(self, code: &mut [u8], addresses: &Addresses) -> Option<()> {
+    pub(super) fn apply(self, code: &mut [u8], addresses: &Addresses) -> Option<()> {
         let at = self.at as usize;
         let place = code.get_mut(at..at + self.what.width())?;
         let behind = addresses.code + (at + place.len()) as u64;
@@ -115,7 +114,7 @@ impl Relocation {
             What::View(on) => place.copy_from_slice(&addresses.views?[usize::from(on)].to_le_bytes()),
             What::Site(number) => {
                 let (first, count) = addresses.sites;
-                let site = (number < count).then(|| first + (number * size_of::<S>()) as u64)?;
+                let site = (number < count).then(|| first + (number * size_of::<Site>()) as u64)?;
                 place.copy_from_slice(&site.to_le_bytes());
             }
         }

@@ -209,7 +209,7 @@ impl Jit {
             views,
         };
         for relocation in entry.relocations() {
-            relocation.apply::<Site>(&mut code, &addresses)?;
+            relocation.apply(&mut code, &addresses)?;
         }
         let in_code = |offset: u64| offset <= code.len() as u64;
         for kept in entry.sites() {
