@@ -71,17 +71,17 @@ pub fn json(value: &impl Serialize) -> Outcome<()> {
 /// # Errors
 /// Standard output cannot be written.
 pub fn write(text: &str) -> Outcome<()> {
-    tell(&mut io::stdout().lock(), text).map(drop)
+    tell(&mut io::stdout().lock(), "output", text).map(drop)
 }
 
-/// Writes text to one of the standard streams, and says whether anybody still reads it: who goes on without end must know.
+/// Writes text to the standard stream `name`, and says whether anybody still reads it: who goes on without end must know.
 ///
 /// # Errors
 /// It cannot be written.
-pub fn tell(stream: &mut dyn Write, text: &str) -> Outcome<bool> {
+pub fn tell(stream: &mut dyn Write, name: &str, text: &str) -> Outcome<bool> {
     match stream.write_all(text.as_bytes()).and_then(|()| stream.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        result => result.map(|()| true).while_trying(|| "write to standard output".to_owned()),
+        result => result.map(|()| true).while_trying(|| format!("write to standard {name}")),
     }
 }
 

@@ -238,8 +238,8 @@ fn show(entry: &workload::log::Entry, timestamps: bool) -> Outcome<bool> {
     let time = if timestamps { format!("{} ", entry.time) } else { String::new() };
     let text = format!("{time}{}", entry.log);
     match entry.stream.as_ref() {
-        "stderr" => output::tell(&mut std::io::stderr(), &text),
-        _ => output::tell(&mut std::io::stdout().lock(), &text),
+        "stderr" => output::tell(&mut std::io::stderr(), "error", &text),
+        _ => output::tell(&mut std::io::stdout().lock(), "output", &text),
     }
 }
 
