@@ -17,7 +17,8 @@ use crate::tls::Tls;
 /// A connection speaks TLS by then. Attack: clients that connect and say nothing.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connections at once on a socket; with more, who asks nothing goes or the others wait, and nobody on another listener does. Attack: clients without number.
+/// Connections at once on a socket; with more, who asks nothing goes or the others wait, and nobody on another listener does.
+/// Attack: clients without number.
 const MAX_CONNECTIONS: usize = 1024;
 /// As [`MAX_CONNECTIONS`], on a port, where those connect too who are not let in: not so many that no file is left for others.
 const MAX_PORT_CONNECTIONS: usize = 256;

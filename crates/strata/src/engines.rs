@@ -43,16 +43,19 @@ pub struct Wishes {
 /// Every engine built in.
 pub const ALL: &[Choice] = &[
     Choice { name: engine_kvm::NAME, open: |_| kvm() },
-    Choice { name: "jit", open: |wishes| Ok(translator(wishes)) },
+    Choice { name: TRANSLATOR, open: |wishes| Ok(translator(wishes)) },
     Choice { name: "interp", open: |_| Ok(Box::new(engine_soft::Interpreter)) },
 ];
 
 /// What `auto` chooses where KVM is not real.
-const WITHOUT_KVM: &str = "jit";
+const WITHOUT_KVM: &str = TRANSLATOR;
+
+/// The engine that translates.
+const TRANSLATOR: &str = "jit";
 
 /// Whether the engine called `name` can do something with [`Kept`] translations.
 pub fn keeps_translations(name: &str) -> bool {
-    name == "jit"
+    name == TRANSLATOR
 }
 
 /// What this host's KVM is good for.

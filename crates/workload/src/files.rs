@@ -43,27 +43,37 @@ pub(crate) fn replace(path: &Path, value: &impl Serialize, durable: Durable) -> 
     if durable == Durable::Now { sync_parent(path) } else { Ok(()) }
 }
 
-/// As [`replace`]; where the disk is full, `value` takes the place of what the file has, which is there. Readers see the one or the
-/// other; only a crash of the host in this moment leaves neither.
+/// As [`replace`]; where the disk is full, `value` takes the place of what the file has, which is there ([`overwrite`]).
 pub(crate) fn replace_or_overwrite(path: &Path, value: &impl Serialize, durable: Durable) -> Result<()> {
     let failed = match replace(path, value, durable) {
-        Err(Error::File { source, act, path }) if is_full(&source) => Error::File { act, path, source },
+        Err(failed) if is_full(&failed) => failed,
         done => return done,
     };
     let _ = fs::remove_file(path.with_extension("json.new"));
-    let overwritten = || -> io::Result<()> {
-        let file = File::options().write(true).open(path)?;
-        let mut bytes = serde_json::to_vec_pretty(value)?;
-        // In one piece. White space at the end is none of it.
-        bytes.resize(bytes.len().max(usize::try_from(file.metadata()?.len()).unwrap_or_default()), b'\n');
-        file.write_all_at(&bytes, 0)?;
-        file.sync_data()
-    };
-    overwritten().map_err(|_| failed)
+    let open = File::options().write(true).open(path).map_err(Error::file("open", path));
+    let overwritten = open.and_then(|file| {
+        overwrite(&file, path, value)?;
+        file.sync_data().map_err(Error::file("sync", path))
+    });
+    overwritten.map_err(|_| failed)
 }
 
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+fn is_full(error: &Error) -> bool {
+    let full = |source: &io::Error| {
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    };
+    matches!(error, Error::File { source, .. } if full(source))
+}
+
+/// Writes `value` over what `file`, which is at `path`, has. In one piece: whoever is killed meanwhile leaves the old or the new, and
+/// readers see one of them; only a crash of the host in this moment leaves neither.
+pub(crate) fn overwrite(file: &File, path: &Path, value: &impl Serialize) -> Result<()> {
+    let json = |source| Error::Json { path: path.to_path_buf(), source };
+    let mut bytes = serde_json::to_vec(value).map_err(json)?;
+    let length = file.metadata().map_err(Error::file("look at", path))?.len();
+    // White space at the end is none of it.
+    bytes.resize(bytes.len().max(usize::try_from(length).unwrap_or_default()), b' ');
+    file.write_all_at(&bytes, 0).map_err(Error::file("write", path))
 }
 
 /// Gives `temp` the name `path` without a wait for the disk, which a rename over a file is on some file systems (ext4,

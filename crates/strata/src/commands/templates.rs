@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use clap::{Args, Subcommand};
+use machine::snapshot::folder;
 use serde::Serialize;
 
 use super::listing::Listing;
@@ -76,7 +77,10 @@ fn list(global: &Global, options: &Listing) -> Outcome<()> {
     let store = store::open(global)?;
     let found = template::all(&store).while_trying(|| "list templates".to_owned())?;
     let rows = found.into_iter().map(|Template { id, path, snapshot }| {
-        let size_bytes = ["state", "ram", "translations"].iter().map(|name| on_disk(&path.join(name))).sum();
+        let size_bytes = [folder::STATE, folder::RAM, rehearsal::TRANSLATIONS]
+            .iter()
+            .map(|name| on_disk(&path.join(name)))
+            .sum();
         let empty =
             Row { id, kernel: None, cpu: None, cpus: None, memory_bytes: None, size_bytes, broken: None };
         match snapshot {

@@ -3,7 +3,6 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
-use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -285,13 +284,7 @@ impl Networks {
             lease.names.retain(|name| name != old && name != new);
             lease.names.push(new.to_owned());
             let path = network.path.join("leases").join(lease.address.to_string());
-            let file = open_lock(&path)?;
-            let json = |source| Error::Json { path: path.clone(), source };
-            let mut bytes = serde_json::to_vec(&lease).map_err(json)?;
-            // In one piece: whoever is killed meanwhile leaves the old or the new. White space at the end is none of it.
-            let length = file.metadata().map_err(Error::file("look at", &path))?.len();
-            bytes.resize(bytes.len().max(usize::try_from(length).unwrap_or_default()), b' ');
-            file.write_all_at(&bytes, 0).map_err(Error::file("write", &path))?;
+            files::overwrite(&open_lock(&path)?, &path, &lease)?;
             network.settle(&locked)?;
         }
         Ok(())

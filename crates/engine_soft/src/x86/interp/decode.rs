@@ -56,7 +56,7 @@ pub fn block_at(cpu: &mut Cpu, linear: u64) -> Result<*const Block, Fault> {
     decode(cpu, linear, gpa, &page)
 }
 
-/// A block of `page`, as it was before this `generation`, that is not decoded.
+/// A block of `page`, of this `generation` of its code, that is not decoded.
 pub fn undecoded(page: &CodePage, generation: u32) -> Block {
     Block {
         info: page.info,

@@ -24,8 +24,8 @@ impl<'a> Translation<'a> {
 
     /// Which operation of its block operation `i` is.
     pub(super) fn number_in_piece(&self, i: usize) -> u16 {
-        let before = self.piece_of[..i].iter().rev().take_while(|piece| **piece == self.piece_of[i]).count();
-        before as u16
+        let bytes = std::ptr::from_ref(self.ops[i]).addr() - self.piece(i).ops.as_ptr().addr();
+        (bytes / size_of::<Op>()) as u16
     }
 
     /// Whether a block begins with operation `i`.

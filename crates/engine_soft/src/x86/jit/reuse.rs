@@ -118,22 +118,21 @@ impl Cpu {
     fn adopt_entry(&mut self, page: &CodePage, entry: &Entry<'_>) -> Option<*const Block> {
         let generation = self.mark_code(page, entry)?;
         // From here on who writes what the translation depends on makes its blocks stale; so it counts what is there now.
-        let mut blocks: [Option<&Block>; MAX_PIECES] = [None; MAX_PIECES];
         for part in entry.parts() {
             let (range, bytes) = part?;
             if !has_code(page, range.start, bytes) {
                 return None;
             }
         }
-        let parts = entry.pieces().zip(entry.parts().flatten());
-        for (slot, (piece, (range, bytes))) in blocks.iter_mut().zip(parts) {
+        let mut blocks: Vec<&Block> = Vec::with_capacity(entry.pieces().len());
+        for (piece, (range, bytes)) in entry.pieces().zip(entry.parts().flatten()) {
             let gpa = page.gfn << 12 | range.start as u64;
             // SAFETY: there is room for all of them, so that the arena is not cleared meanwhile.
             let known =
                 self.known_block(gpa).map(|block| unsafe { &*block }).filter(|block| block.is_fresh());
             let same =
                 |block: &&Block| (block.len, block.count) == (piece.len, piece.count) && !block.straddles();
-            *slot = Some(match known {
+            blocks.push(match known {
                 Some(block) => Some(block).filter(same)?,
                 None => {
                     let (len, count, source) = (piece.len, piece.count, bytes.as_ptr());
@@ -143,13 +142,11 @@ impl Cpu {
                 }
             });
         }
-        let blocks: Vec<&Block> = blocks.into_iter().flatten().collect();
         let first = *blocks.first()?;
         if blocks.iter().any(|block| block.generation != generation) {
             return None;
         }
         let views = self.views_of(entry.user);
-        first.heat.set(1);
         // Without its translation the block is as good as one that was decoded.
         self.jit.as_mut()?.adopt(entry, &blocks, views);
         Some(first)

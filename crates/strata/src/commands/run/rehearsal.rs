@@ -13,14 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use image::Store;
+use machine::Machine;
 use machine::config::DiskConfig;
 use machine::snapshot::{Snapshot, folder};
 use machine::workload::command::Streams;
 use machine::workload::{AgentSession, Origin, Outcome as Ended, Workload, new_identity};
-use machine::{Backends, Machine};
 use protocol::{Process, Root, Start, Writable};
 
-use super::{network, template};
+use super::template;
 use crate::cli::Global;
 use crate::commands::sizing::Sizing;
 use crate::engines::{Keeping, Kept, Recorder};
@@ -29,7 +29,7 @@ use crate::failure::{Failure, Outcome, While};
 use crate::store;
 
 /// The file of translations in a template's folder.
-const TRANSLATIONS: &str = "translations";
+pub const TRANSLATIONS: &str = "translations";
 /// How long a rehearsal may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The agent's program in the root of a rehearsal.
@@ -90,19 +90,12 @@ pub fn rehearse(global: &Global, options: &RehearseOptions) -> Outcome {
     let path = view.file_system().map_err(|error| Failure::because(act(), error))?.to_owned();
     snapshot.config.disks = vec![DiskConfig { path, read_only: true, serial: "root".to_owned(), rate: None }];
     let agent = AgentSession::new();
-    let cards = snapshot.config.net.len();
-    let backends = Backends {
-        vsock: Some(agent.host()),
-        net: (0..cards).map(|_| network::open_for_template()).collect::<Outcome<_>>()?,
-        confine: options.sizing.confine(),
-        ..Backends::default()
-    };
+    let (backends, sandboxed) = template::backends(&options.sizing, &agent, snapshot.config.net.len())?;
     let machine = Machine::restore(snapshot, backends, engine.as_ref())
         .map_err(|error| Failure::because(act(), error))?;
     // The machine has it open.
     drop(view);
     let streams = streams().while_trying(act)?;
-    let sandboxed = if cards > 0 { sandbox::Network::Sockets } else { sandbox::Network::None };
     options.sizing.enter_sandbox(engine.as_ref(), sandboxed)?;
     let workload = Workload {
         start: start(),

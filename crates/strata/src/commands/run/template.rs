@@ -229,14 +229,7 @@ pub fn capture(global: &Global, options: &CaptureOptions) -> Outcome {
     let mut config = super::hardware::config(&options.sizing, engine.as_ref(), &kernel, &medium, 0);
     config.net.extend(options.network.then(|| network::card(config.cpus)));
     config.folders = options.folders;
-    let sandboxed = if options.network { sandbox::Network::Sockets } else { sandbox::Network::None };
-    let backends = Backends {
-        vsock: Some(agent.host()),
-        // The copies' links are up, so this one's is.
-        net: config.net.iter().map(|_| network::open_for_template()).collect::<Outcome<_>>()?,
-        confine: options.sizing.confine(),
-        ..Backends::default()
-    };
+    let (backends, sandboxed) = backends(&options.sizing, &agent, config.net.len())?;
     let build = format!("{}{KERNEL_MARK}{}", build(), kernel.info().id);
     let machine = super::build_checked(&kernel, config, backends, engine.as_ref(), bad_kernel, act)?;
     options.sizing.enter_sandbox(engine.as_ref(), sandboxed)?;
@@ -244,6 +237,25 @@ pub fn capture(global: &Global, options: &CaptureOptions) -> Outcome {
     snapshot::write(&machine, &build, &state, &ram, &pages)
         .map_err(|error| Failure::because(act(), error))?;
     Ok(Exit::Success)
+}
+
+/// What a machine is joined to that is nobody's workload, with so many cards, and what its sandbox leaves it.
+///
+/// # Errors
+/// The host gives no network.
+pub fn backends(
+    sizing: &Sizing,
+    agent: &AgentSession,
+    cards: usize,
+) -> Outcome<(Backends, sandbox::Network)> {
+    let backends = Backends {
+        vsock: Some(agent.host()),
+        // The copies' links are up, so this one's is.
+        net: (0..cards).map(|_| network::open_for_template()).collect::<Outcome<_>>()?,
+        confine: sizing.confine(),
+        ..Backends::default()
+    };
+    Ok((backends, if cards > 0 { sandbox::Network::Sockets } else { sandbox::Network::None }))
 }
 
 /// A folder of templates.
