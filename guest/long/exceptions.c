@@ -387,10 +387,16 @@ static void user_mode(void) {
     check_equal("popf at CPL 3 leaves IF and IOPL", trap.frame.rax & 0x3200, 0);
     user_faults("unaligned without AC", user_unaligned, USER | (word)user_area, 0x80, 0);
     write_cr0(read_cr0() | CR0_AM);
-    trap.vector = NONE;
-    run_user_flags(user_unaligned, USER | (word)user_area, FLAG_AC | 2);
-    check_equal("unaligned with AC", trap.vector, AC);
-    check_equal("unaligned with AC, error code", trap.error, 0);
+    // Also where the code and its page have been of use often, and will be again.
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 50; i++)
+            run_user(user_unaligned, USER | (word)user_area);
+        check_equal("unaligned without AC in user mode", trap.vector, 0x80);
+        trap.vector = NONE;
+        run_user_flags(user_unaligned, USER | (word)user_area, FLAG_AC | 2);
+        check_equal("unaligned with AC", trap.vector, AC);
+        check_equal("unaligned with AC, error code", trap.error, 0);
+    }
     write_cr0(read_cr0() & ~(u64)CR0_AM);
     run_user_flags(user_nothing, 0, FLAG_TF | 2);
     check_equal("single step in user mode", trap.vector, DB);

@@ -5,7 +5,7 @@
 //! fallback where the host has no such files.
 //!
 //! An area belongs to one vCPU, so nobody runs in it while it changes. It is filled from the front and emptied
-//! as a whole; the first bytes, the prologue, hold what all its code shares. Two users: the thunks of
+//! as a whole; the first bytes, the prologue, hold what all its code shares, and its end what is needed rarely. Two users: the thunks of
 //! [`super::hostexec`] and the translations of [`super::jit`].
 // UNSAFETY: maps memory, fills it with code and calls into it.
 
@@ -29,6 +29,8 @@ pub(in crate::x86) struct CodeArea {
     alias: Option<NonNull<u8>>,
     len: usize,
     used: usize,
+    /// Where what is needed rarely begins, which is behind the rest of the area and grows towards the front.
+    rare: usize,
     shared: usize,
     /// Whether code has been thrown away: what is pushed from then on may take the place of code that ran.
     reused: bool,
@@ -77,19 +79,29 @@ impl CodeArea {
     fn mapped_twice(len: usize) -> io::Result<Self> {
         let file = memory_file(len)?;
         let base = map(len, libc::PROT_READ | libc::PROT_EXEC, Some(&file))?;
-        let mut area = Self { base, alias: None, len, used: 0, shared: 0, reused: false };
+        let mut area = Self { base, alias: None, len, used: 0, rare: len, shared: 0, reused: false };
         area.alias = Some(map(len, libc::PROT_READ | libc::PROT_WRITE, Some(&file))?);
         Ok(area)
     }
 
     fn mapped_once(len: usize) -> io::Result<Self> {
         let base = map(len, libc::PROT_READ | libc::PROT_EXEC, None)?;
-        Ok(Self { base, alias: None, len, used: 0, shared: 0, reused: false })
+        Ok(Self { base, alias: None, len, used: 0, rare: len, shared: 0, reused: false })
     }
 
     /// Host address at which the next [`Self::push`] puts its code.
     pub(in crate::x86) fn next_address(&self) -> u64 {
         self.base.as_ptr() as u64 + self.used as u64
+    }
+
+    /// The offset that the next code is put at.
+    pub(in crate::x86) fn next(&self) -> u32 {
+        self.used as u32
+    }
+
+    /// The same of `len` bytes that are needed rarely.
+    pub(in crate::x86) fn next_rare(&self, len: usize) -> u32 {
+        self.rare.saturating_sub(len) as u32
     }
 
     /// Host address of `offset`.
@@ -107,23 +119,30 @@ impl CodeArea {
     /// # Errors
     /// What the host says if it refuses to change the protection.
     pub(in crate::x86) fn push(&mut self, code: &[u8]) -> io::Result<Option<u32>> {
-        if code.len() > self.len - self.used {
+        self.push_apart(code, &[])
+    }
+
+    /// The same with `rare`, which is needed rarely: code that is executed is in fewer pages, and takes less of the caches,
+    /// without it.
+    ///
+    /// # Errors
+    /// What the host says if it refuses to change the protection.
+    pub(in crate::x86) fn push_apart(&mut self, code: &[u8], rare: &[u8]) -> io::Result<Option<u32>> {
+        if code.len() + rare.len() > self.left() {
             return Ok(None);
         }
-        match self.alias {
-            Some(alias) => self.copy_to(alias, code),
-            None => {
-                self.protect(libc::PROT_READ | libc::PROT_WRITE)?;
-                self.copy_to(self.base, code);
-                self.protect(libc::PROT_READ | libc::PROT_EXEC)?;
-            }
-        }
+        let rare_at = self.rare - rare.len();
+        self.writing(|area, writable| {
+            area.write(writable, area.used, code);
+            area.write(writable, rare_at, rare);
+        })?;
+        self.rare = rare_at;
         if self.reused {
             // Code changed through another address needs a serialising instruction (SDM vol. 3 section 9.1.3).
             std::arch::x86_64::__cpuid(0);
         }
         let offset = self.used as u32;
-        self.used = (self.used + code.len()).next_multiple_of(16).min(self.len);
+        self.used = (self.used + code.len()).next_multiple_of(16).min(self.rare);
         Ok(Some(offset))
     }
 
@@ -133,12 +152,18 @@ impl CodeArea {
     /// # Errors
     /// What the host says if it refuses to change the protection.
     pub(in crate::x86) fn patch(&mut self, offset: u32, value: [u8; 4]) -> io::Result<()> {
-        assert!(offset as usize + 4 <= self.used, "a jump inside the area");
+        let at = offset as usize;
+        assert!(at + 4 <= self.used || at >= self.rare && at + 4 <= self.len, "a jump inside the area");
+        self.writing(|area, writable| area.write(writable, at, &value))
+    }
+
+    /// Has `write` done, which is told where the area can be written meanwhile.
+    fn writing(&mut self, write: impl FnOnce(&mut Self, NonNull<u8>)) -> io::Result<()> {
         match self.alias {
-            Some(alias) => self.write(alias, offset as usize, &value),
+            Some(alias) => write(self, alias),
             None => {
                 self.protect(libc::PROT_READ | libc::PROT_WRITE)?;
-                self.write(self.base, offset as usize, &value);
+                write(self, self.base);
                 self.protect(libc::PROT_READ | libc::PROT_EXEC)?;
             }
         }
@@ -147,12 +172,7 @@ impl CodeArea {
 
     /// Bytes left.
     pub(in crate::x86) fn left(&self) -> usize {
-        self.len - self.used
-    }
-
-    /// Puts `code`, which fits, at the end of what is used; `writable` is the area where it can be written now.
-    fn copy_to(&mut self, writable: NonNull<u8>, code: &[u8]) {
-        self.write(writable, self.used, code);
+        self.rare - self.used
     }
 
     fn write(&mut self, writable: NonNull<u8>, offset: usize, code: &[u8]) {
@@ -170,7 +190,7 @@ impl CodeArea {
 
     /// Forgets all code but the prologue.
     pub(in crate::x86) fn clear(&mut self) {
-        self.used = self.shared;
+        (self.used, self.rare) = (self.shared, self.len);
         self.reused = true;
     }
 

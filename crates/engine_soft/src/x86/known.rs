@@ -97,11 +97,11 @@ impl Known {
     /// Forgets everything.
     pub fn forget(&mut self) {
         self.stack.addend = 0;
-        self.forget_operands();
+        self.forget_variables();
     }
 
     /// Forgets everything but the stack's page.
-    pub fn forget_operands(&mut self) {
+    pub fn forget_variables(&mut self) {
         self.fixed.forget();
         self.operands.forget();
     }

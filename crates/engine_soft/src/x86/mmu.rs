@@ -168,6 +168,8 @@ pub struct Mmu {
     pub(super) one_page: bool,
     /// Learns nothing: what is executed now will be undone (see `jit::lockstep`).
     pub(super) frozen: bool,
+    /// Learns nothing of the user's pages.
+    closed: bool,
 }
 
 // SAFETY: the raw pointers in `exec` point into guest RAM's tables, which outlive the Mmu (its owner holds the
@@ -193,6 +195,7 @@ impl Mmu {
             physical_bits,
             one_page: false,
             frozen: false,
+            closed: false,
         }
     }
 
@@ -216,14 +219,6 @@ impl Mmu {
         let tag = if intent == Intent::Write { entry.write } else { entry.read };
         let inside = (linear & !PAGE_MASK) + size as u64 <= PAGE_SIZE;
         (tag == linear & PAGE_MASK && inside).then(|| entry.addend.wrapping_add(linear) as *mut u8)
-    }
-
-    /// Fills `copy` with what `view` has for loads, and nothing for stores.
-    pub(super) fn copy_for_loads(&self, view: View, copy: &mut [TlbEntry; TLB_ENTRIES]) {
-        copy.copy_from_slice(&self.entries[view as usize]);
-        for (slot, entry) in copy.iter_mut().enumerate() {
-            entry.write = invalid(slot);
-        }
     }
 
     /// Forgets what translated code knows.
@@ -449,7 +444,8 @@ impl Mmu {
         // SAFETY: the offset is inside the page.
         let host = unsafe { page.host.as_ptr().add(offset) };
         let watched = state.dr[7] & 0xff != 0 && watches_page(state, linear);
-        if intent != Intent::Fetch && !watched && !self.frozen {
+        let learns_nothing = self.frozen || self.closed && view == View::User;
+        if intent != Intent::Fetch && !watched && !learns_nothing {
             self.enter(linear, view, found, page);
         }
         Ok(Place::Ram(host, page.info))
@@ -466,7 +462,7 @@ impl Mmu {
         let index = view as usize * TLB_ENTRIES + slot;
         if self.one_page {
             // But for the stack's page, which a running block may count on.
-            self.known.iter_mut().for_each(Known::forget_operands);
+            self.known.iter_mut().for_each(Known::forget_variables);
             self.drop_entries();
         }
         self.note_size(linear, &found);

@@ -301,9 +301,7 @@ impl Cpu {
         let before = std::mem::replace(&mut self.view, View::of(&self.state));
         self.mmu.view_changed(before, self.view);
         self.alignment_checks = self.wants_alignment_checks();
-        if self.alignment_checks {
-            self.mmu.forget_known();
-        }
+        self.mmu.close_user_view(self.alignment_checks);
         self.tlb = if self.alignment_checks { self.never_hits.as_ptr() } else { self.mmu.view(self.view) };
         self.update_jump_key();
     }

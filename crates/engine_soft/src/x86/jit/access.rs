@@ -7,6 +7,9 @@
 //!   cmp  S0, 4096 - size          ja   miss                 another page, or not wholly in it
 //!   mov  S1, [S1 + host]          op   [S0 + S1]
 //! ```
+//! Code of the user has one view of the TLB, whose address is part of its instructions instead of `gs:[tlb]`; where accesses
+//! are looked at one by one (alignment checks) nothing is in that view.
+//!
 //! In 32-bit code all addresses are computed by LEA to 32 bits, so they wrap as they must and are below 4 GiB, whatever
 //! the upper halves of registers hold; what is added to them then is what has been checked. ES, SS and DS are flat
 //! there (`mode::FLAT32`); FS and GS are looked at.
@@ -20,6 +23,7 @@ use super::Frame;
 use super::asm::{Alu, Condition, Label, Mem, RBP, Reg, Size};
 use super::held;
 use super::plan::Operand;
+use super::relocation::What;
 use super::rewrite::{self, GUEST_RSP, S0, S1, host_of, number};
 use super::stubs::{frame, gpr};
 use super::translate::Translation;
@@ -27,7 +31,9 @@ use crate::x86::interp::cpu::Cpu;
 use crate::x86::mmu::{Intent, TLB_ENTRIES, TLB_ENTRY_SHIFT, TlbEntry};
 
 /// Where an entry has the host address of its page.
-pub(super) const HOST: i32 = offset_of!(TlbEntry, host) as i32;
+pub(super) const HOST: usize = offset_of!(TlbEntry, host);
+/// Where it has what to add to a linear address in it.
+pub(super) const ADDEND: usize = offset_of!(TlbEntry, addend);
 
 fn segment_base(register: Register) -> Mem {
     let index = register.number() * size_of::<Segment>();
@@ -103,15 +109,28 @@ impl Translation<'_> {
         })
     }
 
+    /// To `miss` unless the linear address in S0 is aligned as it must be.
+    pub(super) fn write_alignment_check(&mut self, operand: Operand, miss: Label) {
+        if operand.alignment > 1 {
+            self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
+            self.asm.jump_if(Condition::NE, miss);
+        }
+    }
+
+    /// The linear address `[base + displacement]`, into S0. Keeps EFLAGS.
+    pub(super) fn write_place(&mut self, base: Reg, displacement: i32) {
+        match displacement {
+            0 => self.asm.mov(self.word(), S0, base),
+            _ => self.asm.lea(self.word(), S0, Mem::Base(base, displacement)),
+        }
+    }
+
     /// Checks the access at linear address S0. After it S0 is the offset in the page and S1 its TLB entry; at
     /// `miss` nothing has happened. Destroys EFLAGS.
     pub(super) fn write_check(&mut self, operand: Operand, miss: Label) {
         const SLOTS: i32 = ((TLB_ENTRIES - 1) << TLB_ENTRY_SHIFT) as i32;
         self.addend = None;
-        if operand.alignment > 1 {
-            self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
-            self.asm.jump_if(Condition::NE, miss);
-        }
+        self.write_alignment_check(operand, miss);
         let tag = match operand.intent {
             Intent::Write => offset_of!(TlbEntry, write),
             _ => offset_of!(TlbEntry, read),
@@ -119,16 +138,43 @@ impl Translation<'_> {
         self.asm.mov(Size::Dword, S1, S0);
         self.asm.shr(Size::Dword, S1, 12 - TLB_ENTRY_SHIFT as u8);
         self.asm.alu_immediate(Size::Dword, Alu::And, S1, SLOTS);
-        self.asm.alu_load(Size::Qword, Alu::Add, S1, Mem::Field(offset_of!(Cpu, tlb) as i32));
-        self.asm.alu_load(Size::Qword, Alu::Sub, S0, Mem::Base(S1, tag as i32));
+        if !self.user {
+            self.asm.alu_load(Size::Qword, Alu::Add, S1, Mem::Field(offset_of!(Cpu, tlb) as i32));
+        }
+        self.asm.alu_load(Size::Qword, Alu::Sub, S0, self.entry_field(tag));
+        self.relocate_entry();
         self.asm.alu_immediate(Size::Qword, Alu::Cmp, S0, 4096 - operand.size as i32);
         self.asm.jump_if(Condition::A, miss);
+    }
+
+    /// A field of the entry of the TLB that S1 leads to; [`Self::relocate_entry`] has to follow.
+    fn entry_field(&self, field: usize) -> Mem {
+        Mem::Base(S1, field as i32 + if self.user { self.user_tlb } else { 0 })
+    }
+
+    /// The instruction just written has the address of the user's view of the TLB, if this is code of the user.
+    fn relocate_entry(&mut self) {
+        if self.user {
+            self.relocate(What::UserTlb, 0);
+        }
+    }
+
+    /// Loads a field of the entry that S1 leads to, which may be in S1's own way.
+    pub(super) fn write_load_field(&mut self, to: Reg, field: usize) {
+        self.asm.load(Size::Qword, to, self.entry_field(field));
+        self.relocate_entry();
+    }
+
+    /// With the offset in the page in S0 and its entry in S1: the host address, in S0.
+    pub(super) fn write_host_address(&mut self) {
+        self.asm.alu_load(Size::Qword, Alu::Add, S0, self.entry_field(HOST));
+        self.relocate_entry();
     }
 
     /// As [`Self::write_check`], then the host address in S0.
     pub(super) fn write_check_to_host(&mut self, operand: Operand, miss: Label) {
         self.write_check(operand, miss);
-        self.asm.alu_load(Size::Qword, Alu::Add, S0, Mem::Base(S1, HOST));
+        self.write_host_address();
     }
 
     /// LEA
@@ -242,7 +288,7 @@ impl Translation<'_> {
     /// The slot at linear address S0, into S0.
     pub(super) fn write_load(&mut self, miss: Label) {
         self.write_check(Operand { size: self.slot() as u32, intent: Intent::Read, alignment: 1 }, miss);
-        self.asm.load(Size::Qword, S1, Mem::Base(S1, HOST));
+        self.write_load_field(S1, HOST);
         self.asm.load(self.word(), S0, Mem::Indexed(S0, S1, 0, 0));
     }
 

@@ -36,7 +36,7 @@ impl Translation<'_> {
             Some(operand) => {
                 self.write_operand_address(&instruction, operand.size, slow);
                 self.write_check(operand, slow);
-                self.asm.load(Size::Qword, S1, Mem::Base(S1, HOST));
+                self.write_load_field(S1, HOST);
                 self.asm.load(size, S1, Mem::Indexed(S0, S1, 0, 0));
             }
         }

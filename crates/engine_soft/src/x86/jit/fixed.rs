@@ -119,7 +119,7 @@ impl Translation<'_> {
             self.asm.lea(Size::Qword, S0, Mem::Base(S0, fixed.offset));
         }
         self.write_check(Operand { alignment: 1, ..fixed.operand }, miss);
-        self.asm.load(Size::Qword, S1, Mem::Base(S1, HOST));
+        self.write_load_field(S1, HOST);
         self.write_keep_check(access);
         self.write_fixed_page(fixed);
         self.asm.store(Size::Qword, self.fixed_field(fixed, offset_of!(FixedPages, page)), S0);

@@ -18,6 +18,7 @@ use std::mem::offset_of;
 
 use iced_x86::{Instruction, InstructionInfoOptions, Mnemonic, OpKind, Register};
 
+use super::access::ADDEND;
 use super::asm::{Alu, Condition, Label, Mem, Size};
 use super::branch::End;
 use super::keep::Cold;
@@ -247,7 +248,7 @@ impl Translation<'_> {
             self.asm.store(Size::Qword, field, S1);
         } else {
             self.write_check(group.operand(), failed);
-            self.asm.load(Size::Qword, S1, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
+            self.write_load_field(S1, ADDEND);
             self.asm.store(Size::Qword, field, S1);
         }
         self.addend = Some(field);
@@ -271,9 +272,9 @@ impl Translation<'_> {
         self.asm.jump_if(Condition::A, split);
         if group.addend == Addend::Stack {
             self.write_check(operand, absent);
-            self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(TlbEntry, write) as i32));
+            self.write_load_field(S0, offset_of!(TlbEntry, write));
             self.asm.store(Size::Qword, page, S0);
-            self.asm.load(Size::Qword, S0, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
+            self.write_load_field(S0, ADDEND);
             self.asm.store(Size::Qword, field, S0);
             self.asm.jump(retry);
         }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::mem::offset_of;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ use crate::x86::hostexec::Thunks;
 use crate::x86::interp::cpu::Cpu;
 use crate::x86::interp::decode;
 use crate::x86::interp::shared::Shared;
-use crate::x86::mmu::{Intent, View};
+use crate::x86::mmu::{Intent, TlbEntry, View};
 
 /// Where translations are said to be: the stubs in front of them.
 const STUBS: Stubs = Stubs { enter: 0x1000, slow: 0x1100, leave: 0x1200, bottom: 0x1300 };
@@ -33,6 +34,8 @@ const ADDRESS: u64 = 0x2000;
 /// Where the jump table is said to be.
 const JUMPS: i32 = 0x1000_0000;
 const ATTENTION: i32 = 0x2000_0000;
+/// Where the user's view of the TLB is said to be.
+const USER_TLB: i32 = 0x3000_0000;
 /// Where the views of the TLB are said to be.
 const VIEWS: [u64; 2] = [0x20_0000_0000, 0x20_0001_0000];
 /// No address beyond is physical memory to a vCPU without paging.
@@ -174,6 +177,7 @@ impl Inspector {
             jumps: JUMPS,
             views,
             attention: ATTENTION,
+            user_tlb: USER_TLB,
         };
         let len = u64::from(block.len);
         let Some((mut text, starts)) = self.translation(&source, None, detail) else {
@@ -201,7 +205,8 @@ impl Inspector {
         let done = job.run(from)?;
         let (page, gfn, address) = (source.linear, source.pieces[0].block.gfn, ADDRESS);
         let (guest, code, marks) = (&done.instructions[..], done.asm.code(), &done.marks[..]);
-        let listing = Listing { page, gfn, guest, code, address, marks };
+        let rare = (done.asm.second_part(), ADDRESS + u64::from(done.asm.second_part()));
+        let listing = Listing { page, gfn, guest, code, address, rare, marks };
         let mut names = Places { source, sites: &sites, listing: &listing }.names(done.inner);
         names.cold = detail != Detail::Common;
         let starts = sites.iter().filter(|site| site.kind == Kind::Variant);
@@ -251,6 +256,14 @@ impl Places<'_> {
             (self.source.jumps + 8, "jumps.code"),
         ];
         names.data.extend(cells.map(|(address, name)| (address as u64, name.to_owned())));
+        let fields = [
+            (offset_of!(TlbEntry, read), "user.tlb.read"),
+            (offset_of!(TlbEntry, write), "user.tlb.write"),
+            (offset_of!(TlbEntry, addend), "user.tlb.addend"),
+            (offset_of!(TlbEntry, host), "user.tlb.host"),
+        ];
+        let tlb = self.source.user_tlb as u64;
+        names.data.extend(fields.map(|(field, name)| (tlb + field as u64, name.to_owned())));
         names
     }
 

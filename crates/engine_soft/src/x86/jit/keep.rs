@@ -36,8 +36,6 @@ pub(super) enum Cold {
     UnknownFixed(Label, UnknownFixed),
     /// At `label`: RET, which moved RSP by `moved`, to another place than expected, in S0.
     Unexpected { label: Label, last: usize, moved: i32 },
-    /// At `label`: save the flags, then go to `joined`.
-    Save { label: Label, joined: Label },
     /// At `label`: the check of group `index` failed; `retry` is where it begins.
     Group { label: Label, index: usize, retry: Label, save: Save },
 }
@@ -145,11 +143,6 @@ impl Translation<'_> {
                 Cold::Unexpected { label, last, moved } => self.write_unexpected(label, last, moved),
                 Cold::Group { label, index, retry, save } => {
                     self.write_failed_group(label, index, retry, save);
-                }
-                Cold::Save { label, joined } => {
-                    self.asm.bind(label);
-                    self.store_flags();
-                    self.asm.jump(joined);
                 }
                 Cold::Unknown(label, unknown) => self.write_unknown_page(label, unknown),
                 Cold::UnknownFixed(label, unknown) => self.write_unknown_fixed(label, unknown),

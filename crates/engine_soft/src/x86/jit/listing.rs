@@ -19,6 +19,8 @@ pub struct Listing<'a> {
     pub code: &'a [u8],
     /// Where it is.
     pub address: u64,
+    /// Where in it what is needed rarely begins, and where that is.
+    pub rare: (u32, u64),
     /// Where in the code each stretch begins.
     pub marks: &'a [Mark],
 }
@@ -73,7 +75,7 @@ impl Listing<'_> {
         {
             let end = self.marks.get(n + 1).map_or(self.code.len(), |next| next.at as usize);
             // What comes back from an instruction does so in front of the next one's title.
-            let start = self.address + u64::from(mark.at);
+            let start = self.place(mark.at);
             let label = names.code.get(&start).filter(|_| (mark.at as usize) < end);
             let (label, title) = (label.map_or_else(String::new, label_line), self.title(mark.what));
             let before = matches!(mark.what, Stretch::Instruction(_));
@@ -101,9 +103,17 @@ impl Listing<'_> {
         }
     }
 
+    /// The address of offset `at`.
+    fn place(&self, at: u32) -> u64 {
+        match self.rare {
+            (second, rare) if at >= second => rare + u64::from(at - second),
+            _ => self.address + u64::from(at),
+        }
+    }
+
     /// The host's instructions from offset `start` to `end`.
     pub(super) fn host(&self, start: usize, end: usize) -> Decoder<'_> {
-        let at = self.address + start as u64;
+        let at = self.place(start as u32);
         Decoder::with_ip(64, &self.code[start..end], at, DecoderOptions::NONE)
     }
 }

@@ -25,7 +25,7 @@
 //! before they enter others. Rust looks whether a block is fresh before it enters it; of two pages, so does its outer entry.
 //! Behind the inner entry's check that vector registers are loaded is the *ready* one, for blocks that have them.
 //!
-//! Reading order: this file, `sites`, [`translate`], `pieces`, `plan`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `held`, `jumps`, `finished`, `idle`, [`flags`], [`rewrite`], [`run`], [`stubs`].
+//! Reading order: this file, `sites`, [`translate`], `pieces`, `plan`, `entries`, `group`, `access`, `operand`, `branch`, `returns`, `system`, `divide`, `strings`, `x87`, `keep`, `held`, `jumps`, `finished`, `place`, `idle`, [`flags`], [`rewrite`], [`run`], [`stubs`].
 //! What need not be translated anew is in [`kept`], `reuse` and `relocation`.
 //! What it makes is shown by [`listing`], `names` and [`inspect`], and put to the test by [`stress`] and `lockstep`.
 // UNSAFETY: keeps code and the addresses of interpreter blocks; what runs it is in `run`.
@@ -34,6 +34,7 @@ mod access;
 pub mod asm;
 mod branch;
 mod divide;
+mod entries;
 mod finished;
 mod fixed;
 pub mod flags;
@@ -50,6 +51,7 @@ pub(super) mod lockstep;
 mod names;
 mod operand;
 mod pieces;
+mod place;
 mod plan;
 mod relocation;
 mod returns;

@@ -1,14 +1,15 @@
 //! Instructions with one operand in memory: how they find it.
 //!
-//! What a base register points to is mostly in the page it pointed to before, so each has a [`OperandPages`] entry for
-//! loads and one for stores, which is tried before the TLB:
+//! In a loop, what a base register points to is mostly in the page it pointed to in the round before, so each has an
+//! [`OperandPages`] entry for loads and one for stores, which is tried before the TLB:
 //!
 //! ```text
 //!   lea  S0, [base + disp]        cmp  S0, gs:[limit]       another page, or its last bytes, or forgotten
 //!   sub  S0, gs:[page]            jae  other                the TLB; what it says is known from then on
 //!   mov  S1, gs:[addend]          op   [base + S1 + disp]
 //! ```
-//! The check is beside the way of the data, not in it. An operand whose address has more parts, or whose base lives in
+//! The check is beside the way of the data, not in it. Elsewhere code follows pointers to ever other pages, and each miss costs
+//! more than to ask the TLB at once. An operand whose address has more parts, or whose base lives in
 //! memory, is computed into S0 and checked by way of S1. What a group has checked needs only the addend. Kernels keep
 //! what they have for each CPU at places relative to GS alone, in few pages.
 
@@ -17,6 +18,7 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::Frame;
+use super::access::ADDEND;
 use super::asm::{Alu, Condition, Label, Mem, Reg, Size};
 use super::branch::End;
 use super::keep::Cold;
@@ -103,7 +105,20 @@ impl Translation<'_> {
     /// Whether the page of an operand is looked for among those known. Kernels follow pointers to ever other pages.
     pub(super) fn tries_known(&self, operand: Operand, base: Register) -> bool {
         let strided = base.is_gpr() && self.strided >> rewrite::number(base) & 1 != 0;
-        self.user && !strided && u64::from(operand.size) <= OperandPages::MAX_SIZE
+        self.user && self.is_in_loop && !strided && u64::from(operand.size) <= OperandPages::MAX_SIZE
+    }
+
+    /// Whether this is a loop, or a part of one: it jumps back to a block of its own; or wherever it likes, as what interprets
+    /// something does.
+    pub(super) fn find_loop(&mut self) {
+        let jumps_back = |instruction: &Instruction| {
+            let direct = instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near();
+            let target = instruction.near_branch_target();
+            let is_own = self.pieces.iter().any(|piece| u64::from(piece.start) == target);
+            direct && target <= instruction.ip() && is_own
+        };
+        let last = self.ops.len() - 1;
+        self.is_in_loop = self.instructions.iter().any(jumps_back) || self.end(last) == End::JumpIndirect;
     }
 
     /// The same of an operand with an address of any form.
@@ -136,8 +151,7 @@ impl Translation<'_> {
         if let Some(fixed) = self.fixed(&instruction, operand) {
             return self.write_with_fixed(i, fixed);
         }
-        let tries_known = !self.narrow && self.tries_known(operand, instruction.memory_base());
-        let Some((base, displacement)) = simple(&instruction).filter(|_| self.groups.has(i) || tries_known)
+        let Some((base, displacement)) = simple(&instruction).filter(|_| self.groups.has(i) || !self.narrow)
         else {
             return self.write_by_address(i, operand);
         };
@@ -161,15 +175,17 @@ impl Translation<'_> {
         }
         self.clobber(i);
         let miss = self.asm.label();
-        self.asm.lea(self.word(), S0, Mem::Base(base, displacement));
-        if operand.alignment > 1 {
-            self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
-            self.asm.jump_if(Condition::NE, miss);
-        }
-        if self.load_addend(i) {
+        self.write_place(base, displacement);
+        if self.groups.has(i) {
+            self.write_alignment_check(operand, miss);
+            self.load_addend(i);
             self.aligned = self.groups.offset(i).map(|(group, offset)| (group, offset, operand.alignment));
-        } else {
+        } else if self.tries_known(operand, instruction.memory_base()) {
+            self.write_alignment_check(operand, miss);
             self.write_find((base, displacement), operand, miss);
+        } else {
+            self.write_check(operand, miss);
+            self.write_load_field(S1, ADDEND);
         }
         self.write_encoded(i, &made, &bytes);
         self.cold_handler(i, miss);
@@ -213,10 +229,7 @@ impl Translation<'_> {
         if !self.tries_known_of(operand, &instruction) {
             self.write_check_to_host(operand, miss);
         } else {
-            if operand.alignment > 1 {
-                self.asm.test_low_byte(S0, (operand.alignment - 1) as u8);
-                self.asm.jump_if(Condition::NE, miss);
-            }
+            self.write_alignment_check(operand, miss);
             let known = Known::of_operand(self.user, &instruction, operand.intent);
             let (other, access) = (self.asm.label(), self.asm.label());
             self.asm.mov(Size::Qword, S1, S0);
@@ -240,18 +253,18 @@ impl Translation<'_> {
         };
         self.asm.bind(label);
         if let Some((base, displacement)) = address {
-            self.asm.lea(self.word(), S0, Mem::Base(base, displacement));
+            self.write_place(base, displacement);
         }
         self.write_check(Operand { alignment: 1, ..operand }, miss);
         let parked = frame(offset_of!(Frame, target));
         if address.is_none() {
-            self.asm.alu_load(Size::Qword, Alu::Add, S0, Mem::Base(S1, super::access::HOST));
+            self.write_host_address();
             self.asm.store(Size::Qword, parked, S0);
         }
         self.write_keep_check(access);
-        self.asm.load(Size::Qword, S0, Mem::Base(S1, tag as i32));
+        self.write_load_field(S0, tag);
         self.asm.store(Size::Qword, known.page(), S0);
-        self.asm.load(Size::Qword, S1, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
+        self.write_load_field(S1, ADDEND);
         self.asm.store(Size::Qword, known.addend(), S1);
         self.asm.store_immediate(Size::Qword, known.limit(), OperandPages::LIMIT as i32);
         if address.is_none() {

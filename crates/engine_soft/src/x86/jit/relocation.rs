@@ -19,6 +19,10 @@ pub(super) enum What {
     Jumps,
     /// The view of the TLB without or with RFLAGS.AC.
     View(bool),
+    /// The user's view of the TLB, which something is added to.
+    UserTlb,
+    /// A place in the other part of the code, from behind the displacement.
+    Across,
 }
 
 impl What {
@@ -26,7 +30,9 @@ impl What {
     fn width(self) -> usize {
         match self {
             Self::Site(_) | Self::View(_) => size_of::<u64>(),
-            Self::Slow | Self::Leave | Self::Attention | Self::Jumps => size_of::<u32>(),
+            Self::Slow | Self::Leave | Self::Attention | Self::Jumps | Self::UserTlb | Self::Across => {
+                size_of::<u32>()
+            }
         }
     }
 
@@ -38,12 +44,14 @@ impl What {
             Self::Attention => 2,
             Self::Jumps => 3,
             Self::View(on) => 4 + u16::from(on),
+            Self::Across => 6,
+            Self::UserTlb => 7,
             Self::Site(number) => u16::try_from(number).ok()?.checked_add(Self::FIRST_SITE)?,
         })
     }
 
     /// The number of site 0.
-    const FIRST_SITE: u16 = 6;
+    const FIRST_SITE: u16 = 8;
 
     fn from_number(number: u16) -> Self {
         match number {
@@ -53,6 +61,8 @@ impl What {
             3 => Self::Jumps,
             4 => Self::View(false),
             5 => Self::View(true),
+            6 => Self::Across,
+            7 => Self::UserTlb,
             site => Self::Site(usize::from(site - Self::FIRST_SITE)),
         }
     }
@@ -67,7 +77,7 @@ pub(super) struct Relocation {
 
 /// The addresses themselves.
 pub(super) struct Addresses {
-    /// Where the code is to be.
+    /// Where the code is to be, in one piece.
     pub(super) code: u64,
     /// The first of its sites, and how many there are.
     pub(super) sites: (u64, usize),
@@ -75,10 +85,28 @@ pub(super) struct Addresses {
     pub(super) leave: u64,
     pub(super) attention: i32,
     pub(super) jumps: i32,
+    pub(super) user_tlb: i32,
     pub(super) views: Option<[u64; 2]>,
 }
 
 impl Relocation {
+    /// Of a jump from one part of the code to the other.
+    pub(super) fn across(at: u32) -> Self {
+        Self { at, what: What::Across }
+    }
+
+    /// Makes `code` right for a second part, which begins at `second`, that is `by` bytes further on.
+    pub(super) fn move_second(self, code: &mut [u8], second: u32, by: i32) -> Option<()> {
+        let by = match (self.what, self.at < second) {
+            (What::Across, true) => by,
+            (What::Across | What::Slow | What::Leave, false) => by.wrapping_neg(),
+            _ => return Some(()),
+        };
+        let place = code.get_mut(self.at as usize..)?.first_chunk_mut()?;
+        *place = i32::from_le_bytes(*place).wrapping_add(by).to_le_bytes();
+        Some(())
+    }
+
     /// Bytes in a file.
     pub(super) const BYTES: usize = 4;
 
@@ -107,11 +135,13 @@ impl Relocation {
                 place.copy_from_slice(&(addresses.leave.wrapping_sub(behind) as i32).to_le_bytes())
             }
             What::Attention => place.copy_from_slice(&addresses.attention.to_le_bytes()),
-            What::Jumps => {
+            What::Jumps | What::UserTlb => {
+                let table = if self.what == What::Jumps { addresses.jumps } else { addresses.user_tlb };
                 let offset = i32::from_le_bytes((&*place).try_into().ok()?);
-                place.copy_from_slice(&addresses.jumps.wrapping_add(offset).to_le_bytes());
+                place.copy_from_slice(&table.wrapping_add(offset).to_le_bytes());
             }
             What::View(on) => place.copy_from_slice(&addresses.views?[usize::from(on)].to_le_bytes()),
+            What::Across => {}
             What::Site(number) => {
                 let (first, count) = addresses.sites;
                 let site = (number < count).then(|| first + (number * size_of::<Site>()) as u64)?;
@@ -121,15 +151,17 @@ impl Relocation {
         Some(())
     }
 
-    /// Takes the address out of `code` again, whose jump table is at `jumps`.
-    pub(super) fn take_out(self, code: &mut [u8], jumps: i32) -> Option<()> {
+    /// Takes the address out of `code` again, whose jump table is at `jumps`, and the user's view of the TLB at `user_tlb`.
+    pub(super) fn take_out(self, code: &mut [u8], jumps: i32, user_tlb: i32) -> Option<()> {
         let at = self.at as usize;
         let place = code.get_mut(at..at + self.what.width())?;
         match self.what {
-            What::Jumps => {
+            What::Jumps | What::UserTlb => {
+                let table = if self.what == What::Jumps { jumps } else { user_tlb };
                 let address = i32::from_le_bytes((&*place).try_into().ok()?);
-                place.copy_from_slice(&address.wrapping_sub(jumps).to_le_bytes());
+                place.copy_from_slice(&address.wrapping_sub(table).to_le_bytes());
             }
+            What::Across => {}
             _ => place.fill(0),
         }
         Some(())

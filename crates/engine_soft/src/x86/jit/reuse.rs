@@ -54,7 +54,7 @@ fn with_entry(
     let mut code = done.asm.code().to_vec();
     let mut relocations = Vec::new();
     for relocation in &done.relocations {
-        relocation.take_out(&mut code, source.jumps)?;
+        relocation.take_out(&mut code, source.jumps, source.user_tlb)?;
         relocations.extend(relocation.to_bytes()?);
     }
     let mut kept_sites = Vec::new();
@@ -69,6 +69,7 @@ fn with_entry(
         vectors: done.vectors,
         inner: u16::try_from(done.inner).ok()?,
         ready: u16::try_from(done.ready).ok()?,
+        second: u16::try_from(done.asm.second_part()).ok()?,
         seen: (u16::try_from(seen.0).ok()?, u16::try_from(seen.1).ok()?),
         pieces: &pieces,
         guest: &[],
@@ -146,9 +147,9 @@ impl Cpu {
         if blocks.iter().any(|block| block.generation != generation) {
             return None;
         }
-        let views = self.views_of(entry.user);
+        let tables = (self.mmu.user_view()?, self.views_of(entry.user));
         // Without its translation the block is as good as one that was decoded.
-        self.jit.as_mut()?.adopt(entry, &blocks, views);
+        self.jit.as_mut()?.adopt(entry, &blocks, tables);
         Some(first)
     }
 
@@ -187,7 +188,12 @@ fn has_code(page: &CodePage, start: usize, bytes: &[u8]) -> bool {
 
 impl Jit {
     /// Puts the code of `entry`, which is of `blocks`, where code is executed.
-    fn adopt(&mut self, entry: &Entry<'_>, blocks: &[&Block], views: Option<[u64; 2]>) -> Option<()> {
+    fn adopt(
+        &mut self,
+        entry: &Entry<'_>,
+        blocks: &[&Block],
+        (user_tlb, views): (i32, Option<[u64; 2]>),
+    ) -> Option<()> {
         let mut code = std::mem::take(&mut self.tools.code);
         code.clear();
         code.extend_from_slice(entry.code);
@@ -203,6 +209,7 @@ impl Jit {
             leave: self.stubs.leave,
             attention,
             jumps,
+            user_tlb,
             views,
         };
         for relocation in entry.relocations() {
@@ -217,11 +224,12 @@ impl Jit {
             }
             sites.push(Site { block, ..site });
         }
-        let (inner, ready) = (u32::from(entry.inner), u32::from(entry.ready));
-        if !in_code(inner.into()) || !in_code(ready.into()) {
+        let (inner, ready, second) =
+            (u32::from(entry.inner), u32::from(entry.ready), u32::from(entry.second));
+        if !in_code(second.into()) || inner > second || ready > second {
             return None;
         }
-        let address = self.place(first, &code)?;
+        let address = self.place(first, &mut code, second, entry.relocations())?;
         self.tools.code = code;
         blocks.first()?.code(entry.user).set(Translated::new(address, inner, ready, entry.vectors)?);
         Some(())

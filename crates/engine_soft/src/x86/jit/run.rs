@@ -274,18 +274,23 @@ impl Cpu {
             jumps,
             views,
             attention,
+            user_tlb: self.mmu.user_view()?,
         };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
-        let done = job.run(variant_from)?;
+        let mut done = job.run(variant_from)?;
         if variant_from.is_none() {
             Jit::record(&jit.keeping, &source, &done, &sites[first..]);
         }
+        let second = done.asm.second_part();
+        let relocations = std::mem::take(&mut done.relocations);
+        jit.place(first, done.asm.code_mut(), second, relocations.iter().copied())?;
+        done.relocations = relocations;
         if let Some(trace) = &jit.trace {
             let (page, gfn) = (self.frame.page, block.gfn);
             let (guest, code, marks) = (&done.instructions[..], done.asm.code(), &done.marks[..]);
-            trace.write(&Listing { page, gfn, guest, code, address, marks }.text());
+            let rare = (second, jit.area.address(jit.area.next_rare(0)));
+            trace.write(&Listing { page, gfn, guest, code, address, rare, marks }.text());
         }
-        jit.place(first, done.asm.code())?;
         if done.seen.0 < done.seen.1 {
             // What was concluded from other code of the page holds as long as that code.
             // SAFETY: page information lives as long as guest RAM.
@@ -470,27 +475,6 @@ fn continuation(last: &Piece<'_>, page: &[u8], narrow: bool) -> Option<(u32, usi
     }
     let target = u32::try_from(jump.near_branch_target()).ok()?;
     (jump.is_jmp_short_or_near() && (target as usize) < page.len()).then_some((target, 0))
-}
-
-impl Jit {
-    /// Puts `code` where code is executed; its sites are those from `first` on of the newest, and their places are offsets in
-    /// it.
-    pub(super) fn place(&mut self, first: usize, code: &[u8]) -> Option<u64> {
-        let offset = self.area.push(code).ok()??;
-        let address = self.area.address(offset);
-        for site in self.sites.newest(first) {
-            site.resume = site.resume.wrapping_add(address);
-            site.patch += offset;
-        }
-        Some(address)
-    }
-
-    /// Leads the jump whose displacement is at `at` to host address `target`.
-    fn patch(&mut self, at: u32, target: u64) {
-        let next = self.area.address(at) + 4;
-        // A jump that stays as it is still leaves for Rust, which is right, only slow.
-        let _ = self.area.patch(at, (target.wrapping_sub(next) as i32).to_le_bytes());
-    }
 }
 
 /// Called by the slow stub with the state complete: executes `site`. Returns the host address to go on at, or 0

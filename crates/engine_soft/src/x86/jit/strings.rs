@@ -6,13 +6,14 @@ use arch::x86::{CpuState, Rflags};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::Frame;
+use super::access::ADDEND;
 use super::asm::{Alu, Condition, Label, Mem, RCX, RDI, RSI, Reg, Size};
 use super::plan::{Operand, Plan};
 use super::rewrite::{self, S0, S1};
 use super::stubs::frame;
 use super::translate::Translation;
 use crate::x86::interp::cpu::Cpu;
-use crate::x86::mmu::{Intent, TlbEntry};
+use crate::x86::mmu::Intent;
 
 /// Bytes of a page.
 const PAGE: i32 = 4096;
@@ -83,6 +84,6 @@ impl Translation<'_> {
         self.asm.lea(Size::Qword, S0, Mem::Indexed(S0, RCX, shift, 0));
         self.asm.alu_immediate(Size::Qword, Alu::Cmp, S0, PAGE);
         self.asm.jump_if(Condition::A, other);
-        self.asm.load(Size::Qword, S1, Mem::Base(S1, offset_of!(TlbEntry, addend) as i32));
+        self.write_load_field(S1, ADDEND);
     }
 }

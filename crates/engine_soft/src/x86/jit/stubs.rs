@@ -71,8 +71,8 @@ impl Stubs {
         asm.store(Size::Qword, frame(offset_of!(Frame, target)), S0);
         asm.load_immediate(S0, std::ptr::from_ref(lost) as u64);
         asm.jump(leave);
-        let code = asm.finish().to_vec();
-        area.push(&code)?.ok_or_else(|| io::Error::other("no room for the stubs"))?;
+        asm.finish(|_| {});
+        area.push(asm.code())?.ok_or_else(|| io::Error::other("no room for the stubs"))?;
         let at = |offset: u32| base + u64::from(offset);
         Ok(Self {
             enter: at(enter),

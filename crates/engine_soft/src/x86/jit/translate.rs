@@ -5,9 +5,8 @@ use std::mem::offset_of;
 
 use engine::Statistics;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
-use memory::PageInfo;
 
-use super::asm::{Alu, Asm, Condition, Label, Mem, Size};
+use super::asm::{Asm, Label, Mem, Size};
 use super::finished::{Finished, Spare};
 use super::flags::{ALL, Effect, Peek};
 use super::group::Groups;
@@ -19,8 +18,8 @@ use super::pieces::Piece;
 use super::plan::{Plan, plan_of_plain, plan_of_thunk};
 use super::relocation::Relocation;
 use super::rewrite::{self, Borrowed, Encoded, Rewritten, S0, S1};
-use super::stubs::{Stubs, frame, gpr};
-use super::{Config, Frame, Kind, Site, Tools, Vectors};
+use super::stubs::{Stubs, gpr};
+use super::{Config, Site, Tools, Vectors};
 use crate::x86::interp::cpu::Cpu;
 use crate::x86::interp::op::Op;
 use crate::x86::interp::ops::vector::Extra;
@@ -50,6 +49,8 @@ pub(super) struct Translation<'a> {
     pub(super) views: Option<[u64; 2]>,
     /// Host address of the word that asks for attention.
     pub(super) attention: i32,
+    /// Host address of the user's view of the TLB.
+    pub(super) user_tlb: i32,
     pub(super) instructions: Vec<Instruction>,
     pub(super) plans: Vec<Plan>,
     pub(super) groups: Groups,
@@ -60,8 +61,12 @@ pub(super) struct Translation<'a> {
     /// Bytes of the page that were looked at to find out.
     pub(super) seen: (usize, usize),
     pub(super) place: Place,
+    /// An inner entry that saves the flags, and where it goes on.
+    pub(super) late_save: Option<(Label, Label)>,
     /// The last instruction that EFLAGS were destroyed for, and what is to be done for them if it fails.
     pub(super) missed: (usize, Save),
+    /// It may be a part of a loop.
+    pub(super) is_in_loop: bool,
     /// Base registers that a loop moves far with each round, as bits.
     pub(super) strided: u16,
     /// The addend of a group that S1 has.
@@ -108,6 +113,8 @@ pub(super) struct Source<'a> {
     pub(super) views: Option<[u64; 2]>,
     /// Host address of the word that asks for the vCPU's attention.
     pub(super) attention: i32,
+    /// Host address of the user's view of the TLB.
+    pub(super) user_tlb: i32,
 }
 
 /// Sites a block of `ops` operations may need.
@@ -124,7 +131,7 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { pieces, page, tail, linear, user, narrow, jumps, views, attention } = *source;
+        let Source { pieces, page, tail, linear, user, narrow, jumps, views, attention, user_tlb } = *source;
         let mut spare = std::mem::take(&mut tools.spare);
         spare.asm.restart(address);
         spare.instructions.clear();
@@ -159,6 +166,7 @@ impl<'a> Translation<'a> {
             jumps,
             views,
             attention,
+            user_tlb,
             instructions: spare.instructions,
             plans: spare.plans,
             groups: Groups::default(),
@@ -167,8 +175,10 @@ impl<'a> Translation<'a> {
             marks: spare.marks,
             seen: (usize::MAX, 0),
             place: Place::EFLAGS,
-            missed: (0, Save::Nothing),
+            late_save: None,
+            is_in_loop: false,
             strided: 0,
+            missed: (0, Save::Nothing),
             addend: None,
             held: Held::default(),
             aligned: None,
@@ -198,6 +208,7 @@ impl<'a> Translation<'a> {
         }
         self.plan();
         self.find_live_flags();
+        self.find_loop();
         self.find_strides();
         let mut entries = None;
         if variant_from.is_none() {
@@ -229,13 +240,16 @@ impl<'a> Translation<'a> {
         self.keep_lazy(last);
         self.write_group_check(last);
         self.write_end(last);
+        self.write_late_save();
         self.mark(Stretch::Cold);
+        self.asm.begin_second_part();
         self.write_cold();
         Some(self.finish(entries))
     }
 
     fn finish(mut self, entries: Option<(Label, Label)>) -> Finished {
-        self.asm.finish();
+        let relocations = &mut self.relocations;
+        self.asm.finish(|at| relocations.push(Relocation::across(at)));
         let (inner, ready) =
             entries.map_or((0, 0), |(inner, ready)| (self.asm.offset_of(inner), self.asm.offset_of(ready)));
         for (site, label) in &self.resumes {
@@ -369,41 +383,7 @@ impl<'a> Translation<'a> {
         plan_of_plain(instruction, self.narrow, self.tools)
     }
 
-    /// From Rust and from other pages: the flags are saved. A block in two pages may be stale.
-    fn write_outer_entry(&mut self) {
-        let block = self.pieces[0].block;
-        let Some(second) = block.second() else { return };
-        let stale = self.asm.label();
-        for (info, generation) in [(block.info, block.generation), (second.info, second.generation)] {
-            // SAFETY: page information lives as long as guest RAM, which the engine holds.
-            let counter = PageInfo::code_generation_counter(unsafe { &*info });
-            self.asm.load_immediate(S0, std::ptr::from_ref(counter) as u64);
-            self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Base(S0, 0), generation as i32);
-            self.asm.jump_if(Condition::NE, stale);
-        }
-        let site = self.site(Kind::Leave, 0, self.start_of(0));
-        self.cold.push(Cold::Exit { label: stale, site, save: Save::Nothing });
-    }
-
-    /// Both ways in meet where the flags are in the same place: in EFLAGS, or, if the block needs them out of its
-    /// way first of all, in memory. Returns the inner one.
-    fn join_entries(&mut self) -> Label {
-        let inner = self.asm.label();
-        if self.live[0] == 0 || !self.clobbers_first() {
-            if self.live[0] != 0 {
-                self.load_flags();
-            }
-            self.asm.bind(inner);
-            return inner;
-        }
-        let joined = self.asm.label();
-        self.asm.bind(joined);
-        self.cold.push(Cold::Save { label: inner, joined });
-        self.place = Place::MEMORY;
-        inner
-    }
-
-    fn mark(&mut self, what: Stretch) {
+    pub(super) fn mark(&mut self, what: Stretch) {
         self.marks.push(Mark { at: self.asm.position(), what });
     }
 
@@ -417,31 +397,6 @@ impl<'a> Translation<'a> {
         self.asm.load(Size::Qword, S0, counter);
         self.asm.lea(Size::Qword, S0, Mem::Base(S0, count));
         self.asm.store(Size::Qword, counter, S0);
-    }
-
-    /// From the same page: sees that vector registers and x87 state are loaded. Returns where that is known.
-    fn write_inner_entry(&mut self) -> Label {
-        let resume = self.asm.label();
-        if self.vectors != Vectors::NONE {
-            self.clobber(0);
-            let level = Vectors::level(self.vectors);
-            let missing = self.asm.label();
-            if level != Vectors::NONE {
-                let vectors = frame(offset_of!(Frame, vectors));
-                self.asm.alu_memory_immediate(Size::Byte, Alu::Cmp, vectors, i32::from(level));
-                self.asm.jump_if(Condition::B, missing);
-            }
-            if self.vectors & Vectors::X87 != 0 {
-                self.asm.alu_memory_immediate(Size::Byte, Alu::Cmp, frame(offset_of!(Frame, x87)), 0);
-                self.asm.jump_if(Condition::E, missing);
-            }
-            let site = self.site(Kind::Vectors, 0, self.start_of(0));
-            let resume = Some(resume);
-            let save = self.missed(0);
-            self.cold.push(Cold::Slow { label: missing, site, resume, restore: false, addend: None, save });
-        }
-        self.asm.bind(resume);
-        resume
     }
 
     fn write_instruction(&mut self, i: usize) {

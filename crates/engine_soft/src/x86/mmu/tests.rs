@@ -77,3 +77,17 @@ fn permissions_to_store_are_taken_back_from_all_address_spaces() {
     mmu.switch(1, true);
     assert!(has(&mmu, Intent::Read) && !has(&mmu, Intent::Write));
 }
+
+#[test]
+fn a_user_whose_accesses_are_looked_at_finds_no_page_until_they_are_not() {
+    let (ram, mut mmu) = (ram(), Mmu::new(36));
+    touch(&mut mmu, &ram);
+    mmu.place(&ram, &CpuState::power_up(), PAGE, View::Kernel, Intent::Read).unwrap();
+    mmu.close_user_view(true);
+    assert!(!has(&mmu, Intent::Read) && !has(&mmu, Intent::Write));
+    touch(&mut mmu, &ram);
+    assert!(!has(&mmu, Intent::Read) && mmu.allows(PAGE, View::Kernel, Intent::Read));
+    mmu.close_user_view(false);
+    touch(&mut mmu, &ram);
+    assert!(has(&mmu, Intent::Read) && has(&mmu, Intent::Write));
+}

@@ -1,99 +1,15 @@
 //! A small assembler for what the translator adds around guest instructions: address checks, register traffic,
 //! jumps. Guest instructions themselves are encoded by iced-x86 (see [`super::rewrite`]). SDM vol. 2 ch. 2. Only the forms the translator needs, each a method named for its mnemonic.
 
-/// A host general purpose register, by number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reg(pub u8);
+mod operands;
 
-/// RAX
-pub const RAX: Reg = Reg(0);
-/// RCX
-pub const RCX: Reg = Reg(1);
-/// RDX
-pub const RDX: Reg = Reg(2);
-/// RSP
-pub const RSP: Reg = Reg(4);
-/// RBP
-pub const RBP: Reg = Reg(5);
-/// RSI
-pub const RSI: Reg = Reg(6);
-/// RDI
-pub const RDI: Reg = Reg(7);
-
-/// A memory operand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mem {
-    /// A field of the vCPU, at this offset from the GS base.
-    Field(i32),
-    /// `[base + displacement]`
-    Base(Reg, i32),
-    /// `[base + index * scale + displacement]`, scale as its logarithm.
-    Indexed(Reg, Reg, u8, i32),
-    /// `[index * scale + displacement]`
-    Scaled(Reg, u8, i32),
-    /// `[displacement]`
-    Absolute(i32),
-}
-
-/// Width of an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Size {
-    /// 8 bits.
-    Byte,
-    /// 16 bits.
-    Word,
-    /// 32 bits; a register's upper half is cleared.
-    Dword,
-    /// 64 bits.
-    Qword,
-}
-
-/// Condition codes, as in the low four bits of the opcodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Condition(pub u8);
-
-impl Condition {
-    /// Below (unsigned).
-    pub const B: Self = Self(2);
-    /// Above or equal (unsigned).
-    pub const AE: Self = Self(3);
-    /// Equal.
-    pub const E: Self = Self(4);
-    /// Not equal.
-    pub const NE: Self = Self(5);
-    /// Below or equal (unsigned).
-    pub const BE: Self = Self(6);
-    /// Above (unsigned).
-    pub const A: Self = Self(7);
-
-    /// The opposite.
-    pub fn inverse(self) -> Self {
-        Self(self.0 ^ 1)
-    }
-}
+pub use operands::{Alu, Condition, Mem, RAX, RBP, RCX, RDI, RDX, RSI, RSP, Reg, Size};
 
 /// A place in the code that jumps may name before it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label(u32);
 
 const UNBOUND: u32 = u32::MAX;
-
-/// The two-operand operations, by the opcode of their `r, r/m` form and the extension of their immediate form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Alu {
-    /// ADD
-    Add = 0,
-    /// OR
-    Or = 1,
-    /// AND
-    And = 4,
-    /// SUB
-    Sub = 5,
-    /// XOR
-    Xor = 6,
-    /// CMP
-    Cmp = 7,
-}
 
 /// Code being written for a known host address.
 #[derive(Default)]
@@ -105,12 +21,14 @@ pub struct Asm {
     bound: u32,
     /// Places of 32-bit displacements, relative to their end, and what they lead to.
     fixups: Vec<(u32, Label)>,
+    /// Where the second part begins, if it does.
+    second: u32,
 }
 
 impl Asm {
     /// Nothing yet, for host address `base`.
     pub fn new(base: u64) -> Self {
-        Self { bytes: Vec::with_capacity(2048), base, labels: Vec::new(), bound: 0, fixups: Vec::new() }
+        Self { bytes: Vec::with_capacity(2048), base, ..Self::default() }
     }
 
     /// Starts over for host address `base`, in the memory of what was written before.
@@ -118,7 +36,7 @@ impl Asm {
         self.bytes.clear();
         self.labels.clear();
         self.fixups.clear();
-        self.bound = 0;
+        (self.bound, self.second) = (0, 0);
         self.base = base;
     }
 
@@ -154,15 +72,33 @@ impl Asm {
         self.labels[label.0 as usize]
     }
 
-    /// The code, all labels resolved; and the places of labels.
-    pub fn finish(&mut self) -> &[u8] {
+    /// What is written from here on is a part of its own.
+    pub fn begin_second_part(&mut self) {
+        self.second = self.position();
+    }
+
+    /// Where the second part begins: at the end, if there is none.
+    pub fn second_part(&self) -> u32 {
+        if self.second == 0 { self.position() } else { self.second }
+    }
+
+    /// Resolves all labels. `across` is told where displacements are that lead from one part to the other.
+    pub fn finish(&mut self, mut across: impl FnMut(u32)) {
+        let second = self.second_part();
         for (at, label) in self.fixups.drain(..) {
             let target = self.labels[label.0 as usize];
             assert!(target != UNBOUND, "every label that is jumped to is bound");
             let displacement = target.wrapping_sub(at + 4);
             self.bytes[at as usize..at as usize + 4].copy_from_slice(&displacement.to_le_bytes());
+            if (at < second) != (target < second) {
+                across(at);
+            }
         }
-        &self.bytes
+    }
+
+    /// The code, once finished, to be changed.
+    pub fn code_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
     }
 
     /// Bytes as they are.

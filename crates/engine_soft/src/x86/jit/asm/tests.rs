@@ -6,7 +6,8 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
 fn text(write: impl FnOnce(&mut Asm)) -> String {
     let mut asm = Asm::new(0x1000);
     write(&mut asm);
-    let bytes = asm.finish().to_vec();
+    asm.finish(|_| {});
+    let bytes = asm.code().to_vec();
     let mut formatter = GasFormatter::new();
     formatter.options_mut().set_uppercase_hex(false);
     let mut all = Vec::new();
@@ -60,5 +61,22 @@ fn a_label_is_reached_from_before_and_after() {
     asm.jump(label);
     asm.bind(label);
     asm.jump_if(Condition::NE, label);
-    assert_eq!(asm.finish(), [0xe9, 0, 0, 0, 0, 0x0f, 0x85, 0xfa, 0xff, 0xff, 0xff]);
+    asm.finish(|at| panic!("all is one part, and {at} leads out of it"));
+    assert_eq!(asm.code(), [0xe9, 0, 0, 0, 0, 0x0f, 0x85, 0xfa, 0xff, 0xff, 0xff]);
+}
+
+#[test]
+fn what_leads_from_one_part_to_the_other_is_told() {
+    let mut asm = Asm::new(0);
+    let (first, second) = (asm.label(), asm.label());
+    asm.bind(first);
+    asm.jump(first);
+    asm.jump(second);
+    asm.begin_second_part();
+    asm.bind(second);
+    asm.jump(second);
+    asm.jump(first);
+    let mut across = Vec::new();
+    asm.finish(|at| across.push(at));
+    assert_eq!((asm.second_part(), across), (10, vec![6, 16]));
 }

@@ -49,6 +49,8 @@ pub(in super::super) struct Entry<'a> {
     pub(in super::super) vectors: u8,
     pub(in super::super) inner: u16,
     pub(in super::super) ready: u16,
+    /// Where the second part of the code begins.
+    pub(in super::super) second: u16,
     /// What of the page was looked at beyond the pieces.
     pub(in super::super) seen: (u16, u16),
     /// Of [`KeptPiece::BYTES`] each; one at least.
@@ -105,7 +107,7 @@ impl<'a> Entry<'a> {
         let short = |part: &[u8]| u16::try_from(part.len()).ok();
         let mut bytes = vec![u8::from(self.user), u8::from(self.narrow), self.vectors, 0];
         let parts = [self.pieces, self.guest, self.code, self.relocations, self.sites];
-        for number in [self.inner, self.ready, self.seen.0, self.seen.1] {
+        for number in [self.inner, self.ready, self.second, self.seen.0, self.seen.1] {
             bytes.extend(number.to_le_bytes());
         }
         for part in parts {
@@ -119,7 +121,7 @@ impl<'a> Entry<'a> {
     pub(in super::super) fn from_bytes(bytes: &'a [u8]) -> Option<Self> {
         let (&[user, narrow, vectors, _], rest) = bytes.split_first_chunk()?;
         let mut cursor = Cursor(rest);
-        let (inner, ready) = (cursor.number()?, cursor.number()?);
+        let (inner, ready, second) = (cursor.number()?, cursor.number()?, cursor.number()?);
         let seen = (cursor.number()?, cursor.number()?);
         let mut lengths = [0; 5];
         for length in &mut lengths {
@@ -133,6 +135,7 @@ impl<'a> Entry<'a> {
             vectors,
             inner,
             ready,
+            second,
             seen,
             pieces: cursor
                 .take(pieces)
