@@ -7,7 +7,7 @@ use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Mnemonic, OpKind};
 
 use super::asm::{Alu, Condition, Label, Mem, RSP, Size};
 use super::flags::{ALL, Effect};
-use super::jumps::{JUMP_ENTRIES, Jump};
+use super::jumps::Jump;
 use super::keep::Cold;
 use super::lazy::Place;
 use super::plan::Operand;
@@ -407,7 +407,7 @@ impl Translation<'_> {
         let (unknown, other) = (self.asm.label(), self.asm.label());
         self.write_attention(way, unknown);
         let there = self.linear.wrapping_add_signed(target);
-        let slot = Jump::slot(if self.narrow { there & 0xffff_ffff } else { there });
+        let slot = Jump::slot(if self.narrow { there & 0xffff_ffff } else { there }, self.jump_bits);
         let entry = (slot * size_of::<Jump>()) as i32;
         let field = |field: usize| Mem::Absolute(self.jumps + entry + field as i32);
         let (linear, code) = (field(offset_of!(Jump, linear)), field(offset_of!(Jump, code)));
@@ -457,7 +457,7 @@ impl Translation<'_> {
     fn write_find_jump(&mut self, unknown: Label) {
         const SIZE: u32 = size_of::<Jump>() as u32;
         self.asm.multiply(Size::Dword, S1, S0, Jump::FACTOR as i32);
-        self.asm.shr(Size::Dword, S1, (32 - (JUMP_ENTRIES as u32 * SIZE).trailing_zeros()) as u8);
+        self.asm.shr(Size::Dword, S1, (32 - self.jump_bits - SIZE.trailing_zeros()) as u8);
         self.asm.alu_immediate(Size::Dword, Alu::And, S1, -(SIZE as i32));
         self.asm.alu_load(Size::Qword, Alu::Cmp, S0, self.entry(offset_of!(Jump, linear)));
         self.relocate(What::Jumps, 0);

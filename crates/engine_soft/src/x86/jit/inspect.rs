@@ -16,6 +16,7 @@ use engine::{NoDevices, VcpuSignal, VmConfig};
 use iced_x86::FlowControl;
 use memory::{GuestRam, PageInfo};
 
+use super::jumps::FEW_BITS;
 use super::listing::{Listing, Mark, Stretch};
 use super::names::{Names, REGISTERS};
 use super::pieces::Piece;
@@ -175,6 +176,7 @@ impl Inspector {
             user,
             narrow,
             jumps: JUMPS,
+            jump_bits: FEW_BITS,
             views,
             attention: ATTENTION,
             user_tlb: USER_TLB,

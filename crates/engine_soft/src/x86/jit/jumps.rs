@@ -15,8 +15,12 @@ use crate::x86::zeroed::{FromZeros, Zeroed};
 
 /// An instruction that ends in a page begins at most so many bytes before it.
 const LONGEST: u64 = 14;
-/// Entries of a jump table; a power of two.
-pub(super) const JUMP_ENTRIES: usize = 16384;
+/// Entries of a jump table, as a power of two, at first: all of their memory is used soon, for they are scattered.
+pub(super) const FEW_BITS: u32 = 14;
+/// The same where those are not enough: GCC at work goes to some twenty thousand places over and over.
+const MANY_BITS: u32 = 16;
+/// Room for that many, which costs no memory as long as it is not used.
+const JUMP_ENTRIES: usize = 1 << MANY_BITS;
 
 /// Where translated code for a linear address is.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +40,10 @@ impl Jump {
         Self { linear: if slot < 2 { 1 << 63 | 2 } else { 0 }, code: 0 }
     }
 
-    /// The entry where `linear` is looked for first; the other one is its neighbour, the number with the lowest bit
+    /// The entry where `linear` is looked for first in a table of 2 to the `bits`; the other one is its neighbour, the number with the lowest bit
     /// inverted.
-    pub(super) const fn slot(linear: u64) -> usize {
-        ((linear as u32).wrapping_mul(Self::FACTOR) >> (32 - JUMP_ENTRIES.trailing_zeros())) as usize
+    pub(super) const fn slot(linear: u64, bits: u32) -> usize {
+        ((linear as u32).wrapping_mul(Self::FACTOR) >> (32 - bits)) as usize
     }
 
     /// What an address is multiplied by to find its entry: the top bits of the product are its number.
@@ -48,6 +52,8 @@ impl Jump {
 
 /// The jump table of a privilege.
 pub(super) struct Jumps {
+    /// How many of the entries are used, as a power of two.
+    bits: u32,
     entries: Zeroed<[Jump; JUMP_ENTRIES]>,
     /// Which page, by the address of what is known of it, the code of an entry was made from.
     sources: Zeroed<[usize; JUMP_ENTRIES]>,
@@ -75,6 +81,7 @@ impl Jumps {
     /// If the host has no memory where generated code can name it.
     pub(super) fn new() -> io::Result<Self> {
         let mut jumps = Self {
+            bits: FEW_BITS,
             entries: Zeroed::below_2_gib()?,
             sources: Zeroed::new(),
             global: Zeroed::new(),
@@ -103,6 +110,23 @@ impl Jumps {
         self.global.give_back();
         self.finish();
         (self.filled, self.local, self.parked) = (Vec::new(), Listed::default(), Parked::default());
+        self.bits = FEW_BITS;
+    }
+
+    /// Whether there are so many jumps that they drive each other out, and could have more entries.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.bits < MANY_BITS && self.filled.len() > 1 << (self.bits - 1)
+    }
+
+    /// Forgets all jumps, and has more entries from now on: no code may be left that looks among fewer.
+    pub(super) fn grow(&mut self) {
+        self.forget_all();
+        self.bits = MANY_BITS;
+    }
+
+    /// How many entries it has, as a power of two.
+    pub(super) fn bits(&self) -> u32 {
+        self.bits
     }
 
     /// Forgets all jumps.
@@ -201,14 +225,14 @@ impl Jumps {
 
     /// Where the code for `linear` is entered.
     pub(super) fn find(&self, linear: u64) -> Option<u64> {
-        let slot = Jump::slot(linear);
+        let slot = Jump::slot(linear, self.bits);
         let jumps = [slot, slot ^ 1].map(|slot| self.entries[slot]);
         jumps.into_iter().find(|jump| jump.linear == linear).map(|jump| jump.code)
     }
 
     /// Lets jumps to `linear` go to `code`, which was made from the page that `source` is the address of what is known of.
     pub(super) fn remember(&mut self, linear: u64, code: u64, source: usize, global: bool) {
-        let slot = Jump::slot(linear);
+        let slot = Jump::slot(linear, self.bits);
         let before = self.entries[slot];
         if before.linear != Jump::none(slot).linear && before.linear != linear {
             // Two that are needed in turn do not drive each other out.
@@ -240,8 +264,10 @@ mod tests {
 
     #[test]
     fn no_address_finds_an_unused_entry() {
-        for slot in 0..JUMP_ENTRIES {
-            assert_ne!(Jump::slot(Jump::none(slot).linear) & !1, slot & !1);
+        for bits in [FEW_BITS, MANY_BITS] {
+            for slot in 0..1 << bits {
+                assert_ne!(Jump::slot(Jump::none(slot).linear, bits) & !1, slot & !1);
+            }
         }
     }
 
@@ -259,8 +285,8 @@ mod tests {
     fn two_jumps_of_one_entry_are_both_remembered_and_forgotten() {
         let mut jumps = Jumps::new().unwrap();
         let one = 0xffff_ffff_8106_ad90;
-        let slot = Jump::slot(one);
-        let other = (1..).map(|n| one + 16 * n).find(|other| Jump::slot(*other) == slot).unwrap();
+        let slot = Jump::slot(one, FEW_BITS);
+        let other = (1..).map(|n| one + 16 * n).find(|other| Jump::slot(*other, FEW_BITS) == slot).unwrap();
         jumps.remember(one, 1, 0x1000, true);
         jumps.remember(other, 2, 0x1000 * 2, false);
         assert_eq!((jumps.entries[slot].linear, jumps.entries[slot ^ 1].linear), (other, one));
@@ -321,5 +347,23 @@ mod tests {
         assert_eq!(jumps.find(0x40_1000), Some(2));
         jumps.switch(1, false);
         assert_eq!(jumps.find(0x40_1000), None);
+    }
+
+    #[test]
+    fn a_crowded_table_grows_and_finds_what_it_is_told_then() {
+        let mut jumps = Jumps::new().unwrap();
+        let fill = |jumps: &mut Jumps| {
+            (1..1 << FEW_BITS).for_each(|n| jumps.remember(0x40_0000 + 7 * n, n, 0x1000, false));
+        };
+        assert!(!jumps.is_crowded());
+        fill(&mut jumps);
+        assert!(jumps.is_crowded());
+        jumps.grow();
+        assert_eq!((jumps.find(0x40_0007), jumps.is_crowded()), (None, false));
+        fill(&mut jumps);
+        let found = (1..1 << FEW_BITS).filter(|n| jumps.find(0x40_0000 + 7 * n) == Some(*n)).count();
+        assert!(found > 9 << (FEW_BITS - 4) && !jumps.is_crowded(), "{found}");
+        jumps.give_back();
+        assert_eq!((jumps.find(0x40_0007), jumps.bits()), (None, FEW_BITS));
     }
 }

@@ -406,9 +406,10 @@ impl Jit {
         waits
     }
 
-    /// Whether the area can take the translation of any block.
+    /// Whether the area can take the translation of any block, and tables the jumps to it.
     pub(super) fn has_room(&self) -> bool {
-        self.area.left() > translate::MAX_CODE_BYTES
+        let tables = self.jumps.iter().chain(self.narrow_jumps.iter().flatten());
+        self.area.left() > translate::MAX_CODE_BYTES && !tables.into_iter().any(Jumps::is_crowded)
     }
 
     /// The stack pointer of translated code that has made no calls.
@@ -418,6 +419,9 @@ impl Jit {
 
     /// Throws all translations away; none of them may be running.
     pub(super) fn clear(&mut self) {
+        if self.all_jumps().any(|jumps| jumps.is_crowded()) {
+            self.all_jumps().for_each(Jumps::grow);
+        }
         self.forget_jumps();
         self.area.clear();
         self.sites.clear();
@@ -474,7 +478,11 @@ impl Jit {
     /// The jump table for user or kernel code, `narrow` if of 32 bits. `None` if the host has no memory for it.
     fn jumps_of(&mut self, user: bool, narrow: bool) -> Option<&mut Jumps> {
         if narrow && self.narrow_jumps.is_none() {
-            self.narrow_jumps = Some([Jumps::new().ok()?, Jumps::new().ok()?]);
+            let mut jumps = [Jumps::new().ok()?, Jumps::new().ok()?];
+            if self.jumps.iter().any(|jumps| jumps.bits() != jumps::FEW_BITS) {
+                jumps.iter_mut().for_each(Jumps::grow);
+            }
+            self.narrow_jumps = Some(jumps);
         }
         let tables = if narrow { self.narrow_jumps.as_mut()? } else { &mut self.jumps };
         Some(&mut tables[usize::from(user)])

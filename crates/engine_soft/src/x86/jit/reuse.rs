@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::finished::Finished;
+use super::jumps::FEW_BITS;
 use super::kept::{Entry, HEAD, Keeping, Kept, KeptPiece, KeptSite, MAX_PIECES, Place};
 use super::pieces::Piece;
 use super::relocation::Addresses;
@@ -19,10 +20,10 @@ use crate::x86::interp::op::{Block, Translated};
 use crate::x86::mmu::{CodePage, View};
 
 impl Jit {
-    /// The translations to be used where they fit.
+    /// The translations to be used where they fit, as long as jump tables have as many entries as those look among.
     pub(super) fn kept(&self) -> Option<&Arc<Kept>> {
         match &self.keeping {
-            Keeping::Reuse(kept) => Some(kept),
+            Keeping::Reuse(kept) if self.jumps.iter().all(|jumps| jumps.bits() == FEW_BITS) => Some(kept),
             _ => None,
         }
     }

@@ -12,6 +12,7 @@ use engine::Request;
 
 use iced_x86::{Decoder, DecoderOptions};
 
+use super::jumps::FEW_BITS;
 use super::listing::Listing;
 use super::lockstep::Unit;
 use super::pieces::Piece;
@@ -257,7 +258,9 @@ impl Cpu {
             extend(&mut pieces, &bytes, narrow, jit.threshold());
         }
         let ops = pieces.iter().map(|piece| piece.ops.len()).sum();
-        let (address, jumps) = (jit.area.next_address(), jit.jumps_of(user, narrow)?.table());
+        let table = jit.jumps_of(user, narrow)?;
+        let (jumps, jump_bits) = (table.table(), table.bits());
+        let address = jit.area.next_address();
         let sites = jit.sites.room(translate::max_sites(ops));
         let first = sites.len();
         let tools = &mut jit.tools;
@@ -272,13 +275,14 @@ impl Cpu {
             user,
             narrow,
             jumps,
+            jump_bits,
             views,
             attention,
             user_tlb: self.mmu.user_view()?,
         };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let mut done = job.run(variant_from)?;
-        if variant_from.is_none() {
+        if variant_from.is_none() && jump_bits == FEW_BITS {
             Jit::record(&jit.keeping, &source, &done, &sites[first..]);
         }
         let second = done.asm.second_part();

@@ -45,6 +45,8 @@ pub(super) struct Translation<'a> {
     pub(super) narrow: bool,
     /// Host address of the jump table for that.
     pub(super) jumps: i32,
+    /// How many entries that has, as a power of two.
+    pub(super) jump_bits: u32,
     /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
     pub(super) views: Option<[u64; 2]>,
     /// Host address of the word that asks for attention.
@@ -109,6 +111,8 @@ pub(super) struct Source<'a> {
     pub(super) narrow: bool,
     /// Host address of the jump table for that.
     pub(super) jumps: i32,
+    /// How many entries that has, as a power of two.
+    pub(super) jump_bits: u32,
     /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
     pub(super) views: Option<[u64; 2]>,
     /// Host address of the word that asks for the vCPU's attention.
@@ -131,7 +135,8 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { pieces, page, tail, linear, user, narrow, jumps, views, attention, user_tlb } = *source;
+        let Source { pieces, page, tail, linear, user, narrow, jumps, jump_bits, views, attention, user_tlb } =
+            *source;
         let mut spare = std::mem::take(&mut tools.spare);
         spare.asm.restart(address);
         spare.instructions.clear();
@@ -164,6 +169,7 @@ impl<'a> Translation<'a> {
             user,
             narrow,
             jumps,
+            jump_bits,
             views,
             attention,
             user_tlb,
