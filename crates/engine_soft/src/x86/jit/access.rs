@@ -1,8 +1,8 @@
 //! Memory: the address of an operand, the check that the TLB has it, and the stack.
 //!
 //! ```text
-//!   lea  S0, [operand]            mov  S1, S0
-//!   shr  S1, 7                    and  S1, slots            entry of the page
+//!   lea  S0, [operand]            rorx S1, S0, 7            or mov and shr, without BMI2
+//!                                 and  S1, slots            entry of the page
 //!   add  S1, gs:[tlb]             sub  S0, [S1 + tag]       offset in the page, if it is that page
 //!   cmp  S0, 4096 - size          ja   miss                 another page, or not wholly in it
 //!   mov  S1, [S1 + host]          op   [S0 + S1]
@@ -135,8 +135,13 @@ impl Translation<'_> {
             Intent::Write => offset_of!(TlbEntry, write),
             _ => offset_of!(TlbEntry, read),
         };
-        self.asm.mov(Size::Dword, S1, S0);
-        self.asm.shr(Size::Dword, S1, 12 - TLB_ENTRY_SHIFT as u8);
+        let count = 12 - TLB_ENTRY_SHIFT as u8;
+        if self.has_bmi2 {
+            self.asm.rotated_right(S1, S0, count);
+        } else {
+            self.asm.mov(Size::Dword, S1, S0);
+            self.asm.shr(Size::Dword, S1, count);
+        }
         self.asm.alu_immediate(Size::Dword, Alu::And, S1, SLOTS);
         if !self.user {
             self.asm.alu_load(Size::Qword, Alu::Add, S1, Mem::Field(offset_of!(Cpu, tlb) as i32));

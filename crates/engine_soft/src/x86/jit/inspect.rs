@@ -10,7 +10,7 @@ use std::mem::offset_of;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use arch::x86::cpuid::CpuModel;
+use arch::x86::cpuid::{CpuModel, Feature};
 use arch::x86::{CpuState, Cr0, Cr4, Efer, Exception, Segment, SegmentRegister};
 use engine::{NoDevices, VcpuSignal, VmConfig};
 use iced_x86::FlowControl;
@@ -28,6 +28,7 @@ use crate::x86::interp::cpu::Cpu;
 use crate::x86::interp::decode;
 use crate::x86::interp::shared::Shared;
 use crate::x86::mmu::{Intent, TlbEntry, View};
+use crate::x86::system::Core;
 
 /// Where translations are said to be: the stubs in front of them.
 const STUBS: Stubs = Stubs { enter: 0x1000, slow: 0x1100, leave: 0x1200, bottom: 0x1300 };
@@ -177,6 +178,7 @@ impl Inspector {
             narrow,
             jumps: JUMPS,
             jump_bits: FEW_BITS,
+            has_bmi2: self.cpu.model().has(Feature::Bmi2),
             views,
             attention: ATTENTION,
             user_tlb: USER_TLB,

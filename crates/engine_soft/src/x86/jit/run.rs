@@ -276,6 +276,7 @@ impl Cpu {
             narrow,
             jumps,
             jump_bits,
+            has_bmi2: self.model().has(Feature::Bmi2),
             views,
             attention,
             user_tlb: self.mmu.user_view()?,

@@ -47,6 +47,8 @@ pub(super) struct Translation<'a> {
     pub(super) jumps: i32,
     /// How many entries that has, as a power of two.
     pub(super) jump_bits: u32,
+    /// Whether the guest's processor, and so the host's, has BMI2.
+    pub(super) has_bmi2: bool,
     /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
     pub(super) views: Option<[u64; 2]>,
     /// Host address of the word that asks for attention.
@@ -113,6 +115,8 @@ pub(super) struct Source<'a> {
     pub(super) jumps: i32,
     /// How many entries that has, as a power of two.
     pub(super) jump_bits: u32,
+    /// Whether the guest's processor, and so the host's, has BMI2.
+    pub(super) has_bmi2: bool,
     /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
     pub(super) views: Option<[u64; 2]>,
     /// Host address of the word that asks for the vCPU's attention.
@@ -135,8 +139,20 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source { pieces, page, tail, linear, user, narrow, jumps, jump_bits, views, attention, user_tlb } =
-            *source;
+        let Source {
+            pieces,
+            page,
+            tail,
+            linear,
+            user,
+            narrow,
+            jumps,
+            jump_bits,
+            has_bmi2,
+            views,
+            attention,
+            user_tlb,
+        } = *source;
         let mut spare = std::mem::take(&mut tools.spare);
         spare.asm.restart(address);
         spare.instructions.clear();
@@ -170,6 +186,7 @@ impl<'a> Translation<'a> {
             narrow,
             jumps,
             jump_bits,
+            has_bmi2,
             views,
             attention,
             user_tlb,

@@ -186,6 +186,13 @@ impl Asm {
         self.encode(size, None, &[opcode], to.0, Operand::Register(from));
     }
 
+    /// `rorx to, from, count` of 32 bits: BMI2.
+    pub fn rotated_right(&mut self, to: Reg, from: Reg, count: u8) {
+        let extended = |register: Reg| u8::from(register.0 < 8);
+        let map = extended(to) << 7 | 1 << 6 | extended(from) << 5 | 3;
+        self.raw(&[0xc4, map, 0x7b, 0xf0, 0xc0 | (to.0 & 7) << 3 | from.0 & 7, count]);
+    }
+
     /// `mov to, [from]`; 32 bits and wider (narrower loads: `movzx`).
     pub fn load(&mut self, size: Size, to: Reg, from: Mem) {
         self.encode(size, None, &[0x8b], to.0, Operand::Memory(from));

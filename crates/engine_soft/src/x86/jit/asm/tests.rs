@@ -23,6 +23,9 @@ fn text(write: impl FnOnce(&mut Asm)) -> String {
 fn every_form_decodes_to_what_was_asked_for() {
     let r10 = Reg(10);
     let cases: Vec<(String, &str)> = vec![
+        (text(|a| a.rotated_right(Reg(11), r10, 7)), "rorx $7,%r10d,%r11d"),
+        (text(|a| a.rotated_right(RAX, r10, 7)), "rorx $7,%r10d,%eax"),
+        (text(|a| a.rotated_right(Reg(11), RDX, 7)), "rorx $7,%edx,%r11d"),
         (text(|a| a.load(Size::Qword, r10, Mem::Field(0x1234))), "mov %gs:0x1234,%r10"),
         (text(|a| a.load(Size::Dword, RAX, Mem::Base(Reg(12), 0))), "mov (%r12),%eax"),
         (text(|a| a.load(Size::Qword, RAX, Mem::Base(Reg(13), 0))), "mov (%r13),%rax"),
