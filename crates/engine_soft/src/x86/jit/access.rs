@@ -136,7 +136,7 @@ impl Translation<'_> {
             _ => offset_of!(TlbEntry, read),
         };
         let count = 12 - TLB_ENTRY_SHIFT as u8;
-        if self.has_bmi2 {
+        if self.host.has_bmi2 {
             self.asm.rotated_right(S1, S0, count);
         } else {
             self.asm.mov(Size::Dword, S1, S0);
@@ -154,7 +154,7 @@ impl Translation<'_> {
 
     /// A field of the entry of the TLB that S1 leads to; [`Self::relocate_entry`] has to follow.
     fn entry_field(&self, field: usize) -> Mem {
-        Mem::Base(S1, field as i32 + if self.user { self.user_tlb } else { 0 })
+        Mem::Base(S1, field as i32 + if self.user { self.host.user_tlb } else { 0 })
     }
 
     /// The instruction just written has the address of the user's view of the TLB, if this is code of the user.

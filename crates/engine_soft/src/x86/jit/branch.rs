@@ -92,7 +92,7 @@ impl Translation<'_> {
             },
             Mnemonic::Sti => End::SetInterrupts(instruction.next_ip() as i64),
             Mnemonic::Swapgs if !self.user => End::SwapGs(instruction.next_ip() as i64),
-            Mnemonic::Stac | Mnemonic::Clac if self.views.is_some() => {
+            Mnemonic::Stac | Mnemonic::Clac if self.host.views.is_some() => {
                 End::SetAccess(instruction.mnemonic() == Mnemonic::Stac, instruction.next_ip() as i64)
             }
             _ if instruction.is_jcc_short_or_near() && direct => {
@@ -407,9 +407,9 @@ impl Translation<'_> {
         let (unknown, other) = (self.asm.label(), self.asm.label());
         self.write_attention(way, unknown);
         let there = self.linear.wrapping_add_signed(target);
-        let slot = Jump::slot(if self.narrow { there & 0xffff_ffff } else { there }, self.jump_bits);
+        let slot = Jump::slot(if self.narrow { there & 0xffff_ffff } else { there }, self.host.jump_bits);
         let entry = (slot * size_of::<Jump>()) as i32;
-        let field = |field: usize| Mem::Absolute(self.jumps + entry + field as i32);
+        let field = |field: usize| Mem::Absolute(self.host.jumps + entry + field as i32);
         let (linear, code) = (field(offset_of!(Jump, linear)), field(offset_of!(Jump, code)));
         match way {
             Way::Jump => {
@@ -450,14 +450,14 @@ impl Translation<'_> {
 
     /// A field of the entry which S1 is the offset of.
     fn entry(&self, field: usize) -> Mem {
-        Mem::Base(S1, self.jumps + field as i32)
+        Mem::Base(S1, self.host.jumps + field as i32)
     }
 
     /// The offset of the entry of the linear address in S0 into S1; to `unknown` if there is none.
     fn write_find_jump(&mut self, unknown: Label) {
         const SIZE: u32 = size_of::<Jump>() as u32;
         self.asm.multiply(Size::Dword, S1, S0, Jump::FACTOR as i32);
-        self.asm.shr(Size::Dword, S1, (32 - self.jump_bits - SIZE.trailing_zeros()) as u8);
+        self.asm.shr(Size::Dword, S1, (32 - self.host.jump_bits - SIZE.trailing_zeros()) as u8);
         self.asm.alu_immediate(Size::Dword, Alu::And, S1, -(SIZE as i32));
         self.asm.alu_load(Size::Qword, Alu::Cmp, S0, self.entry(offset_of!(Jump, linear)));
         self.relocate(What::Jumps, 0);

@@ -169,13 +169,7 @@ impl Inspector {
         let narrow = self.narrow;
         let linear_page = linear & !0xfff;
         let views = (!user).then_some(VIEWS);
-        let source = Source {
-            pieces: &pieces,
-            page: &page,
-            tail: &tail,
-            linear: linear_page,
-            user,
-            narrow,
+        let host = translate::Host {
             jumps: JUMPS,
             jump_bits: FEW_BITS,
             has_bmi2: self.cpu.model().has(Feature::Bmi2),
@@ -183,6 +177,8 @@ impl Inspector {
             attention: ATTENTION,
             user_tlb: USER_TLB,
         };
+        let source =
+            Source { pieces: &pieces, page: &page, tail: &tail, linear: linear_page, user, narrow, host };
         let len = u64::from(block.len);
         let Some((mut text, starts)) = self.translation(&source, None, detail) else {
             let text = format!("block {linear:#x} at {gpa:#x}: interpreted always\n\n");
@@ -255,9 +251,9 @@ impl Places<'_> {
             names.data.insert(std::ptr::from_ref(counter) as u64, name.to_owned());
         }
         let cells = [
-            (self.source.attention, "attention"),
-            (self.source.jumps, "jumps"),
-            (self.source.jumps + 8, "jumps.code"),
+            (self.source.host.attention, "attention"),
+            (self.source.host.jumps, "jumps"),
+            (self.source.host.jumps + 8, "jumps.code"),
         ];
         names.data.extend(cells.map(|(address, name)| (address as u64, name.to_owned())));
         let fields = [
@@ -266,7 +262,7 @@ impl Places<'_> {
             (offset_of!(TlbEntry, addend), "user.tlb.addend"),
             (offset_of!(TlbEntry, host), "user.tlb.host"),
         ];
-        let tlb = self.source.user_tlb as u64;
+        let tlb = self.source.host.user_tlb as u64;
         names.data.extend(fields.map(|(field, name)| (tlb + field as u64, name.to_owned())));
         names
     }

@@ -177,7 +177,7 @@ impl Translation<'_> {
 
     /// Compares the word that asks for attention with zero.
     pub(super) fn write_look_at_attention(&mut self) {
-        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Absolute(self.attention), 0);
+        self.asm.alu_memory_immediate(Size::Dword, Alu::Cmp, Mem::Absolute(self.host.attention), 0);
         self.relocate(What::Attention, 1);
     }
 }

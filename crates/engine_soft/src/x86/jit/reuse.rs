@@ -55,7 +55,7 @@ fn with_entry(
     let mut code = done.asm.code().to_vec();
     let mut relocations = Vec::new();
     for relocation in &done.relocations {
-        relocation.take_out(&mut code, source.jumps, source.user_tlb)?;
+        relocation.take_out(&mut code, source.host.jumps, source.host.user_tlb)?;
         relocations.extend(relocation.to_bytes()?);
     }
     let mut kept_sites = Vec::new();

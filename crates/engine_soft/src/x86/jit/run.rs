@@ -267,20 +267,10 @@ impl Cpu {
         let how = (address, jit.config);
         let (linear, attention) = (self.frame.page, jit.attention.low_address());
         let (page, views) = (&bytes[..], self.views_of(user));
-        let source = translate::Source {
-            pieces: &pieces,
-            page,
-            tail: &tail,
-            linear,
-            user,
-            narrow,
-            jumps,
-            jump_bits,
-            has_bmi2: self.model().has(Feature::Bmi2),
-            views,
-            attention,
-            user_tlb: self.mmu.user_view()?,
-        };
+        let has_bmi2 = self.model().has(Feature::Bmi2);
+        let user_tlb = self.mmu.user_view()?;
+        let host = translate::Host { jumps, jump_bits, has_bmi2, views, attention, user_tlb };
+        let source = translate::Source { pieces: &pieces, page, tail: &tail, linear, user, narrow, host };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let mut done = job.run(variant_from)?;
         if variant_from.is_none() && jump_bits == FEW_BITS {

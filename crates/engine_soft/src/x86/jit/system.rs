@@ -82,7 +82,7 @@ impl Translation<'_> {
     /// `Cpu::update_view`).
     pub(super) fn write_set_access(&mut self, last: usize, on: bool, next: i64) {
         let other = self.asm.label();
-        let views = self.views.expect("without views there is no such end");
+        let views = self.host.views.expect("without views there is no such end");
         self.clobber(last);
         self.write_kernel_only(other);
         let (view, flag) = (if on { View::KernelAc } else { View::Kernel }, Rflags::AC.bits() as i32);

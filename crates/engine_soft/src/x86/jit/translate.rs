@@ -43,18 +43,8 @@ pub(super) struct Translation<'a> {
     pub(super) user: bool,
     /// Whether it is code of 32 bits: addresses are too, and the stack has slots of four bytes.
     pub(super) narrow: bool,
-    /// Host address of the jump table for that.
-    pub(super) jumps: i32,
-    /// How many entries that has, as a power of two.
-    pub(super) jump_bits: u32,
-    /// Whether the guest's processor, and so the host's, has BMI2.
-    pub(super) has_bmi2: bool,
-    /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
-    pub(super) views: Option<[u64; 2]>,
-    /// Host address of the word that asks for attention.
-    pub(super) attention: i32,
-    /// Host address of the user's view of the TLB.
-    pub(super) user_tlb: i32,
+    /// What code names of its vCPU and host.
+    pub(super) host: Host,
     pub(super) instructions: Vec<Instruction>,
     pub(super) plans: Vec<Plan>,
     pub(super) groups: Groups,
@@ -97,6 +87,23 @@ pub(super) struct Translation<'a> {
     pub(super) patches: Vec<(usize, u32)>,
 }
 
+/// What code names of the vCPU that it is for, and of the host.
+#[derive(Clone, Copy)]
+pub(super) struct Host {
+    /// Host address of the jump table for code of its privilege and width.
+    pub(super) jumps: i32,
+    /// How many entries that has, as a power of two.
+    pub(super) jump_bits: u32,
+    /// Whether the guest's processor, and so the host's, has BMI2.
+    pub(super) has_bmi2: bool,
+    /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
+    pub(super) views: Option<[u64; 2]>,
+    /// Host address of the word that asks for attention.
+    pub(super) attention: i32,
+    /// Host address of the user's view of the TLB.
+    pub(super) user_tlb: i32,
+}
+
 /// What is translated: a unit of one block, or of several, one after the other: each but the last ends in a conditional
 /// jump and is followed by the next where that is not taken, or in a jump to the next.
 pub(super) struct Source<'a> {
@@ -111,18 +118,8 @@ pub(super) struct Source<'a> {
     pub(super) user: bool,
     /// Whether it is code of 32 bits, in flat segments (`mode::FLAT32`), or of 64.
     pub(super) narrow: bool,
-    /// Host address of the jump table for that.
-    pub(super) jumps: i32,
-    /// How many entries that has, as a power of two.
-    pub(super) jump_bits: u32,
-    /// Whether the guest's processor, and so the host's, has BMI2.
-    pub(super) has_bmi2: bool,
-    /// Host addresses of the views of the TLB without and with RFLAGS.AC, if STAC and CLAC are for this code.
-    pub(super) views: Option<[u64; 2]>,
-    /// Host address of the word that asks for the vCPU's attention.
-    pub(super) attention: i32,
-    /// Host address of the user's view of the TLB.
-    pub(super) user_tlb: i32,
+    /// What code names of its vCPU and host.
+    pub(super) host: Host,
 }
 
 /// Sites a block of `ops` operations may need.
@@ -139,20 +136,7 @@ impl<'a> Translation<'a> {
         sites: &'a mut Vec<Site>,
         (address, config): (u64, Config),
     ) -> Self {
-        let Source {
-            pieces,
-            page,
-            tail,
-            linear,
-            user,
-            narrow,
-            jumps,
-            jump_bits,
-            has_bmi2,
-            views,
-            attention,
-            user_tlb,
-        } = *source;
+        let Source { pieces, page, tail, linear, user, narrow, host } = *source;
         let mut spare = std::mem::take(&mut tools.spare);
         spare.asm.restart(address);
         spare.instructions.clear();
@@ -184,12 +168,7 @@ impl<'a> Translation<'a> {
             linear,
             user,
             narrow,
-            jumps,
-            jump_bits,
-            has_bmi2,
-            views,
-            attention,
-            user_tlb,
+            host,
             instructions: spare.instructions,
             plans: spare.plans,
             groups: Groups::default(),
