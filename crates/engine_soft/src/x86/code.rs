@@ -5,8 +5,8 @@
 //! fallback where the host has no such files.
 //!
 //! An area belongs to one vCPU, so nobody runs in it while it changes. It is filled from the front and emptied
-//! as a whole; the first bytes, the prologue, hold what all its code shares, and its end what is needed rarely. Two users: the thunks of
-//! [`super::hostexec`] and the translations of [`super::jit`].
+//! as a whole; the first bytes, the prologue, hold what all its code shares, and its end what is needed rarely. Two users:
+//! the thunks of [`super::hostexec`] and the translations of [`super::jit`].
 // UNSAFETY: maps memory, fills it with code and calls into it.
 
 use std::io;
@@ -91,7 +91,7 @@ impl CodeArea {
 
     /// Host address at which the next [`Self::push`] puts its code.
     pub(in crate::x86) fn next_address(&self) -> u64 {
-        self.base.as_ptr() as u64 + self.used as u64
+        self.address(self.next())
     }
 
     /// The offset that the next code is put at.

@@ -97,11 +97,11 @@ impl Known {
     /// Forgets everything.
     pub fn forget(&mut self) {
         self.stack.addend = 0;
-        self.forget_variables();
+        self.forget_operands();
     }
 
     /// Forgets everything but the stack's page.
-    pub fn forget_variables(&mut self) {
+    pub fn forget_operands(&mut self) {
         self.fixed.forget();
         self.operands.forget();
     }

@@ -462,7 +462,7 @@ impl Mmu {
         let index = view as usize * TLB_ENTRIES + slot;
         if self.one_page {
             // But for the stack's page, which a running block may count on.
-            self.known.iter_mut().for_each(Known::forget_variables);
+            self.known.iter_mut().for_each(Known::forget_operands);
             self.drop_entries();
         }
         self.note_size(linear, &found);

@@ -35,6 +35,14 @@ pub(super) const HOST: usize = offset_of!(TlbEntry, host);
 /// Where it has what to add to a linear address in it.
 pub(super) const ADDEND: usize = offset_of!(TlbEntry, addend);
 
+/// Where it has the linear address of a page that may be used so.
+pub(super) fn tag(intent: Intent) -> usize {
+    match intent {
+        Intent::Write => offset_of!(TlbEntry, write),
+        _ => offset_of!(TlbEntry, read),
+    }
+}
+
 fn segment_base(register: Register) -> Mem {
     let index = register.number() * size_of::<Segment>();
     let segments = offset_of!(Cpu, state) + offset_of!(CpuState, segments);
@@ -131,10 +139,6 @@ impl Translation<'_> {
         const SLOTS: i32 = ((TLB_ENTRIES - 1) << TLB_ENTRY_SHIFT) as i32;
         self.addend = None;
         self.write_alignment_check(operand, miss);
-        let tag = match operand.intent {
-            Intent::Write => offset_of!(TlbEntry, write),
-            _ => offset_of!(TlbEntry, read),
-        };
         let count = 12 - TLB_ENTRY_SHIFT as u8;
         if self.host.has_bmi2 {
             self.asm.rotated_right(S1, S0, count);
@@ -146,7 +150,7 @@ impl Translation<'_> {
         if !self.user {
             self.asm.alu_load(Size::Qword, Alu::Add, S1, Mem::Field(offset_of!(Cpu, tlb) as i32));
         }
-        self.asm.alu_load(Size::Qword, Alu::Sub, S0, self.entry_field(tag));
+        self.asm.alu_load(Size::Qword, Alu::Sub, S0, self.entry_field(tag(operand.intent)));
         self.relocate_entry();
         self.asm.alu_immediate(Size::Qword, Alu::Cmp, S0, 4096 - operand.size as i32);
         self.asm.jump_if(Condition::A, miss);

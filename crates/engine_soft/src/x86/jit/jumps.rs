@@ -40,8 +40,8 @@ impl Jump {
         Self { linear: if slot < 2 { 1 << 63 | 2 } else { 0 }, code: 0 }
     }
 
-    /// The entry where `linear` is looked for first in a table of 2 to the `bits`; the other one is its neighbour, the number with the lowest bit
-    /// inverted.
+    /// The entry where `linear` is looked for first in a table of 2 to the `bits`; the other one is its neighbour, the number
+    /// with the lowest bit inverted.
     pub(super) const fn slot(linear: u64, bits: u32) -> usize {
         ((linear as u32).wrapping_mul(Self::FACTOR) >> (32 - bits)) as usize
     }
@@ -75,13 +75,13 @@ pub(super) struct Jumps {
 }
 
 impl Jumps {
-    /// Without any.
+    /// Without any, and with 2 to the `bits` entries.
     ///
     /// # Errors
     /// If the host has no memory where generated code can name it.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(bits: u32) -> io::Result<Self> {
         let mut jumps = Self {
-            bits: FEW_BITS,
+            bits,
             entries: Zeroed::below_2_gib()?,
             sources: Zeroed::new(),
             global: Zeroed::new(),
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn an_untouched_table_has_unused_entries_at_an_address_that_code_can_count_on() {
-        let jumps = Jumps::new().unwrap();
+        let jumps = Jumps::new(FEW_BITS).unwrap();
         assert_eq!(jumps.table() % 64, 0);
         for slot in 0..JUMP_ENTRIES {
             let (found, none) = (jumps.entries[slot], Jump::none(slot));
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn two_jumps_of_one_entry_are_both_remembered_and_forgotten() {
-        let mut jumps = Jumps::new().unwrap();
+        let mut jumps = Jumps::new(FEW_BITS).unwrap();
         let one = 0xffff_ffff_8106_ad90;
         let slot = Jump::slot(one, FEW_BITS);
         let other = (1..).map(|n| one + 16 * n).find(|other| Jump::slot(*other, FEW_BITS) == slot).unwrap();
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn jumps_to_code_of_a_page_are_forgotten_wherever_they_are() {
-        let mut jumps = Jumps::new().unwrap();
+        let mut jumps = Jumps::new(FEW_BITS).unwrap();
         let (gone, kept) = (0x5000, 0x6000);
         jumps.switch(1, false);
         jumps.remember(0x40_1000, 2, gone, false);
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn jumps_come_back_with_their_address_space_if_it_is_kept() {
-        let mut jumps = Jumps::new().unwrap();
+        let mut jumps = Jumps::new(FEW_BITS).unwrap();
         let (shared, own) = (0xffff_ffff_8106_ad90, 0x40_1000);
         jumps.switch(1, false);
         jumps.remember(shared, 1, 0x1000, true);
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn the_same_address_space_loaded_anew_keeps_its_jumps_if_asked_to() {
-        let mut jumps = Jumps::new().unwrap();
+        let mut jumps = Jumps::new(FEW_BITS).unwrap();
         jumps.switch(1, false);
         jumps.remember(0x40_1000, 2, 0x1000 * 2, false);
         jumps.switch(1, true);
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_crowded_table_grows_and_finds_what_it_is_told_then() {
-        let mut jumps = Jumps::new().unwrap();
+        let mut jumps = Jumps::new(FEW_BITS).unwrap();
         let fill = |jumps: &mut Jumps| {
             (1..1 << FEW_BITS).for_each(|n| jumps.remember(0x40_0000 + 7 * n, n, 0x1000, false));
         };

@@ -358,7 +358,7 @@ impl Jit {
             returns: ReturnStack::new(stubs.bottom, config.stress),
             attention: Arc::new(Zeroed::below_2_gib()?),
             _lost: lost,
-            jumps: [Jumps::new()?, Jumps::new()?],
+            jumps: [Jumps::new(jumps::FEW_BITS)?, Jumps::new(jumps::FEW_BITS)?],
             narrow_jumps: None,
             kernel_below: false,
             tools: Tools::new(),
@@ -408,8 +408,8 @@ impl Jit {
 
     /// Whether the area can take the translation of any block, and tables the jumps to it.
     pub(super) fn has_room(&self) -> bool {
-        let tables = self.jumps.iter().chain(self.narrow_jumps.iter().flatten());
-        self.area.left() > translate::MAX_CODE_BYTES && !tables.into_iter().any(Jumps::is_crowded)
+        let mut tables = self.jumps.iter().chain(self.narrow_jumps.iter().flatten());
+        self.area.left() > translate::MAX_CODE_BYTES && !tables.any(Jumps::is_crowded)
     }
 
     /// The stack pointer of translated code that has made no calls.
@@ -438,6 +438,11 @@ impl Jit {
     pub(super) fn forget_jumps(&mut self) {
         self.all_jumps().for_each(Jumps::forget_all);
         self.kernel_below = false;
+    }
+
+    /// How many entries each table of jumps has, as a power of two: they grow together.
+    fn jump_bits(&self) -> u32 {
+        self.jumps[0].bits()
     }
 
     /// The tables of jumps, of 64-bit code and of 32-bit code.
@@ -478,11 +483,8 @@ impl Jit {
     /// The jump table for user or kernel code, `narrow` if of 32 bits. `None` if the host has no memory for it.
     fn jumps_of(&mut self, user: bool, narrow: bool) -> Option<&mut Jumps> {
         if narrow && self.narrow_jumps.is_none() {
-            let mut jumps = [Jumps::new().ok()?, Jumps::new().ok()?];
-            if self.jumps.iter().any(|jumps| jumps.bits() != jumps::FEW_BITS) {
-                jumps.iter_mut().for_each(Jumps::grow);
-            }
-            self.narrow_jumps = Some(jumps);
+            let bits = self.jump_bits();
+            self.narrow_jumps = Some([Jumps::new(bits).ok()?, Jumps::new(bits).ok()?]);
         }
         let tables = if narrow { self.narrow_jumps.as_mut()? } else { &mut self.jumps };
         Some(&mut tables[usize::from(user)])

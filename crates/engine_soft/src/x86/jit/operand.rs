@@ -18,16 +18,17 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::Frame;
-use super::access::ADDEND;
+use super::access::{ADDEND, tag};
 use super::asm::{Alu, Condition, Label, Mem, Reg, Size};
 use super::branch::End;
 use super::keep::Cold;
+use super::pieces::Piece;
 use super::plan::Operand;
 use super::rewrite::{self, S0, S1, host_of, place_memory};
 use super::stubs::frame;
 use super::translate::Translation;
 use crate::x86::known::{Known as KnownSet, OperandPages};
-use crate::x86::mmu::{Intent, TlbEntry};
+use crate::x86::mmu::Intent;
 
 /// A place in the [`OperandPages`] of a privilege.
 #[derive(Clone, Copy, Debug)]
@@ -108,23 +109,23 @@ impl Translation<'_> {
         self.user && self.is_in_loop && !strided && u64::from(operand.size) <= OperandPages::MAX_SIZE
     }
 
+    /// The same of an operand with an address of any form.
+    fn tries_known_of(&self, operand: Operand, instruction: &Instruction) -> bool {
+        let fits = u64::from(operand.size) <= OperandPages::MAX_SIZE;
+        self.tries_known(operand, instruction.memory_base()) || fits && is_in_segment(instruction)
+    }
+
     /// Whether this is a loop, or a part of one: it jumps back to a block of its own; or wherever it likes, as what interprets
     /// something does.
     pub(super) fn find_loop(&mut self) {
         let jumps_back = |instruction: &Instruction| {
             let direct = instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near();
             let target = instruction.near_branch_target();
-            let is_own = self.pieces.iter().any(|piece| u64::from(piece.start) == target);
-            direct && target <= instruction.ip() && is_own
+            let is_start = |piece: &Piece<'_>| u64::from(piece.start) == target;
+            direct && target <= instruction.ip() && self.pieces.iter().any(is_start)
         };
         let last = self.ops.len() - 1;
         self.is_in_loop = self.instructions.iter().any(jumps_back) || self.end(last) == End::JumpIndirect;
-    }
-
-    /// The same of an operand with an address of any form.
-    fn tries_known_of(&self, operand: Operand, instruction: &Instruction) -> bool {
-        let fits = u64::from(operand.size) <= OperandPages::MAX_SIZE;
-        self.tries_known(operand, instruction.memory_base()) || fits && is_in_segment(instruction)
     }
 
     /// Finds the registers that move by the value of another in each round of a loop that is one unit: down a
@@ -181,7 +182,6 @@ impl Translation<'_> {
             self.load_addend(i);
             self.aligned = self.groups.offset(i).map(|(group, offset)| (group, offset, operand.alignment));
         } else if self.tries_known(operand, instruction.memory_base()) {
-            self.write_alignment_check(operand, miss);
             self.write_find((base, displacement), operand, miss);
         } else {
             self.write_check(operand, miss);
@@ -203,6 +203,7 @@ impl Translation<'_> {
     /// With the linear address `[base + displacement]` in S0: what to add to one in its page, into S1. Destroys S0.
     pub(super) fn write_find(&mut self, address: (Reg, i32), operand: Operand, miss: Label) {
         self.addend = None;
+        self.write_alignment_check(operand, miss);
         let known = Known::of(self.user, address.0, operand.intent);
         let (other, access) = (self.asm.label(), self.asm.label());
         self.asm.alu_load(Size::Qword, Alu::Sub, S0, known.page());
@@ -247,10 +248,6 @@ impl Translation<'_> {
     /// At `label`: asks the TLB, and remembers what it says.
     pub(super) fn write_unknown_page(&mut self, label: Label, unknown: Unknown) {
         let Unknown { known, operand, address, access, miss } = unknown;
-        let tag = match operand.intent {
-            Intent::Write => offset_of!(TlbEntry, write),
-            _ => offset_of!(TlbEntry, read),
-        };
         self.asm.bind(label);
         if let Some((base, displacement)) = address {
             self.write_place(base, displacement);
@@ -262,7 +259,7 @@ impl Translation<'_> {
             self.asm.store(Size::Qword, parked, S0);
         }
         self.write_keep_check(access);
-        self.write_load_field(S0, tag);
+        self.write_load_field(S0, tag(operand.intent));
         self.asm.store(Size::Qword, known.page(), S0);
         self.write_load_field(S1, ADDEND);
         self.asm.store(Size::Qword, known.addend(), S1);

@@ -23,7 +23,7 @@ impl Jit {
     /// The translations to be used where they fit, as long as jump tables have as many entries as those look among.
     pub(super) fn kept(&self) -> Option<&Arc<Kept>> {
         match &self.keeping {
-            Keeping::Reuse(kept) if self.jumps.iter().all(|jumps| jumps.bits() == FEW_BITS) => Some(kept),
+            Keeping::Reuse(kept) if self.jump_bits() == FEW_BITS => Some(kept),
             _ => None,
         }
     }
@@ -44,6 +44,9 @@ fn with_entry(
     sites: &[Site],
     take: impl FnOnce(&Entry<'_>),
 ) -> Option<()> {
+    if source.host.jump_bits != FEW_BITS {
+        return None;
+    }
     if source.pieces.len() > MAX_PIECES || source.pieces.iter().any(|piece| piece.block.straddles()) {
         return None;
     }

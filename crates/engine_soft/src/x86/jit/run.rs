@@ -12,7 +12,6 @@ use engine::Request;
 
 use iced_x86::{Decoder, DecoderOptions};
 
-use super::jumps::FEW_BITS;
 use super::listing::Listing;
 use super::lockstep::Unit;
 use super::pieces::Piece;
@@ -273,13 +272,11 @@ impl Cpu {
         let source = translate::Source { pieces: &pieces, page, tail: &tail, linear, user, narrow, host };
         let job = translate::Translation::new(&source, jit.stubs, tools, sites, how);
         let mut done = job.run(variant_from)?;
-        if variant_from.is_none() && jump_bits == FEW_BITS {
+        if variant_from.is_none() {
             Jit::record(&jit.keeping, &source, &done, &sites[first..]);
         }
         let second = done.asm.second_part();
-        let relocations = std::mem::take(&mut done.relocations);
-        jit.place(first, done.asm.code_mut(), second, relocations.iter().copied())?;
-        done.relocations = relocations;
+        jit.place(first, done.asm.code_mut(), second, done.relocations.iter().copied())?;
         if let Some(trace) = &jit.trace {
             let (page, gfn) = (self.frame.page, block.gfn);
             let (guest, code, marks) = (&done.instructions[..], done.asm.code(), &done.marks[..]);
