@@ -41,6 +41,8 @@ pub mod address {
     pub const SEGMENT: u8 = 1 << 2;
     /// Check the limit and type of `Op::segment` (legacy modes).
     pub const CHECKED: u8 = 1 << 3;
+    /// Misalignment to 16 bytes is #GP before anything else is looked at, on the stack too.
+    pub const ALIGNED16: u8 = 1 << 4;
 }
 
 /// One decoded instruction. Register operands are byte offsets into [`Cpu`]: the decoder only produces

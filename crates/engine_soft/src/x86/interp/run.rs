@@ -408,11 +408,14 @@ impl Cpu {
     pub(super) fn refine_fault(&mut self, op: &Op) {
         let on_stack = op.base == super::ops::stack::RSP || op.base == super::ops::stack::RBP;
         let plain = op.address & address::SEGMENT == 0;
+        let linear = self.effective_address(op);
+        let misaligned = op.address & address::ALIGNED16 != 0 && linear & 15 != 0;
         if self.fault == Exception::GP0
             && self.state.is_64bit_code()
             && on_stack
             && plain
-            && !is_canonical(self.effective_address(op))
+            && !misaligned
+            && !is_canonical(linear)
         {
             self.fault = Exception::with_code(Vector::StackFault, 0);
         }

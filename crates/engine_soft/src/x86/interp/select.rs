@@ -129,6 +129,12 @@ impl Form<'_> {
         op
     }
 
+    /// The same, for an operand that has to be aligned to 16 bytes.
+    fn with_aligned_memory(&self, run: Handler) -> Op {
+        let op = self.with_memory(run);
+        Op { address: op.address | address::ALIGNED16, ..op }
+    }
+
     /// Width of the memory operand's address.
     fn address_bits(&self) -> u32 {
         let named = [self.insn.memory_base(), self.insn.memory_index()];
@@ -473,7 +479,7 @@ fn integer(form: &Form) -> Option<Op> {
             by_width!(size(), atomic::compare_exchange_memory),
         ),
         Mnemonic::Cmpxchg8b => form.with_memory(atomic::compare_exchange8),
-        Mnemonic::Cmpxchg16b => form.with_memory(atomic::compare_exchange16),
+        Mnemonic::Cmpxchg16b => form.with_aligned_memory(atomic::compare_exchange16),
         Mnemonic::Daa => Op::plain(legacy::decimal_adjust::<true>),
         Mnemonic::Das => Op::plain(legacy::decimal_adjust::<false>),
         Mnemonic::Aaa => Op::plain(legacy::ascii_adjust::<true>),
