@@ -152,7 +152,7 @@ matrix: assets ## Every whole-workload test with guests that booted, go on from 
 	@for start in booted template snapshot copy; do \
 	    printf '== guests start %s\n' $$start; \
 	    STRATA_TEST_START=$$start STRATA_TEST_ASSETS=$(ASSETS) \
-	        $(CARGO) test --release --package strata --test workload -- --skip templates:: ; done
+	        $(CARGO) test --release --package strata --test workload -- --skip templates:: || exit 1; done
 
 cycles: packages-run ## Restore and stop a machine CYCLES times: no file, thread or mapping may be left
 	STRATA_CYCLES=$(CYCLES) $(CARGO) test --release --package machine --lib restored_and_stopped_again
@@ -161,7 +161,7 @@ sequences: SEQUENCES = 1000000
 sequences: packages-run ## Millions of random instruction sequences three ways (SEQUENCES=5000000 SEEDS="1 2 3")
 	@for seed in $(SEEDS); do \
 	    STRATA_SEQUENCES=$(SEQUENCES) STRATA_SEED=$$seed \
-	        $(CARGO) test --release --package engine_soft --test differential -- --nocapture --test-threads 1; done
+	        $(CARGO) test --release --package engine_soft --test differential -- --nocapture --test-threads 1 || exit 1; done
 
 soak: build packages-test ## An hour of kernel builds, compression and forks in a guest (SOAK_MINUTES=60 SOAK_ENGINE=jit)
 	@mkdir -p $(SOAK)
