@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -57,7 +58,10 @@ macro_rules! all_programs {
 #[allow(unused_imports, reason = "not every test runs all of them")]
 pub(crate) use all_programs;
 
-/// Program `name`, built unless it is newer than all that it is made from. Tests in other processes may want it too.
+/// How many programs this process has begun to build.
+static BUILDS: AtomicU32 = AtomicU32::new(0);
+
+/// Program `name`, built unless it is newer than all that it is made from. Tests in other threads and processes may want it too.
 fn program(name: &str) -> PathBuf {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest");
     let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
@@ -66,7 +70,8 @@ fn program(name: &str) -> PathBuf {
     if modified(&program).is_some_and(|built| Some(built) > newest(&sources)) {
         return program;
     }
-    let new = built.join(format!("new-{}-{name}", std::process::id()));
+    let number = BUILDS.fetch_add(1, Ordering::Relaxed);
+    let new = built.join(format!("new-{}-{number}-{name}", std::process::id()));
     let status =
         Command::new(sources.join("build")).arg(&new).arg(name).status().expect("guest/build starts");
     assert!(status.success(), "guest/build: {status}");

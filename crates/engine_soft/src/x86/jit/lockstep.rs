@@ -254,6 +254,16 @@ impl Ending {
     }
 }
 
+/// What comes of a comparison.
+#[derive(PartialEq, Eq)]
+enum Verdict {
+    /// One of the two did not come to an end that the other comes to as well.
+    None,
+    Same,
+    /// In what, in words.
+    Different(String),
+}
+
 impl Cpu {
     /// Runs translated code from `code`, the outer entry of `block`; compares what comes of it if its turn has come.
     pub(super) fn run_in_step(&mut self, block: *const Block, code: u64) -> Outcome {
@@ -266,15 +276,19 @@ impl Cpu {
         self.flags = flags;
         trial.undo();
         let (outcome, kind) = self.run_from(code);
-        let at_start = kind == Kind::Leave && self.state.rip == before.rip;
-        let early =
-            kind == Kind::Link && unit.has_block_at(self.state.rip) && self.state.rip != ending.state.rip;
-        if early && let Some(at) = trial.stages.iter().position(|stage| stage.state.rip == self.state.rip) {
+        let mut verdict = self.verdict(&unit, &ending, (&outcome, kind), (&before, &trial));
+        let early = kind == Kind::Link && unit.has_block_at(self.state.rip);
+        let stage = || trial.stages.iter().position(|stage| stage.state.rip == self.state.rip);
+        // Not by RIP alone: a block that jumps to itself ends where the one before it does.
+        if early
+            && verdict != Verdict::Same
+            && let Some(at) = stage()
+        {
             ending.come_back_to(trial.stages.swap_remove(at), &mut trial);
+            verdict = self.verdict(&unit, &ending, (&outcome, kind), (&before, &trial));
         }
-        let comparable =
-            ending.flow != Flow::Retry && !trial.refused && !at_start && ended_whole(&outcome, kind);
-        if comparable && let Some(difference) = self.difference(&unit, &ending, &outcome, &trial) {
+        let comparable = verdict != Verdict::None;
+        if let Verdict::Different(difference) = verdict {
             let reason = self.report(&unit, &before, &difference);
             self.exit = Some(Exit::Fatal { reason });
         }
@@ -283,6 +297,21 @@ impl Cpu {
             jit.in_step.remember(block, user, unit);
         }
         outcome
+    }
+
+    /// What is to be said of translated code that came to `outcome` from `before`, where the interpreter came to `ending`.
+    fn verdict(
+        &self,
+        unit: &Unit,
+        ending: &Ending,
+        (outcome, kind): (&Outcome, Kind),
+        (before, trial): (&CpuState, &Trial),
+    ) -> Verdict {
+        let at_start = kind == Kind::Leave && self.state.rip == before.rip;
+        if ending.flow == Flow::Retry || trial.refused || at_start || !ended_whole(outcome, kind) {
+            return Verdict::None;
+        }
+        self.difference(unit, ending, outcome, trial).map_or(Verdict::Same, Verdict::Different)
     }
 
     /// The blocks of `unit` by the interpreter, as far as they follow each other.

@@ -250,7 +250,9 @@ struct Elements<'a> {
 
 impl Elements<'_> {
     fn linear(&mut self, offset: u64, len: usize, intent: Intent) -> Result<u64, Fault> {
-        let offset = truncate_address(self.op, offset);
+        // An operand that begins below 64 KiB goes on there, with 16-bit addresses too: mostly past the segment's limit.
+        let wraps = self.op.address & address::MASK16 == 0;
+        let offset = if wraps { truncate_address(self.op, offset) } else { offset };
         self.cpu.segment_address(self.op.segment, offset, len, intent)
     }
 }
