@@ -24,7 +24,8 @@ const IDT_PA: u64 = 0x4_1000;
 const STACK_PA: u64 = 0x4_2000;
 const USER_PA: u64 = 0x5_0000;
 const WARM_PA: u64 = 0x6_0000;
-const WARM64: u64 = CODE64 + 0x10_0000;
+/// Where no sum of the registers and displacements of a sequence is likely to lead.
+const WARM64: u64 = CODE64 + 0x2b67_a000;
 /// Where the supervisor pages are seen.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 const GDT_AT: u64 = KERNEL + SYSTEM_PA;
